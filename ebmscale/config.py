@@ -1,0 +1,337 @@
+"""RunConfig: the one schema of a run. YAML plus dotted overrides in, a strict value out, saved resolved with the run.
+
+All lengths of time are in samples; `train.batch_size` is global, over all workers.
+"""
+
+import difflib
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ebmscale.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Block(BaseModel):
+    """A part of the configuration: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunBlock(Block):
+    """Identity of a run; the run lives at `storage.url`/`run.name`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: NonNegative = 0
+
+
+class StorageBlock(Block):
+    """Where runs are kept: a folder or any fsspec address."""
+
+    url: str = "runs"
+
+
+class DataBlock(Block):
+    """The packed data set. With `format`, an empty `url` is packed first from `source`."""
+
+    url: str
+    format: str | None = None
+    source: str | None = None
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    num_streams: Positive = 64
+    shuffle_window: Positive = 512
+    verify: Literal["sha256", "size", "none"] = "sha256"
+    max_damaged: NonNegative = 10
+
+
+class ModelBlock(Block):
+    """Latent size, networks, and the standard deviation `sigma` of p(x|z) for pixels in [-1, 1].
+
+    `form` names a generator's form where an image size has several (see `models.forms`).
+    """
+
+    latent_dim: Positive = 16
+    form: str | None = None
+    generator_width: Positive = 32
+    sigma: PositiveFloat = 0.3
+    encoder_width: Positive = 32
+    ratio_hidden: tuple[Positive, ...] = (200, 200)
+    ratio_activation: Literal["silu", "leaky_relu", "gelu"] = "silu"
+
+
+class ChainBlock(Block):
+    """Langevin settings: z <- z + (step_size^2 / 2) score / temperature + step_size * noise_scale * noise."""
+
+    num_steps: NonNegative
+    step_size: PositiveFloat
+    noise_scale: Annotated[float, Field(ge=0)] = 1.0
+    temperature: PositiveFloat = 1.0
+
+
+class PosteriorBlock(ChainBlock):
+    """Posterior chain: started from the `base` density or an `encoder`; no steps = the encoder alone."""
+
+    start: Literal["base", "encoder"] = "base"
+    num_steps: NonNegative = 20
+    step_size: PositiveFloat = 0.1
+
+    @model_validator(mode="after")
+    def _infers_something(self) -> "PosteriorBlock":
+        if self.start == "base" and self.num_steps == 0:
+            raise ValueError("num_steps must be above 0 when the chain starts from the base density")
+        return self
+
+
+class PriorBlock(ChainBlock):
+    """Prior chains of p_{k-1}: `persistent` ones move on by num_steps a batch, `short_run` ones restart from p_0."""
+
+    kind: Literal["persistent", "short_run"] = "persistent"
+    num_steps: Positive = 5
+    step_size: PositiveFloat = 0.2
+    num_chains: Positive = 512
+    equilibrate_steps: NonNegative = 100
+    sample_steps: Positive = 100
+
+
+class StagesBlock(Block):
+    """How a ratio is trained and when its stage moves on (see `density.schedule.Criteria`)."""
+
+    max_stages: NonNegative = 3
+    loss: Literal["nce", "n2ce"] = "nce"
+    magnification: PositiveFloat = 1.0
+    penalty: Annotated[float, Field(ge=0)] = 0.0
+    updates_per_batch: Positive = 8
+    batch_size: Positive = 256
+    buffer_samples: Positive = 3200
+    min_samples: Positive = 10_000
+    max_samples: Positive = 50_000
+    settle_samples: NonNegative = 10_000
+    patience: Positive = 3
+    min_improvement: Annotated[float, Field(ge=0)] = 1e-3
+    significance: PositiveFloat = 2.0
+    auc_drop: PositiveFloat = 0.2
+    min_ess: Fraction = 0.0
+    max_rollbacks: NonNegative = 3
+    evidence_every: Positive = 5_000
+    evidence_samples: Positive = 512
+
+    @model_validator(mode="after")
+    def _fits(self) -> "StagesBlock":
+        if self.settle_samples >= self.max_samples:
+            raise ValueError("settle_samples must be below max_samples, or no time is left to explore")
+        if self.loss == "nce" and self.magnification != 1.0:
+            raise ValueError("magnification belongs to loss n2ce; with nce it is 1")
+        return self
+
+
+class OptimizerBlock(Block):
+    """Adam."""
+
+    rate: PositiveFloat
+    betas: tuple[Fraction, Fraction] = (0.5, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: PositiveFloat | None = None
+
+
+class RatioOptimizerBlock(OptimizerBlock):
+    """Adam of the ratio network; its rate follows the stages."""
+
+    rate: PositiveFloat = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+
+
+class GeneratorOptimizerBlock(OptimizerBlock):
+    """Adam of generator and encoder; the rate falls along a cosine to `final_factor` of itself at the run's end."""
+
+    rate: PositiveFloat = 1e-3
+    final_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class TrainBlock(Block):
+    """The budget, and the two optimisers."""
+
+    batch_size: Positive = 128
+    max_samples: Positive
+    generator: GeneratorOptimizerBlock = GeneratorOptimizerBlock()
+    ratio: RatioOptimizerBlock = RatioOptimizerBlock()
+
+
+class CheckpointBlock(Block):
+    """When checkpoints are written and which are kept: the last `keep_last`, and every multiple of `keep_every`."""
+
+    every_samples: Positive = 50_000
+    keep_last: Annotated[int, Field(ge=2)] = 2
+    keep_every: NonNegative = 0
+
+
+class MetricsBlock(Block):
+    """How often metrics are reduced and written, and to what besides JSONL."""
+
+    every_samples: Positive = 5_000
+    tensorboard: bool = True
+
+
+class DeepspeedBlock(Block):
+    """Settings of the DeepSpeed engine."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+
+
+class RunConfig(Block):
+    """Everything that defines a run."""
+
+    run: RunBlock
+    storage: StorageBlock = StorageBlock()
+    data: DataBlock
+    model: ModelBlock = ModelBlock()
+    posterior: PosteriorBlock = PosteriorBlock()
+    prior: PriorBlock = PriorBlock()
+    stages: StagesBlock = StagesBlock()
+    train: TrainBlock
+    checkpoint: CheckpointBlock = CheckpointBlock()
+    metrics: MetricsBlock = MetricsBlock()
+    engine: Literal["auto", "plain", "deepspeed"] = "auto"
+    deepspeed: DeepspeedBlock = DeepspeedBlock()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _streams_fit(self) -> "RunConfig":
+        streams = self.data.num_streams
+        if self.train.batch_size < streams:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) must not be below data.num_streams ({streams}): "
+                "every stream gives at least one sample to a batch"
+            )
+        for key, value in {
+            "prior.num_chains": self.prior.num_chains,
+            "stages.buffer_samples": self.stages.buffer_samples,
+            "stages.evidence_samples": self.stages.evidence_samples,
+        }.items():
+            if value % streams:
+                raise ValueError(f"{key} ({value}) must be a multiple of data.num_streams ({streams})")
+        return self
+
+    def dump(self) -> str:
+        """The resolved configuration as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+RESUMABLE = ("train.max_samples", "checkpoint", "metrics", "engine", "deepspeed", "device", "storage", "data.url",
+             "data.format", "data.source", "data.verify", "data.max_damaged")  # fmt: skip
+"""Keys that may change between an interruption and the resume; the others define what the run computes."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file and applies `key=value` overrides (dotted keys, YAML values).
+
+    Raises:
+        ConfigError: the file is missing or is not YAML, a key is unknown, a value has the wrong type or range.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}.") from None
+    return parse_config(text, overrides, source=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), source: str = "configuration") -> RunConfig:
+    """`load_config` from the text itself; `source` names it in errors."""
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source} must hold a mapping of keys, not a {type(tree).__name__}.")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Sets one dotted key of the tree."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"cannot read the override '{override}': write it as key=value, e.g. train.batch_size=64.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value of the override '{override}' is not valid YAML.") from None
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"the override '{override}' needs {parent} to hold keys, but it holds a value.")
+        node = child
+    node[last] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One sentence for the first problem found."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key}; {_nearest(key)}"
+    if problem["type"] == "missing":
+        return f"the key {key} is missing and has no default; add it."
+    if key == "precision":
+        return f"precision {problem['input']} is not offered: fp16 overflows and has no CPU kernels; use bf16 or fp32."
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = "" if problem["type"] == "value_error" else f", but it is {problem['input']!r}"
+    return f"{key}: {message}{given}." if key else f"{message}."
+
+
+def _nearest(key: str) -> str:
+    """The known key that looks most like this one."""
+    known = list(known_keys(RunConfig))
+    match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not match:  # right name, wrong block
+        last = key.rsplit(".", 1)[-1]
+        match = [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
+    return f"did you mean {match[0]}?" if match else f"known keys start with {', '.join(RunConfig.model_fields)}."
+
+
+def known_keys(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema, blocks and leaves."""
+    for name, field in block.model_fields.items():
+        yield prefix + name
+        for kind in _alternatives(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from known_keys(kind, f"{prefix}{name}.")
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """Dotted keys whose change forbids resuming `old` as `new`."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    leaves = [key for key in known_keys(RunConfig) if not isinstance(_at(before, key), dict)]
+    allowed = tuple(RESUMABLE)
+    return [
+        key
+        for key in leaves
+        if _at(before, key) != _at(after, key) and not any(key == a or key.startswith(a + ".") for a in allowed)
+    ]
+
+
+def _at(tree: Any, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        tree = tree[part]
+    return tree

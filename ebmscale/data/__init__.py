@@ -1,0 +1,1 @@
+"""From official files to batches: formats -> pack -> manifest -> assign, order -> reader, decode -> stream."""

@@ -1,0 +1,60 @@
+"""Which sample comes when, and who reads it: pure integers, no files, no tensors, no state.
+
+Every sample that training sees has a global number i = 0, 1, 2, ... (`samples_seen` before it). With N samples in
+the split and S streams, a fixed number:
+
+    epoch  = i // N            every epoch serves each sample once
+    stream = i % S             a rank of W owns the streams s with s % W == rank
+    offset = (i % N) // S      how many samples the stream served in this epoch before
+
+In an epoch the streams take turns; a stream's *turn* is the place (i % N) % S at which it first comes. The epoch's
+sequence of N samples is cut into S contiguous segments, laid out by turn, whose lengths differ by one at most.
+A segment is read in windows of `window` samples, each shuffled as a whole. Nothing here depends on the number of
+ranks, on the batch size or on what was read before: the position is i, and any i can be resumed at once.
+"""
+
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """Where sample number i stands: `offset` counts within the stream's segment of the epoch."""
+
+    epoch: int
+    stream: int
+    offset: int
+
+
+class Span(NamedTuple):
+    """A contiguous run: places `start` to `start + length - 1`."""
+
+    start: int
+    length: int
+
+
+def locate(i: int, num_samples: int, num_streams: int) -> Place:
+    """The place of sample number `i`."""
+    epoch, within = divmod(i, num_samples)
+    return Place(epoch, i % num_streams, within // num_streams)
+
+
+def segment(epoch: int, stream: int, num_samples: int, num_streams: int) -> Span:
+    """The part of the epoch's sequence that a stream serves; empty where it has no turn (N < S)."""
+    turn = (stream - epoch * num_samples) % num_streams
+    short, num_longer = divmod(num_samples, num_streams)
+    return Span(turn * short + min(turn, num_longer), short + (turn < num_longer))
+
+
+def window_span(index: int, window: int, length: int) -> Span:
+    """The part of a segment of `length` samples that its window number `index` covers; the last may be shorter."""
+    start = index * window
+    return Span(start, min(window, length - start))
+
+
+def owner(stream: int, size: int) -> int:
+    """The rank that reads a stream."""
+    return stream % size
+
+
+def rows_of(start: int, batch_size: int, num_streams: int, rank: int, size: int) -> list[int]:
+    """The rows of the global batch (samples `start` to `start + batch_size - 1`) that `rank` of `size` reads."""
+    return [row for row in range(batch_size) if owner((start + row) % num_streams, size) == rank]

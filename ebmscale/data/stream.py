@@ -1,0 +1,238 @@
+"""Endless batches of images whose order depends on (seed, samples_seen) only, and whole splits for evaluation.
+
+A position is the number of samples seen before a batch; a stream starts at any position at once. How far the
+background thread has read ahead is no part of it: what to checkpoint is the `end` of the last batch that was used.
+
+Shapes: B rows of this rank in a batch, N samples of a split, C channels, H height, W width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebmscale.data.ahead import ReadAhead
+from ebmscale.data.assign import locate, rows_of
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.order import Order
+from ebmscale.data.reader import ShardReader
+from ebmscale.data.split import VALIDATION_FRACTION, key_hash, select
+from ebmscale.errors import ConfigError, DataError
+from ebmscale.storage import Storage
+
+BATCHES_AHEAD = 4
+READ_TOGETHER = 4096  # samples that `read_split` reads at once
+MAX_DAMAGED = 100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of a global batch that this rank owns, in ascending order; damaged samples are left out.
+
+    Attributes:
+        images: (B, C, H, W) uint8.
+        labels: (B,) int64, -1 where none.
+        keys: B keys.
+        rows: (B,) int64 row in the global batch.
+        streams: (B,) int64 stream of each row.
+        start: samples_seen before the global batch.
+        end: samples_seen after it, the position to checkpoint.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: list[str]
+    rows: Tensor
+    streams: Tensor
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The window that a stream reads now; its samples in the order served (M samples)."""
+
+    epoch: int
+    index: int
+    chosen: np.ndarray  # (M,) index into the split
+    images: np.ndarray  # (M, C, H, W)
+    sound: np.ndarray  # (M,) bool
+
+
+class ImageStream:
+    """Batches of a split without end: epochs follow one another, and a batch may straddle two.
+
+    Iterating goes on after the last batch taken, also when begun anew. In memory are one window for each owned
+    stream (window * C * H * W bytes each), a few batches ahead, and small shards up to `reader.KEPT_BYTES`.
+
+    Args:
+        storage: where the shards are.
+        manifest: what they hold.
+        split: "train", "validation" or "test".
+        batch_size: rows of the global batch, over all ranks. Ranks get equally many rows where it is a multiple of
+            `num_streams` and `size` divides `num_streams`; otherwise a rank may have fewer rows, or none.
+        seed: the run's seed.
+        num_streams: streams into which the order is cut; fixed for a run, at least `size`.
+        window: samples of a stream that are shuffled together.
+        rank: this reader, of `size`.
+        size: readers in all.
+        start: samples_seen to begin at.
+        max_damaged: different damaged samples that this rank leaves out before it gives up.
+        validation_fraction: share of the official train part held out as validation.
+
+    Attributes:
+        num_samples: N, the samples of an epoch.
+        position: `end` of the last batch taken, `start` at first.
+        damaged: for each shard, how many different damaged samples were left out of the batches taken so far.
+
+    Raises:
+        ConfigError: a number that cannot be, an unknown split.
+        DataError: an empty split; while iterating, a missing shard or more than `max_damaged` damaged samples.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        *,
+        split: str,
+        batch_size: int,
+        seed: int,
+        num_streams: int,
+        window: int,
+        rank: int = 0,
+        size: int = 1,
+        start: int = 0,
+        max_damaged: int = MAX_DAMAGED,
+        validation_fraction: float = VALIDATION_FRACTION,
+    ):
+        if min(batch_size, num_streams, window) < 1 or start < 0:
+            raise ConfigError("batch_size, num_streams and window must be at least 1 and the start at least 0.")
+        if not 0 <= rank < size <= num_streams:
+            raise ConfigError(
+                f"Rank {rank} of {size} cannot read {num_streams} streams; use at most as many workers as streams."
+            )
+        self.batch_size = batch_size
+        self.num_streams = num_streams
+        self.window = window
+        self.rank = rank
+        self.size = size
+        self.max_damaged = max_damaged
+        self.position = start
+        self.damaged: dict[str, int] = {}
+        self._storage = storage
+        self._manifest = manifest
+        self._selection = select(manifest, split, validation_fraction)
+        self.num_samples = len(self._selection)
+        self._order = Order(self._selection.shards, seed=seed, num_streams=num_streams, window=window)
+        self._reader = ShardReader(storage, manifest)
+        self._damaged_samples: set[int] = set()
+        self._ahead: ReadAhead[tuple[Batch, list[int]]] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        ahead = self._ahead = ReadAhead(self._read_batches(self.position), BATCHES_AHEAD)
+        try:
+            for batch, damaged in ahead:
+                self._count_damaged(damaged)
+                self.position = batch.end
+                yield batch
+        finally:
+            ahead.close()
+
+    def close(self) -> None:
+        """End the background thread. Iterating again starts it again."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _read_batches(self, position: int) -> Iterator[tuple[Batch, list[int]]]:
+        windows: dict[int, _Window] = {}
+        while True:
+            yield self._read_batch(position, windows)
+            position += self.batch_size
+
+    def _read_batch(self, start: int, windows: dict[int, _Window]) -> tuple[Batch, list[int]]:
+        """The batch at a position, and the damaged samples (indices into the split) that it would have held."""
+        images, chosen, rows, streams, damaged = [], [], [], [], []
+        for row in rows_of(start, self.batch_size, self.num_streams, self.rank, self.size):
+            epoch, stream, offset = locate(start + row, self.num_samples, self.num_streams)
+            index, place = divmod(offset, self.window)
+            window = windows.get(stream)
+            if window is None or (window.epoch, window.index) != (epoch, index):
+                window = windows[stream] = self._read_window(epoch, stream, index)
+            sample = int(window.chosen[place])
+            if not window.sound[place]:
+                damaged.append(sample)
+                continue
+            images.append(window.images[place])
+            chosen.append(sample)
+            rows.append(row)
+            streams.append(stream)
+        batch = Batch(
+            images=torch.from_numpy(np.stack(images) if images else np.empty((0, *self._manifest.image_shape), "u1")),
+            labels=torch.from_numpy(self._selection.labels[chosen]),
+            keys=[self._selection.keys[sample] for sample in chosen],
+            rows=torch.tensor(rows, dtype=torch.int64),
+            streams=torch.tensor(streams, dtype=torch.int64),
+            start=start,
+            end=start + self.batch_size,
+        )
+        return batch, damaged
+
+    def _read_window(self, epoch: int, stream: int, index: int) -> _Window:
+        chosen = self._order.window(epoch, stream, index)
+        images, sound = self._reader.read(self._selection.shards[chosen], self._selection.samples[chosen])
+        return _Window(epoch, index, chosen, images, sound)
+
+    def _count_damaged(self, samples: list[int]) -> None:
+        """Count damaged samples that were not met before; too many end the run."""
+        for sample in set(samples) - self._damaged_samples:
+            self._damaged_samples.add(sample)
+            shard = self._manifest.shards[self._selection.shards[sample]].file
+            self.damaged[shard] = self.damaged.get(shard, 0) + 1
+        if len(self._damaged_samples) > self.max_damaged:
+            worst = max(self.damaged, key=lambda shard: self.damaged[shard])
+            raise DataError(
+                f"{len(self._damaged_samples)} damaged samples were left out, {self.max_damaged} are allowed; "
+                f"most ({self.damaged[worst]}) lie in shard {self._storage.url_of(worst)}: check the set with "
+                f"`ebmscale inspect {self._storage.url}` and pack it again."
+            )
+
+
+def read_split(
+    storage: Storage,
+    manifest: Manifest,
+    split: str,
+    limit: int | None = None,
+    validation_fraction: float = VALIDATION_FRACTION,
+) -> tuple[Tensor, Tensor, list[str]]:
+    """A whole split, or `limit` samples of it, in memory.
+
+    The order is that of the keys' hashes: always the same, and unrelated to how the set is sorted, so that the first
+    `limit` samples stand for the split.
+
+    Returns:
+        images (N, C, H, W) uint8, labels (N,) int64 (-1 where none), and N keys.
+
+    Raises:
+        DataError: an empty split, a missing shard, or a damaged sample.
+    """
+    selection = select(manifest, split, validation_fraction)
+    chosen = np.argsort([key_hash(key) for key in selection.keys], kind="stable")[:limit]
+    images = np.empty((len(chosen), *manifest.image_shape), np.uint8)
+    reader = ShardReader(storage, manifest)
+    in_file_order = np.argsort(chosen)
+    for first in range(0, len(chosen), READ_TOGETHER):
+        places = in_file_order[first : first + READ_TOGETHER]
+        shards, samples = selection.shards[chosen[places]], selection.samples[chosen[places]]
+        images[places], sound = reader.read(shards, samples)
+        if not sound.all():
+            raise DataError(
+                f"Shard {storage.url_of(manifest.shards[shards[~sound][0]].file)} has damaged samples; "
+                f"check the set with `ebmscale inspect {storage.url}` and pack it again."
+            )
+    labels = torch.from_numpy(selection.labels[chosen])
+    return torch.from_numpy(images), labels, [selection.keys[sample] for sample in chosen]

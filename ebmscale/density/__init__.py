@@ -1,0 +1,1 @@
+"""The mathematics of multi-stage density ratio estimation: pure functions and values on tensors."""

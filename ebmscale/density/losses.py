@@ -1,0 +1,46 @@
+"""Losses that train a log ratio f = log q - log p from samples of both sides.
+
+Every loss takes `log_ratio_q` (N,), the values f(z+) at samples of q (posterior latents), and `log_ratio_p` (M,),
+the values f(z-) at samples of p (prior latents), and returns a scalar to be minimised.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+LOSS_AT_EQUALITY = 2 * math.log(2.0)
+"""Value of `nce` when q = p and f = 0: 2 log 2 = 1.3863."""
+
+
+def nce(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
+    """Noise contrastive estimation: E_q[softplus(-f)] + E_p[softplus(f)] (Gutmann & Hyvarinen 2010).
+
+    Twice the binary cross-entropy of telling q (label 1) from p (label 0); least at f = log q - log p.
+    """
+    return F.softplus(-log_ratio_q).mean() + F.softplus(log_ratio_p).mean()
+
+
+def n2ce(log_ratio_q: Tensor, log_ratio_p: Tensor, magnification: float) -> Tensor:
+    """Noise contrastive estimation with the noise magnified M times (N2CE, Yu et al. 2024).
+
+    -E_q[log(r / (M + r))] - M E_p[log(M / (M + r))] with r = e^f. M = 1 is `nce`; as M grows the gradient
+    tends to that of maximum likelihood, -E_q[grad f] + E_p[r grad f].
+
+    Raises:
+        ValueError: `magnification` is not positive.
+    """
+    if magnification <= 0:
+        raise ValueError(f"the magnification of N2CE must be positive, not {magnification}")
+    log_m = math.log(magnification)
+    return F.softplus(log_m - log_ratio_q).mean() + magnification * F.softplus(log_ratio_p - log_m).mean()
+
+
+def maximum_likelihood(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
+    """E_p[f] - E_q[f]: its gradient is that of -log likelihood when p is the model itself (LEBM, Pang et al. 2020)."""
+    return log_ratio_p.mean() - log_ratio_q.mean()
+
+
+def magnitude_penalty(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
+    """E_q[f^2] + E_p[f^2]: keeps a ratio from growing without bound where the two sides are separable."""
+    return log_ratio_q.square().mean() + log_ratio_p.square().mean()

@@ -1,0 +1,119 @@
+"""The prior as a product of density ratios: log p_k(z) = log p_0(z) + sum_{j<=k} f_j(z) - log Z_k.
+
+Method: Xiao & Han, NeurIPS 2022. One convention everywhere: `log_ratio` = log q - log p (posterior over prior),
+`energy` = -log density up to a constant, `score` = gradient of the log density.
+
+Shapes: N points, Z latent, K stages.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ebmscale.density.langevin import differentiate
+
+
+class Base(Protocol):
+    """A normalised base density p_0."""
+
+    dim: int
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log p_0 at z (N, Z), as (N,)."""
+        ...
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Exact samples (N, Z) from standard normal noise (N, Z)."""
+        ...
+
+
+class StandardNormal:
+    """N(0, I) in `dim` dimensions."""
+
+    def __init__(self, dim: int):
+        self.dim = dim
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """See `Base.log_density`."""
+        return -0.5 * z.square().sum(dim=1) - 0.5 * self.dim * math.log(2 * math.pi)
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """See `Base.from_noise`."""
+        return noise
+
+
+class RatioSequence:
+    """A base density times K frozen ratios; the K networks are evaluated together as one batched network.
+
+    A value: `append` returns a new sequence and leaves this one as it was. The normaliser is not known here, so
+    every log density is up to the constant log Z_K.
+
+    Args:
+        base: p_0.
+        network: a ratio network z (N, Z) -> f(z) (N,); a copy is kept for its structure, its weights are not used.
+        weights: the frozen weights, every parameter stacked to (K, ...); None or empty for K = 0.
+    """
+
+    def __init__(self, base: Base, network: nn.Module, weights: Mapping[str, Tensor] | None = None):
+        self.base = base
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.weights = {name: tensor.detach() for name, tensor in (weights or {}).items()}
+
+    @property
+    def num_stages(self) -> int:
+        """K."""
+        return len(next(iter(self.weights.values()))) if self.weights else 0
+
+    def append(self, weights: Mapping[str, Tensor]) -> "RatioSequence":
+        """The sequence with one more ratio, of the given weights (a state dict of the network)."""
+        new = {name: weights[name].detach().clone().unsqueeze(0) for name in self.network.state_dict()}
+        if self.weights:
+            new = {name: torch.cat([self.weights[name], tensor]) for name, tensor in new.items()}
+        return RatioSequence(self.base, self.network, new)
+
+    def prefix(self, num_stages: int) -> "RatioSequence":
+        """The prior after the first `num_stages` stages.
+
+        Raises:
+            ValueError: there are not that many.
+        """
+        if not 0 <= num_stages <= self.num_stages:
+            raise ValueError(f"the prior has {self.num_stages} stages, so there is no prefix of {num_stages}")
+        kept = {name: tensor[:num_stages] for name, tensor in self.weights.items()} if num_stages else None
+        return RatioSequence(self.base, self.network, kept)
+
+    def stage_weights(self, stage: int) -> dict[str, Tensor]:
+        """The state dict of the ratio frozen by stage 1 <= `stage` <= K."""
+        return {name: tensor[stage - 1] for name, tensor in self.weights.items()}
+
+    def to(self, device: torch.device | str) -> "RatioSequence":
+        """The same sequence on another device."""
+        return RatioSequence(self.base, self.network, {name: w.to(device) for name, w in self.weights.items()})
+
+    def log_ratios(self, z: Tensor) -> Tensor:
+        """f_1(z), ..., f_K(z) for z (N, Z), as (K, N)."""
+        if not self.weights:
+            return z.new_zeros(0, len(z))
+        return torch.vmap(lambda weights: functional_call(self.network, weights, (z,)))(self.weights)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log p_K(z) + log Z_K for z (N, Z), as (N,); differentiable in z."""
+        value = self.base.log_density(z)
+        return value + self.log_ratios(z).sum(dim=0) if self.weights else value
+
+    def energy(self, z: Tensor) -> Tensor:
+        """-log p_K(z) up to a constant, as (N,): higher is less likely."""
+        return -self.log_density(z)
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density (N,) up to log Z_K, and score (N, Z): the sequence as a Langevin target."""
+        return differentiate(self.log_density)(z)
+
+    def score(self, z: Tensor) -> Tensor:
+        """Gradient of log p_K at z (N, Z), as (N, Z)."""
+        return self.evaluate(z)[1]

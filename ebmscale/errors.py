@@ -1,0 +1,43 @@
+"""Errors that a user can act on: one sentence that says what happened and what to do, and an exit code."""
+
+
+class EbmscaleError(Exception):
+    """An error shown to the user without a traceback. `exit_code` is the code the command ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(EbmscaleError):
+    """The configuration, or a command's arguments, cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(EbmscaleError):
+    """Training or evaluation data are missing, damaged or of the wrong form."""
+
+    exit_code = 3
+
+
+class StorageError(EbmscaleError):
+    """A storage cannot be read or written, or what it holds is damaged."""
+
+    exit_code = 4
+
+
+class DivergenceError(EbmscaleError):
+    """Training diverged: a loss or a gradient stopped being finite, or a stage kept collapsing."""
+
+    exit_code = 5
+
+
+class WorkersLostError(EbmscaleError):
+    """Workers of a distributed run were lost and could not be replaced."""
+
+    exit_code = 6
+
+
+class Interrupted(EbmscaleError):
+    """The run was asked to stop and has saved its state."""
+
+    exit_code = 130

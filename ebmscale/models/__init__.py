@@ -1,0 +1,25 @@
+"""The networks: plain `torch.nn` modules, unaware of ranks, engines, files and configuration."""
+
+from ebmscale.models.blocks import count_parameters, initialise
+from ebmscale.models.encoder import LOG_STD_BOUND, Encoder, build_encoder
+from ebmscale.models.forms import FORMS, Form, ImageShape, Layer, find_form
+from ebmscale.models.generator import Generator, build_generator
+from ebmscale.models.ratio_net import ACTIVATIONS, RatioNet, build_ratio_net
+
+__all__ = [
+    "ACTIVATIONS",
+    "FORMS",
+    "LOG_STD_BOUND",
+    "Encoder",
+    "Form",
+    "Generator",
+    "ImageShape",
+    "Layer",
+    "RatioNet",
+    "build_encoder",
+    "build_generator",
+    "build_ratio_net",
+    "count_parameters",
+    "find_form",
+    "initialise",
+]

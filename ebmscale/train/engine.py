@@ -1,0 +1,350 @@
+"""What turns a loss into new weights: the engine, its settings, and the plain torch engine that all others must equal.
+
+A run has two engines, one for the generator (with its encoder) and one for the ratio network. An engine averages
+gradients over the ranks, clips them and makes Adam's update. `PlainEngine` does so in a few lines of torch and is
+the oracle; `train/engine_deepspeed.py` shards the same state over the ranks. What an engine saves is *canonical*:
+whole fp32 tensors by name, so that any engine restores it on any number of ranks.
+"""
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ebmscale.errors import ConfigError
+from ebmscale.world import World
+
+WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Adam's settings.
+
+    Attributes:
+        rate: the learning rate before any schedule; `Engine.step` is told the rate of its update.
+        betas: decay of the first and the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: L2 penalty, added to the gradient after clipping.
+        clip_norm: largest global norm of the averaged gradient; None leaves gradients alone.
+    """
+
+    rate: float
+    betas: tuple[float, float]
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Which engine, and in which precision it computes.
+
+    Attributes:
+        kind: plain torch, or DeepSpeed.
+        zero_stage: what DeepSpeed shards over the ranks: 0 nothing, 1 Adam's state, 2 gradients too, 3 weights too.
+        precision: bf16 keeps the module's weights in bf16 and Adam's master weights and moments in fp32.
+    """
+
+    kind: Literal["plain", "deepspeed"] = "plain"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the module's weights have and its forward pass computes in."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+
+class Store(Protocol):
+    """Access by name to the fp32 training state, wherever an engine keeps it.
+
+    `kind` is `weights`, `exp_avg` or `exp_avg_sq`. Both methods are collective: all ranks call them in one order.
+    """
+
+    def read(self, name: str, kind: str) -> Tensor:
+        """A whole fp32 copy, on every rank."""
+
+    def write(self, name: str, kind: str, value: Tensor) -> None:
+        """Stores a whole tensor; new weights also reach the module."""
+
+
+class Engine(ABC):
+    """Trains one module. Every method but the forward pass is collective: all ranks call it.
+
+    A loss is scaled so that the *average over ranks* of the local gradients is the gradient that is wanted.
+    Gradients with respect to inputs (chains) are taken on a copy that holds `full_weights`, not through an engine.
+
+    Attributes:
+        module: the bare module. Its weights may be sharded or of low precision: use `full_weights` for their values.
+    """
+
+    def __init__(self, module: nn.Module, adam: torch.optim.Adam, settings: EngineSettings, world: World):
+        self.module = module
+        self._adam, self._settings, self._world = adam, settings, world
+        self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+        self._buffers = [name for name, _ in module.named_buffers() if name in module.state_dict()]
+        self._store: Store
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The training forward pass. Floating inputs are cast to the engine's precision, floating outputs to fp32."""
+        return cast(self._forward(*cast(inputs, self._settings.dtype)), torch.float32)
+
+    @abstractmethod
+    def _forward(self, *inputs: Any) -> Any:
+        """The module's forward pass, with whatever the engine hangs on it."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a scalar loss. Several calls before a step add up."""
+
+    @abstractmethod
+    def step(self, rate: float) -> float:
+        """Averages gradients over ranks, clips, makes one Adam update and clears the gradients.
+
+        A parameter without a gradient counts as one with gradient zero. If the gradient is not finite, nothing is
+        updated and no update is counted. Floating buffers become those of rank 0.
+
+        Args:
+            rate: the learning rate of this update.
+
+        Returns:
+            The global norm of the averaged gradient before clipping, the same on every rank; inf or nan if it is
+            not finite.
+        """
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """Whole fp32 master weights and buffers (integer buffers keep their type) by name, as detached copies."""
+        weights = {name: self._store.read(name, WEIGHTS) for name in self._shapes}
+        return weights | {name: cast(self.module.get_buffer(name).clone(), torch.float32) for name in self._buffers}
+
+    def state(self) -> dict[str, Tensor]:
+        """The canonical state, on every rank, independent of engine, ZeRO stage and number of ranks; copies.
+
+        Returns:
+            `weights/NAME` for parameters and buffers, `exp_avg/NAME` and `exp_avg_sq/NAME` for parameters, all in
+            the parameter's shape, and `step`, the number of updates (int64 scalar).
+        """
+        weights = {f"{WEIGHTS}/{name}": value for name, value in self.full_weights().items()}
+        moments = {f"{kind}/{name}": self._store.read(name, kind) for kind in MOMENTS for name in self._shapes}
+        return weights | moments | {"step": self._step_count()[0].to("cpu", torch.int64).clone()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state` returned, from any engine, ZeRO stage and number of ranks.
+
+        Raises:
+            ConfigError: the state belongs to another network.
+        """
+        self._check_same_network(state)
+        for kind in (WEIGHTS, *MOMENTS):
+            for name in self._shapes:
+                self._store.write(name, kind, state[f"{kind}/{name}"].to(self._world.device, torch.float32))
+        for name in self._buffers:
+            self.module.get_buffer(name).copy_(state[f"{WEIGHTS}/{name}"])
+        for count in self._step_count():
+            count.fill_(int(state["step"]))
+
+    def reset(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts again from new weights (and buffers), with Adam's moments and count at zero.
+
+        Args:
+            weights: by name, as `full_weights` returns them and `nn.Module.state_dict` does.
+
+        Raises:
+            ConfigError: the weights belong to another network.
+        """
+        zeros = {f"{kind}/{name}": torch.zeros(shape) for kind in MOMENTS for name, shape in self._shapes.items()}
+        self.load_state(
+            {f"{WEIGHTS}/{name}": value for name, value in weights.items()} | zeros | {"step": torch.tensor(0)}
+        )
+
+    def _step_count(self) -> list[Tensor]:
+        """Adam's own counts of updates, all equal."""
+        return [state["step"] for state in self._adam.state.values()]
+
+    def _check_same_network(self, state: Mapping[str, Tensor]) -> None:
+        shapes = {f"{kind}/{name}": shape for kind in (WEIGHTS, *MOMENTS) for name, shape in self._shapes.items()}
+        shapes |= {f"{WEIGHTS}/{name}": self.module.get_buffer(name).shape for name in self._buffers}
+        wrong = (shapes.keys() | {"step"}) ^ state.keys() or {n for n, s in shapes.items() if state[n].shape != s}
+        if wrong:
+            raise ConfigError(
+                f"The saved state belongs to another network ({len(wrong)} tensors differ, such as {min(wrong)}): "
+                "use the model settings that it was trained with."
+            )
+
+
+class WholeStore:
+    """The state of an Adam that holds whole fp32 master weights on every rank.
+
+    Args:
+        parameters: the module's parameters by name.
+        masters: the tensors that Adam updates, by the same names; in fp32 the parameters themselves.
+        adam: their optimiser, whose state has been started.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], masters: Mapping[str, Tensor], adam: torch.optim.Adam):
+        self._parameters, self._masters, self._adam = parameters, masters, adam
+
+    def read(self, name: str, kind: str) -> Tensor:
+        """A copy of the master weight or of its moment."""
+        return self._tensor(name, kind).detach().clone()
+
+    @torch.no_grad()
+    def write(self, name: str, kind: str, value: Tensor) -> None:
+        """Overwrites the master weight or its moment; a weight is also copied to the module."""
+        self._tensor(name, kind).copy_(value)
+        if kind == WEIGHTS:
+            self._parameters[name].copy_(value)
+
+    def _tensor(self, name: str, kind: str) -> Tensor:
+        master = self._masters[name]
+        return master if kind == WEIGHTS else self._adam.state[master][kind]
+
+
+class PlainEngine(Engine):
+    """Plain torch: whole state on every rank, one all-reduce of the flat gradient. The oracle of every other engine."""
+
+    def __init__(self, module: nn.Module, optimizer: OptimizerSettings, settings: EngineSettings, world: World):
+        weights = {name: value.detach().float().clone() for name, value in module.named_parameters()}
+        module = module.to(settings.dtype)
+        self._parameters = dict(module.named_parameters())
+        self._masters: Mapping[str, Tensor] = self._parameters if settings.precision == "fp32" else weights
+        self._clip_norm = optimizer.clip_norm
+        super().__init__(module, make_adam(self._masters.values(), optimizer), settings, world)
+        start_adam(self._adam, self._masters.values())
+        self._store = WholeStore(self._parameters, self._masters, self._adam)
+
+    def _forward(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Engine.backward`."""
+        loss.backward()
+
+    @torch.no_grad()
+    def step(self, rate: float) -> float:
+        """See `Engine.step`."""
+        gradients = [
+            torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
+            for p in self._parameters.values()
+        ]
+        average_(gradients, self._world)
+        norm = clip_(gradients, self._clip_norm)
+        if math.isfinite(norm):
+            for master, gradient in zip(self._masters.values(), gradients, strict=True):
+                master.grad = gradient
+            set_rate(self._adam, rate)
+            self._adam.step()
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self._masters[name])
+        for tensor in (*self._masters.values(), *self._parameters.values()):
+            tensor.grad = None
+        share_buffers(self.module, self._world)
+        return norm
+
+
+def make_engine(module: nn.Module, optimizer: OptimizerSettings, settings: EngineSettings, world: World) -> Engine:
+    """Makes the engine that trains `module`, which it takes over, on `world.device`, from rank 0's initial weights.
+
+    Args:
+        module: float32, every parameter trained (constants belong in buffers). It must not be used on its own after.
+        optimizer: Adam's settings.
+        settings: which engine and precision.
+        world: the ranks that train together.
+
+    Raises:
+        ConfigError: DeepSpeed is asked for and not installed, or cannot be used as asked.
+        ValueError: a parameter is frozen or not float32.
+    """
+    unfit = [n for n, p in module.named_parameters() if not p.requires_grad or p.dtype != torch.float32]
+    if unfit:
+        raise ValueError(f"an engine trains float32 parameters, every one of them; it cannot take {', '.join(unfit)}")
+    module = module.to(world.device)
+    share(module.parameters(), world)
+    share_buffers(module, world)
+    if settings.kind == "plain":
+        return PlainEngine(module, optimizer, settings, world)
+    os.environ.setdefault("DS_ACCELERATOR", world.device.type)  # DeepSpeed reads it when it is imported
+    try:
+        from ebmscale.train.engine_deepspeed import DeepSpeedEngine  # noqa: PLC0415 (plain training does without)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"engine=deepspeed needs `pip install deepspeed`; or use engine=plain ({error}).") from error
+    return DeepSpeedEngine(module, optimizer, settings, world)
+
+
+def make_adam(tensors: Iterable[Tensor], optimizer: OptimizerSettings) -> torch.optim.Adam:
+    """The Adam that both engines use."""
+    return torch.optim.Adam(
+        tensors, optimizer.rate, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+    )
+
+
+def start_adam(adam: torch.optim.Adam, tensors: Iterable[Tensor]) -> None:
+    """Gives Adam the state that it would make at its first update, so that a state can be read and written before."""
+    for tensor in tensors:
+        adam.state[tensor] = {"step": torch.tensor(0.0)} | {kind: torch.zeros_like(tensor) for kind in MOMENTS}
+
+
+def set_rate(adam: torch.optim.Adam, rate: float) -> None:
+    """Sets the learning rate of the next update."""
+    for group in adam.param_groups:
+        group["lr"] = rate
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """`value` with its floating tensors, also those in tuples, lists and dicts, in another floating type."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: cast(item, dtype) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(cast(item, dtype) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(cast(item, dtype) for item in value)
+    return value
+
+
+def average_(gradients: list[Tensor], world: World) -> None:
+    """Replaces fp32 gradients by their averages over ranks, with one all-reduce."""
+    if world.size == 1:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world.size
+    _scatter_flat(flat, gradients)
+
+
+def clip_(gradients: list[Tensor], clip_norm: float | None) -> float:
+    """Scales gradients down to the global norm `clip_norm` in place; returns the global norm before."""
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients])).item()
+    if clip_norm is not None and norm > clip_norm and math.isfinite(norm):
+        for gradient in gradients:
+            gradient.mul_(clip_norm / (norm + 1e-6))
+    return norm
+
+
+@torch.no_grad()
+def share(tensors: Iterable[Tensor], world: World) -> None:
+    """Overwrites floating tensors of one type by those of rank 0, with one broadcast."""
+    tensors = list(tensors)
+    if world.size == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.broadcast(flat, src=0)
+    _scatter_flat(flat, tensors)
+
+
+def share_buffers(module: nn.Module, world: World) -> None:
+    """Overwrites floating buffers (batch statistics) by those of rank 0, as DistributedDataParallel does."""
+    share((buffer for buffer in module.buffers() if buffer.is_floating_point()), world)
+
+
+def _scatter_flat(flat: Tensor, tensors: list[Tensor]) -> None:
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -1,0 +1,225 @@
+"""The DeepSpeed engine: the plain engine's update, with its state sharded over the ranks (ZeRO 0 to 3).
+
+All that is DeepSpeed's own is in this file. Torch's Adam is handed to it, so nothing has to be compiled, and the
+canonical state is read and written through its tensor API, so its checkpoint formats are not used.
+"""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from ebmscale.errors import ConfigError
+from ebmscale.train.engine import (
+    WEIGHTS,
+    Engine,
+    EngineSettings,
+    OptimizerSettings,
+    Store,
+    WholeStore,
+    clip_,
+    make_adam,
+    set_rate,
+    share_buffers,
+    start_adam,
+)
+from ebmscale.world import World
+
+MAX_BUCKET = 50_000_000  # gradient elements that ZeRO reduces at once
+
+
+class DeepSpeedEngine(Engine):
+    """Trains a module with DeepSpeed; several may live in one process.
+
+    ZeRO reduces and shards through hooks on the module, so the forward pass and the backward pass of a loss must
+    run through the engine: `loss.backward()` or a forward pass through `module` would give wrong gradients.
+
+    Raises:
+        ConfigError: DeepSpeed was set up for another kind of device.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: OptimizerSettings, settings: EngineSettings, world: World):
+        _prepare(world)
+        _join_group(world)
+        weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        super().__init__(module, make_adam(module.parameters(), optimizer), settings, world)
+        self._parameters = dict(module.named_parameters())
+        self._clip_norm = optimizer.clip_norm
+        # Stage 0 in fp32 is torch's Adam without a wrapper that reduces, measures, clips and skips.
+        self._wraps_adam = settings.zero_stage > 0 or settings.precision == "bf16"
+        num_elements = sum(p.numel() for p in module.parameters())
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=self._adam,
+            config=_config(optimizer, settings, num_elements, world),
+            dist_init_required=False,
+        )
+        self._store = self._make_store()
+        self.reset(weights)  # DeepSpeed makes its master weights from the bf16 weights; these are exact
+
+    def _forward(self, *inputs: Any) -> Any:
+        return self._deepspeed(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Engine.backward`."""
+        self._deepspeed.backward(loss)
+
+    def step(self, rate: float) -> float:
+        """See `Engine.step`."""
+        set_rate(self._adam, rate)
+        if self._wraps_adam:
+            self._deepspeed.step()
+            norm = float(self._deepspeed.get_global_grad_norm())
+        else:
+            norm = self._step_unwrapped()
+        share_buffers(self.module, self._world)
+        return norm
+
+    @torch.no_grad()
+    def _step_unwrapped(self) -> float:
+        """Clips and skips as DeepSpeed's optimisers do; the averaged gradients lie whole in the parameters."""
+        norm = clip_([p.grad for p in self._parameters.values() if p.grad is not None], self._clip_norm)
+        if math.isfinite(norm):
+            self._deepspeed.step()
+        else:
+            self._deepspeed.zero_grad()
+        return norm
+
+    def _make_store(self) -> Store:
+        zero = self._deepspeed.optimizer
+        if self._settings.zero_stage == 3:
+            start_adam(self._adam, zero.fp32_partitioned_groups_flat)
+            return WeightShards(self._parameters, self._world)
+        tensors = self._adam.param_groups[0]["params"]
+        start_adam(self._adam, tensors)
+        if self._settings.zero_stage == 0:
+            return WholeStore(self._parameters, dict(zip(self._parameters, tensors, strict=True)), self._adam)
+        zero._lazy_init_hp_params_optimizer_state()  # lets parameters find the moments that were just made
+        return StateShards(self._parameters)
+
+
+class StateShards:
+    """The state under ZeRO 1 and 2: each rank holds a part of the flat master weights and moments.
+
+    Args:
+        parameters: the module's parameters by name, whole on every rank.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]):
+        self._parameters = parameters
+
+    def read(self, name: str, kind: str) -> Tensor:
+        """The whole tensor, put together from all ranks."""
+        parameter = self._parameters[name]
+        whole = (
+            safe_get_full_fp32_param(parameter) if kind == WEIGHTS else safe_get_full_optimizer_state(parameter, kind)
+        )
+        return whole.detach()
+
+    @torch.no_grad()
+    def write(self, name: str, kind: str, value: Tensor) -> None:
+        """Stores this rank's part; a weight is also copied to the module."""
+        parameter = self._parameters[name]
+        if kind == WEIGHTS:
+            safe_set_full_fp32_param(parameter, value)
+            parameter.copy_(value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+
+
+class WeightShards(StateShards):
+    """The state under ZeRO 3: each rank holds a padded, equal part of every weight and its moments.
+
+    Args:
+        parameters: the module's parameters by name, whole only while they are gathered.
+        world: the ranks that share them.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], world: World):
+        super().__init__(parameters)
+        self._world = world
+
+    @torch.no_grad()
+    def write(self, name: str, kind: str, value: Tensor) -> None:
+        """Stores this rank's part; a weight is also copied to the module's own part."""
+        parameter = self._parameters[name]
+        if kind == WEIGHTS:
+            safe_set_local_fp32_param(parameter, self._part(parameter, value))
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(value)
+        else:
+            safe_set_local_optimizer_state(parameter, self._part(parameter, value), kind)
+
+    def _part(self, parameter: Any, value: Tensor) -> Tensor:
+        """This rank's part of a whole tensor, padded with zeros to the size of every part."""
+        size = parameter.ds_tensor.numel()
+        padded = value.new_zeros(size * self._world.size)
+        padded[: value.numel()] = value.flatten()
+        return padded[self._world.rank * size :][:size]
+
+
+def _config(optimizer: OptimizerSettings, settings: EngineSettings, num_elements: int, world: World) -> dict[str, Any]:
+    """DeepSpeed's configuration of one engine."""
+    bucket = min(num_elements, MAX_BUCKET)
+    stage = settings.zero_stage
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # formal: a loss comes with its scale
+        "gradient_accumulation_steps": 1,
+        # Stages 1 to 3 add gradients up until the step; stage 0 reduces them in backward, where the norm needs them.
+        "managed_gradient_accumulation": stage == 0,
+        "gradient_clipping": optimizer.clip_norm or 0.0,
+        "steps_per_print": None,
+        "communication_data_type": "fp32",
+        "zero_allow_untested_optimizer": True,  # torch's own Adam counts as untested
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "overlap_comm": stage >= 2 and world.device.type == "cuda",
+        },
+    }
+    if settings.precision == "bf16":
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config["data_types"] = {"buffer_dtype": "bf16"}  # else batch normalisation meets two types
+    return config
+
+
+def _prepare(world: World) -> None:
+    """Checks that DeepSpeed serves the world's device, and keeps it from compiling and from printing."""
+    found, wanted = get_accelerator().device_name(), world.device.type
+    if found != wanted:
+        raise ConfigError(f"DeepSpeed computes on {found} but device is {wanted}: set DS_ACCELERATOR={wanted}.")
+    # On CPU it would compile, for about a minute, a shared-memory all-reduce that only inference uses.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})
+    log = logging.getLogger("DeepSpeed")
+    log.handlers.clear()  # it writes to stdout; its warnings go where the program's own go
+    log.propagate = True
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+
+
+def _join_group(world: World) -> None:
+    """Lets DeepSpeed use the world's process group; a world of one gets a group of its own, without any port."""
+    if not dist.is_initialized():
+        if world.size > 1:
+            raise ValueError("a world of several ranks needs a process group: make it with World.from_environment")
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

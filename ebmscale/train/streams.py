@@ -1,0 +1,91 @@
+"""Latents kept by stream: the buffer of recent posterior samples and the pool of prior chains.
+
+The run has S streams; a rank owns streams rank, rank + size, ... Everything here is stored and drawn stream by
+stream, so the union over ranks does not depend on how many there are.
+
+Shapes: S streams of the run, O streams owned by this rank, N slots of a stream, Z latent, B rows, R draws.
+"""
+
+import torch
+from torch import Tensor
+
+from ebmscale.world import World
+
+
+def owned_rows(num_rows: int, num_streams: int, world: World) -> Tensor:
+    """The rows of a global batch that this rank owns when row i belongs to stream i mod S, (B,) int64."""
+    rows = torch.arange(num_rows)
+    return rows[rows % num_streams % world.size == world.rank]
+
+
+class StreamTable:
+    """N slots of latents for every owned stream; writing goes round, the oldest is overwritten.
+
+    Args:
+        num_streams: S.
+        num_slots: N, slots of a stream.
+        dim: Z.
+        world: which streams are owned.
+    """
+
+    def __init__(self, num_streams: int, num_slots: int, dim: int, world: World):
+        self.num_streams = num_streams
+        self.world = world
+        num_owned = len(range(world.rank, num_streams, world.size))
+        self.z = torch.zeros(num_owned, num_slots, dim, device=world.device)
+        self.written = torch.zeros(num_owned, dtype=torch.int64)
+        self._ready = False
+
+    @property
+    def row_streams(self) -> Tensor:
+        """The stream of every row of `rows` (O * N,)."""
+        return torch.arange(self.world.rank, self.num_streams, self.world.size).repeat_interleave(self.z.shape[1])
+
+    @property
+    def rows(self) -> Tensor:
+        """All slots as rows (O * N, Z), stream by stream."""
+        return self.z.flatten(0, 1)
+
+    def fill(self, rows: Tensor) -> None:
+        """Replaces all slots by rows (O * N, Z), in the order of `rows`."""
+        self.z = rows.reshape(self.z.shape).to(self.z.device)
+        self.written.fill_(self.z.shape[1])
+
+    def add(self, z: Tensor, streams: Tensor) -> None:
+        """Writes latents z (B, Z) of the given streams (B,), each into its stream's next slot."""
+        own = streams // self.world.size
+        earlier = (own[:, None] == own[None, :]).tril(-1).sum(1)  # rows of the same stream before this one
+        slot = (self.written[own] + earlier) % self.z.shape[1]
+        self.z[own, slot] = z.detach().to(self.z.dtype)
+        self.written += torch.bincount(own, minlength=len(self.written))
+
+    def is_ready(self) -> bool:
+        """Whether every stream on every rank holds a latent (collective until it is so)."""
+        if not self._ready:
+            self._ready = not self.world.any(bool((self.written == 0).any()))
+        return self._ready
+
+    def draw(self, uniform: Tensor, streams: Tensor) -> Tensor:
+        """For every row a random slot of its stream: uniform draws (B, R) in [0, 1) give latents (B, R, Z)."""
+        own = streams // self.world.size
+        filled = self.written[own].clamp(max=self.z.shape[1])
+        slot = (uniform.cpu() * filled[:, None]).long().clamp(max=self.z.shape[1] - 1)
+        return self.z[own[:, None], slot]
+
+    def state(self) -> dict[str, Tensor]:
+        """All streams of the run, in order (S, N, Z) and (S,); the same on every rank (collective)."""
+        return {"z": self._merge(self.z), "written": self._merge(self.written)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes this rank's streams of a state, whatever world wrote it."""
+        mine = slice(self.world.rank, None, self.world.size)
+        self.z = state["z"][mine].clone().to(self.z.device)
+        self.written = state["written"][mine].clone()
+        self._ready = False
+
+    def _merge(self, own: Tensor) -> Tensor:
+        parts = self.world.gather(own.cpu())
+        whole = torch.empty(self.num_streams, *own.shape[1:], dtype=own.dtype)
+        for rank, part in enumerate(parts):
+            whole[rank :: self.world.size] = part
+        return whole

@@ -1,0 +1,134 @@
+"""Where the maths meets a batch: the training loss of generator and encoder, and the targets of the posterior chains.
+
+Shapes: B batch, Z latent, C H W image. Pixels are in [-1, 1].
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ebmscale.config import ChainBlock
+from ebmscale.density.langevin import ChainTrace, LangevinSettings, Target, differentiate, run_chain, start
+from ebmscale.density.prior import RatioSequence
+
+
+def langevin_settings(block: ChainBlock, num_steps: int | None = None) -> LangevinSettings:
+    """The chain that a block of the configuration describes, of another length if one is given."""
+    steps = block.num_steps if num_steps is None else num_steps
+    return LangevinSettings(steps, block.step_size, block.noise_scale, block.temperature)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 images 0..255 as float32 pixels in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def log_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
+    """log N(x; mean, sigma^2 I) up to its constant, (B,), summed in float32."""
+    return (x.float() - mean.float()).square().flatten(1).sum(1) * (-0.5 / sigma**2)
+
+
+class ImageModel(nn.Module):
+    """Generator and, if there is one, encoder, as the one module that the generator's engine trains.
+
+    Args:
+        generator: z (B, Z) -> mean image (B, C, H, W).
+        encoder: image -> (mean (B, Z), log_std (B, Z)), or None.
+    """
+
+    def __init__(self, generator: nn.Module, encoder: nn.Module | None):
+        super().__init__()
+        self.generator = generator
+        self.encoder = encoder
+
+    def forward(self, z: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Mean images at z (B, Z), and the encoder's mean and log_std (B, Z) for images x (B, C, H, W)."""
+        return self.generator(z), self.encoder(x) if self.encoder is not None else None
+
+
+def generator_loss(
+    x: Tensor, mean: Tensor, sigma: float, encoded: tuple[Tensor, Tensor] | None, sample: "PosteriorSample"
+) -> tuple[Tensor, Tensor]:
+    """The loss of every image (B,), and its squared error per pixel (B,).
+
+    The generator minimises -log p(x | z) at posterior latents z. The encoder maximises the evidence lower bound
+    under the current prior, E_q[log p(x, z)] + H(q): the score of log p(x, z) at the encoder's own draw z_0 was
+    already computed when the posterior chain started there, so by the chain rule the bound's gradient needs no
+    further pass through the generator and none through the prior.
+
+    Args:
+        x: (B, C, H, W) images.
+        mean: (B, C, H, W) the generator's images at `sample.z`.
+        sigma: standard deviation of p(x | z).
+        encoded: the encoder's mean and log_std (B, Z), or None.
+        sample: the posterior sample of these images.
+    """
+    likelihood = log_likelihood(x, mean, sigma)
+    squared_error = likelihood.detach() * (-2 * sigma**2 / x[0].numel())
+    if encoded is None or sample.start_noise is None or sample.start_score is None:
+        return -likelihood, squared_error
+    location, log_std = encoded
+    draw = location + log_std.exp() * sample.start_noise
+    return -likelihood - (sample.start_score * draw).sum(1) - log_std.sum(1), squared_error
+
+
+@dataclass(frozen=True)
+class PosteriorSample:
+    """Latents drawn for a batch of images, and what training needs of how they were drawn.
+
+    Attributes:
+        z: (B, Z) the chain's end.
+        start_noise: (B, Z) noise of the encoder's draw, None without encoder.
+        start_score: (B, Z) score of log p(x, z) at the chain's start, None without encoder.
+        trace: diagnostics of the chain.
+    """
+
+    z: Tensor
+    start_noise: Tensor | None
+    start_score: Tensor | None
+    trace: ChainTrace
+
+
+def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigma: float) -> Target:
+    """log p(x, z) as a Langevin target over z, with the given prior and sampling copy of the generator."""
+    dtype = next(generator.parameters()).dtype
+
+    def log_density(z: Tensor) -> Tensor:
+        return prior.log_density(z) + log_likelihood(x, generator(z.to(dtype)), sigma)
+
+    return differentiate(log_density)
+
+
+def sample_posterior(
+    model: ImageModel,
+    sigma: float,
+    prior: RatioSequence,
+    x: Tensor,
+    start_noise: Tensor,
+    chain_noise: Tensor,
+    settings: LangevinSettings,
+) -> PosteriorSample:
+    """Draws z ~ p(z | x) by short-run Langevin from p_0, or from the encoder where the model has one.
+
+    Args:
+        model: a sampling copy of the networks.
+        sigma: standard deviation of p(x | z).
+        prior: p_{k-1}.
+        x: (B, C, H, W) images.
+        start_noise: (B, Z) standard normal, for the start.
+        chain_noise: (B, T, Z) standard normal, for the chain; T = 0 takes the start itself.
+        settings: of the chain.
+    """
+    target = posterior_target(prior, model.generator, x, sigma)
+    if model.encoder is None:
+        z = prior.base.from_noise(start_noise)
+    else:
+        with torch.no_grad():
+            location, log_std = model.encoder(x.to(next(model.parameters()).dtype))
+        z = location.float() + log_std.float().exp() * start_noise
+    first = start(target, z)
+    last, trace = run_chain(target, first, chain_noise, settings)
+    if model.encoder is None:
+        return PosteriorSample(last.z, None, None, trace)
+    return PosteriorSample(last.z, start_noise, first.score, trace)

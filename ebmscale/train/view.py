@@ -1,0 +1,127 @@
+"""What a person sees while a run trains: a live rich view on a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ebmscale.train.metrics import PARTS
+from ebmscale.train.run import Run
+
+EVENTS_SHOWN = 8
+
+
+class View:
+    """Shows a run's progress on rank 0; on other ranks, and with `quiet`, it shows nothing.
+
+    Args:
+        console: where to; a terminal gets the live view, anything else plain lines.
+        quiet: show nothing.
+    """
+
+    def __init__(self, console: Console | None = None, quiet: bool = False):
+        self._console = console or Console()
+        self._quiet = quiet
+        self._live: Live | None = None
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._metrics: dict[str, Any] = {}
+        self._events: list[str] = []
+        self._rate = 0.0
+        self._mark = (0, time.perf_counter())
+
+    def start(self, run: Run) -> None:
+        """Names the run and begins the display."""
+        self._quiet = self._quiet or not run.world.is_first
+        self._mark = (run.samples_seen, time.perf_counter())
+        if self._quiet:
+            return
+        resumed = f", resumed at {run.samples_seen:,} samples" if run.samples_seen else ""
+        counts = run.manifest.counts()
+        self._console.print(
+            f"run {run.storage.url}{resumed}: {run.manifest.name} {counts}, engine "
+            f"{type(run.generator).__name__}, {run.config.precision}, {run.world.size} worker(s) on {run.world.device}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if self._console.is_terminal and self._console.is_interactive:
+            self._progress = Progress(
+                TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=self._console
+            )
+            self._task = self._progress.add_task("", total=run.config.train.max_samples, completed=run.samples_seen)
+            self._live = Live(self._render(), console=self._console, refresh_per_second=4)
+            self._live.start()
+
+    def event(self, run: Run, event: dict[str, Any]) -> None:
+        """A measurement of evidence, with its decision."""
+        self._line(run, describe_event(run.samples_seen, event))
+
+    def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
+        """An interval's metrics."""
+        now = time.perf_counter()
+        self._rate = (run.samples_seen - self._mark[0]) / max(now - self._mark[1], 1e-9)
+        self._mark = (run.samples_seen, now)
+        self._metrics = metrics
+        if self._quiet:
+            return
+        if self._live is not None and self._progress is not None:
+            self._progress.update(self._task, completed=run.samples_seen)
+            self._live.update(self._render())
+            return
+        left = (run.config.train.max_samples - run.samples_seen) / max(self._rate, 1e-9)
+        times = metrics["time"]
+        parts = " ".join(f"{part} {times[f'{part}_s'] / max(times['total_s'], 1e-9):.0%}" for part in PARTS)
+        self._plain(
+            f"{run.samples_seen:>9,} samples  {self._rate:7.0f}/s  ETA {left:5.0f} s  "
+            f"mse {metrics['train/mse']:.4f}  {parts}"
+        )
+
+    def close(self) -> None:
+        """Ends the display."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _line(self, run: Run, text: str) -> None:
+        if self._quiet:
+            return
+        if self._live is None:
+            self._plain(text)
+            return
+        self._events = [*self._events, text][-EVENTS_SHOWN:]
+        if self._progress is not None:
+            self._progress.update(self._task, completed=run.samples_seen)
+        self._live.update(self._render())
+
+    def _plain(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def _render(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        metrics, times = self._metrics, self._metrics.get("time", {})
+        if metrics:
+            table.add_row("stage", f"{metrics['stage']} ({metrics['num_frozen']} frozen)")
+            table.add_row("samples/s", f"{self._rate:.0f}")
+            table.add_row("train mse", f"{metrics['train/mse']:.4f}")
+            if "train/ratio_loss" in metrics:
+                table.add_row("ratio loss", f"{metrics['train/ratio_loss']:.4f} (1.3863 says nothing)")
+            parts = "  ".join(f"{part} {times[f'{part}_s']:.1f}" for part in PARTS)
+            table.add_row("seconds in", parts)
+        parts_shown: list[Any] = [self._progress] if self._progress is not None else []
+        return Group(*parts_shown, table, *(Text(line, overflow="ellipsis", no_wrap=True) for line in self._events))
+
+
+def describe_event(samples_seen: int, event: dict[str, Any]) -> str:
+    """One line for a measurement of evidence."""
+    text = f"{samples_seen:>9,} samples  stage {event['stage']}  held-out mse {event['held_out_mse']:.4f}"
+    if "evidence" in event:
+        e = event["evidence"]
+        text += (
+            f"  loss {e['loss']:.4f}  AUC {e['auc']:.3f}  KL >= {e['kl_bound']:.3f} +- {e['kl_bound_error']:.3f}"
+            f"  ESS {e['ess']:.1%}  {event['decision']}: {event['reason']}"
+        )
+    return text

@@ -1,0 +1,101 @@
+"""The world as a value: which rank this process is, of how many, on which device, and the few reductions in use."""
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ebmscale.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place in a run.
+
+    Attributes:
+        rank: this process, 0 <= rank < size.
+        size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def alone(cls, device: str = "cpu") -> "World":
+        """The world of a single process."""
+        return cls(0, 1, torch.device(device))
+
+    @classmethod
+    def from_environment(cls, device: str = "auto") -> "World":
+        """Reads RANK, WORLD_SIZE and LOCAL_RANK (as torchrun sets them); joins the process group if there are several.
+
+        Args:
+            device: `auto` (CUDA when present), `cpu` or `cuda`.
+
+        Raises:
+            ConfigError: CUDA was asked for and is not there.
+        """
+        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device is cuda but this machine has no CUDA device; use device=cpu or device=auto.")
+        use_cuda = device != "cpu" and torch.cuda.is_available()
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
+        if use_cuda:
+            torch.cuda.set_device(place)
+        if size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=datetime.timedelta(minutes=10))
+        return cls(rank, size, place)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes and prints."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over all ranks (on every rank); `value` itself is left alone."""
+        if self.size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: one decision for all."""
+        if self.size == 1:
+            return flag
+        count = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+        return bool(count > 0)
+
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """Every rank's tensor, in order of rank, on every rank. First dimensions may differ."""
+        if self.size == 1:
+            return [value]
+        return [torch.as_tensor(part) for part in self.gather_objects(value.cpu())]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's small Python value, in order of rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, value)
+        return parts
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's small Python value on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        if self.size > 1:
+            dist.barrier()

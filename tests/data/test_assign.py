@@ -1,0 +1,96 @@
+"""Laws of the assignment, over many topologies; no process and no file is involved."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebmscale.data.assign import locate, owner, rows_of, segment, window_span
+from ebmscale.data.order import Order
+
+samples = st.integers(1, 300)
+streams = st.integers(1, 70)
+epochs = st.integers(0, 6)
+windows = st.integers(1, 40)
+
+
+@given(samples, streams, epochs)
+def test_segments_cut_the_epoch_without_gap_or_overlap(num_samples, num_streams, epoch):
+    spans = [segment(epoch, stream, num_samples, num_streams) for stream in range(num_streams)]
+    covered = sorted(place for span in spans for place in range(span.start, span.start + span.length))
+    assert covered == list(range(num_samples))
+    assert max(span.length for span in spans) - min(span.length for span in spans) <= 1
+
+
+@given(samples, streams, epochs)
+def test_numbers_of_an_epoch_fill_the_segments_one_by_one(num_samples, num_streams, epoch):
+    served = [0] * num_streams
+    for i in range(epoch * num_samples, (epoch + 1) * num_samples):
+        place = locate(i, num_samples, num_streams)
+        assert place == (epoch, i % num_streams, served[place.stream])
+        served[place.stream] += 1
+    assert served == [segment(epoch, stream, num_samples, num_streams).length for stream in range(num_streams)]
+
+
+@given(windows, samples)
+def test_windows_cut_a_segment(window, length):
+    spans = [window_span(index, window, length) for index in range(-(-length // window))]
+    assert [place for start, num in spans for place in range(start, start + num)] == list(range(length))
+
+
+@given(st.integers(0, 1000), st.integers(1, 130), streams, st.integers(1, 64))
+def test_ranks_share_out_a_batch_whatever_their_number(start, batch_size, num_streams, size):
+    size = min(size, num_streams)
+    parts = [rows_of(start, batch_size, num_streams, rank, size) for rank in range(size)]
+    assert sorted(row for rows in parts for row in rows) == list(range(batch_size))
+    for rank, rows in enumerate(parts):
+        assert rows == sorted(rows)
+        assert all(owner((start + row) % num_streams, size) == rank for row in rows)
+
+
+@given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 8), st.integers(1, 8))
+def test_ranks_get_equally_many_rows_when_the_numbers_divide(start, batches, per_rank, size):
+    num_streams = per_rank * size
+    parts = [rows_of(start, batches * num_streams, num_streams, rank, size) for rank in range(size)]
+    assert {len(rows) for rows in parts} == {batches * per_rank}
+
+
+def make_order(shard_sizes, num_streams, window, seed=0):
+    shards = np.repeat(np.arange(len(shard_sizes)), shard_sizes)
+    return Order(shards, seed=seed, num_streams=num_streams, window=window)
+
+
+def sample_at(order, i):
+    epoch, stream, offset = locate(i, order.num_samples, order.num_streams)
+    index, place = divmod(offset, order.window_size)
+    return int(order.window(epoch, stream, index)[place])
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), streams, windows, st.integers(0, 3))
+def test_each_sample_comes_once_an_epoch(shard_sizes, num_streams, window, epoch):
+    order = make_order(shard_sizes, num_streams, window)
+    num = order.num_samples
+    served = [sample_at(order, i) for i in range(epoch * num, (epoch + 1) * num)]
+    assert sorted(served) == list(range(num))
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), streams, windows, st.integers(0, 300))
+def test_the_order_can_be_entered_anywhere(shard_sizes, num_streams, window, start):
+    """A fresh order, asked backwards, serves what one that was read from the beginning serves."""
+    read_on = make_order(shard_sizes, num_streams, window)
+    whole = [sample_at(read_on, i) for i in range(start + 30)]
+    fresh = make_order(shard_sizes, num_streams, window)
+    tail = [sample_at(fresh, i) for i in reversed(range(start, start + 30))]
+    assert whole[start:] == tail[::-1]
+
+
+def test_shards_stay_together_and_windows_stay_within_their_segment():
+    order = make_order([10, 10, 10], num_streams=3, window=5)
+    segments = [np.concatenate([order.window(0, stream, index) for index in range(2)]) for stream in range(3)]
+    assert sorted(set(segment // 10) == {segment[0] // 10} for segment in segments) == [True] * 3
+
+
+def test_seeds_and_epochs_differ():
+    orders = [make_order([200], 4, 50, seed) for seed in (0, 1)]
+    served = [[sample_at(order, i) for i in range(200)] for order in orders]
+    served.append([sample_at(orders[0], i) for i in range(200, 400)])
+    assert len({tuple(one) for one in served}) == 3
