@@ -116,9 +116,9 @@ class CheckpointStore:
         folder = self._folder(samples_seen)
         manifest = self._manifest(samples_seen)
         files = {name: self._verified(f"{folder}/{name}", about) for name, about in manifest["files"].items()}
-        ratios = [_parse(name, self._verified(name, about)) for name, about in manifest["ratios"].items()]
+        ratios = [parse_tensors(name, self._verified(name, about)) for name, about in manifest["ratios"].items()]
         tensors = {
-            name.removesuffix(".safetensors"): _parse(name, data)
+            name.removesuffix(".safetensors"): parse_tensors(name, data)
             for name, data in files.items()
             if name.endswith(".safetensors")
         }
@@ -207,7 +207,12 @@ def _about(data: bytes) -> dict[str, Any]:
     return {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _parse(name: str, data: bytes) -> dict[str, Tensor]:
+def parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; `name` names it in errors.
+
+    Raises:
+        StorageError: it is none.
+    """
     try:
         return load_tensors(data)
     except SafetensorError as error:

@@ -101,6 +101,13 @@ class DeepSpeedEngine(Engine):
             self._deepspeed.zero_grad()
         return norm
 
+    def working_weights(self) -> dict[str, Tensor]:
+        """See `Engine.working_weights`."""
+        if self._settings.zero_stage < 3:
+            return super().working_weights()
+        with deepspeed.zero.GatheredParameters(list(self._parameters.values())):
+            return {name: value.clone() for name, value in self.module.state_dict().items()}
+
     def _make_store(self) -> Store:
         zero = self._deepspeed.optimizer
         if self._settings.zero_stage == 3:
@@ -176,7 +183,7 @@ class WeightShards(StateShards):
 
 def _config(optimizer: OptimizerSettings, settings: EngineSettings, num_elements: int, world: World) -> dict[str, Any]:
     """DeepSpeed's configuration of one engine."""
-    bucket = min(num_elements, MAX_BUCKET)
+    bucket = min(num_elements + num_elements % 2, MAX_BUCKET)  # ZeRO wants an even number
     stage = settings.zero_stage
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # formal: a loss comes with its scale

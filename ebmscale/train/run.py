@@ -4,7 +4,6 @@ import logging
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ebmscale.config import OptimizerBlock, RunConfig, changed_keys, parse_config
@@ -14,16 +13,15 @@ from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream, read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError
-from ebmscale.models import build_encoder, build_generator, build_ratio_net
-from ebmscale.seeds import torch_generator
 from ebmscale.storage import Storage
 from ebmscale.train.checkpoint import Checkpoint, CheckpointStore
 from ebmscale.train.engine import Engine, EngineSettings, OptimizerSettings, make_engine
 from ebmscale.train.metrics import MeanMeter, PartTimer
+from ebmscale.train.networks import build_model, build_ratio_network
 from ebmscale.train.sampling import SamplingCopy
 from ebmscale.train.stages import StageTrainer
 from ebmscale.train.streams import owned_rows
-from ebmscale.train.tasks import ImageModel, to_pixels
+from ebmscale.train.tasks import to_pixels
 from ebmscale.world import World
 
 log = logging.getLogger(__name__)
@@ -61,6 +59,7 @@ class Run:
         state = {
             "samples_seen": self.samples_seen,
             "world_size": self.world.size,
+            "image_shape": self.manifest.image_shape,
             "stages": stage_values,
             "meters": self.world.gather_objects(self.meter.state()),
         }
@@ -117,7 +116,7 @@ def open_run(config: RunConfig, world: World) -> Run:
     if checkpoint is None and store.positions():
         log.warning("no checkpoint of %s is valid; the run starts anew", storage.url)
     samples_seen = checkpoint.samples_seen if checkpoint else 0
-    model = build_model(config, manifest)
+    model = build_model(config, manifest.image_shape)
     settings = _engine_settings(config, world)
     generator = make_engine(model, _adam(config.train.generator), settings, world)
     network = build_ratio_network(config)
@@ -133,7 +132,7 @@ def open_run(config: RunConfig, world: World) -> Run:
         held_out=held_out,
         held_out_streams=held_out_streams,
         generator=generator,
-        sampling=SamplingCopy(generator, build_model(config, manifest), settings.dtype, world.device),
+        sampling=SamplingCopy(generator, build_model(config, manifest.image_shape), settings.dtype, world.device),
         stages=StageTrainer(
             ratio,
             prior,
@@ -151,31 +150,6 @@ def open_run(config: RunConfig, world: World) -> Run:
     if checkpoint is not None:
         run.restore(checkpoint)
     return run
-
-
-def build_model(config: RunConfig, manifest: Manifest) -> ImageModel:
-    """The generator and, where the posterior starts from one, the encoder, with the run's initial weights."""
-    model, shape, seed = config.model, manifest.image_shape, config.run.seed
-    generator = build_generator(
-        model.latent_dim, shape, model.generator_width, model.form, generator=torch_generator(seed, "generator-weights")
-    )
-    if config.posterior.start == "base":
-        return ImageModel(generator, None)
-    source = torch_generator(seed, "encoder-weights")
-    return ImageModel(
-        generator, build_encoder(shape, model.latent_dim, model.encoder_width, model.form, generator=source)
-    )
-
-
-def build_ratio_network(config: RunConfig) -> torch.nn.Module:
-    """The ratio network of the first stage: the zero function."""
-    model = config.model
-    return build_ratio_net(
-        model.latent_dim,
-        model.ratio_hidden,
-        model.ratio_activation,
-        generator=torch_generator(config.run.seed, "ratio-weights", 1, 0),
-    )
 
 
 def _claim(storage: Storage, config: RunConfig) -> None:

@@ -18,6 +18,7 @@ from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace, run_chain, start
 from ebmscale.density.losses import magnitude_penalty, n2ce
 from ebmscale.density.prior import RatioSequence
+from ebmscale.density.resampling import resample
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
 from ebmscale.models import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
@@ -25,6 +26,9 @@ from ebmscale.train.engine import Engine
 from ebmscale.train.streams import StreamTable, owned_rows
 from ebmscale.train.tasks import langevin_settings
 from ebmscale.world import World
+
+CANDIDATES = 128
+"""Draws of p_0 for every chain of a pool that is resampled at the end of the first stage."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class StageTrainer:
         """The scheduler's decision on this evidence, carried out."""
         decision, self.state = decide(self.state, evidence, self.criteria, position)
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
+            self._resample(position)
             self.prior = self.prior.append(self.engine.full_weights())
             self._equilibrate(position)
         if isinstance(decision, (Advance, RollBack)):
@@ -182,6 +187,23 @@ class StageTrainer:
         network = copy.deepcopy(self.prior.network)
         initialise(network, torch_generator(self._seed, "ratio-weights", self.state.stage, self.state.rollbacks))
         return network.state_dict()
+
+    @torch.no_grad()
+    def _resample(self, position: int) -> None:
+        """Takes the pools from p_{k-1} to p_k by the weights r_k = e^f_k, before Langevin steps smooth them.
+
+        Langevin steps alone would leave the chains in whichever modes they started near. A pool at p_0 is drawn from
+        `CANDIDATES` fresh candidates a slot; a later one from its own rows, stream by stream.
+        """
+        for name, table in self._tables.items():
+            noise = StreamNoise(self._seed, f"resample-{name}", position, table.row_streams, self._world.device)
+            uniform = noise.uniform()
+            if self.is_first_stage:
+                z = self.prior.base.from_noise(noise.normal(CANDIDATES, self.prior.base.dim))
+                table.fill(z[torch.arange(len(z)), resample(self._log_ratio(z), uniform[:, None])[:, 0]])
+            else:
+                chosen = resample(self._log_ratio(table.z), uniform.view(table.z.shape[:2]))
+                table.fill(table.z.gather(1, chosen[:, :, None].expand_as(table.z)))
 
     def _equilibrate(self, position: int) -> None:
         """Brings the chains to the new prior."""

@@ -107,7 +107,12 @@ def train(settings: EngineSettings, world: World, folder: Path, start: str | Non
         if position + 1 == SAVED_AFTER and not start:
             save([engine.state() for engine in engines], folder / f"{name}.half", world)
     states = [engine.state() for engine in engines]
-    result = {"norms": norms, "states": states, "ranks_agree": same_everywhere((norms, states), world)}
+    result = {
+        "norms": norms,
+        "states": states,
+        "working": [engine.working_weights() for engine in engines],
+        "ranks_agree": same_everywhere((norms, states), world),
+    }
     save(result | skip_step(engines[0], world), folder / f"{start + '-to-' if start else ''}{name}.end", world)
 
 

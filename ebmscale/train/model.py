@@ -1,0 +1,185 @@
+"""A trained model as a value: the generator with its multi-stage prior, opened from a run or from an export.
+
+Needs neither DeepSpeed nor Ray. Shapes: B batch, N samples, Z latent, C H W image, K stages.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from ebmscale.config import RunConfig, parse_config
+from ebmscale.density.langevin import ChainTrace, run_chain, start
+from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.errors import StorageError
+from ebmscale.models import ImageShape
+from ebmscale.seeds import StreamNoise
+from ebmscale.storage import Storage
+from ebmscale.train.checkpoint import CheckpointStore, parse_tensors
+from ebmscale.train.networks import build_model, build_ratio_network
+from ebmscale.train.run import load_run_config
+from ebmscale.train.tasks import ImageModel, langevin_settings, log_likelihood, sample_posterior
+
+EXPORT_VERSION = 1
+TENSOR_FILE, ABOUT_FILE = "model.safetensors", "model.json"
+ROWS_AT_ONCE = 500
+
+
+class AnomalyScore(NamedTuple):
+    """-log p(x, z) up to constants at a posterior latent z, and its two parts, each (B,); higher = less likely."""
+
+    joint: Tensor
+    reconstruction: Tensor
+    prior: Tensor
+
+
+@dataclass(frozen=True)
+class LatentModel:
+    """p(x, z) = p_K(z) N(x; G(z), sigma^2 I), with images in [-1, 1].
+
+    Attributes:
+        config: of the run that trained it.
+        networks: generator, and encoder where the run has one.
+        prior: the ratio sequence.
+        image_shape: (C, H, W).
+        samples_seen: how far it was trained.
+    """
+
+    config: RunConfig
+    networks: ImageModel
+    prior: RatioSequence
+    image_shape: ImageShape
+    samples_seen: int
+
+    def sample(self, num: int, seed: int = 0, num_stages: int | None = None) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1] from the prior, or from the prior after its first `num_stages` stages."""
+        return self.decode(self.sample_prior(num, seed, num_stages)[0])
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """The generator's images (N, C, H, W) at latents (N, Z)."""
+        return torch.cat([self.networks.generator(part) for part in z.split(ROWS_AT_ONCE)])
+
+    def sample_prior(self, num: int, seed: int = 0, num_stages: int | None = None) -> tuple[Tensor, list[ChainTrace]]:
+        """Latents (N, Z) from the prior by Langevin chains, and the chain's trace at every stage.
+
+        A chain starts from an exact draw of p_0 and passes through p_1, ..., p_K, `prior.sample_steps` steps each.
+        """
+        prior = self.prior if num_stages is None else self.prior.prefix(num_stages)
+        noise = _noise(seed, "sample-prior", num)
+        settings = langevin_settings(self.config.prior, self.config.prior.sample_steps)
+        z, traces = prior.base.from_noise(noise.normal(prior.base.dim)), []
+        for stage in range(1, prior.num_stages + 1):
+            target = prior.prefix(stage).evaluate
+            state, trace = run_chain(
+                target, start(target, z), noise.normal(settings.num_steps, prior.base.dim), settings
+            )
+            z = state.z
+            traces.append(trace)
+        return z, traces
+
+    def infer(self, x: Tensor, seed: int = 0) -> tuple[Tensor, ChainTrace]:
+        """Posterior latents (B, Z) of images x (B, C, H, W) by the run's own chain, and the first chunk's trace."""
+        settings = langevin_settings(self.config.posterior)
+        dim, sigma = self.prior.base.dim, self.config.model.sigma
+        parts = []
+        for index, part in enumerate(x.split(ROWS_AT_ONCE)):
+            noise = _noise(seed, f"infer-{index}", len(part))
+            first, steps = noise.normal(dim), noise.normal(settings.num_steps, dim)
+            parts.append(sample_posterior(self.networks, sigma, self.prior, part, first, steps, settings))
+        return torch.cat([part.z for part in parts]), parts[0].trace
+
+    def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
+        """G(z) at posterior latents z of images x (B, C, H, W)."""
+        return self.decode(self.infer(x, seed)[0])
+
+    @torch.no_grad()
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p_K(z) (N,) up to the constant log Z_K."""
+        return self.prior.log_density(z)
+
+    @torch.no_grad()
+    def score(self, x: Tensor, seed: int = 0) -> AnomalyScore:
+        """How unlikely images x (B, C, H, W) are, at posterior latents."""
+        z = self.infer(x, seed)[0]
+        reconstruction = -log_likelihood(x, self.decode(z), self.config.model.sigma)
+        prior = self.prior.energy(z)
+        return AnomalyScore(reconstruction + prior, reconstruction, prior)
+
+    def export(self, storage: Storage) -> None:
+        """Writes `model.safetensors` and `model.json`, which `load` opens."""
+        tensors = {f"networks/{name}": tensor for name, tensor in self.networks.state_dict().items()}
+        tensors |= {f"ratios/{name}": tensor for name, tensor in self.prior.weights.items()}
+        about = {
+            "format_version": EXPORT_VERSION,
+            "samples_seen": self.samples_seen,
+            "num_stages": self.prior.num_stages,
+            "image_shape": self.image_shape,
+            "config": self.config.model_dump(mode="json"),
+        }
+        storage.publish(TENSOR_FILE, save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        storage.publish(ABOUT_FILE, json.dumps(about, indent=1).encode())
+
+
+def load(url: str) -> LatentModel:
+    """Opens the newest valid checkpoint of a run, or an export, on the CPU.
+
+    Raises:
+        ConfigError: there is no run at this address.
+        StorageError: it has no valid checkpoint, or the export is damaged.
+    """
+    storage = Storage.at(url)
+    return _load_export(storage) if storage.exists(ABOUT_FILE) else _load_run(storage)
+
+
+def _load_run(storage: Storage) -> LatentModel:
+    config = load_run_config(storage)
+    checkpoint = CheckpointStore(storage).latest()
+    if checkpoint is None:
+        raise StorageError(f"The run {storage.url} has no valid checkpoint yet; train it first.")
+    networks = {
+        name.removeprefix("weights/"): tensor
+        for name, tensor in checkpoint.tensors["generator"].items()
+        if name.startswith("weights/")
+    }
+    ratios = {name: torch.stack([ratio[name] for ratio in checkpoint.ratios]) for name in _names(checkpoint.ratios)}
+    return _assemble(config, checkpoint.state["image_shape"], checkpoint.samples_seen, networks, ratios)
+
+
+def _load_export(storage: Storage) -> LatentModel:
+    try:
+        about = json.loads(storage.read_bytes(ABOUT_FILE))
+        config = parse_config(json.dumps(about["config"]), source=storage.url_of(ABOUT_FILE))
+        shape, samples_seen = about["image_shape"], about["samples_seen"]
+    except (ValueError, KeyError, TypeError):
+        raise StorageError(f"{storage.url_of(ABOUT_FILE)} is damaged: it does not describe an export.") from None
+    tensors = parse_tensors(storage.url_of(TENSOR_FILE), storage.read_bytes(TENSOR_FILE))
+    return _assemble(config, shape, samples_seen, _below(tensors, "networks/"), _below(tensors, "ratios/"))
+
+
+def _assemble(
+    config: RunConfig, shape: Any, samples_seen: int, networks: dict[str, Tensor], ratios: dict[str, Tensor]
+) -> LatentModel:
+    channels, height, width = shape
+    image_shape = (channels, height, width)
+    model = build_model(config, image_shape)
+    model.load_state_dict(networks)
+    model.requires_grad_(False)
+    prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config), ratios)
+    return LatentModel(config, model, prior, image_shape, samples_seen)
+
+
+def _names(ratios: list[dict[str, Tensor]]) -> Iterator[str]:
+    return iter(ratios[0] if ratios else {})
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _noise(seed: int, purpose: str, num_rows: int) -> StreamNoise:
+    return StreamNoise(seed, purpose, 0, [0] * num_rows)

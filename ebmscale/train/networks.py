@@ -1,0 +1,31 @@
+"""The networks that a configuration describes, with the run's seeded initial weights."""
+
+from ebmscale.config import RunConfig
+from ebmscale.models import ImageShape, RatioNet, build_encoder, build_generator, build_ratio_net
+from ebmscale.seeds import torch_generator
+from ebmscale.train.tasks import ImageModel
+
+
+def build_model(config: RunConfig, shape: ImageShape) -> ImageModel:
+    """The generator and, where the posterior starts from one, the encoder, with the run's initial weights."""
+    model, seed = config.model, config.run.seed
+    generator = build_generator(
+        model.latent_dim, shape, model.generator_width, model.form, generator=torch_generator(seed, "generator-weights")
+    )
+    if config.posterior.start == "base":
+        return ImageModel(generator, None)
+    source = torch_generator(seed, "encoder-weights")
+    return ImageModel(
+        generator, build_encoder(shape, model.latent_dim, model.encoder_width, model.form, generator=source)
+    )
+
+
+def build_ratio_network(config: RunConfig) -> RatioNet:
+    """The ratio network of the first stage: the zero function."""
+    model = config.model
+    return build_ratio_net(
+        model.latent_dim,
+        model.ratio_hidden,
+        model.ratio_activation,
+        generator=torch_generator(config.run.seed, "ratio-weights", 1, 0),
+    )
