@@ -61,8 +61,7 @@ class DeepSpeedEngine(Engine):
         super().__init__(module, make_adam(module.parameters(), optimizer), settings, world)
         self._parameters = dict(module.named_parameters())
         self._clip_norm = optimizer.clip_norm
-        # Stage 0 in fp32 is torch's Adam without a wrapper that reduces, measures, clips and skips.
-        self._wraps_adam = settings.zero_stage > 0 or settings.precision == "bf16"
+        self._wraps_adam = _wraps_adam(settings)
         num_elements = sum(p.numel() for p in module.parameters())
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
@@ -181,6 +180,11 @@ class WeightShards(StateShards):
         return padded[self._world.rank * size :][:size]
 
 
+def _wraps_adam(settings: EngineSettings) -> bool:
+    """Whether DeepSpeed wraps Adam in an optimiser that measures, clips and skips: always but for stage 0 in fp32."""
+    return settings.zero_stage > 0 or settings.precision == "bf16"
+
+
 def _config(optimizer: OptimizerSettings, settings: EngineSettings, num_elements: int, world: World) -> dict[str, Any]:
     """DeepSpeed's configuration of one engine."""
     bucket = min(num_elements + num_elements % 2, MAX_BUCKET)  # ZeRO wants an even number
@@ -190,7 +194,7 @@ def _config(optimizer: OptimizerSettings, settings: EngineSettings, num_elements
         "gradient_accumulation_steps": 1,
         # Stages 1 to 3 add gradients up until the step; stage 0 reduces them in backward, where the norm needs them.
         "managed_gradient_accumulation": stage == 0,
-        "gradient_clipping": optimizer.clip_norm or 0.0,
+        "gradient_clipping": optimizer.clip_norm or 0.0 if _wraps_adam(settings) else 0.0,  # else the engine clips
         "steps_per_print": None,
         "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,  # torch's own Adam counts as untested

@@ -117,7 +117,7 @@ def open_run(config: RunConfig, world: World) -> Run:
         log.warning("no checkpoint of %s is valid; the run starts anew", storage.url)
     samples_seen = checkpoint.samples_seen if checkpoint else 0
     model = build_model(config, manifest.image_shape)
-    settings = _engine_settings(config, world)
+    settings = engine_settings(config, world)
     generator = make_engine(model, _adam(config.train.generator), settings, world)
     network = build_ratio_network(config)
     ratio = make_engine(network, _adam(config.train.ratio), settings, world)
@@ -172,7 +172,7 @@ def _pack_if_absent(data: Storage, config: RunConfig) -> None:
         pack(open_source(config.data.format, config.data.source or ""), data)
 
 
-def _engine_settings(config: RunConfig, world: World) -> EngineSettings:
+def engine_settings(config: RunConfig, world: World) -> EngineSettings:
     """The engine: `auto` takes DeepSpeed for several processes or on CUDA."""
     kind = config.engine
     if kind == "auto":

@@ -54,10 +54,13 @@ class StreamTable:
     def add(self, z: Tensor, streams: Tensor) -> None:
         """Writes latents z (B, Z) of the given streams (B,), each into its stream's next slot."""
         own = streams // self.world.size
-        earlier = (own[:, None] == own[None, :]).tril(-1).sum(1)  # rows of the same stream before this one
+        counts = torch.bincount(own, minlength=len(self.written))
+        order = own.argsort(stable=True)
+        earlier = torch.empty_like(own)  # rows of the same stream before this one
+        earlier[order] = torch.arange(len(own)) - (counts.cumsum(0) - counts)[own[order]]
         slot = (self.written[own] + earlier) % self.z.shape[1]
         self.z[own, slot] = z.detach().to(self.z.dtype)
-        self.written += torch.bincount(own, minlength=len(self.written))
+        self.written += counts
 
     def is_ready(self) -> bool:
         """Whether every stream on every rank holds a latent (collective until it is so)."""

@@ -38,7 +38,7 @@ HIDDEN = (128, 128)
 BATCH = 2048
 HELD_OUT = 65_536
 
-CHAINS = PriorBlock(num_chains=4096, num_steps=4, step_size=0.04, equilibrate_steps=200)
+CHAINS = PriorBlock(num_chains=4096, num_steps=2, step_size=0.04, equilibrate_steps=50)
 OPTIMIZER = RatioOptimizerBlock(rate=2e-3)
 STAGES = StagesBlock(
     max_stages=12,

@@ -1,0 +1,177 @@
+"""The commands: they parse, call and print."""
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress
+from rich.table import Table
+
+import ebmscale
+from ebmscale.config import RunConfig, load_config
+from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(ebmscale.__version__, prog_name="ebmscale")
+def cli() -> None:
+    """Latent-space energy-based priors by adaptive multi-stage density ratio estimation."""
+
+
+@cli.command()
+@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--dry-run", is_flag=True, help="One update of every kind, one save, one load; says what the run needs.")
+def train(config_file: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Train a run, or resume it: the same command goes on where the run stopped."""
+    from ebmscale.evaluate.report import write_report  # noqa: PLC0415 (commands import what they use)
+    from ebmscale.runtime.worker import run_worker  # noqa: PLC0415
+    from ebmscale.storage import Storage  # noqa: PLC0415
+
+    config = load_config(config_file, overrides)
+    if dry_run:
+        _dry_run(config)
+        return
+    url, world = run_worker(config, console)
+    if world.is_first:
+        report = write_report(Storage.at(url))
+        console.print(f"run      {url}\nsamples  {url}/samples.png\nmetrics  {url}/metrics.jsonl\nreport   {report}")
+
+
+def _dry_run(config: RunConfig) -> None:
+    from ebmscale.runtime.dryrun import dry_run  # noqa: PLC0415
+    from ebmscale.world import World  # noqa: PLC0415
+
+    forecast = dry_run(config, World.from_environment(config.device))
+    table = Table(title="dry run: every part works; the run will need", show_header=False)
+    table.add_row("parameters", "{:,} generator and encoder, {:,} a ratio".format(*forecast.num_parameters))
+    table.add_row("updates", f"{forecast.num_batches:,}")
+    table.add_row("seconds an update", f"{forecast.first_batch_s:.3f} at first, {forecast.last_batch_s:.3f} at the end")
+    table.add_row("time", f"at most {forecast.train_s / 60:.1f} min")
+    table.add_row("memory", f"{forecast.memory_bytes / 1e9:.2f} GB a process")
+    free = "" if forecast.free_bytes is None else f", {forecast.free_bytes / 1e9:.1f} GB are free"
+    table.add_row("a checkpoint", f"{forecast.checkpoint_bytes / 1e6:.1f} MB, {config.checkpoint.keep_last} kept{free}")
+    console.print(table)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("-n", "num", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
+@click.option("--out", required=True, help="FILE.png (a grid) or FILE.npz (uint8 images and latents).")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--stage", type=click.IntRange(0), help="From the prior after this many stages (default: all).")
+def sample(run: str, num: int, out: str, seed: int, stage: int | None) -> None:
+    """Draw samples from RUN's newest valid checkpoint, or from an export."""
+    from ebmscale.evaluate.pictures import image_grid, to_uint8  # noqa: PLC0415
+    from ebmscale.storage import Storage  # noqa: PLC0415
+
+    if Path(out).suffix not in (".png", ".npz"):
+        raise ConfigError(f"--out {out} must end in .png or .npz.")
+    model = ebmscale.load(run)
+    if stage is not None and stage > model.prior.num_stages:
+        raise ConfigError(f"--stage {stage} is beyond the {model.prior.num_stages} stages that the run has.")
+    z, _ = model.sample_prior(num, seed, stage)
+    images = model.decode(z)
+    if Path(out).suffix == ".png":
+        Storage.at(Path(out).parent).publish(Path(out).name, image_grid(images))
+    else:
+        np.savez_compressed(out, images=to_uint8(images), z=z.numpy())
+    console.print(f"{num} samples in {out}")
+
+
+@cli.command()
+@click.argument("run")
+def report(run: str) -> None:
+    """Write RUN's report: one self-contained HTML page."""
+    from ebmscale.evaluate.report import write_report  # noqa: PLC0415
+    from ebmscale.storage import Storage  # noqa: PLC0415
+
+    console.print(f"report   {write_report(Storage.at(run))}")
+
+
+@cli.command()
+@click.argument("format_name", metavar="FORMAT")
+@click.argument("src", metavar="SRC")
+@click.argument("url", metavar="URL")
+@click.option("--shard-samples", type=click.IntRange(1), default=4096, show_default=True)
+def pack(format_name: str, src: str, url: str, shard_samples: int) -> None:
+    """Pack a data set into shards. FORMAT is digits (embedded; SRC is -) or idx (a folder of the MNIST family)."""
+    from ebmscale.data.formats import open_source  # noqa: PLC0415
+    from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
+    from ebmscale.storage import Storage  # noqa: PLC0415
+
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"packing {format_name}")
+        manifest = write_shards(
+            open_source(format_name, src),
+            Storage.at(url),
+            shard_samples=shard_samples,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    counts = ", ".join(f"{count:,} {part}" for part, count in manifest.counts().items())
+    console.print(f"{url}: {manifest.name}, {counts}, {len(manifest.shards)} shard(s)")
+
+
+@cli.command()
+@click.argument("url")
+def inspect(url: str) -> None:
+    """Say what a run, an export or a set of shards holds, and verify its checksums."""
+    from ebmscale.runtime.inspection import inspect as examine  # noqa: PLC0415
+
+    found = examine(url)
+    console.print(found.title)
+    table = Table(*found.columns)
+    for row in found.rows:
+        table.add_row(*row)
+    console.print(table)
+    if found.failure is not None:
+        raise found.failure
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("folder", metavar="DIR")
+def export(run: str, folder: str) -> None:
+    """Write RUN's model as safetensors and JSON, which `ebmscale.load` opens without Ray or DeepSpeed."""
+    from ebmscale.storage import Storage  # noqa: PLC0415
+
+    model = ebmscale.load(run)
+    model.export(Storage.at(folder))
+    console.print(f"{model.prior.num_stages} stage(s), {model.samples_seen:,} samples seen: {folder}")
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what this machine can do, what is missing, and how to get it."""
+    from ebmscale.runtime.doctor import examine  # noqa: PLC0415
+
+    table = Table("", "what", "detail")
+    for finding in examine():
+        table.add_row({True: "ok", False: "FAIL", None: "-"}[finding.ok], finding.what, finding.detail)
+    console.print(table)
+
+
+def main() -> None:
+    """The program: runs a command, and turns errors into one sentence and an exit code."""
+    from ebmscale.runtime.worker import first_rank  # noqa: PLC0415
+
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("ebmscale").setLevel(logging.INFO if first_rank() else logging.ERROR)
+    try:
+        cli(standalone_mode=False)
+    except EbmscaleError as error:
+        word = "stopped" if isinstance(error, Interrupted) else "error"
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"{word}: {error}")
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ConfigError.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(Interrupted.exit_code)

@@ -1,0 +1,65 @@
+"""What this machine can do, what is missing, and how to get it."""
+
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from typing import NamedTuple
+
+import torch
+
+from ebmscale.train.engine import operators_compiled
+
+
+class Finding(NamedTuple):
+    """One line of the doctor: `ok` is None for what is optional and absent."""
+
+    what: str
+    ok: bool | None
+    detail: str
+
+
+def examine() -> Iterator[Finding]:
+    """Looks at the interpreter, the processor, the devices, the compilers and the optional packages."""
+    yield Finding("python", True, f"{platform.python_version()} on {platform.machine()}")
+    yield Finding("torch", True, torch.__version__)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    yield Finding("processor", True, f"{cores} cores, {memory:.0f} GB of memory, {torch.get_num_threads()} threads")
+    bf16 = any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+    yield Finding("bf16 on CPU", bf16 or None, "in hardware" if bf16 else "emulated: precision=fp32 is faster here")
+    yield _cuda()
+    yield _package("deepspeed", "engine=deepspeed", "pip install deepspeed")
+    yield _compiler()
+    yield _package("ray", "cluster runs and searches", "pip install 'ray[tune]'")
+    yield _package("s3fs", "s3:// storage", "pip install s3fs")
+    yield _package("tensorboardX", "TensorBoard files", "pip install tensorboardX")
+
+
+def _cuda() -> Finding:
+    if not torch.cuda.is_available():
+        return Finding("CUDA", None, "no device: runs on the CPU")
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return Finding("CUDA", True, names)
+
+
+def _compiler() -> Finding:
+    """DeepSpeed compiles its CPU operators with g++ and ninja at first use."""
+    if operators_compiled():
+        return Finding("DeepSpeed operators", True, "compiled")
+    missing = [name for name, there in {"g++": shutil.which("g++"), "ninja": _has("ninja")}.items() if not there]
+    if missing:
+        return Finding("DeepSpeed operators", None, f"cannot be compiled: install {' and '.join(missing)}")
+    return Finding("DeepSpeed operators", True, "compiled at first use, about a minute")
+
+
+def _package(name: str, purpose: str, how: str) -> Finding:
+    if _has(name):
+        return Finding(name, True, f"{metadata.version(name)}, for {purpose}")
+    return Finding(name, None, f"missing, needed for {purpose}: {how}")
+
+
+def _has(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None

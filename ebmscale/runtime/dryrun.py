@@ -1,0 +1,120 @@
+"""A dry run: one update of every kind, one save and one load, and from them what the whole run will need."""
+
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ebmscale.config import RunConfig
+from ebmscale.errors import EbmscaleError
+from ebmscale.models import count_parameters
+from ebmscale.storage import Storage
+from ebmscale.train.loop import take_evidence, train_batch
+from ebmscale.train.run import Run, open_run, run_storage
+from ebmscale.world import World
+
+WARM_BATCHES, TIMED_BATCHES = 2, 3
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will need.
+
+    Attributes:
+        num_batches: updates in all.
+        first_batch_s: seconds of an update while the prior is p_0.
+        last_batch_s: seconds of an update in the last stage, with all prior chains.
+        evidence_s: seconds of one measurement of evidence.
+        train_s: seconds of the whole run at most.
+        memory_bytes: peak memory of this process, host or CUDA device.
+        checkpoint_bytes: size of one checkpoint.
+        free_bytes: free space of the run's storage; None if it is not a local folder.
+        num_parameters: of generator with encoder, and of one ratio network.
+    """
+
+    num_batches: int
+    first_batch_s: float
+    last_batch_s: float
+    evidence_s: float
+    train_s: float
+    memory_bytes: int
+    checkpoint_bytes: int
+    free_bytes: int | None
+    num_parameters: tuple[int, int]
+
+
+def dry_run(config: RunConfig, world: World) -> Forecast:
+    """Tries everything a run does, in a temporary folder; the run's own storage is only probed.
+
+    Raises:
+        EbmscaleError: what the run itself would raise.
+    """
+    storage = run_storage(config)
+    storage.probe()
+    with tempfile.TemporaryDirectory(prefix="ebmscale-dry-run-") as folder:
+        trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": folder})})
+        run = open_run(trial, world)
+        try:
+            return _measure(run, storage)
+        finally:
+            run.stream.close()
+
+
+def _measure(run: Run, storage: Storage) -> Forecast:
+    batches = iter(run.stream)
+
+    def update() -> None:
+        batch = next(batches)
+        train_batch(run, batch)
+        run.samples_seen = batch.end
+
+    for _ in range(WARM_BATCHES):
+        update()
+    first_batch_s = _seconds(update)
+    evidence_s = _seconds(lambda: take_evidence(run), repeats=1)
+    run.save()
+    run.store.wait()
+    checkpoint = run.store.latest()
+    if checkpoint is None:
+        raise EbmscaleError("The dry run's checkpoint could not be read back; check the disk and report this.")
+    run.restore(checkpoint)
+    for _ in range(run.config.stages.max_stages - 1):
+        run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
+    update()
+    last_batch_s = _seconds(update)
+
+    config = run.config
+    num_batches = -(-config.train.max_samples // config.train.batch_size)
+    num_evidence = config.train.max_samples // config.stages.evidence_every
+    local = storage.local_path()
+    return Forecast(
+        num_batches=num_batches,
+        first_batch_s=first_batch_s,
+        last_batch_s=last_batch_s,
+        evidence_s=evidence_s,
+        train_s=num_batches * max(first_batch_s, last_batch_s) + num_evidence * evidence_s,
+        memory_bytes=_peak_memory(run.world),
+        checkpoint_bytes=run.store.describe()[-1].num_bytes,
+        free_bytes=shutil.disk_usage(local).free if local is not None else None,
+        num_parameters=(count_parameters(run.sampling.model), count_parameters(run.stages.prior.network)),
+    )
+
+
+def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> float:
+    """Mean seconds of an action."""
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        action()
+    return (time.perf_counter() - begin) / repeats
+
+
+def _peak_memory(world: World) -> int:
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(world.device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,47 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ebmscale.config import RunConfig, parse_config
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+TINY = """
+run: {name: tiny, seed: 3}
+data: {url: DATA, format: digits, validation_fraction: 0.2, num_streams: 4, shuffle_window: 16}
+model: {latent_dim: 4, generator_width: 2, encoder_width: 2, ratio_hidden: [16, 16]}
+posterior: {num_steps: 3, step_size: 0.1}
+prior: {num_steps: 2, step_size: 0.3, num_chains: 32, equilibrate_steps: 5, sample_steps: 5}
+stages:
+  {max_stages: 3, updates_per_batch: 2, batch_size: 32, buffer_samples: 256, min_samples: 320, max_samples: 960,
+   settle_samples: 320, evidence_every: 160, evidence_samples: 64, significance: 0.01}
+train: {batch_size: 32, max_samples: 3200, generator: {rate: 3.0e-3}, ratio: {rate: 3.0e-3}}
+checkpoint: {every_samples: 1600}
+metrics: {every_samples: 320, tensorboard: false}
+"""
+
+
+@pytest.fixture(scope="session")
+def digits_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The embedded digits, packed once."""
+    from ebmscale.data.formats import open_source
+    from ebmscale.data.pack import pack
+    from ebmscale.storage import Storage
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    pack(open_source("digits", ""), Storage.at(folder))
+    return str(folder)
+
+
+@pytest.fixture
+def tiny_text(digits_url: str, tmp_path: Path) -> str:
+    """A run of a hundred updates that passes through several stages in seconds, as YAML."""
+    return TINY.replace("DATA", digits_url) + f"storage: {{url: {tmp_path / 'runs'}}}\n"
+
+
+@pytest.fixture
+def tiny(tiny_text: str) -> RunConfig:
+    return parse_config(tiny_text)

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+
+from ebmscale.config import changed_keys, load_config, parse_config
+from ebmscale.errors import ConfigError
+
+MINIMAL = "run: {name: a}\ndata: {url: d}\ntrain: {max_samples: 1000}\n"
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
+    config = load_config(path)
+    assert config.run.name == path.stem
+
+
+def test_overrides_are_dotted_and_typed() -> None:
+    config = parse_config(MINIMAL, ["train.batch_size=64", "train.generator.rate=1e-4", "model.ratio_hidden=[8,8]"])
+    assert config.train.batch_size == 64
+    assert config.train.generator.rate == 1e-4
+    assert config.model.ratio_hidden == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.batchsize=3", "did you mean train.batch_size"),
+        ("batch_size=3", "did you mean train.batch_size"),
+        ("posterior.step=1", "did you mean posterior.step_size"),
+        ("train.batch_size=many", "train.batch_size: input should be a valid integer"),
+        ("train.max_samples=-1", "greater than 0"),
+        ("precision=fp16", "use bf16 or fp32"),
+        ("train.batch_size=2", "data.num_streams"),
+        ("prior.num_chains=100", "must be a multiple of data.num_streams"),
+        ("stages.settle_samples=50000", "below max_samples"),
+        ("stages.magnification=10", "belongs to loss n2ce"),
+        ("posterior.num_steps=0", "starts from the base density"),
+        ("train.max_samples=.nan", "train.max_samples"),
+        ("run.name=../escape", "run.name"),
+        ("no-equals-sign", "key=value"),
+        ("run.name.deeper=1", "holds a value"),
+    ],
+)
+def test_a_bad_override_gets_one_sentence(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(MINIMAL, [override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"train\.max_samples is missing"):
+        parse_config("run: {name: a}\ndata: {url: d}\ntrain: {}\n")
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "just text"])
+def test_what_is_no_mapping_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_config(text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_dump_reads_back_as_the_same_configuration() -> None:
+    config = parse_config(MINIMAL, ["stages.loss=n2ce", "stages.magnification=30"])
+    assert parse_config(config.dump()) == config
+
+
+def test_only_what_the_run_computes_forbids_a_resume() -> None:
+    config = parse_config(MINIMAL)
+    harmless = ["train.max_samples=9", "checkpoint.every_samples=5", "engine=plain", "storage.url=elsewhere"]
+    assert changed_keys(config, parse_config(MINIMAL, harmless)) == []
+    assert changed_keys(config, parse_config(MINIMAL, ["model.sigma=1"])) == ["model.sigma"]

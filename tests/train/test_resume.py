@@ -1,0 +1,149 @@
+"""Interruption and resume: bit for bit what no interruption gives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebmscale.config import RunConfig
+from ebmscale.errors import ConfigError, Interrupted
+from ebmscale.storage import Storage
+from ebmscale.train.checkpoint import CheckpointStore
+from ebmscale.train.guard import StopSignal
+from ebmscale.train.loop import train, train_batch
+from ebmscale.train.metrics import EVENTS_FILE, METRICS_FILE, read_lines
+from ebmscale.train.run import run_storage
+from ebmscale.train.view import View
+from ebmscale.world import World
+
+
+def changed(config: RunConfig, **blocks: dict[str, Any]) -> RunConfig:
+    tree = config.model_dump(mode="json")
+    for block, values in blocks.items():
+        tree[block] |= values
+    return RunConfig.model_validate(tree)
+
+
+def run_until(config: RunConfig, stop_after: int | None = None) -> None:
+    """Trains; asked to stop after the batch that reaches `stop_after` samples."""
+    stop = StopSignal()
+    if stop_after is None:
+        train(config, View(quiet=True), World.alone(), stop)
+        return
+
+    def watched(run, batch):
+        train_batch(run, batch)
+        if batch.end >= stop_after:
+            stop.name = "SIGTERM"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ebmscale.train.loop.train_batch", watched)
+        with pytest.raises(Interrupted, match="run the same command to go on"):
+            train(config, View(quiet=True), World.alone(), stop)
+
+
+def history(config: RunConfig, name: str) -> list[dict[str, Any]]:
+    lines = read_lines(run_storage(config), name)
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+def final_files(config: RunConfig) -> dict[str, Any]:
+    storage = run_storage(config)
+    position = CheckpointStore(storage).positions()[-1]
+    manifest = json.loads(storage.read_text(f"checkpoints/{position:012d}/manifest.json"))
+    files = {name: about["sha256"] for name, about in manifest["files"].items()}
+    return files | {"position": position, "ratios": manifest["ratios"], "stage": manifest["stage"]}
+
+
+@pytest.mark.parametrize("start", ["base", "encoder"])
+@pytest.mark.parametrize("kind", ["persistent", "short_run"])
+def test_two_interruptions_change_nothing(tiny: RunConfig, start: str, kind: str) -> None:
+    straight = changed(tiny, run={"name": "straight"}, posterior={"start": start}, prior={"kind": kind})
+    broken = changed(straight, run={"name": "broken"})
+    run_until(straight)
+    run_until(broken, stop_after=1200)
+    run_until(broken, stop_after=1248)  # straight after loading
+    run_until(broken)
+    assert final_files(broken) == final_files(straight)
+    assert history(broken, METRICS_FILE) == history(straight, METRICS_FILE)
+    assert history(broken, EVENTS_FILE) == history(straight, EVENTS_FILE)
+    decisions = [event.get("decision") for event in history(straight, EVENTS_FILE)]
+    assert "Advance" in decisions  # the interruptions fall among stages, not before them
+
+
+def test_what_was_written_after_the_last_checkpoint_is_not_doubled(tiny: RunConfig) -> None:
+    """A crash, not a stop: no checkpoint at the end, logs beyond the last one."""
+    straight = changed(tiny, run={"name": "straight"})
+    crashed = changed(tiny, run={"name": "crashed"})
+    run_until(straight)
+
+    def explode(run, batch):
+        if batch.end > 2400:
+            raise MemoryError
+        train_batch(run, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ebmscale.train.loop.train_batch", explode)
+        with pytest.raises(MemoryError):
+            train(crashed, View(quiet=True), World.alone(), StopSignal())
+    assert history(crashed, METRICS_FILE)[-1]["samples_seen"] > CheckpointStore(run_storage(crashed)).positions()[-1]
+    run_until(crashed)
+    assert history(crashed, METRICS_FILE) == history(straight, METRICS_FILE)
+    assert final_files(crashed) == final_files(straight)
+
+
+def test_a_longer_budget_goes_on_from_the_end(tiny: RunConfig) -> None:
+    short = changed(tiny, train={"max_samples": 1600})
+    run_until(short)
+    run_until(changed(short, train={"max_samples": 1920}))
+    assert CheckpointStore(run_storage(short)).positions()[-1] == 1920
+
+
+def test_a_finished_run_is_left_alone(tiny: RunConfig) -> None:
+    run_until(tiny)
+    before = final_files(tiny)
+    run_until(tiny)
+    assert final_files(tiny) == before
+
+
+def test_another_model_in_the_same_run_is_refused(tiny: RunConfig) -> None:
+    run_until(changed(tiny, train={"max_samples": 320}))
+    with pytest.raises(ConfigError, match=r"model\.latent_dim.*choose another run\.name"):
+        run_until(changed(tiny, model={"latent_dim": 5}))
+
+
+def test_a_different_seed_gives_a_different_run_and_the_same_seed_the_same(tiny: RunConfig) -> None:
+    short = changed(tiny, train={"max_samples": 640})
+    runs = [changed(short, run={"name": name, "seed": seed}) for name, seed in [("a", 1), ("b", 1), ("c", 2)]]
+    for config in runs:
+        run_until(config)
+    a, b, c = (history(config, METRICS_FILE) for config in runs)
+    assert a == b
+    assert a != c
+
+
+def test_old_checkpoints_go_and_the_last_two_stay(tiny: RunConfig) -> None:
+    config = changed(tiny, checkpoint={"every_samples": 320, "keep_last": 2, "keep_every": 1600})
+    run_until(config)
+    assert CheckpointStore(run_storage(config)).positions() == [1600, 2880, 3200]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tiny: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
+    run_until(tiny)
+    reference = final_files(tiny)
+    flip_bit(run_storage(tiny), "checkpoints/000000003200/generator.safetensors")
+    run_until(tiny)
+    assert "passing over checkpoint 3200" in caplog.text
+    assert "generator.safetensors is damaged" in caplog.text
+    assert final_files(tiny) == reference  # trained again from the one before, to the same bits
+
+
+def flip_bit(storage: Storage, path: str) -> None:
+    local = storage.local_path(path)
+    assert isinstance(local, Path)
+    data = bytearray(local.read_bytes())
+    data[len(data) // 2] ^= 1
+    local.write_bytes(bytes(data))
+
+
