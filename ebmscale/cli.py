@@ -1,6 +1,7 @@
 """The commands: they parse, call and print."""
 
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -68,8 +69,9 @@ def _dry_run(config: RunConfig) -> None:
 @click.option("--stage", type=click.IntRange(0), help="From the prior after this many stages (default: all).")
 def sample(run: str, num: int, out: str, seed: int, stage: int | None) -> None:
     """Draw samples from RUN's newest valid checkpoint, or from an export."""
-    from ebmscale.evaluate.pictures import image_grid, to_uint8  # noqa: PLC0415
+    from ebmscale.evaluate.report import sample_grid  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
+    from ebmscale.train.tasks import to_images  # noqa: PLC0415
 
     if Path(out).suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out} must end in .png or .npz.")
@@ -79,9 +81,9 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None) -> None:
     z, _ = model.sample_prior(num, seed, stage)
     images = model.decode(z)
     if Path(out).suffix == ".png":
-        Storage.at(Path(out).parent).publish(Path(out).name, image_grid(images))
+        Storage.at(Path(out).parent).publish(Path(out).name, sample_grid(model, images, math.ceil(math.sqrt(num))))
     else:
-        np.savez_compressed(out, images=to_uint8(images), z=z.numpy())
+        np.savez_compressed(out, images=to_images(images), z=z.numpy())
     console.print(f"{num} samples in {out}")
 
 

@@ -91,12 +91,17 @@ class PosteriorBlock(ChainBlock):
 
 
 class PriorBlock(ChainBlock):
-    """Prior chains of p_{k-1}: `persistent` ones move on by num_steps a batch, `short_run` ones restart from p_0."""
+    """Prior chains of p_{k-1}: `persistent` ones move on by num_steps a batch, `short_run` ones restart from p_0.
+
+    A new stage brings persistent chains to the new prior by equilibrate_steps of `langevin`, or draws them anew by
+    `smc` from p_0 through every stage, that many steps each.
+    """
 
     kind: Literal["persistent", "short_run"] = "persistent"
     num_steps: Positive = 5
     step_size: PositiveFloat = 0.2
     num_chains: Positive = 512
+    equilibrate: Literal["langevin", "smc"] = "langevin"
     equilibrate_steps: NonNegative = 100
     sample_steps: Positive = 100
 

@@ -8,7 +8,7 @@ Shapes: N images or latents, C H W image, T steps of a chain.
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainTrace
+from ebmscale.train.tasks import to_images
 
 POSTERIOR_COLOUR, PRIOR_COLOUR = "#0072b2", "#d55e00"
 MARK_COLOURS = {
@@ -33,9 +34,9 @@ PART_COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7"
 GAP = 2  # pixels between the images of a grid
 
 WIDTH, HEIGHT = 4.0, 2.5  # inches
-HISTOGRAM_BINS = 40
+HISTOGRAM_BINS = 30
 MOST_DOTS = 60  # a curve of more points is drawn without dots
-STYLE = {
+STYLE: Any = {
     "font.size": 9.5,
     "svg.hashsalt": "ebmscale",  # the same run gives the same bytes
     "axes.spines.top": False,
@@ -76,7 +77,7 @@ def image_grid(images: Tensor, columns: int, scale: int = 1) -> bytes:
     """
     num, channels, height, width = images.shape
     shown = images[:, :3] if channels >= 3 else images[:, :1]
-    pixels = ((shown.float().nan_to_num().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    pixels = to_images(shown).permute(0, 2, 3, 1).numpy()
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
     rows, step_y, step_x = -(-num // columns), height * scale + GAP, width * scale + GAP
     canvas = np.full((rows * step_y - GAP, columns * step_x - GAP, pixels.shape[3]), 255, np.uint8)
@@ -97,20 +98,19 @@ def data_uri(data: bytes, media_type: str) -> str:
 def energy_histogram(posterior: Tensor, prior: Tensor) -> bytes:
     """Histograms of energies (N,) of posterior and prior latents, on the same bins; the outer 0.5 % count as tails."""
     figure, axes = _new_chart("energy (nats)", "density")
-    sides = {"posterior z+": (posterior, POSTERIOR_COLOUR), "prior z\N{MINUS SIGN}": (prior, PRIOR_COLOUR)}
+    sides = {"posterior z⁺": (posterior, POSTERIOR_COLOUR), "prior z⁻": (prior, PRIOR_COLOUR)}
     finite = torch.cat([energy[energy.isfinite()] for energy, _ in sides.values()]).double()
     if len(finite) == 0:
         axes.text(0.5, 0.5, "no finite energy", transform=axes.transAxes, ha="center")
         return _svg(figure)
     low, high = np.quantile(finite.numpy(), [0.005, 0.995])
-    bins = np.linspace(low, max(high, low + 1e-6), HISTOGRAM_BINS + 1)
+    bins = np.linspace(low, max(high, low + 1e-6), HISTOGRAM_BINS + 1).tolist()
     for label, (energy, colour) in sides.items():
         inside = energy[energy.isfinite()].double().clamp(low, high).numpy()
         axes.hist(inside, bins, density=True, histtype="stepfilled", color=colour, alpha=0.3)
         axes.hist(inside, bins, density=True, histtype="step", color=colour, label=label)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.margins(y=0.25)
-    axes.legend(loc="upper right", ncols=2, borderaxespad=0)
+    _legend_above(axes)
     return _svg(figure)
 
 
@@ -140,12 +140,12 @@ def timeline(
     if level is not None:
         value, name = level
         axes.axhline(value, color="#444444", linestyle=(0, (1, 2)), lw=1)
-        axes.annotate(name, (0.99, value), axes.get_yaxis_transform(), (0, 2), "offset points", fontsize=8, ha="right")
+        axes.text(0.01, value, name, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom")
     labels = list(dict.fromkeys(curve.label for curve in curves))
     for curve in curves:
         colour = (POSTERIOR_COLOUR, PRIOR_COLOUR)[labels.index(curve.label) % 2]
         x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
-        axes.plot(x, y, color=colour, marker="o" if len(x) <= MOST_DOTS else "", ms=3)
+        axes.plot(x, y, color=colour, marker="o" if len(x) <= MOST_DOTS else "", ms=3, clip_on=False)
         if curve.band is not None:
             half = np.asarray(curve.band, float)
             axes.fill_between(x, y - half, y + half, color=colour, alpha=0.2, lw=0)
@@ -169,8 +169,8 @@ def chain_chart(trace: ChainTrace) -> bytes:
     below.plot(steps, trace.diffusion.numpy(), color=PRIOR_COLOUR, label="diffusion")
     below.set(xlabel="step", ylabel="length", ylim=(0, None))
     below.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    below.margins(y=0.35)
-    below.legend(loc="upper right", ncols=2, borderaxespad=0)
+    below.margins(y=0.15)
+    _legend_above(below)
     return _svg(figure)
 
 
@@ -191,7 +191,7 @@ def speed_chart(edges: Sequence[float], speeds: Sequence[float]) -> bytes:
     """Samples per second in every interval between the `edges` (one more than speeds)."""
     figure, axes = _new_chart("samples seen", "samples/s")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.stairs(speeds, edges, color=POSTERIOR_COLOUR, lw=1.5)
+    axes.stairs(speeds, edges, baseline=None, color=POSTERIOR_COLOUR, lw=1.5)
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
     axes.margins(y=0.15)
     return _svg(figure)
@@ -202,6 +202,11 @@ def _new_chart(xlabel: str, ylabel: str = "") -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel)
     return figure, axes
+
+
+def _legend_above(axes: Axes) -> None:
+    """The legend in one line above the axes, where it hides nothing."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, borderaxespad=0.2)
 
 
 def _draw_stages(axes: Axes, starts: Mapping[int, int], end: int) -> None:

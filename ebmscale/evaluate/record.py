@@ -47,13 +47,9 @@ class Record:
 
     def starts(self) -> dict[int, int]:
         """Stage -> samples_seen where it started."""
-        if not self.measured:
-            return {}
-        starts = {self.measured[0]["stage"]: 0}
-        for event in self.measured:
-            if event["decision"] == "Advance":
-                starts[event["stage"] + 1] = event["samples_seen"]
-        return starts
+        advances = [event for event in self.measured if event["decision"] == "Advance"]
+        first = {1: 0} if self.measured else {}
+        return first | {event["stage"] + 1: event["samples_seen"] for event in advances}
 
     def evidence(self, name: str, band: str | None = None) -> list[Curve]:
         """One number of the evidence over time: a curve for every ratio, since each starts from nothing.
@@ -62,23 +58,24 @@ class Record:
             name: of the number.
             band: name of its standard error; the band is two of them wide on either side.
         """
-        curves, ratio = [], []
+        ratios: list[list[Line]] = [[]]
         for event in self.measured:
-            ratio.append(event)
-            if event["decision"] in ("Advance", "RollBack") or event is self.measured[-1]:
-                x = [e["samples_seen"] for e in ratio]
-                errors = [2 * number(e["evidence"][band]) for e in ratio] if band else None
-                curves.append(Curve(x, [number(e["evidence"][name]) for e in ratio], band=errors))
-                ratio = []
-        return curves
+            ratios[-1].append(event)
+            if event["decision"] in ("Advance", "RollBack"):
+                ratios.append([])
+        return [
+            Curve(
+                [event["samples_seen"] for event in events],
+                [number(event["evidence"][name]) for event in events],
+                band=[2 * number(event["evidence"][band]) for event in events] if band else None,
+            )
+            for events in ratios
+            if events
+        ]
 
     def squared_errors(self) -> list[Curve]:
         """Mean squared error of the reconstructions over time: of held-out and of training images."""
-        pairs = {"held-out": (self.events, "held_out_mse"), "training": (self.metrics, "train/mse")}
-        return [
-            Curve([line["samples_seen"] for line in lines if key in line], [number(v[key]) for v in lines if key in v], label)
-            for label, (lines, key) in pairs.items()
-        ]  # fmt: skip
+        return [_curve(self.events, "held_out_mse", "held-out"), _curve(self.metrics, "train/mse", "training")]
 
     def edges(self) -> list[int]:
         """samples_seen at the ends of the metrics' intervals, one more than there are intervals."""
@@ -108,6 +105,11 @@ def kind_of(event: Line) -> str:
     if state["settling_since"] == event["samples_seen"]:
         return "Settling"
     return "New round" if state["started"] == event["samples_seen"] else "Hold"
+
+
+def _curve(lines: list[Line], key: str, label: str) -> Curve:
+    lines = [line for line in lines if key in line]
+    return Curve([line["samples_seen"] for line in lines], [number(line[key]) for line in lines], label)
 
 
 def number(value: float | None) -> float:

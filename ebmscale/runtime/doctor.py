@@ -3,14 +3,11 @@
 import importlib.util
 import os
 import platform
-import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from typing import NamedTuple
 
 import torch
-
-from ebmscale.train.engine import operators_compiled
 
 
 class Finding(NamedTuple):
@@ -22,7 +19,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> Iterator[Finding]:
-    """Looks at the interpreter, the processor, the devices, the compilers and the optional packages."""
+    """Looks at the interpreter, the processor, the devices and the optional packages."""
     yield Finding("python", True, f"{platform.python_version()} on {platform.machine()}")
     yield Finding("torch", True, torch.__version__)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -32,7 +29,6 @@ def examine() -> Iterator[Finding]:
     yield Finding("bf16 on CPU", bf16 or None, "in hardware" if bf16 else "emulated: precision=fp32 is faster here")
     yield _cuda()
     yield _package("deepspeed", "engine=deepspeed", "pip install deepspeed")
-    yield _compiler()
     yield _package("ray", "cluster runs and searches", "pip install 'ray[tune]'")
     yield _package("s3fs", "s3:// storage", "pip install s3fs")
     yield _package("tensorboardX", "TensorBoard files", "pip install tensorboardX")
@@ -43,16 +39,6 @@ def _cuda() -> Finding:
         return Finding("CUDA", None, "no device: runs on the CPU")
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return Finding("CUDA", True, names)
-
-
-def _compiler() -> Finding:
-    """DeepSpeed compiles its CPU operators with g++ and ninja at first use."""
-    if operators_compiled():
-        return Finding("DeepSpeed operators", True, "compiled")
-    missing = [name for name, there in {"g++": shutil.which("g++"), "ninja": _has("ninja")}.items() if not there]
-    if missing:
-        return Finding("DeepSpeed operators", None, f"cannot be compiled: install {' and '.join(missing)}")
-    return Finding("DeepSpeed operators", True, "compiled at first use, about a minute")
 
 
 def _package(name: str, purpose: str, how: str) -> Finding:

@@ -1,6 +1,6 @@
 """Checkpoints: folders that exist only once their manifest, written last, is there.
 
-    URL/NAME/checkpoints/000000064000/{generator,ratio,chains}.safetensors, state.json, manifest.json
+    URL/NAME/checkpoints/000000064000/{generator,ratio,chains}.safetensors, {state,clock}.json, manifest.json
     URL/NAME/ratios/stage-001.safetensors, ...    frozen ratios, written once and shared by all later checkpoints
 
 The name of a checkpoint is its `samples_seen`. Tensors are safetensors and the rest is JSON: nothing is unpickled.
@@ -38,13 +38,15 @@ class Checkpoint:
     Attributes:
         samples_seen: the position.
         tensors: file stem -> name -> tensor, e.g. `tensors["generator"]["weights/..."]`.
-        state: plain values.
+        state: plain values that the run's course depends on.
+        clock: seconds spent, which it does not depend on.
         ratios: weights of the frozen ratios, in the order of their stages.
     """
 
     samples_seen: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+    clock: dict[str, Any]
     ratios: list[dict[str, Tensor]]
 
 
@@ -79,6 +81,7 @@ class CheckpointStore:
         samples_seen: int,
         tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, Any],
+        clock: Mapping[str, Any],
         ratios: list[dict[str, Tensor]],
     ) -> None:
         """Copies everything now, waits for the checkpoint before, and writes this one in the background.
@@ -87,7 +90,7 @@ class CheckpointStore:
             StorageError: the checkpoint before could not be written.
         """
         files = {f"{stem}.safetensors": save_tensors(_for_storage(named)) for stem, named in tensors.items()}
-        files["state.json"] = json.dumps(state, indent=1).encode()
+        files |= {f"{stem}.json": json.dumps(d, indent=1).encode() for stem, d in (("state", state), ("clock", clock))}
         frozen = [save_tensors(_for_storage(weights)) for weights in ratios]
         self.wait()
         self._pending = self._pool.submit(self._write, samples_seen, files, frozen, state)
@@ -122,11 +125,17 @@ class CheckpointStore:
             for name, data in files.items()
             if name.endswith(".safetensors")
         }
-        return Checkpoint(samples_seen, tensors, json.loads(files["state.json"]), ratios)
+        return Checkpoint(
+            samples_seen, tensors, json.loads(files["state.json"]), json.loads(files["clock.json"]), ratios
+        )
 
     def positions(self) -> list[int]:
         """`samples_seen` of every checkpoint folder, finished or not, oldest first."""
         return sorted(int(name) for name in self._storage.list(FOLDER) if re.fullmatch(r"\d{12}", name))
+
+    def has_finished(self) -> bool:
+        """Whether any checkpoint was ever finished, valid or not."""
+        return any(self._storage.exists(f"{self._folder(p)}/manifest.json") for p in self.positions())
 
     def describe(self) -> list[CheckpointInfo]:
         """Every checkpoint with stage, size and validity (every file is read and verified)."""

@@ -55,10 +55,13 @@ class MeanMeter:
 
 
 class PartTimer:
-    """Wall-clock seconds spent in each part of an update since the last `take`."""
+    """Wall-clock seconds spent in each part of an update since the last `take`; the time between runs is not spent."""
 
     def __init__(self, device: torch.device):
         self._device = device
+        self._restart()
+
+    def _restart(self) -> None:
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._since = time.perf_counter()
 
@@ -75,10 +78,18 @@ class PartTimer:
 
     def take(self) -> tuple[dict[str, float], float]:
         """Seconds by part, and all seconds, since the last call."""
-        now = time.perf_counter()
-        taken, total = self._seconds, now - self._since
-        self._seconds, self._since = dict.fromkeys(PARTS, 0.0), now
+        taken, total = self._seconds, time.perf_counter() - self._since
+        self._restart()
         return taken, total
+
+    def state(self) -> dict[str, Any]:
+        """What `take` would give, without starting anew."""
+        return {"parts": dict(self._seconds), "total": time.perf_counter() - self._since}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self._seconds = dict(state["parts"])
+        self._since = time.perf_counter() - state["total"]
 
 
 class RunLog:

@@ -126,13 +126,17 @@ class LatentModel:
 
 
 def load(url: str) -> LatentModel:
+    """`open_model` from an address."""
+    return open_model(Storage.at(url))
+
+
+def open_model(storage: Storage) -> LatentModel:
     """Opens the newest valid checkpoint of a run, or an export, on the CPU.
 
     Raises:
-        ConfigError: there is no run at this address.
+        ConfigError: there is no run in this storage.
         StorageError: it has no valid checkpoint, or the export is damaged.
     """
-    storage = Storage.at(url)
     return _load_export(storage) if storage.exists(ABOUT_FILE) else _load_run(storage)
 
 

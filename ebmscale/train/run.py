@@ -12,7 +12,7 @@ from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream, read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
-from ebmscale.errors import ConfigError
+from ebmscale.errors import ConfigError, StorageError
 from ebmscale.storage import Storage
 from ebmscale.train.checkpoint import Checkpoint, CheckpointStore
 from ebmscale.train.engine import Engine, EngineSettings, OptimizerSettings, make_engine
@@ -65,7 +65,7 @@ class Run:
         }
         if self.world.is_first:
             ratios = [self.stages.prior.stage_weights(k + 1) for k in range(self.stages.prior.num_stages)]
-            self.store.save(self.samples_seen, tensors, state, ratios)
+            self.store.save(self.samples_seen, tensors, state, self.timer.state(), ratios)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint, whatever world and engine wrote it (collective)."""
@@ -78,6 +78,7 @@ class Run:
         meters = checkpoint.state["meters"]
         if len(meters) == self.world.size:
             self.meter.load_state(meters[self.world.rank])
+        self.timer.load_state(checkpoint.clock)
         self.samples_seen = checkpoint.samples_seen
         self.sampling.refresh()
 
@@ -113,11 +114,14 @@ def open_run(config: RunConfig, world: World) -> Run:
         verify(data, manifest, config.data.verify)
     store = CheckpointStore(storage, config.checkpoint.keep_last, config.checkpoint.keep_every)
     checkpoint = store.latest()
-    if checkpoint is None and store.positions():
-        log.warning("no checkpoint of %s is valid; the run starts anew", storage.url)
+    if checkpoint is None and store.has_finished():
+        raise StorageError(
+            f"The run {storage.url} has no valid checkpoint left, every one is damaged (see `ebmscale inspect`); "
+            "restore one from a copy, or delete the run to start anew."
+        )
     samples_seen = checkpoint.samples_seen if checkpoint else 0
     model = build_model(config, manifest.image_shape)
-    settings = engine_settings(config, world)
+    settings = _engine_settings(config, world)
     generator = make_engine(model, _adam(config.train.generator), settings, world)
     network = build_ratio_network(config)
     ratio = make_engine(network, _adam(config.train.ratio), settings, world)
@@ -172,7 +176,7 @@ def _pack_if_absent(data: Storage, config: RunConfig) -> None:
         pack(open_source(config.data.format, config.data.source or ""), data)
 
 
-def engine_settings(config: RunConfig, world: World) -> EngineSettings:
+def _engine_settings(config: RunConfig, world: World) -> EngineSettings:
     """The engine: `auto` takes DeepSpeed for several processes or on CUDA."""
     kind = config.engine
     if kind == "auto":

@@ -33,5 +33,5 @@ class SamplingCopy:
     @torch.no_grad()
     def refresh(self) -> None:
         """Takes the engine's present weights (collective)."""
-        for name, weight in self._engine.full_weights().items():
+        for name, weight in self._engine.working_weights().items():
             self._targets[name].copy_(weight)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from ebmscale.config import PriorBlock, RatioOptimizerBlock, StagesBlock
 from ebmscale.density import evidence as evidence_of
@@ -27,8 +28,8 @@ from ebmscale.train.streams import StreamTable, owned_rows
 from ebmscale.train.tasks import langevin_settings
 from ebmscale.world import World
 
-CANDIDATES = 128
-"""Draws of p_0 for every chain of a pool that is resampled at the end of the first stage."""
+CANDIDATES = 32
+"""Draws of p_0 for every chain of a pool that is drawn anew by sequential Monte Carlo."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,6 @@ class StageTrainer:
         """The scheduler's decision on this evidence, carried out."""
         decision, self.state = decide(self.state, evidence, self.criteria, position)
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
-            self._resample(position)
             self.prior = self.prior.append(self.engine.full_weights())
             self._equilibrate(position)
         if isinstance(decision, (Advance, RollBack)):
@@ -188,27 +188,33 @@ class StageTrainer:
         initialise(network, torch_generator(self._seed, "ratio-weights", self.state.stage, self.state.rollbacks))
         return network.state_dict()
 
-    @torch.no_grad()
-    def _resample(self, position: int) -> None:
-        """Takes the pools from p_{k-1} to p_k by the weights r_k = e^f_k, before Langevin steps smooth them.
-
-        Langevin steps alone would leave the chains in whichever modes they started near. A pool at p_0 is drawn from
-        `CANDIDATES` fresh candidates a slot; a later one from its own rows, stream by stream.
-        """
-        for name, table in self._tables.items():
-            noise = StreamNoise(self._seed, f"resample-{name}", position, table.row_streams, self._world.device)
-            uniform = noise.uniform()
-            if self.is_first_stage:
-                z = self.prior.base.from_noise(noise.normal(CANDIDATES, self.prior.base.dim))
-                table.fill(z[torch.arange(len(z)), resample(self._log_ratio(z), uniform[:, None])[:, 0]])
-            else:
-                chosen = resample(self._log_ratio(table.z), uniform.view(table.z.shape[:2]))
-                table.fill(table.z.gather(1, chosen[:, :, None].expand_as(table.z)))
-
     def _equilibrate(self, position: int) -> None:
-        """Brings the chains to the new prior."""
+        """Brings the chains to the new prior, from where they are or by sequential Monte Carlo along the stages."""
         for name in self._tables:
-            self._move(name, position, self._chains.equilibrate_steps, purpose="equilibrate")
+            if self._chains.equilibrate == "smc":
+                self._renew(name, position)
+            else:
+                self._move(name, position, self._chains.equilibrate_steps, purpose="equilibrate")
+
+    @torch.no_grad()
+    def _renew(self, name: str, position: int) -> None:
+        """Draws a pool anew: p_0, then for every stage resampling by r_k = e^f_k and Langevin steps under p_k.
+
+        Langevin steps alone leave the chains in whichever modes they started near, and an error in how many there
+        are in a mode is then invisible to all later ratios. Streams are resampled one by one.
+        """
+        table, dim = self._tables[name], self.prior.base.dim
+        num_streams, num_slots = table.z.shape[:2]
+        settings = langevin_settings(self._chains, self._chains.equilibrate_steps)
+        noise = StreamNoise(self._seed, f"renew-{name}", position, table.row_streams, self._world.device)
+        rows = self.prior.base.from_noise(noise.normal(CANDIDATES, dim).flatten(0, 1))
+        for stage in range(1, self.prior.num_stages + 1):
+            log_ratio = functional_call(self.prior.network, self.prior.stage_weights(stage), (rows,))
+            chosen = resample(log_ratio.view(num_streams, -1), noise.uniform().view(num_streams, num_slots))
+            rows = rows.view(num_streams, -1, dim).gather(1, chosen[:, :, None].expand(-1, -1, dim)).flatten(0, 1)
+            target = self.prior.prefix(stage).evaluate
+            rows = run_chain(target, start(target, rows), noise.normal(settings.num_steps, dim), settings)[0].z
+        table.fill(rows)
 
     def _move(self, name: str, position: int, num_steps: int, purpose: str = "prior") -> ChainTrace:
         """Runs the chains of a pool under the current prior, from where they are or anew from p_0."""

@@ -24,6 +24,11 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def to_images(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] as uint8 images, clipped and rounded; what is not a number becomes grey."""
+    return ((pixels.float().nan_to_num().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def log_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
     """log N(x; mean, sigma^2 I) up to its constant, (B,), summed in float32."""
     return (x.float() - mean.float()).square().flatten(1).sum(1) * (-0.5 / sigma**2)

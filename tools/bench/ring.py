@@ -31,27 +31,31 @@ from ebmscale.train.stages import StageTrainer
 from ebmscale.world import World
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (after the backend is chosen)
+import matplotlib.pyplot as plt
 
 NUM_MODES, RADIUS, SD = 8, 2.0, 0.1
 HIDDEN = (128, 128)
-BATCH = 2048
-HELD_OUT = 65_536
+BATCH = 8192
+HELD_OUT = 32_768
 
-CHAINS = PriorBlock(num_chains=4096, num_steps=2, step_size=0.04, equilibrate_steps=50)
+CHAINS = PriorBlock(num_chains=8192, num_steps=2, step_size=0.04, equilibrate="smc", equilibrate_steps=20)
 OPTIMIZER = RatioOptimizerBlock(rate=2e-3)
 STAGES = StagesBlock(
     max_stages=12,
     batch_size=512,
-    updates_per_batch=4,
+    updates_per_batch=16,
     buffer_samples=8 * BATCH,
-    min_samples=100 * BATCH,
-    max_samples=900 * BATCH,
-    settle_samples=500 * BATCH,
+    min_samples=25 * BATCH,
+    max_samples=250 * BATCH,
+    settle_samples=200 * BATCH,
     patience=2,
     evidence_every=25 * BATCH,
     evidence_samples=16_384,
 )
+
+
+SINGLE_CHAINS = CHAINS.model_copy(update={"equilibrate": "langevin", "equilibrate_steps": 0})
+"""One stage alone draws from p_0 and never needs its chains."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,15 @@ def make_trainer(
     return StageTrainer(engine, prior, stages, chains, optimizer, world, seed, num_streams=1, target_moves=False)
 
 
-def train(trainer: StageTrainer, stages: StagesBlock, seed: int, grid: Grid, verbose: bool = False) -> list[StageRow]:
+def single_stage(num_updates: int) -> StagesBlock:
+    """One stage of the whole budget: full rate for a fifth of it, then the cosine to zero."""
+    num_samples = num_updates // STAGES.updates_per_batch * BATCH
+    settle = round(0.8 * num_samples / STAGES.evidence_every) * STAGES.evidence_every
+    once = {"max_stages": 1, "max_samples": num_samples, "settle_samples": settle, "patience": num_updates}
+    return STAGES.model_copy(update=once)
+
+
+def train(trainer: StageTrainer, stages: StagesBlock, seed: int, grid: Grid) -> list[StageRow]:
     """Trains stages until the scheduler finishes the sequence; one row a stage."""
     rows: list[StageRow] = []
     position = updates = 0
@@ -154,10 +166,77 @@ def train(trainer: StageTrainer, stages: StagesBlock, seed: int, grid: Grid, ver
         evidence = trainer.evidence(sample_ring(HELD_OUT, torch_generator(seed, "held-out", position)), position)
         stage = trainer.state.stage
         decision = trainer.decide(evidence, position)
-        if verbose:
-            print(f"  {position:9d} loss {evidence.loss:.4f} KL bound {evidence.kl_bound:.4f} {decision.reason}")
         if isinstance(decision, Advance | Finish):
             kept = not isinstance(decision, Finish) or decision.freeze
             rows.append(StageRow(stage, updates, evidence, kept, grid.kl(trainer.prior)))
             updates = 0
     return rows
+
+
+def table(results: list[tuple[list[StageRow], list[StageRow]]]) -> str:
+    """Every stage of every seed, and the means, in Markdown."""
+    lines = [
+        "| seed | stage | updates | held-out loss | KL bound +- s.e. | ratio kept | KL(q, p_k) |",
+        "|" + "---|" * 7,
+    ]
+    for seed, runs in enumerate(results):
+        for name, rows in zip(("", "single "), runs, strict=True):
+            for row in rows:
+                bound = f"{row.evidence.kl_bound:.4f} +- {row.evidence.kl_bound_error:.4f}"
+                kept = "yes" if row.kept else "no"
+                loss = f"{row.evidence.loss:.4f}"
+                lines.append(
+                    f"| {seed} | {name}{row.stage} | {row.updates} | {loss} | {bound} | {kept} | {row.kl:.4f} |"
+                )
+    adaptive = _mean_and_sd(rows[-1].kl for rows, _ in results)
+    single = _mean_and_sd(rows[-1].kl for _, rows in results)
+    num_stages = _mean_and_sd(sum(row.kept for row in rows) for rows, _ in results)
+    lines += ["", f"KL(q, p_K) in nats, {len(results)} seeds, mean +- sd: adaptive {adaptive}, single stage {single}."]
+    return "\n".join([*lines, f"K chosen by the scheduler: {num_stages}."])
+
+
+def _mean_and_sd(values: Iterable[float]) -> str:
+    values = list(values)
+    spread = f" +- {stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{spread}"
+
+
+def draw(prior: RatioSequence, path: Path) -> None:
+    """Writes a picture of the densities p_0, ..., p_K and q."""
+    grid = Grid(half_width=3.0, num_points=241)
+    densities = {f"$p_{k}$": grid.log_density(prior.prefix(k)) for k in range(prior.num_stages + 1)}
+    panels = densities | {"$q$": grid.log_q}
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.2 * len(panels), 2.5), layout="constrained")
+    for ax, (name, log_density) in zip(axes, panels.items(), strict=True):
+        ax.imshow(grid.image(log_density), origin="lower", extent=(-3, 3, -3, 3), cmap="magma")
+        ax.set_title(name)
+        ax.set_axis_off()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"), help="the picture, of seed 0")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    grid = Grid()
+    results: list[tuple[list[StageRow], list[StageRow]]] = []
+    for seed in range(arguments.seeds):
+        began = time.perf_counter()
+        trainer = make_trainer(seed)
+        rows = train(trainer, STAGES, seed, grid)
+        middle = time.perf_counter()
+        once = single_stage(sum(row.updates for row in rows))
+        single = train(make_trainer(seed, once, SINGLE_CHAINS), once, seed, grid)
+        results.append((rows, single))
+        print(f"seed {seed}: {middle - began:.0f} s adaptive, {time.perf_counter() - middle:.0f} s single", flush=True)
+        if seed == 0:
+            draw(trainer.prior, arguments.out)
+    print(f"\nKL(q, p_0) = {grid.kl(make_trainer(0).prior):.4f} nats; chance level of the loss 2 log 2 = 1.3863\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
