@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ebmscale.density.schedule import Criteria, StageState
 from ebmscale.errors import DivergenceError
 
 
@@ -42,4 +43,17 @@ def check_finite(what: str, value: float, samples_seen: int) -> None:
             f"The {what} became {value} after {samples_seen:,} samples, so training stopped before that update; "
             "lower its learning rate or the chain's step_size, then run the same command to go on from the last "
             "checkpoint."
+        )
+
+
+def check_rollbacks(state: StageState, criteria: Criteria) -> None:
+    """Stops the run if a stage was rolled back more often than it may be.
+
+    Raises:
+        DivergenceError: it was.
+    """
+    if state.rollbacks > criteria.max_rollbacks:
+        raise DivergenceError(
+            f"Stage {state.stage} was rolled back {state.rollbacks} times, {criteria.max_rollbacks} are allowed; lower "
+            "train.ratio.rate or raise stages.penalty, then run the same command to go on from the last checkpoint."
         )

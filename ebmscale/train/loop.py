@@ -11,7 +11,7 @@ from ebmscale.data.stream import Batch
 from ebmscale.density.schedule import Advance, Finish
 from ebmscale.errors import Interrupted
 from ebmscale.seeds import StreamNoise
-from ebmscale.train.guard import StopSignal, check_finite
+from ebmscale.train.guard import StopSignal, check_finite, check_rollbacks
 from ebmscale.train.metrics import RunLog
 from ebmscale.train.run import Run, open_run
 from ebmscale.train.tasks import PosteriorSample, generator_loss, langevin_settings, sample_posterior, to_pixels
@@ -45,6 +45,7 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
                 view.event(run, event)
                 if log is not None:
                     log.event(run.samples_seen, event)
+                check_rollbacks(run.stages.state, run.stages.criteria)
 
             if _passed(before, batch.end, config.metrics.every_samples):
                 metrics = collect_metrics(run)
@@ -103,7 +104,6 @@ def train_batch(run: Run, batch: Batch) -> None:
         meter.add("chain/prior_drift", run.stages.trace.drift[-1])
         meter.add("chain/prior_log_density", run.stages.trace.log_density[-1])
     if ratio is not None:
-        check_finite("gradient of the ratio network", ratio.grad_norm, batch.start)
         meter.add("train/ratio_loss", ratio.loss)
         meter.add("train/ratio_grad_norm", ratio.grad_norm)
 

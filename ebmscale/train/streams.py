@@ -59,7 +59,8 @@ class StreamTable:
         earlier = torch.empty_like(own)  # rows of the same stream before this one
         earlier[order] = torch.arange(len(own)) - (counts.cumsum(0) - counts)[own[order]]
         slot = (self.written[own] + earlier) % self.z.shape[1]
-        self.z[own, slot] = z.detach().to(self.z.dtype)
+        kept = earlier >= counts[own] - self.z.shape[1]  # a slot is written once, by the last row that is due there
+        self.z[own[kept], slot[kept]] = z.detach()[kept].to(self.z.dtype)
         self.written += counts
 
     def is_ready(self) -> bool:

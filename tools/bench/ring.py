@@ -176,7 +176,7 @@ def train(trainer: StageTrainer, stages: StagesBlock, seed: int, grid: Grid) -> 
 def table(results: list[tuple[list[StageRow], list[StageRow]]]) -> str:
     """Every stage of every seed, and the means, in Markdown."""
     lines = [
-        "| seed | stage | updates | held-out loss | KL bound +- s.e. | ratio kept | KL(q, p_k) |",
+        "| seed | stage | updates | held-out loss | KL bound +- s.e. | kept | KL(q, p_k) |",
         "|" + "---|" * 7,
     ]
     for seed, runs in enumerate(results):
@@ -190,9 +190,9 @@ def table(results: list[tuple[list[StageRow], list[StageRow]]]) -> str:
                 )
     adaptive = _mean_and_sd(rows[-1].kl for rows, _ in results)
     single = _mean_and_sd(rows[-1].kl for _, rows in results)
-    num_stages = _mean_and_sd(sum(row.kept for row in rows) for rows, _ in results)
+    num_stages = ", ".join(str(sum(row.kept for row in rows)) for rows, _ in results)
     lines += ["", f"KL(q, p_K) in nats, {len(results)} seeds, mean +- sd: adaptive {adaptive}, single stage {single}."]
-    return "\n".join([*lines, f"K chosen by the scheduler: {num_stages}."])
+    return "\n".join([*lines, f"K chosen by the scheduler, seed by seed: {num_stages}."])
 
 
 def _mean_and_sd(values: Iterable[float]) -> str:

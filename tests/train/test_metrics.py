@@ -1,0 +1,74 @@
+import json
+import time
+
+import pytest
+import torch
+
+from ebmscale.storage import Storage
+from ebmscale.train.metrics import METRICS_FILE, MeanMeter, PartTimer, RunLog, flatten, read_lines
+from ebmscale.world import World
+
+
+def test_means_are_weighted_and_start_anew() -> None:
+    meter = MeanMeter()
+    meter.add("a", torch.tensor(1.0), 3)
+    meter.add("a", 5.0, 1)
+    meter.add("b", 2)
+    assert meter.reduce(World.alone()) == {"a": 2.0, "b": 2.0}
+    assert meter.reduce(World.alone()) == {}
+
+
+def test_a_meter_goes_on_from_its_state() -> None:
+    values = torch.rand(10, generator=torch.Generator().manual_seed(0)).tolist()
+    straight, first, second = MeanMeter(), MeanMeter(), MeanMeter()
+    for value in values:
+        straight.add("a", value)
+    for value in values[:4]:
+        first.add("a", value)
+    second.load_state(json.loads(json.dumps(first.state())))
+    for value in values[4:]:
+        second.add("a", value)
+    assert second.reduce(World.alone()) == straight.reduce(World.alone())
+
+
+def test_time_between_runs_is_not_spent() -> None:
+    timer = PartTimer(torch.device("cpu"))
+    with timer.part("data"):
+        time.sleep(0.02)
+    state = timer.state()
+    time.sleep(0.05)
+    resumed = PartTimer(torch.device("cpu"))
+    resumed.load_state(state)
+    parts, total = resumed.take()
+    assert parts["data"] == state["parts"]["data"] >= 0.02
+    assert 0.02 <= total < state["total"] + 0.04
+
+
+@pytest.mark.parametrize("url", ["folder", "memory://metrics-test"])
+def test_lines_beyond_the_checkpoint_and_a_torn_last_line_are_taken_out(url: str, tmp_path) -> None:
+    storage = Storage.at(str(tmp_path / url) if url == "folder" else url)
+    log = RunLog(storage, 0, tensorboard=False)
+    for position in (10, 20, 30):
+        log.metrics(position, {"loss": float(position)})
+    storage.append(METRICS_FILE, '{"samples_seen": 40, "lo')
+    log = RunLog(storage, 20, tensorboard=False)
+    log.metrics(30, {"loss": float("nan")})
+    assert read_lines(storage, METRICS_FILE) == [
+        {"samples_seen": 10, "loss": 10.0},
+        {"samples_seen": 20, "loss": 20.0},
+        {"samples_seen": 30, "loss": None},
+    ]
+
+
+def test_tensorboard_holds_the_curves(tmp_path) -> None:
+    log = RunLog(Storage.at(tmp_path), 0, tensorboard=True)
+    log.metrics(10, {"loss": 0.5, "time": {"data_s": 1.0}})
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert b"loss" in content
+    assert b"time/data_s" in content
+
+
+def test_nested_numbers_are_flattened() -> None:
+    assert dict(flatten({"a": 1, "b": {"c": 2.5, "d": "text"}, "e": True})) == {"a": 1.0, "b/c": 2.5}
