@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ebmscale.config import RunConfig
-    from ebmscale.train.model import LatentModel
+    from ebmscale.training.model import LatentModel
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "train"]
@@ -12,16 +12,16 @@ __all__ = ["__version__", "load", "train"]
 
 def load(url: str) -> "LatentModel":
     """Opens a run's newest valid checkpoint, or an export: a model with sample, reconstruct, log_prior and score."""
-    from ebmscale.train.model import load as load_model  # noqa: PLC0415 (importing ebmscale stays light)
+    from ebmscale.training.model import load as load_model  # noqa: PLC0415 (importing ebmscale stays light)
 
     return load_model(url)
 
 
 def train(config: "RunConfig") -> str:
     """Trains a run to its budget, or resumes it; returns its address."""
-    from ebmscale.train.guard import StopSignal  # noqa: PLC0415
-    from ebmscale.train.loop import train as train_loop  # noqa: PLC0415
-    from ebmscale.train.view import View  # noqa: PLC0415
+    from ebmscale.training.guard import StopSignal  # noqa: PLC0415
+    from ebmscale.training.loop import train as train_loop  # noqa: PLC0415
+    from ebmscale.training.view import View  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415
 
     return train_loop(config, View(quiet=True), World.from_environment(config.device), StopSignal())

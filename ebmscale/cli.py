@@ -71,7 +71,7 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None) -> None:
     """Draw samples from RUN's newest valid checkpoint, or from an export."""
     from ebmscale.evaluate.report import sample_grid  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
-    from ebmscale.train.tasks import to_images  # noqa: PLC0415
+    from ebmscale.training.tasks import to_images  # noqa: PLC0415
 
     if Path(out).suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out} must end in .png or .npz.")

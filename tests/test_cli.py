@@ -16,7 +16,7 @@ from PIL import Image
 
 import ebmscale
 from ebmscale.storage import Storage
-from ebmscale.train.checkpoint import CheckpointStore
+from ebmscale.training.checkpoint import CheckpointStore
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 

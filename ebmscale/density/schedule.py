@@ -55,7 +55,7 @@ class StageState:
     Attributes:
         stage: k, counted from 1.
         started: `samples_seen` when this round of the stage started.
-        best_loss: lowest held-out loss so far.
+        best_loss: held-out loss at the last improvement; small falls add up to one.
         best_auc: highest held-out AUC so far.
         stale: measurements since the loss last improved.
         settling_since: `samples_seen` when settling began; None while exploring.
@@ -121,7 +121,7 @@ def decide(state: StageState, evidence: Evidence, criteria: Criteria, now: int) 
     improved = evidence.loss < state.best_loss - criteria.min_improvement
     state = replace(
         state,
-        best_loss=min(state.best_loss, evidence.loss),
+        best_loss=evidence.loss if improved else state.best_loss,
         best_auc=max(state.best_auc, evidence.auc),
         stale=0 if improved else state.stale + 1,
     )

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainTrace
-from ebmscale.train.tasks import to_images
+from ebmscale.training.tasks import to_images
 
 POSTERIOR_COLOUR, PRIOR_COLOUR = "#0072b2", "#d55e00"
 MARK_COLOURS = {

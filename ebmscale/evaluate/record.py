@@ -7,7 +7,7 @@ from typing import Any
 
 from ebmscale.evaluate.pictures import Curve, Mark
 from ebmscale.storage import Storage
-from ebmscale.train.metrics import EVENTS_FILE, METRICS_FILE, PARTS, read_lines
+from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, PARTS, read_lines
 
 Line = dict[str, Any]
 OTHER = "other"

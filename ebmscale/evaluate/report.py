@@ -25,8 +25,8 @@ from ebmscale.errors import DataError, StorageError
 from ebmscale.evaluate import pictures
 from ebmscale.evaluate.record import Line, Record, kind_of, number, shares
 from ebmscale.storage import Storage
-from ebmscale.train.model import LatentModel, open_model
-from ebmscale.train.tasks import to_pixels
+from ebmscale.training.model import LatentModel, open_model
+from ebmscale.training.tasks import to_pixels
 
 REPORT_FILE, SAMPLES_FILE = "report.html", "samples.png"
 SEED = 0  # of the samples; samples.png is `model.sample(64, SEED)`

@@ -14,8 +14,8 @@ from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError
 from ebmscale.models import count_parameters
 from ebmscale.storage import Storage
-from ebmscale.train.loop import take_evidence, train_batch
-from ebmscale.train.run import Run, open_run, run_storage
+from ebmscale.training.loop import take_evidence, train_batch
+from ebmscale.training.run import Run, open_run, run_storage
 from ebmscale.world import World
 
 WARM_BATCHES, TIMED_BATCHES = 2, 3

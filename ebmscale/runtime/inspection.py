@@ -6,9 +6,9 @@ from typing import Literal
 from ebmscale.data.manifest import FILE, Manifest, inspect_shards
 from ebmscale.errors import DataError, EbmscaleError, StorageError
 from ebmscale.storage import Storage
-from ebmscale.train.checkpoint import FOLDER, CheckpointStore
-from ebmscale.train.model import ABOUT_FILE, load
-from ebmscale.train.run import CONFIG_FILE
+from ebmscale.training.checkpoint import FOLDER, CheckpointStore
+from ebmscale.training.model import ABOUT_FILE, load
+from ebmscale.training.run import CONFIG_FILE
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import os
 from rich.console import Console
 
 from ebmscale.config import RunConfig
-from ebmscale.train.guard import StopSignal
-from ebmscale.train.loop import train
-from ebmscale.train.view import View
+from ebmscale.training.guard import StopSignal
+from ebmscale.training.loop import train
+from ebmscale.training.view import View
 from ebmscale.world import World
 
 

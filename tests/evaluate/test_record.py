@@ -6,7 +6,7 @@ import pytest
 
 from ebmscale.evaluate.pictures import Curve, Mark
 from ebmscale.evaluate.record import Record, kind_of, shares
-from ebmscale.train.metrics import PARTS
+from ebmscale.training.metrics import PARTS
 
 
 def event(samples_seen, stage, decision="Hold", loss=1.0, settling_since=None, started=0):

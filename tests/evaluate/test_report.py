@@ -18,10 +18,10 @@ from ebmscale.evaluate.pictures import image_grid
 from ebmscale.evaluate.record import Record as RunRecord
 from ebmscale.evaluate.report import write_report
 from ebmscale.storage import Storage
-from ebmscale.train.guard import StopSignal
-from ebmscale.train.loop import train
-from ebmscale.train.metrics import EVENTS_FILE
-from ebmscale.train.view import View
+from ebmscale.training.guard import StopSignal
+from ebmscale.training.loop import train
+from ebmscale.training.metrics import EVENTS_FILE
+from ebmscale.training.view import View
 from ebmscale.world import World
 
 CONFIG = """

@@ -14,14 +14,14 @@ from ebmscale.data.stream import ImageStream, read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, StorageError
 from ebmscale.storage import Storage
-from ebmscale.train.checkpoint import Checkpoint, CheckpointStore
-from ebmscale.train.engine import Engine, EngineSettings, OptimizerSettings, make_engine
-from ebmscale.train.metrics import MeanMeter, PartTimer
-from ebmscale.train.networks import build_model, build_ratio_network
-from ebmscale.train.sampling import SamplingCopy
-from ebmscale.train.stages import StageTrainer
-from ebmscale.train.streams import owned_rows
-from ebmscale.train.tasks import to_pixels
+from ebmscale.training.checkpoint import Checkpoint, CheckpointStore
+from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings, make_engine
+from ebmscale.training.metrics import MeanMeter, PartTimer
+from ebmscale.training.networks import build_model, build_ratio_network
+from ebmscale.training.sampling import SamplingCopy
+from ebmscale.training.stages import StageTrainer
+from ebmscale.training.streams import owned_rows
+from ebmscale.training.tasks import to_pixels
 from ebmscale.world import World
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ebmscale.train.streams import StreamTable, owned_rows
+from ebmscale.training.streams import StreamTable, owned_rows
 from ebmscale.world import World
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ebmscale.storage import Storage
-from ebmscale.train.metrics import METRICS_FILE, MeanMeter, PartTimer, RunLog, flatten, read_lines
+from ebmscale.training.metrics import METRICS_FILE, MeanMeter, PartTimer, RunLog, flatten, read_lines
 from ebmscale.world import World
 
 

@@ -17,8 +17,8 @@ from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.density.schedule import Advance, Finish, Hold, RollBack, StageState
 from ebmscale.models import build_ratio_net
 from ebmscale.seeds import torch_generator
-from ebmscale.train.engine import EngineSettings, OptimizerSettings, make_engine
-from ebmscale.train.stages import StageTrainer
+from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
+from ebmscale.training.stages import StageTrainer
 from ebmscale.world import World
 
 STREAMS, BATCH = 4, 64

@@ -11,11 +11,11 @@ from ebmscale.data.stream import Batch
 from ebmscale.density.schedule import Advance, Finish
 from ebmscale.errors import Interrupted
 from ebmscale.seeds import StreamNoise
-from ebmscale.train.guard import StopSignal, check_finite, check_rollbacks
-from ebmscale.train.metrics import RunLog
-from ebmscale.train.run import Run, open_run
-from ebmscale.train.tasks import PosteriorSample, generator_loss, langevin_settings, sample_posterior, to_pixels
-from ebmscale.train.view import View
+from ebmscale.training.guard import StopSignal, check_finite, check_rollbacks
+from ebmscale.training.metrics import RunLog
+from ebmscale.training.run import Run, open_run
+from ebmscale.training.tasks import PosteriorSample, generator_loss, langevin_settings, sample_posterior, to_pixels
+from ebmscale.training.view import View
 from ebmscale.world import World
 
 

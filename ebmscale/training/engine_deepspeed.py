@@ -26,7 +26,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
-from ebmscale.train.engine import (
+from ebmscale.training.engine import (
     WEIGHTS,
     Engine,
     EngineSettings,

@@ -3,7 +3,7 @@
 from ebmscale.config import RunConfig
 from ebmscale.models import ImageShape, RatioNet, build_encoder, build_generator, build_ratio_net
 from ebmscale.seeds import torch_generator
-from ebmscale.train.tasks import ImageModel
+from ebmscale.training.tasks import ImageModel
 
 
 def build_model(config: RunConfig, shape: ImageShape) -> ImageModel:

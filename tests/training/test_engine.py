@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
-from ebmscale.train.engine import EngineSettings, OptimizerSettings, PlainEngine, make_engine
+from ebmscale.training.engine import EngineSettings, OptimizerSettings, PlainEngine, make_engine
 from ebmscale.world import World
 
 RATES = [1e-2, 5e-3, 2e-3, 1e-2]
@@ -163,6 +163,6 @@ def test_frozen_and_low_precision_parameters_are_refused():
 def test_without_deepspeed_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setitem(sys.modules, "deepspeed", None)
-    monkeypatch.delitem(sys.modules, "ebmscale.train.engine_deepspeed", raising=False)
+    monkeypatch.delitem(sys.modules, "ebmscale.training.engine_deepspeed", raising=False)
     with pytest.raises(ConfigError, match="pip install deepspeed"):
         make(EngineSettings("deepspeed"))

@@ -9,12 +9,12 @@ import pytest
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError, Interrupted
 from ebmscale.storage import Storage
-from ebmscale.train.checkpoint import CheckpointStore
-from ebmscale.train.guard import StopSignal
-from ebmscale.train.loop import train, train_batch
-from ebmscale.train.metrics import EVENTS_FILE, METRICS_FILE, read_lines
-from ebmscale.train.run import run_storage
-from ebmscale.train.view import View
+from ebmscale.training.checkpoint import CheckpointStore
+from ebmscale.training.guard import StopSignal
+from ebmscale.training.loop import train, train_batch
+from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, read_lines
+from ebmscale.training.run import run_storage
+from ebmscale.training.view import View
 from ebmscale.world import World
 
 
@@ -38,7 +38,7 @@ def run_until(config: RunConfig, stop_after: int | None = None) -> None:
             stop.name = "SIGTERM"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ebmscale.train.loop.train_batch", watched)
+        patch.setattr("ebmscale.training.loop.train_batch", watched)
         with pytest.raises(Interrupted, match="run the same command to go on"):
             train(config, View(quiet=True), World.alone(), stop)
 
@@ -84,7 +84,7 @@ def test_what_was_written_after_the_last_checkpoint_is_not_doubled(tiny: RunConf
         train_batch(run, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ebmscale.train.loop.train_batch", explode)
+        patch.setattr("ebmscale.training.loop.train_batch", explode)
         with pytest.raises(MemoryError):
             train(crashed, View(quiet=True), World.alone(), StopSignal())
     assert history(crashed, METRICS_FILE)[-1]["samples_seen"] > CheckpointStore(run_storage(crashed)).positions()[-1]

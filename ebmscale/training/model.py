@@ -19,10 +19,10 @@ from ebmscale.errors import StorageError
 from ebmscale.models import ImageShape
 from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
-from ebmscale.train.checkpoint import CheckpointStore, parse_tensors
-from ebmscale.train.networks import build_model, build_ratio_network
-from ebmscale.train.run import load_run_config
-from ebmscale.train.tasks import ImageModel, langevin_settings, log_likelihood, sample_posterior
+from ebmscale.training.checkpoint import CheckpointStore, parse_tensors
+from ebmscale.training.networks import build_model, build_ratio_network
+from ebmscale.training.run import load_run_config
+from ebmscale.training.tasks import ImageModel, langevin_settings, log_likelihood, sample_posterior
 
 EXPORT_VERSION = 1
 TENSOR_FILE, ABOUT_FILE = "model.safetensors", "model.json"

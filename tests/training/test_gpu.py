@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from ebmscale.config import RunConfig
-from ebmscale.train.guard import StopSignal
-from ebmscale.train.loop import train
-from ebmscale.train.model import load
-from ebmscale.train.view import View
+from ebmscale.training.guard import StopSignal
+from ebmscale.training.loop import train
+from ebmscale.training.model import load
+from ebmscale.training.view import View
 from ebmscale.world import World
 
 pytestmark = [

@@ -9,8 +9,8 @@ import copy
 import torch
 from torch import Tensor
 
-from ebmscale.train.engine import Engine
-from ebmscale.train.tasks import ImageModel
+from ebmscale.training.engine import Engine
+from ebmscale.training.tasks import ImageModel
 
 
 class SamplingCopy:

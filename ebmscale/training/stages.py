@@ -23,9 +23,9 @@ from ebmscale.density.resampling import resample
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
 from ebmscale.models import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
-from ebmscale.train.engine import Engine
-from ebmscale.train.streams import StreamTable, owned_rows
-from ebmscale.train.tasks import langevin_settings
+from ebmscale.training.engine import Engine
+from ebmscale.training.streams import StreamTable, owned_rows
+from ebmscale.training.tasks import langevin_settings
 from ebmscale.world import World
 
 CANDIDATES = 32

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ebmscale.train.metrics import PARTS
-from ebmscale.train.run import Run
+from ebmscale.training.metrics import PARTS
+from ebmscale.training.run import Run
 
 EVENTS_SHOWN = 8
 

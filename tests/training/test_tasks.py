@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ebmscale.density.langevin import LangevinSettings
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.models import RatioNet
-from ebmscale.train.tasks import ImageModel, generator_loss, log_likelihood, sample_posterior, to_images, to_pixels
+from ebmscale.training.tasks import ImageModel, generator_loss, log_likelihood, sample_posterior, to_images, to_pixels
 
 DIM, SIGMA = 2, 0.5
 

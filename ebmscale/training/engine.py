@@ -2,7 +2,7 @@
 
 A run has two engines, one for the generator (with its encoder) and one for the ratio network. An engine averages
 gradients over the ranks, clips them and makes Adam's update. `PlainEngine` does so in a few lines of torch and is
-the oracle; `train/engine_deepspeed.py` shards the same state over the ranks. What an engine saves is *canonical*:
+the oracle; `training/engine_deepspeed.py` shards the same state over the ranks. What an engine saves is *canonical*:
 whole fp32 tensors by name, so that any engine restores it on any number of ranks.
 """
 
@@ -279,7 +279,7 @@ def make_engine(module: nn.Module, optimizer: OptimizerSettings, settings: Engin
         return PlainEngine(module, optimizer, settings, world)
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)  # DeepSpeed reads it when it is imported
     try:
-        from ebmscale.train.engine_deepspeed import DeepSpeedEngine  # noqa: PLC0415 (plain training does without)
+        from ebmscale.training.engine_deepspeed import DeepSpeedEngine  # noqa: PLC0415 (plain training does without)
     except ModuleNotFoundError as error:
         raise ConfigError(f"engine=deepspeed needs `pip install deepspeed`; or use engine=plain ({error}).") from error
     return DeepSpeedEngine(module, optimizer, settings, world)
