@@ -33,16 +33,28 @@ class RunBlock(Block):
     seed: NonNegative = 0
 
 
-class StorageBlock(Block):
-    """Where runs are kept: a folder or any fsspec address."""
+class AddressBlock(Block):
+    """Where files lie: a folder or any fsspec address, and how it is reached.
+
+    For `s3://`: `endpoint_url` of a server other than Amazon's (else AWS_ENDPOINT_URL counts), and `anonymous` for
+    public data. A request that fails for a passing reason is sent again up to `retries` times.
+    """
+
+    url: str
+    endpoint_url: str | None = None
+    anonymous: bool = False
+    retries: NonNegative = 8
+
+
+class StorageBlock(AddressBlock):
+    """Where runs are kept."""
 
     url: str = "runs"
 
 
-class DataBlock(Block):
+class DataBlock(AddressBlock):
     """The packed data set. With `format`, an empty `url` is packed first from `source`."""
 
-    url: str
     format: str | None = None
     source: str | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -191,7 +203,7 @@ class DeepspeedBlock(Block):
 
 
 class RunConfig(Block):
-    """Everything that defines a run."""
+    """Everything that defines a run. `num_threads` is for each process; 0 leaves it to torch."""
 
     run: RunBlock
     storage: StorageBlock = StorageBlock()
@@ -207,6 +219,7 @@ class RunConfig(Block):
     deepspeed: DeepspeedBlock = DeepspeedBlock()
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: NonNegative = 0
 
     @model_validator(mode="after")
     def _streams_fit(self) -> "RunConfig":
@@ -230,8 +243,11 @@ class RunConfig(Block):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-RESUMABLE = ("train.max_samples", "checkpoint", "metrics", "engine", "deepspeed", "device", "storage", "data.url",
-             "data.format", "data.source", "data.verify", "data.max_damaged")  # fmt: skip
+RESUMABLE = (
+    *("train.max_samples", "checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage"),
+    *("data.url", "data.endpoint_url", "data.anonymous", "data.retries", "data.format", "data.source"),
+    *("data.verify", "data.max_damaged"),
+)
 """Keys that may change between an interruption and the resume; the others define what the run computes."""
 
 

@@ -145,6 +145,7 @@ def test_pack_then_pack_again(tmp_path: Path) -> None:
         ("posterior.step_size=1.0e+9", 5, "gradient of the generator became nan"),
         ("train.ratio.rate=1.0e+20", 5, "rolled back"),
         ("model.form=svhn", 2, "32x32"),
+        ("data.validation_fraction=1.0e-4", 3, "raise data.validation_fraction"),
     ],
 )
 def test_a_bad_setting_gets_one_sentence_and_its_exit_code(config: Path, override: str, code: int, words: str) -> None:

@@ -1,13 +1,19 @@
+import functools
+import http.server
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import uuid
+from typing import ClassVar
 
+import fsspec
 import pytest
 
+from ebmscale.config import StorageBlock
 from ebmscale.errors import StorageError
-from ebmscale.storage import Storage
+from ebmscale.storage import Range, Storage, open_storage
 
 
 @pytest.fixture(params=["folder", "file", "memory"])
@@ -123,3 +129,124 @@ def test_another_process_uses_it_and_its_writes_are_seen_at_once(tmp_path):
     code = "import pickle, sys; pickle.load(sys.stdin.buffer).publish('theirs', b'1')"
     subprocess.run([sys.executable, "-c", code], input=pickle.dumps(storage), check=True, cwd=os.getcwd())
     assert storage.list() == ["theirs"]
+
+
+class FailingFileSystem(fsspec.AbstractFileSystem):
+    """Answers with the failures in `script` first, then with ten digits."""
+
+    protocol = "failing"
+    script: ClassVar[list] = []
+
+    def info(self, path, **_):
+        return {"name": path, "size": 10, "type": "file"}
+
+    def cat_file(self, path, start=None, end=None, **_):
+        failure = self.script.pop(0) if self.script else None
+        if isinstance(failure, Exception):
+            raise failure
+        return failure or b"0123456789"[start:end]
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A function that sets the failures to come and gives the storage."""
+    fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
+    monkeypatch.setattr("ebmscale.storage.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("ebmscale.storage.JITTER_S", 0.001)
+
+    def script(*failures):
+        FailingFileSystem.script = list(failures)
+        return Storage.at("failing://place", retries=3)
+
+    return script
+
+
+def client_error(name, module="botocore.exceptions", **attributes):
+    """An exception as a client raises it, which is no OSError."""
+    return type(name, (Exception,), {"__module__": module} | attributes)("it said so")
+
+
+def translated(status, code):
+    """An OSError as s3fs makes it of an answer."""
+    error = OSError(16, "Please reduce your request rate")
+    error.__cause__ = client_error(
+        "ClientError", response={"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    )
+    return error
+
+
+PASSING = [
+    TimeoutError("slow"),
+    ConnectionResetError(),
+    b"0",  # a truncated body
+    translated(503, "SlowDown"),
+    translated(500, "InternalError"),
+    client_error("EndpointConnectionError"),
+    client_error("ClientPayloadError", "aiohttp.client_exceptions"),
+    client_error("ClientResponseError", "aiohttp.client_exceptions", status=502),
+]
+
+
+@pytest.mark.parametrize("failure", PASSING, ids=lambda failure: type(failure).__name__)
+def test_what_may_pass_is_tried_again(failing, failure):
+    assert failing(failure, failure, failure).read_range("f", 2, 5) == b"23456"
+
+
+@pytest.mark.parametrize("failure", PASSING, ids=lambda failure: type(failure).__name__)
+def test_what_does_not_pass_ends_in_one_error(failing, failure):
+    storage = failing(*[failure] * 4)
+    with pytest.raises(StorageError, match=r"^Cannot read bytes 2 to 6 of failing://place/f \(.+, 4 tries\); .+\.$"):
+        storage.read_range("f", 2, 5)
+    assert not FailingFileSystem.script
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (client_error("NoCredentialsError"), r"set AWS_ACCESS_KEY_ID .*`anonymous: true`"),
+        (translated(403, "AccessDenied"), "reduce"),
+        (PermissionError("Forbidden"), "credentials"),
+        (FileNotFoundError(), "it does not exist"),
+        (NotImplementedError(), "can only be read"),
+    ],
+)
+def test_what_cannot_pass_is_not_tried_again(failing, failure, message):
+    storage = failing(failure, b"never")
+    with pytest.raises(StorageError, match=message):
+        storage.read_range("f", 0, 5)
+    assert FailingFileSystem.script == [b"never"]
+
+
+def test_mistakes_of_the_program_stay_what_they_are(failing):
+    with pytest.raises(KeyError):
+        failing(KeyError("x")).read_range("f", 0, 5)
+
+
+def test_only_the_ranges_that_failed_are_asked_again(failing):
+    ranges = [Range("f", start, 3) for start in range(6)]
+    storage = failing(None, TimeoutError(), None, b"x")
+    assert storage.read_ranges(ranges) == [b"0123456789"[start : start + 3] for start in range(6)]
+
+
+def test_a_server_without_ranges_is_named(failing):
+    with pytest.raises(StorageError, match="serves no byte ranges"):
+        failing(b"0123456789").read_range("f", 2, 5)
+
+
+def test_a_block_of_the_configuration_becomes_a_storage():
+    block = StorageBlock(url="s3://bucket/runs/", endpoint_url="http://here", anonymous=True, retries=2)
+    assert open_storage(block) == Storage.at("s3://bucket/runs", endpoint_url="http://here", anon=True, retries=2)
+    assert open_storage(block.model_copy(update={"url": "memory://x"})).options == {}
+
+
+def test_http_is_read_only(tmp_path):
+    (tmp_path / "f").write_bytes(b"0123456789")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        storage = Storage.at(f"http://127.0.0.1:{server.server_address[1]}")
+        assert storage.read_bytes("f") == b"0123456789"
+        assert (storage.size("f"), storage.exists("f"), storage.exists("g")) == (10, True, False)
+        with pytest.raises(StorageError, match="can only be read"):
+            storage.publish("f", b"")
+        server.shutdown()

@@ -13,15 +13,19 @@ A segment is read in windows of `window` samples, each shuffled as a whole. Noth
 ranks, on the batch size or on what was read before: the position is i, and any i can be resumed at once.
 """
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+Number = TypeVar("Number", int, np.ndarray)
 
 
-class Place(NamedTuple):
+class Place(NamedTuple, Generic[Number]):
     """Where sample number i stands: `offset` counts within the stream's segment of the epoch."""
 
-    epoch: int
-    stream: int
-    offset: int
+    epoch: Number
+    stream: Number
+    offset: Number
 
 
 class Span(NamedTuple):
@@ -31,10 +35,10 @@ class Span(NamedTuple):
     length: int
 
 
-def locate(i: int, num_samples: int, num_streams: int) -> Place:
-    """The place of sample number `i`."""
-    epoch, within = divmod(i, num_samples)
-    return Place(epoch, i % num_streams, within // num_streams)
+def locate(i: Number, num_samples: int, num_streams: int) -> Place[Number]:
+    """The place of sample number `i`, or of each in an array of numbers."""
+    within = i % num_samples
+    return Place(i // num_samples, i % num_streams, within // num_streams)
 
 
 def segment(epoch: int, stream: int, num_samples: int, num_streams: int) -> Span:
@@ -50,11 +54,12 @@ def window_span(index: int, window: int, length: int) -> Span:
     return Span(start, min(window, length - start))
 
 
-def owner(stream: int, size: int) -> int:
-    """The rank that reads a stream."""
+def owner(stream: Number, size: int) -> Number:
+    """The rank that reads a stream, or each stream of an array."""
     return stream % size
 
 
 def rows_of(start: int, batch_size: int, num_streams: int, rank: int, size: int) -> list[int]:
     """The rows of the global batch (samples `start` to `start + batch_size - 1`) that `rank` of `size` reads."""
-    return [row for row in range(batch_size) if owner((start + row) % num_streams, size) == rank]
+    rows = np.arange(batch_size)
+    return rows[owner((start + rows) % num_streams, size) == rank].tolist()

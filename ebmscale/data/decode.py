@@ -1,19 +1,65 @@
-"""Payload bytes to images, one decoder per encoding."""
+"""Payload bytes to images, one decoder per encoding.
 
+raw: the numbers in C, H, W order, little-endian. png: 8 bits a channel, lossless. jpeg: as `encode` wrote it.
+"""
+
+import io
 import math
+import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
+from PIL import Image
+
+from ebmscale.errors import DataError
 
 Payload = bytes | memoryview
 Shape = tuple[int, int, int]  # C, H, W
+Decoder = Callable[[Payload, Shape], np.ndarray]
+
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
+            Image.DecompressionBombError)  # fmt: skip
+"""What Pillow raises for bytes that are no image."""
 
 
-def decode_raw(payload: Payload, shape: Shape) -> np.ndarray:
-    """Bytes of a uint8 image in C, H, W order to a read-only array (C, H, W); ValueError where the size differs."""
-    if len(payload) != math.prod(shape):
-        raise ValueError(f"{len(payload)} bytes are no image of shape {shape}")
-    return np.frombuffer(payload, np.uint8).reshape(shape)
+def decode_raw(payload: Payload, shape: Shape, dtype: str = "uint8") -> np.ndarray:
+    """Numbers in C, H, W order to a read-only array (C, H, W); ValueError where the size differs."""
+    kind = np.dtype(dtype).newbyteorder("<")
+    if len(payload) != math.prod(shape) * kind.itemsize:
+        raise ValueError(f"{len(payload)} bytes are no image of {dtype} {shape}")
+    return np.frombuffer(payload, kind).reshape(shape)
 
 
-DECODERS: dict[str, Callable[[Payload, Shape], np.ndarray]] = {"raw": decode_raw}
+def decode_png(payload: Payload, shape: Shape) -> np.ndarray:
+    """A PNG file to a uint8 array (C, H, W); ValueError where it is damaged or of another size or mode."""
+    return _decode_with_pillow(payload, shape, "PNG")
+
+
+def decode_jpeg(payload: Payload, shape: Shape) -> np.ndarray:
+    """A JPEG file to a uint8 array (C, H, W); ValueError where it is damaged or of another size or mode."""
+    return _decode_with_pillow(payload, shape, "JPEG")
+
+
+def _decode_with_pillow(payload: Payload, shape: Shape, kind: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(payload), formats=[kind]) as image:
+            found = (len(image.getbands()), image.height, image.width)
+            if found != shape or image.mode not in ("L", "RGB"):
+                raise ValueError(f"an image of mode {image.mode} and shape {found} is none of {shape}")
+            pixels = np.asarray(image)
+    except _DAMAGED as error:
+        raise ValueError(f"no {kind} image: {error}") from error
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+DECODERS: dict[str, Decoder] = {"raw": decode_raw, "png": decode_png, "jpeg": decode_jpeg}
+
+
+def decoder(encoding: str, dtype: str) -> Decoder:
+    """The decoder of a set's payloads; DataError where this version has none for the encoding or the type."""
+    if encoding not in DECODERS or (encoding != "raw" and dtype != "uint8"):
+        raise DataError(f"Samples of {dtype} encoded as {encoding!r} cannot be decoded; pack the set again.")
+    if encoding == "raw":
+        return lambda payload, shape: decode_raw(payload, shape, dtype)
+    return DECODERS[encoding]

@@ -7,7 +7,8 @@ missing field, or lists that do not fit each other are refused.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from ebmscale.errors import DataError
@@ -16,6 +17,7 @@ from ebmscale.storage import Storage
 FILE = "manifest.json"
 KIND = "ebmscale-shards"
 VERSION = 1
+CHECKED_AT_ONCE = 4  # shards
 
 Level = Literal["sha256", "size", "none"]
 
@@ -86,10 +88,15 @@ class Manifest:
             counts[shard.part] = counts.get(shard.part, 0) + shard.num_samples
         return counts
 
+    def summary(self) -> str:
+        """One line for people: name, samples of each part, shards, encoding."""
+        counts = ", ".join(f"{count:,} {part}" for part, count in self.counts().items())
+        return f"{self.name}, {counts}, {len(self.shards)} shard(s), {self.encoding}"
+
     def to_json(self) -> str:
         """Compact JSON, the same for equal manifests."""
-        shards = [{"num_samples": shard.num_samples} | asdict(shard) for shard in self.shards]
-        fields = {"kind": KIND, "version": VERSION} | asdict(self) | {"shards": shards}
+        shards = [{"num_samples": shard.num_samples} | vars(shard) for shard in self.shards]
+        fields = {"kind": KIND, "version": VERSION} | vars(self) | {"shards": shards}
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
@@ -149,9 +156,10 @@ class Finding(NamedTuple):
 
 
 def inspect_shards(storage: Storage, level: Level = "sha256") -> Iterator[Finding]:
-    """Check every shard of the set at an address, one after the other; DataError where the manifest is unusable."""
-    for shard in Manifest.load(storage).shards:
-        yield Finding(shard.file, shard.num_samples, shard.num_bytes, _problem(storage, shard, level))
+    """Check every shard of the set at an address, a few at once; DataError where the manifest is unusable."""
+    shards = Manifest.load(storage).shards
+    for shard, problem in zip(shards, _problems(storage, shards, level), strict=True):
+        yield Finding(shard.file, shard.num_samples, shard.num_bytes, problem)
 
 
 def verify(storage: Storage, manifest: Manifest, level: Level) -> None:
@@ -165,13 +173,21 @@ def verify(storage: Storage, manifest: Manifest, level: Level) -> None:
     Raises:
         DataError: a shard is missing, has another size or other content; names the first such shard.
     """
-    for shard in manifest.shards:
-        problem = _problem(storage, shard, level)
+    for shard, problem in zip(manifest.shards, _problems(storage, manifest.shards, level), strict=True):
         if problem:
             raise DataError(
                 f"Shard {storage.url_of(shard.file)} {problem}; copy it again from where it is whole, "
                 f"or delete {storage.url_of(FILE)} and pack the set again."
             )
+
+
+def _problems(storage: Storage, shards: list[Shard], level: Level) -> Iterator[str | None]:
+    """What is wrong with each shard, in their order; the bytes of `CHECKED_AT_ONCE` are in memory."""
+    with ThreadPoolExecutor(CHECKED_AT_ONCE, thread_name_prefix="verify") as pool:
+        try:
+            yield from pool.map(lambda shard: _problem(storage, shard, level), shards)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _problem(storage: Storage, shard: Shard, level: Level) -> str | None:

@@ -1,37 +1,61 @@
-"""Samples out of shards: few byte ranges, every payload checked against its crc32, then decoded.
+"""Samples out of shards: few byte ranges in flight together, every payload checked by its crc32, then decoded.
 
-Shapes: M samples asked for, C channels, H height, W width.
+Shapes: M samples asked for, m of them in one piece, C channels, H height, W width.
 """
 
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from ebmscale.data.decode import DECODERS, Payload
+from ebmscale.data.decode import decoder
 from ebmscale.data.manifest import Manifest, Shard
 from ebmscale.errors import DataError, StorageError
-from ebmscale.storage import Storage
+from ebmscale.storage import Range, Storage
 
 WHOLE_BYTES = 8 << 20  # a shard up to this size is read as a whole and kept
 KEPT_BYTES = 64 << 20  # whole shards kept, in all; the least recently used goes first
 GAP_BYTES = 64 << 10  # samples nearer than this are read as one range
-RANGE_BYTES = 32 << 20  # and a range ends when it is longer than this
+RANGE_BYTES = 8 << 20  # and a range ends when it is longer than this
+TOGETHER_BYTES = 64 << 20  # ranges asked for together
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Samples that one byte range of a shard covers.
+
+    Attributes:
+        shard: theirs.
+        range: what to read.
+        places: (m,) where they stand among the samples asked for.
+        samples: (m,) index within the shard, ascending.
+        offsets: (m,) first byte of the payload within the range.
+        sizes: (m,) bytes of the payload.
+    """
+
+    shard: Shard
+    range: Range
+    places: np.ndarray
+    samples: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
 
 
 class ShardReader:
-    """Reads samples of one packed set; use it from one thread."""
+    """Reads samples of one set of shards; use it from one thread.
+
+    Raises:
+        DataError: this version has no decoder for the set's encoding.
+    """
 
     def __init__(self, storage: Storage, manifest: Manifest):
-        if manifest.encoding not in DECODERS:
-            raise DataError(
-                f"The shards at {storage.url} are encoded as {manifest.encoding!r}, which this version cannot decode; "
-                f"pack them again or use a version that reads it (this one reads {', '.join(DECODERS)})."
-            )
+        self._decoder = decoder(manifest.encoding, manifest.dtype)
         self._storage = storage
         self._manifest = manifest
-        self._decode = DECODERS[manifest.encoding]
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     def read(self, shards: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,71 +66,121 @@ class ShardReader:
             samples: (M,) index within the shard.
 
         Returns:
-            images (M, C, H, W) uint8, and sound (M,) bool: False where the sample is damaged (its image is zeros).
+            images (M, C, H, W) of the manifest's dtype, and sound (M,) bool: False where the sample is damaged (its
+            image is zeros).
 
         Raises:
             DataError: a shard is missing.
+            StorageError: the storage fails.
         """
-        shape = self._manifest.image_shape
-        images = np.zeros((len(shards), *shape), np.uint8)
+        images = np.zeros((len(shards), *self._manifest.image_shape), self._manifest.dtype)
         sound = np.zeros(len(shards), bool)
-        in_file_order = np.lexsort((samples, shards))
-        borders = np.flatnonzero(np.diff(shards[in_file_order])) + 1
-        for places in np.split(in_file_order, borders):
-            if not len(places):
-                continue
-            shard = self._manifest.shards[shards[places[0]]]
-            wanted = samples[places].tolist()
-            for place, sample, payload in zip(places.tolist(), wanted, self._payloads(shard, wanted), strict=True):
-                if zlib.crc32(payload) != shard.crc32[sample]:
-                    continue
-                try:
-                    images[place] = self._decode(payload, shape)
-                except ValueError:
-                    continue
-                sound[place] = True
+        fill = self._copy if self._manifest.encoding == "raw" else self._decode
+        for pieces in _together(self._pieces(shards, samples)):
+            for piece, data in zip(pieces, self._fetch(pieces), strict=True):
+                fill(piece, data, images, sound)
         return images, sound
 
-    def _payloads(self, shard: Shard, samples: list[int]) -> Iterator[Payload]:
-        """The payloads of ascending samples; short or empty where the file ends before."""
-        for start, end, inside in _ranges(shard, samples):
-            data = memoryview(self._bytes(shard, start, end))
-            for sample in inside:
-                first = shard.offsets[sample] - start
-                yield data[first : first + shard.sizes[sample]]
+    def _pieces(self, shards: np.ndarray, samples: np.ndarray) -> Iterator[_Piece]:
+        """The samples in the order of files and offsets, neighbours joined."""
+        in_file_order = np.lexsort((samples, shards))
+        borders = np.flatnonzero(np.diff(shards[in_file_order])) + 1
+        for places in np.split(in_file_order, borders) if len(shards) else []:
+            shard = self._manifest.shards[shards[places[0]]]
+            wanted = samples[places]
+            offsets, sizes = _column(shard.offsets, wanted), _column(shard.sizes, wanted)
+            for begin, end in _cuts(offsets, offsets + sizes):
+                start = int(offsets[begin])
+                span = Range(shard.file, start, int(offsets[end - 1] + sizes[end - 1]) - start)
+                within = slice(begin, end)
+                yield _Piece(shard, span, places[within], wanted[within], offsets[within] - start, sizes[within])
 
-    def _bytes(self, shard: Shard, start: int, end: int) -> Payload:
-        try:
-            if shard.num_bytes > WHOLE_BYTES:
-                return self._storage.read_range(shard.file, start, end - start)
-            if shard.file not in self._kept:
-                self._keep(shard.file, self._storage.read_bytes(shard.file))
-        except StorageError as error:
-            if self._storage.exists(shard.file):
-                raise
-            raise DataError(
-                f"Shard {self._storage.url_of(shard.file)} is missing; copy it back or pack the set again."
-            ) from error
-        self._kept.move_to_end(shard.file)
-        return memoryview(self._kept[shard.file])[start:end]
-
-    def _keep(self, file: str, data: bytes) -> None:
-        self._kept[file] = data
+    def _fetch(self, pieces: list[_Piece]) -> list[memoryview]:
+        """The bytes of each piece's range; short where the file ends before."""
+        whole = {piece.shard.file: piece.shard for piece in pieces if piece.shard.num_bytes <= WHOLE_BYTES}
+        fresh = [Range(file, 0, shard.num_bytes) for file, shard in whole.items() if file not in self._kept]
+        ranges = [piece.range for piece in pieces if piece.shard.file not in whole]
+        answers = self._read([*fresh, *ranges])
+        self._kept.update(zip((one.path for one in fresh), answers, strict=False))
+        rest = iter(answers[len(fresh) :])
+        found = []
+        for piece in pieces:
+            path, start, length = piece.range
+            if path in whole:
+                self._kept.move_to_end(path)
+                found.append(memoryview(self._kept[path])[start : start + length])
+            else:
+                found.append(memoryview(next(rest)))
         while sum(map(len, self._kept.values())) > KEPT_BYTES:
             self._kept.popitem(last=False)
+        return found
+
+    def _read(self, ranges: list[Range]) -> list[bytes]:
+        if not ranges:
+            return []
+        try:
+            return self._storage.read_ranges(ranges)
+        except StorageError as error:
+            for path in dict.fromkeys(one.path for one in ranges):
+                if not self._storage.exists(path):
+                    raise DataError(
+                        f"Shard {self._storage.url_of(path)} is missing; copy it back or pack the set again."
+                    ) from error
+            raise
+
+    def _copy(self, piece: _Piece, data: memoryview, images: np.ndarray, sound: np.ndarray) -> None:
+        """Raw payloads, all of a piece at once."""
+        flat = images.reshape(len(images), -1).view(np.uint8)
+        size = flat.shape[1]
+        fits = (piece.sizes == size) & (piece.offsets + size <= len(data))
+        if not fits.any():
+            return
+        rows = sliding_window_view(np.frombuffer(data, np.uint8), size)[piece.offsets[fits]]  # (m, size), a copy
+        intact = np.fromiter(map(zlib.crc32, rows), np.int64, len(rows)) == _column(
+            piece.shard.crc32, piece.samples[fits]
+        )
+        places = piece.places[fits][intact]
+        flat[places] = rows if intact.all() else rows[intact]
+        sound[places] = True
+
+    def _decode(self, piece: _Piece, data: memoryview, images: np.ndarray, sound: np.ndarray) -> None:
+        """Payloads of any encoding, one by one."""
+        shape = self._manifest.image_shape
+        columns = (piece.places, piece.samples, piece.offsets, piece.sizes)
+        for place, sample, offset, size in zip(*(column.tolist() for column in columns), strict=True):
+            payload = data[offset : offset + size]
+            if zlib.crc32(payload) != piece.shard.crc32[sample]:
+                continue
+            try:
+                images[place] = self._decoder(payload, shape)
+            except ValueError:
+                continue
+            sound[place] = True
 
 
-def _ranges(shard: Shard, samples: list[int]) -> Iterator[tuple[int, int, list[int]]]:
-    """Byte ranges (start, end, samples inside) that cover ascending samples, neighbours joined."""
-    start, end, inside = 0, 0, list[int]()
-    for sample in samples:
-        offset = shard.offsets[sample]
-        if inside and (offset - end > GAP_BYTES or end - start > RANGE_BYTES):
-            yield start, end, inside
-            inside = []
-        if not inside:
-            start = offset
-        end = offset + shard.sizes[sample]
-        inside.append(sample)
-    if inside:
-        yield start, end, inside
+def _column(values: list[int], indices: np.ndarray) -> np.ndarray:
+    return np.array([values[index] for index in indices.tolist()], np.int64)
+
+
+def _cuts(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Slices of ascending payloads that are read as one range: small gaps are read through, long ranges cut."""
+    joined = np.concatenate([[0], np.flatnonzero(starts[1:] - ends[:-1] > GAP_BYTES) + 1, [len(starts)]])
+    for begin, end in pairwise(joined.tolist()):
+        number = (ends[begin:end] - starts[begin]) // RANGE_BYTES
+        inner = begin + np.flatnonzero(np.diff(number)) + 1
+        borders = [begin, *inner.tolist(), end]
+        yield from pairwise(borders)
+
+
+def _together(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+    """Pieces in groups whose ranges are `TOGETHER_BYTES` long in all, or one piece more."""
+    group: list[_Piece] = []
+    num_bytes = 0
+    for piece in pieces:
+        group.append(piece)
+        num_bytes += piece.range.length
+        if num_bytes >= TOGETHER_BYTES:
+            yield group
+            group, num_bytes = [], 0
+    if group:
+        yield group

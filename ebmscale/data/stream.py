@@ -8,6 +8,7 @@ Shapes: B rows of this rank in a batch, N samples of a split, C channels, H heig
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from ebmscale.data.split import VALIDATION_FRACTION, key_hash, select
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 
-BATCHES_AHEAD = 4
+BATCHES_AHEAD = 64  # that the background thread may have ready,
+AHEAD_BYTES = 64 << 20  # or images of this size: enough to hide the moment when many windows end at once
 READ_TOGETHER = 4096  # samples that `read_split` reads at once
 MAX_DAMAGED = 100
 
@@ -32,7 +34,7 @@ class Batch:
     """The rows of a global batch that this rank owns, in ascending order; damaged samples are left out.
 
     Attributes:
-        images: (B, C, H, W) uint8.
+        images: (B, C, H, W), uint8 or float32 as the manifest's dtype says.
         labels: (B,) int64, -1 where none.
         keys: B keys.
         rows: (B,) int64 row in the global batch.
@@ -50,22 +52,38 @@ class Batch:
     end: int
 
 
-@dataclass(frozen=True)
-class _Window:
-    """The window that a stream reads now; its samples in the order served (M samples)."""
+_Key = tuple[int, int, int]  # stream, epoch, number of a window in the stream's segment
 
-    epoch: int
-    index: int
-    chosen: np.ndarray  # (M,) index into the split
-    images: np.ndarray  # (M, C, H, W)
-    sound: np.ndarray  # (M,) bool
+
+@dataclass(frozen=True)
+class _Slab:
+    """Samples of several windows that were read together (M samples).
+
+    Attributes:
+        chosen: (M,) index into the split.
+        images: (M, C, H, W).
+        sound: (M,) bool.
+    """
+
+    chosen: np.ndarray
+    images: np.ndarray
+    sound: np.ndarray
+
+
+class _Window(NamedTuple):
+    """The window that a stream reads now: place p of it is sample `shift + p` of the slab."""
+
+    key: _Key
+    slab: _Slab
+    shift: int
 
 
 class ImageStream:
     """Batches of a split without end: epochs follow one another, and a batch may straddle two.
 
     Iterating goes on after the last batch taken, also when begun anew. In memory are one window for each owned
-    stream (window * C * H * W bytes each), a few batches ahead, and small shards up to `reader.KEPT_BYTES`.
+    stream (window images each), batches ahead up to `AHEAD_BYTES`, small shards up to `reader.KEPT_BYTES`, and
+    ranges being read up to `reader.TOGETHER_BYTES`. Begun in mid-window, a stream reads the rest of it only.
 
     Args:
         storage: where the shards are.
@@ -133,7 +151,8 @@ class ImageStream:
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        ahead = self._ahead = ReadAhead(self._read_batches(self.position), BATCHES_AHEAD)
+        batches = self._read_batches(self.position)
+        ahead = self._ahead = ReadAhead(batches, BATCHES_AHEAD, AHEAD_BYTES, lambda item: item[0].images.nbytes)
         try:
             for batch, damaged in ahead:
                 self._count_damaged(damaged)
@@ -149,43 +168,66 @@ class ImageStream:
             self._ahead = None
 
     def _read_batches(self, position: int) -> Iterator[tuple[Batch, list[int]]]:
-        windows: dict[int, _Window] = {}
+        """The batches from a position on, each with the damaged samples (indices into the split) that it left out."""
+        held: dict[int, _Window] = {}  # of each stream, the last one read
         while True:
-            yield self._read_batch(position, windows)
+            yield self._read_batch(position, held)
             position += self.batch_size
 
-    def _read_batch(self, start: int, windows: dict[int, _Window]) -> tuple[Batch, list[int]]:
-        """The batch at a position, and the damaged samples (indices into the split) that it would have held."""
-        images, chosen, rows, streams, damaged = [], [], [], [], []
-        for row in rows_of(start, self.batch_size, self.num_streams, self.rank, self.size):
-            epoch, stream, offset = locate(start + row, self.num_samples, self.num_streams)
-            index, place = divmod(offset, self.window)
-            window = windows.get(stream)
-            if window is None or (window.epoch, window.index) != (epoch, index):
-                window = windows[stream] = self._read_window(epoch, stream, index)
-            sample = int(window.chosen[place])
-            if not window.sound[place]:
-                damaged.append(sample)
-                continue
-            images.append(window.images[place])
-            chosen.append(sample)
-            rows.append(row)
-            streams.append(stream)
+    def _read_batch(self, start: int, held: dict[int, _Window]) -> tuple[Batch, list[int]]:
+        rows = np.array(rows_of(start, self.batch_size, self.num_streams, self.rank, self.size), np.int64)
+        epochs, streams, offsets = locate(start + rows, self.num_samples, self.num_streams)
+        numbers, places = np.divmod(offsets, self.window)
+        keys = list(zip(streams.tolist(), epochs.tolist(), numbers.tolist(), strict=True))
+        chosen, images, sound = self._gather(self._windows(keys, places.tolist(), held), places)
+        damaged = chosen[~sound].tolist()
+        if damaged:
+            chosen, images, rows, streams = chosen[sound], images[sound], rows[sound], streams[sound]
         batch = Batch(
-            images=torch.from_numpy(np.stack(images) if images else np.empty((0, *self._manifest.image_shape), "u1")),
+            images=torch.from_numpy(images),
             labels=torch.from_numpy(self._selection.labels[chosen]),
-            keys=[self._selection.keys[sample] for sample in chosen],
-            rows=torch.tensor(rows, dtype=torch.int64),
-            streams=torch.tensor(streams, dtype=torch.int64),
+            keys=[self._selection.keys[sample] for sample in chosen.tolist()],
+            rows=torch.from_numpy(rows),
+            streams=torch.from_numpy(streams),
             start=start,
             end=start + self.batch_size,
         )
         return batch, damaged
 
-    def _read_window(self, epoch: int, stream: int, index: int) -> _Window:
-        chosen = self._order.window(epoch, stream, index)
-        images, sound = self._reader.read(self._selection.shards[chosen], self._selection.samples[chosen])
-        return _Window(epoch, index, chosen, images, sound)
+    def _gather(self, windows: list[_Window], places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The sample of each row: chosen (B,), images (B, C, H, W), sound (B,)."""
+        chosen = np.empty(len(windows), np.int64)
+        images = np.empty((len(windows), *self._manifest.image_shape), self._manifest.dtype)
+        sound = np.empty(len(windows), bool)
+        at = places + np.array([window.shift for window in windows], np.int64)
+        slab_of_row = np.array([id(window.slab) for window in windows], np.int64)
+        for slab in {id(window.slab): window.slab for window in windows}.values():
+            rows = np.flatnonzero(slab_of_row == id(slab))
+            source = at[rows]
+            chosen[rows], images[rows], sound[rows] = slab.chosen[source], slab.images[source], slab.sound[source]
+        return chosen, images, sound
+
+    def _windows(self, keys: list[_Key], places: list[int], held: dict[int, _Window]) -> list[_Window]:
+        """The window of each row; those not held yet are read together, and each stream's last one is kept."""
+        windows = {window.key: window for window in held.values()}
+        fresh: dict[_Key, int] = {}  # and the first place that is needed
+        for key, place in zip(keys, places, strict=True):
+            if key not in windows:
+                fresh.setdefault(key, place)
+        for window in self._read_windows(fresh) if fresh else []:
+            windows[window.key] = held[window.key[0]] = window
+        return [windows[key] for key in keys]
+
+    def _read_windows(self, fresh: dict[_Key, int]) -> Iterator[_Window]:
+        parts = [
+            self._order.window(epoch, stream, number)[entered:] for (stream, epoch, number), entered in fresh.items()
+        ]
+        chosen = np.concatenate(parts)
+        slab = _Slab(chosen, *self._reader.read(self._selection.shards[chosen], self._selection.samples[chosen]))
+        first = 0
+        for (key, entered), part in zip(fresh.items(), parts, strict=True):
+            yield _Window(key, slab, first - entered)
+            first += len(part)
 
     def _count_damaged(self, samples: list[int]) -> None:
         """Count damaged samples that were not met before; too many end the run."""
@@ -215,14 +257,14 @@ def read_split(
     `limit` samples stand for the split.
 
     Returns:
-        images (N, C, H, W) uint8, labels (N,) int64 (-1 where none), and N keys.
+        images (N, C, H, W) of the manifest's dtype, labels (N,) int64 (-1 where none), and N keys.
 
     Raises:
         DataError: an empty split, a missing shard, or a damaged sample.
     """
     selection = select(manifest, split, validation_fraction)
     chosen = np.argsort([key_hash(key) for key in selection.keys], kind="stable")[:limit]
-    images = np.empty((len(chosen), *manifest.image_shape), np.uint8)
+    images = np.empty((len(chosen), *manifest.image_shape), manifest.dtype)
     reader = ShardReader(storage, manifest)
     in_file_order = np.argsort(chosen)
     for first in range(0, len(chosen), READ_TOGETHER):

@@ -24,7 +24,7 @@ from ebmscale.density.langevin import ChainTrace
 from ebmscale.errors import DataError, StorageError
 from ebmscale.evaluate import pictures
 from ebmscale.evaluate.record import Line, Record, kind_of, number, shares
-from ebmscale.storage import Storage
+from ebmscale.storage import Storage, open_storage
 from ebmscale.training.model import LatentModel, open_model
 from ebmscale.training.tasks import to_pixels
 
@@ -123,7 +123,7 @@ def _template() -> Any:
 def _held_out(model: LatentModel) -> tuple[HeldOut | None, str | None]:
     """The run's held-out images, or why there are none."""
     block = model.config.data
-    storage = Storage.at(block.url)
+    storage = open_storage(block)
     try:
         manifest = Manifest.load(storage)
         if manifest.image_shape != model.image_shape:

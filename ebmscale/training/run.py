@@ -4,6 +4,7 @@ import logging
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ebmscale.config import OptimizerBlock, RunConfig, changed_keys, parse_config
@@ -12,8 +13,8 @@ from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream, read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
-from ebmscale.errors import ConfigError, StorageError
-from ebmscale.storage import Storage
+from ebmscale.errors import ConfigError, DataError, StorageError
+from ebmscale.storage import Storage, open_storage
 from ebmscale.training.checkpoint import Checkpoint, CheckpointStore
 from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings, make_engine
 from ebmscale.training.metrics import MeanMeter, PartTimer
@@ -27,6 +28,7 @@ from ebmscale.world import World
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+LEAST_HELD_OUT = 16
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Run:
 
 def run_storage(config: RunConfig) -> Storage:
     """Where a run lives."""
-    return Storage.at(config.storage.url).child(config.run.name)
+    return open_storage(config.storage).child(config.run.name)
 
 
 def open_run(config: RunConfig, world: World) -> Run:
@@ -102,8 +104,10 @@ def open_run(config: RunConfig, world: World) -> Run:
         DataError: the data set is missing or damaged.
         StorageError: the run's storage cannot be written.
     """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
     storage = run_storage(config)
-    data = Storage.at(config.data.url)
+    data = open_storage(config.data)
     if world.is_first:
         storage.probe()
         _claim(storage, config)
@@ -112,6 +116,8 @@ def open_run(config: RunConfig, world: World) -> Run:
     manifest = Manifest.load(data)
     if world.is_first:
         verify(data, manifest, config.data.verify)
+    if manifest.dtype != "uint8":
+        raise DataError(f"{data.url} holds {manifest.dtype} arrays; training takes uint8 images, so pack images.")
     store = CheckpointStore(storage, config.checkpoint.keep_last, config.checkpoint.keep_every)
     checkpoint = store.latest()
     if checkpoint is None and store.has_finished():
@@ -211,6 +217,11 @@ def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World
     images, _, _ = read_split(
         data, manifest, "validation", config.stages.evidence_samples, config.data.validation_fraction
     )
+    if len(images) < LEAST_HELD_OUT:
+        raise DataError(
+            f"{data.url} has only {len(images)} held-out images, too few to decide on; raise data.validation_fraction "
+            f"(now {config.data.validation_fraction}) until it has {LEAST_HELD_OUT}."
+        )
     rows = owned_rows(len(images), config.data.num_streams, world)
     return to_pixels(images[rows]).to(world.device), rows % config.data.num_streams
 

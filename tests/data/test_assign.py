@@ -94,3 +94,34 @@ def test_seeds_and_epochs_differ():
     served = [[sample_at(order, i) for i in range(200)] for order in orders]
     served.append([sample_at(orders[0], i) for i in range(200, 400)])
     assert len({tuple(one) for one in served}) == 3
+
+
+sizes = st.integers(1, 64)
+
+
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=6), windows, st.integers(1, 90), st.lists(
+        st.tuples(st.integers(0, 4), sizes), min_size=1, max_size=4
+    )
+)  # fmt: skip
+def test_any_stop_and_any_new_number_of_ranks_leave_the_union_of_what_was_left(shard_sizes, window, batch_size, legs):
+    """Legs of (batches, ranks): each goes on where the last stopped; ranks of a leg take equally many batches."""
+    order = make_order(shard_sizes, 64, window)
+    numbers, start = [], 0
+    for num_batches, size in legs:
+        for rank in range(size):
+            for batch in range(num_batches):
+                first = start + batch * batch_size
+                numbers += [first + row for row in rows_of(first, batch_size, 64, rank, size)]
+        start += num_batches * batch_size
+    assert sorted(numbers) == list(range(start))
+    served = [sample_at(order, i) for i in sorted(numbers)]
+    for first in range(0, start, order.num_samples):
+        epoch = served[first : first + order.num_samples]
+        assert len(set(epoch)) == len(epoch)
+
+
+def test_arrays_of_numbers_are_located_as_single_ones_are():
+    numbers = np.arange(500)
+    together = locate(numbers, 37, 8)
+    assert [tuple(place) for place in np.stack(together).T.tolist()] == [locate(i, 37, 8) for i in range(500)]

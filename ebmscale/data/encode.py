@@ -1,0 +1,131 @@
+"""Records to payload bytes, in parallel and in order. Shapes: C channels, H height, W width."""
+
+import io
+import itertools
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ebmscale.data.formats import Record, Source
+from ebmscale.errors import ConfigError, DataError
+
+JPEG_QUALITY = 95  # with full colour resolution (4:4:4)
+RAW_BYTES = 64 << 10  # images up to this size are stored raw if nothing else is asked for: reading them costs least
+ENDINGS = {"raw": "bin", "png": "png", "jpeg": "jpg"}  # of a payload's name in the shard
+_CHUNK_SAMPLES = 64  # what a thread encodes at once,
+_CHUNK_BYTES = 4 << 20  # or fewer, so that their arrays stay within this
+
+
+class Encoded(NamedTuple):
+    """A record whose image has become bytes."""
+
+    key: str
+    payload: bytes
+    label: int
+    part: str
+
+
+def encode_raw(image: np.ndarray) -> bytes:
+    """The numbers in C, H, W order, little-endian."""
+    return image.astype(image.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """A PNG file of a uint8 image (1 or 3, H, W)."""
+    return _encode_with_pillow(image, "PNG")
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """A JPEG file of a uint8 image (1 or 3, H, W), of quality `JPEG_QUALITY`; it loses some detail."""
+    return _encode_with_pillow(image, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+
+
+def _encode_with_pillow(image: np.ndarray, kind: str, **options: int) -> bytes:
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, kind, **options)
+    return file.getvalue()
+
+
+ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {"raw": encode_raw, "png": encode_png, "jpeg": encode_jpeg}
+
+
+def choose_encoding(source: Source, wanted: str | None = None) -> str:
+    """The encoding wanted, or the default: raw for numbers and for images up to `RAW_BYTES`, PNG for larger ones.
+
+    Raises:
+        ConfigError: there is no such encoding, or it cannot hold such images.
+    """
+    pictures = source.dtype == "uint8" and source.image_shape[0] in (1, 3)
+    if wanted is None:
+        return "png" if pictures and math.prod(source.image_shape) > RAW_BYTES else "raw"
+    if wanted not in ENCODERS:
+        raise ConfigError(f"There is no encoding {wanted!r}; choose one of {', '.join(ENCODERS)}.")
+    if wanted != "raw" and not pictures:
+        raise ConfigError(
+            f"{wanted} holds bytes of 1 or 3 channels, the samples are {source.dtype} {source.image_shape}; choose raw."
+        )
+    return wanted
+
+
+def encode_all(
+    records: Iterator[Record], source: Source, encoding: str, num_threads: int | None = None
+) -> Iterator[Encoded]:
+    """Load and encode records in threads; they come out in their order, and only a bounded number is in memory.
+
+    Threads and not processes: what takes time in Pillow (decoding, resizing, compressing PNG) runs without Python's
+    lock, and nothing has to be started or sent. Writing JPEG keeps the lock, but is fast.
+
+    Args:
+        records: what to encode; iterated in the caller's thread.
+        source: what the records must fit.
+        encoding: a key of `ENCODERS`.
+        num_threads: None: one for every core that this process may use.
+
+    Raises:
+        DataError: a record does not fit the source's description, or its file is damaged.
+    """
+    num_threads = num_threads or _num_cores()
+    sample_bytes = math.prod(source.image_shape) * np.dtype(source.dtype).itemsize
+    chunk_samples = max(1, min(_CHUNK_SAMPLES, _CHUNK_BYTES // sample_bytes))
+    waiting: deque[Future[list[Encoded]]] = deque()
+    with ThreadPoolExecutor(num_threads, "encode") as pool:
+        while chunk := list(itertools.islice(records, chunk_samples)):
+            waiting.append(pool.submit(_encode_chunk, chunk, source, ENCODERS[encoding]))
+            if len(waiting) > 2 * num_threads:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _num_cores() -> int:
+    """Cores that this process may use; not every system can say which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _encode_chunk(records: list[Record], source: Source, encode: Callable[[np.ndarray], bytes]) -> list[Encoded]:
+    chunk = []
+    for record in records:
+        image = record.load()
+        _check(record, image, source)
+        chunk.append(Encoded(record.key, encode(image), record.label, record.part))
+    return chunk
+
+
+def _check(record: Record, image: np.ndarray, source: Source) -> None:
+    """Refuse what would not come back as it went in; WebDataset ends a key at its first dot."""
+    if "." in record.key or len(record.key) > 90 or not record.key.isascii():
+        raise DataError(
+            f"The key {record.key!r} of {source.name} must be ASCII, without dots, of 90 characters at most."
+        )
+    if image.shape != source.image_shape or image.dtype.name != source.dtype:
+        raise DataError(
+            f"Sample {record.key} of {source.name} is {image.dtype.name} {image.shape}, "
+            f"the set is {source.dtype} {source.image_shape}; resize or convert it (a folder of images: give a size)."
+        )

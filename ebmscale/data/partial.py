@@ -1,0 +1,63 @@
+"""What a pack that was killed has finished: a note per shard below .partial/, which goes away when the set is whole.
+
+.partial/plan.json says what is being packed and how; .partial/000000.json and so on are the finished shards' entries
+of the manifest, each written after its shard. So a shard with a note is a whole shard.
+"""
+
+import json
+from typing import Any
+
+from ebmscale.data.manifest import Shard
+from ebmscale.errors import DataError
+from ebmscale.storage import Storage
+
+FOLDER = ".partial"
+_PLAN = f"{FOLDER}/plan.json"
+
+
+class Partial:
+    """The notes at an address.
+
+    Args:
+        storage: where the shards go.
+        plan: all that the shards' bytes depend on, as JSON values.
+
+    Raises:
+        DataError: an unfinished pack of something else is there.
+    """
+
+    def __init__(self, storage: Storage, plan: dict[str, Any]):
+        self._storage = storage
+        self.shards: list[Shard] = []
+        text = json.dumps(plan)
+        if not storage.exists(_PLAN):
+            storage.publish(_PLAN, text.encode())
+        elif storage.read_text(_PLAN) != text:
+            raise DataError(
+                f"{storage.url} holds an unfinished pack of another set or with other options; "
+                "repeat that command, pack to another address, or delete what is there."
+            )
+        else:
+            self.shards = self._finished()
+
+    def add(self, shard: Shard) -> None:
+        """Note a shard whose file is written."""
+        self._storage.publish(self._note(len(self.shards)), json.dumps(vars(shard)).encode())
+        self.shards.append(shard)
+
+    def remove(self) -> None:
+        """Delete all notes: the manifest says it all."""
+        self._storage.delete(FOLDER)
+
+    def _finished(self) -> list[Shard]:
+        """The shards noted, up to the first one that is not there in its full size."""
+        shards: list[Shard] = []
+        while self._storage.exists(note := self._note(len(shards))):
+            shard = Shard(**json.loads(self._storage.read_text(note)))
+            if not self._storage.exists(shard.file) or self._storage.size(shard.file) != shard.num_bytes:
+                break
+            shards.append(shard)
+        return shards
+
+    def _note(self, number: int) -> str:
+        return f"{FOLDER}/{number:06d}.json"

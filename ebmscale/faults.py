@@ -1,0 +1,97 @@
+"""Failures of a storage: which ones pass by themselves, and what to say of the others.
+
+Clients of object stores raise exceptions of their own (botocore, aiohttp, ...). They are recognised by the names of
+their classes and modules, so that nothing but the client in use needs to be installed.
+"""
+
+from collections.abc import Iterator
+
+_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "fsspec", "s3fs", "gcsfs", "google"}
+
+_PASSING_NAMES = {
+    "ClientConnectionError", "ClientConnectorError", "ClientOSError", "ClientPayloadError", "ConnectionClosedError",
+    "ConnectTimeoutError", "EndpointConnectionError", "HTTPClientError", "IncompleteRead", "IncompleteReadError",
+    "ReadTimeoutError", "ResponseParserError", "ResponseStreamingError", "ServerDisconnectedError",
+    "ServerTimeoutError",
+}  # fmt: skip
+_PASSING_STATUS = {408, 429, 500, 502, 503, 504}
+_PASSING_CODES = {"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch"}
+
+_ADVICE = {
+    "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or choose a profile with AWS_PROFILE, "
+    "and for public data set `anonymous: true` beside the url",
+    "PartialCredentialsError": "set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "ProfileNotFound": "set AWS_PROFILE to a profile that your AWS configuration file has",
+    "PermissionError": "check that these credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE) may do this there",
+    "EndpointConnectionError": "check AWS_ENDPOINT_URL (or endpoint_url beside the url) and that the server runs",
+    "ClientConnectorError": "check the address and that the server runs",
+}
+
+
+class TruncatedRead(OSError):
+    """Fewer bytes came than the file holds there."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether asking again may help: time-outs, lost connections, cut bodies, busy or failing servers."""
+    return any(_passes(one) for one in _chain(error))
+
+
+def is_storage_failure(error: BaseException) -> bool:
+    """Whether an exception tells of the storage and its client, and not of a mistake in the program."""
+    if isinstance(error, OSError | ImportError | NotImplementedError):
+        return True
+    if isinstance(error, ValueError) and ("Protocol not known" in str(error) or "Invalid endpoint" in str(error)):
+        return True
+    return type(error).__module__.partition(".")[0] in _CLIENTS
+
+
+def status(error: BaseException) -> int | None:
+    """The HTTP status behind an exception, None where it tells of none."""
+    for one in _chain(error):
+        response = getattr(one, "response", None)
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+        found = found or getattr(one, "status", None)
+        if isinstance(found, int):
+            return found
+    return None
+
+
+def describe(error: BaseException) -> str:
+    """The cause in a few words."""
+    if isinstance(error, NotImplementedError):
+        return "this kind of address can only be read"
+    if isinstance(error, ValueError) and "Protocol not known" in str(error):
+        return str(error)
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(text.split()).rstrip(".")
+
+
+def advice(error: BaseException) -> str:
+    """What to do about it."""
+    local = isinstance(error, PermissionError) and error.errno is not None  # of this machine's file system
+    for one in () if local else _chain(error):
+        if type(one).__name__ in _ADVICE:
+            return _ADVICE[type(one).__name__]
+    return "check the address and your rights"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised from."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, TimeoutError | ConnectionError | TruncatedRead):
+        return True
+    response = getattr(error, "response", None)
+    if isinstance(response, dict) and response.get("Error", {}).get("Code") in _PASSING_CODES:
+        return True
+    number = status(error)
+    if number is not None:
+        return number in _PASSING_STATUS
+    of_client = type(error).__module__.partition(".")[0] in _CLIENTS
+    return of_client and any(kind.__name__ in _PASSING_NAMES for kind in type(error).__mro__)

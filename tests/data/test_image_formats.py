@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from ebmscale.data.formats import open_source
+from ebmscale.data.pack import pack
+from ebmscale.errors import ConfigError, DataError
+
+
+def save(path, height=6, width=8, seed=0, mode="RGB"):
+    """A random image; its pixels (height, width, 3)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return pixels
+
+
+def test_folder_is_recursive_and_the_first_folder_is_the_class(tmp_path):
+    cat = save(tmp_path / "cat" / "deep" / "er" / "1.png")
+    save(tmp_path / "cat" / "2.PNG", seed=1)
+    save(tmp_path / "a dog" / "1.png", seed=2)
+    save(tmp_path / "none.png", seed=3)
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "cat" / ".hidden.png").write_bytes(b"")
+    source = open_source("folder", str(tmp_path))
+    records = {record.key.rsplit("-", 1)[0]: record for record in source.records()}
+    assert (source.classes, source.counts, source.num_skipped) == (["a dog", "cat"], {"train": 4}, 2)
+    assert {name: record.label for name, record in records.items()} == {
+        "cat-deep-er-1": 1, "cat-2": 1, "a-dog-1": 0, "none": -1
+    }  # fmt: skip
+    np.testing.assert_array_equal(records["cat-deep-er-1"].load(), cat.transpose(2, 0, 1))
+
+
+def test_train_and_test_folders_are_parts(tmp_path):
+    for name in ("train/b/1.png", "train/a/1.png", "test/a/1.png"):
+        save(tmp_path / name)
+    source = open_source("folder", str(tmp_path))
+    assert (source.classes, source.counts) == (["a", "b"], {"train": 2, "test": 1})
+    assert [(record.label, record.part) for record in source.records()] == [(0, "train"), (1, "train"), (0, "test")]
+
+
+def test_keys_stay_when_files_are_added(tmp_path):
+    save(tmp_path / "b.png")
+    [before] = open_source("folder", str(tmp_path)).records()
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.jpg")
+    keys = [record.key for record in open_source("folder", str(tmp_path)).records()]
+    assert before.key in keys
+    assert len(set(keys)) == 3
+
+
+def test_size_crops_the_centre_and_resizes(tmp_path):
+    pixels = save(tmp_path / "wide.png", height=4, width=10)
+    [record] = open_source("folder", str(tmp_path), size=4).records()
+    np.testing.assert_array_equal(record.load(), pixels[:, 3:7].transpose(2, 0, 1))
+    save(tmp_path / "tall.png", height=40, width=9)
+    assert {r.load().shape for r in open_source("folder", str(tmp_path), size=5).records()} == {(3, 5, 5)}
+
+
+def test_grey_palette_alpha_and_turned_images(tmp_path):
+    save(tmp_path / "a.png", mode="L")
+    save(tmp_path / "b.gif", mode="P")
+    save(tmp_path / "c.png", mode="RGBA")
+    turned = Image.new("RGB", (6, 8))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be shown turned by a quarter
+    turned.save(tmp_path / "d.jpg", exif=exif)
+    for grey, shape in ((False, (3, 6, 8)), (True, (1, 6, 8))):
+        source = open_source("folder", str(tmp_path), grey=grey)
+        assert {record.load().shape for record in source.records()} == {shape} == {source.image_shape}
+
+
+def test_folders_that_cannot_be_packed(tmp_path, storage):
+    with pytest.raises(DataError, match=r"has no image below it \(0 other files\)"):
+        open_source("folder", str(tmp_path))
+    save(tmp_path / "set" / "a.png")
+    with pytest.raises(DataError, match="is no folder"):
+        open_source("folder", str(tmp_path / "set" / "a.png"))
+    with pytest.raises(DataError, match="is not on this machine"):
+        open_source("folder", "s3://bucket/images")
+    save(tmp_path / "set" / "b.png", height=7)
+    with pytest.raises(DataError, match=r"Sample b-.* of set is uint8 \(3, 7, 8\).*give a size"):
+        pack(open_source("folder", str(tmp_path / "set")), storage)
+
+
+def test_a_damaged_image_is_named(tmp_path, storage):
+    save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:150])
+    with pytest.raises(DataError, match=r"b\.png is no image that can be read"):
+        pack(open_source("folder", str(tmp_path)), storage)
+
+
+def test_options_are_for_images(tmp_path):
+    with pytest.raises(ConfigError, match="idx takes no size; it is for folder and celeba"):
+        open_source("idx", str(tmp_path), size=8)
+    with pytest.raises(ConfigError, match="folder takes no attribute; it is for celeba"):
+        open_source("folder", str(tmp_path), attribute="Smiling")

@@ -1,0 +1,164 @@
+"""Shards that others made: their manifest is learned by reading them once."""
+
+import io
+import json
+import logging
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ebmscale.data.index import index
+from ebmscale.data.manifest import Manifest, verify
+from ebmscale.data.pack import pack
+from ebmscale.data.stream import read_split
+from ebmscale.errors import DataError
+
+SHAPE = (3, 5, 4)
+
+
+def image(number, shape=SHAPE):
+    return np.random.default_rng(number).integers(0, 256, shape, np.uint8)
+
+
+def encode(ending, pixels):
+    file = io.BytesIO()
+    if ending == "npy":
+        np.save(file, pixels)
+    elif ending == "bin":
+        file.write(pixels.tobytes())
+    else:
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(file, {"png": "PNG", "jpg": "JPEG"}[ending])
+    return file.getvalue()
+
+
+def make_tar(members):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, content in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+    return file.getvalue()
+
+
+def members(numbers, ending="png"):
+    for number in numbers:
+        yield f"some/dir/{number:04d}.{ending}", encode(ending, image(number))
+        yield f"some/dir/{number:04d}.cls", str(number % 3).encode()
+
+
+@pytest.mark.parametrize("ending", ["png", "npy", "bin", "jpg"])
+def test_foreign_shards_are_indexed_and_read(storage, ending):
+    storage.publish("set-000000.tar", make_tar(members(range(5), ending)))
+    storage.publish("set-000001.tar", make_tar(members(range(5, 9), ending)))
+    storage.publish("set-test-0.tar", make_tar(members(range(9, 12), ending)))
+    seen = []
+    manifest = index(storage, image_shape=SHAPE if ending == "bin" else None, progress=lambda *now: seen.append(now))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert manifest == Manifest.load(storage)
+    assert manifest.encoding == {"png": "png", "jpg": "jpeg"}.get(ending, "raw")
+    assert (manifest.counts(), manifest.image_shape, manifest.classes) == ({"train": 9, "test": 3}, SHAPE, list("012"))
+    verify(storage, manifest, "sha256")
+    images, labels, keys = read_split(storage, manifest, "train", validation_fraction=0)
+    assert sorted(keys) == [f"some/dir/{number:04d}" for number in range(9)]
+    for got, label, key in zip(images.numpy(), labels.tolist(), keys, strict=True):
+        assert label == int(key[-4:]) % 3
+        if ending != "jpg":
+            np.testing.assert_array_equal(got, image(int(key[-4:])))
+
+
+def test_float_arrays_keep_their_type(storage):
+    latents = {f"z{number}": np.random.default_rng(number).normal(size=(4, 2, 2)).astype("f4") for number in range(6)}
+    storage.publish("z.tar", make_tar((f"{key}.npy", encode("npy", value)) for key, value in latents.items()))
+    manifest = index(storage)
+    images, labels, keys = read_split(storage, manifest, "train", validation_fraction=0)
+    assert (manifest.dtype, images.numpy().dtype, set(labels.tolist())) == ("float32", np.float32, {-1})
+    for got, key in zip(images.numpy(), keys, strict=True):
+        np.testing.assert_array_equal(got, latents[key])
+
+
+def test_what_pack_wrote_is_indexed_to_the_same_shards(storage, make_source):
+    packed = pack(make_source(num_train=30, num_test=7), storage, encoding="raw", shard_samples=10)
+    found = index(storage, image_shape=packed.image_shape)
+    assert sorted(found.shards, key=lambda shard: shard.file) == sorted(packed.shards, key=lambda shard: shard.file)
+
+
+def test_labels_of_json_and_text_become_classes(storage):
+    png = encode("png", image(0))
+    storage.publish("a.tar", make_tar([("x.png", png), ("x.json", json.dumps({"label": "dog"}).encode())]))
+    storage.publish("b.tar", make_tar([("y.txt", b"cat\n"), ("y.png", png), ("z.png", png)]))
+    manifest = index(storage)
+    assert manifest.classes == ["cat", "dog"]
+    assert [shard.labels for shard in manifest.shards] == [[1], [0, -1]]
+
+
+def test_keys_that_repeat_get_the_shards_name(storage):
+    for name in ("a", "b"):
+        storage.publish(f"{name}.tar", make_tar(members(range(2))))
+    keys = [key for shard in index(storage).shards for key in shard.keys]
+    assert keys == ["a/some/dir/0000", "a/some/dir/0001", "b/some/dir/0000", "b/some/dir/0001"]
+
+
+def test_unusable_samples_are_left_out_and_reported_by_shard(storage, caplog):
+    good = list(members(range(3)))
+    bad = [
+        ("empty.cls", b"1"),
+        ("noise.png", b"not an image"),
+        ("large.png", encode("png", image(0, (3, 6, 6)))),
+        ("array.npy", encode("npy", image(0))),
+    ]
+    storage.publish("a.tar", make_tar(good))
+    storage.publish("b.tar", make_tar([*bad, *members([7])]))
+    with caplog.at_level(logging.WARNING):
+        manifest = index(storage)
+    assert [shard.num_samples for shard in manifest.shards] == [3, 1]
+    assert "b.tar: 4 samples left out, the first because empty has no image" in caplog.text
+    assert "a.tar" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (make_tar(members(range(4)))[:900], r"b\.tar cannot be read as a tar"),
+        (b"", r"b\.tar cannot be read as a tar"),
+        (b"garbage" * 1000, r"b\.tar cannot be read as a tar"),
+        (make_tar([*members([0]), *members([1]), *members([0])]), r"b\.tar holds a key twice"),
+    ],
+)
+def test_unusable_shards_are_refused(storage, content, message):
+    storage.publish("a.tar", make_tar(members(range(10, 12))))
+    storage.publish("b.tar", content)
+    with pytest.raises(DataError, match=message):
+        index(storage)
+    assert not storage.exists("manifest.json")
+
+
+def test_nothing_to_index_is_refused(storage):
+    storage.publish("readme.txt", b"")
+    with pytest.raises(DataError, match=r"has no \.tar files"):
+        index(storage)
+    storage.publish("a.tar", make_tar([("x.wav", b"1")]))
+    with pytest.raises(DataError, match=r"No sample at .* can be used \(of a\.tar: x has no image\)"):
+        index(storage)
+    storage.publish("a.tar", make_tar([("x.bin", b"1")]))
+    with pytest.raises(DataError, match="whose shape is not known"):
+        index(storage)
+
+
+def test_the_command_indexes_shards_of_others(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    from ebmscale.data.formats import open_source
+    from ebmscale.data.pack import pack
+
+    pack(open_source("digits", ""), Storage.at(tmp_path))
+    (tmp_path / "manifest.json").unlink()
+    command = [sys.executable, "-m", "ebmscale", "index", str(tmp_path)]
+    done = subprocess.run([*command, "--shape", "1,8,8"], capture_output=True, text=True, check=True)
+    assert "1,797 train" in done.stdout
+    refused = subprocess.run([*command, "--shape", "8x8"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "three numbers" in refused.stderr

@@ -1,0 +1,42 @@
+"""`ebmscale pack` with its options."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from ebmscale.cli import cli
+from ebmscale.data.manifest import Manifest
+from ebmscale.errors import ConfigError
+from ebmscale.storage import Storage
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    for number in range(10):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 12, 3), number, np.uint8)).save(path)
+    (folder / "readme.txt").write_text("")
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["pack", *map(str, arguments)])
+
+
+def test_a_folder_with_options(images, tmp_path):
+    url = tmp_path / "shards"
+    options = ["--size", 8, "--grey", "--encoding", "png", "--shard-samples", 4, "--threads", 2]
+    result = run("folder", images, url, *options)
+    assert result.exit_code == 0, result.output
+    assert result.output == f"{url}: images, 10 train, 3 shard(s), png, 1 other files passed over\n"
+    manifest = Manifest.load(Storage.at(url))
+    assert (manifest.image_shape, manifest.encoding, manifest.classes) == ((1, 8, 8), "png", ["a", "b"])
+
+
+def test_options_that_a_format_does_not_take(tmp_path):
+    result = run("digits", "-", tmp_path / "shards", "--grey")
+    assert isinstance(result.exception, ConfigError)
+    assert not (tmp_path / "shards").exists()

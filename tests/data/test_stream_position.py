@@ -1,0 +1,98 @@
+"""Going to a position costs neither time nor bytes in proportion to it; a filesystem that makes up its bytes counts."""
+
+import time
+import tracemalloc
+import zlib
+
+import fsspec
+import numpy as np
+import pytest
+
+from ebmscale.data.manifest import Manifest, Shard
+from ebmscale.data.stream import ImageStream
+from ebmscale.storage import Storage
+
+SHAPE = (3, 256, 256)
+STRIDE = 512 + 3 * 256 * 256 + 1024  # header, payload, label's header and block
+SHARD_BYTES = 64 << 20
+NUM_SHARDS = 1000
+PER_SHARD = SHARD_BYTES // STRIDE
+
+
+class CountingFileSystem(fsspec.AbstractFileSystem):
+    """Files of zeros of any size."""
+
+    protocol = "counting"
+    calls = 0
+    num_bytes = 0
+
+    def cat_file(self, path, start=None, end=None, **_):
+        CountingFileSystem.calls += 1
+        CountingFileSystem.num_bytes += end - start
+        return bytes(end - start)
+
+
+@pytest.fixture
+def counting():
+    fsspec.register_implementation("counting", CountingFileSystem, clobber=True)
+    CountingFileSystem.calls = CountingFileSystem.num_bytes = 0
+    return CountingFileSystem
+
+
+def make_manifest(num_shards, per_shard, shape):
+    size = int(np.prod(shape))
+    stride = 512 + size + 1024
+    crc = zlib.crc32(bytes(size))
+    offsets = [512 + stride * sample for sample in range(per_shard)]
+    shards = [
+        Shard(
+            f"big-train-{number:06d}.tar",
+            "train",
+            SHARD_BYTES,
+            "",
+            [f"{number:04d}-{sample:04d}" for sample in range(per_shard)],
+            [0] * per_shard,
+            offsets,
+            [size] * per_shard,
+            [crc] * per_shard,
+        )
+        for number in range(num_shards)
+    ]
+    return Manifest("big", "toy", "raw", shape, "uint8", ["0"], shards)
+
+
+def open_stream(manifest, start, **changes):
+    settings = {"batch_size": 64, "seed": 0, "num_streams": 64, "window": 512, "validation_fraction": 0} | changes
+    return ImageStream(Storage.at("counting://set"), manifest, split="train", start=start, **settings)
+
+
+def test_the_end_of_an_epoch_over_a_thousand_shards_is_near(counting):
+    """Time and bytes until the first batch is there, of a stream that was opened before."""
+    manifest = make_manifest(NUM_SHARDS, PER_SHARD, SHAPE)
+    stream = open_stream(manifest, start=NUM_SHARDS * PER_SHARD - 64)
+    start = time.perf_counter()
+    first, _ = next(stream._read_batches(stream.position))
+    seconds = time.perf_counter() - start
+    assert len(first.images) == 64
+    assert seconds < 1
+    assert counting.num_bytes < 2 * SHARD_BYTES
+    assert counting.calls <= 64
+
+
+@pytest.mark.usefixtures("counting")
+def test_memory_is_flat_over_epochs():
+    manifest = make_manifest(20, 100, (3, 16, 16))
+    stream = open_stream(manifest, start=0, num_streams=16, window=64)
+    peaks = []
+    tracemalloc.start()
+    try:
+        for number, _ in enumerate(stream, 1):
+            if number % 125 == 0:  # 4 epochs
+                peaks.append(tracemalloc.get_traced_memory()[1])
+                tracemalloc.reset_peak()
+            if number == 625:
+                break
+    finally:
+        tracemalloc.stop()
+        stream.close()
+    assert max(peaks[1:]) < 1.2 * peaks[0]
