@@ -3,12 +3,16 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ebmscale.data.formats import open_source
 from ebmscale.data.index import index
 from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
@@ -148,12 +152,6 @@ def test_nothing_to_index_is_refused(storage):
 
 
 def test_the_command_indexes_shards_of_others(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    from ebmscale.data.formats import open_source
-    from ebmscale.data.pack import pack
-
     pack(open_source("digits", ""), Storage.at(tmp_path))
     (tmp_path / "manifest.json").unlink()
     command = [sys.executable, "-m", "ebmscale", "index", str(tmp_path)]
