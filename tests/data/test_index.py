@@ -18,6 +18,7 @@ from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import read_split
 from ebmscale.errors import DataError
+from ebmscale.storage import Storage
 
 SHAPE = (3, 5, 4)
 
