@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -226,11 +227,9 @@ def doctor() -> None:
 
 def main() -> None:
     """The program: runs a command, and turns errors into one sentence and an exit code."""
-    from ebmscale.runtime.worker import first_rank  # noqa: PLC0415
-
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("ebmscale").setLevel(logging.INFO if first_rank() else logging.ERROR)
+    logging.getLogger("ebmscale").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     try:
         cli(standalone_mode=False)
     except EbmscaleError as error:

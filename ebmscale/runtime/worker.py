@@ -1,7 +1,5 @@
 """The body of one worker: the same on a laptop, under torchrun and on a cluster."""
 
-import os
-
 from rich.console import Console
 
 from ebmscale.config import RunConfig
@@ -20,8 +18,3 @@ def run_worker(config: RunConfig, console: Console) -> tuple[str, World]:
     world = World.from_environment(config.device)
     with StopSignal().listening() as stop:
         return train(config, View(console), world, stop), world
-
-
-def first_rank() -> bool:
-    """Whether this process is the one that prints, before any world exists."""
-    return os.environ.get("RANK", "0") == "0"
