@@ -53,7 +53,10 @@ class StorageBlock(AddressBlock):
 
 
 class DataBlock(AddressBlock):
-    """The packed data set. With `format`, an empty `url` is packed first from `source`."""
+    """The packed data set. With `format`, an empty `url` is packed first from `source`.
+
+    `cache` is a folder of the machine that reads, for up to `cache_bytes` of what comes from another place.
+    """
 
     format: str | None = None
     source: str | None = None
@@ -62,6 +65,8 @@ class DataBlock(AddressBlock):
     shuffle_window: Positive = 512
     verify: Literal["sha256", "size", "none"] = "sha256"
     max_damaged: NonNegative = 10
+    cache: str | None = None
+    cache_bytes: Positive = 10_000_000_000
 
 
 class ModelBlock(Block):
@@ -246,7 +251,7 @@ class RunConfig(Block):
 RESUMABLE = (
     *("train.max_samples", "checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage"),
     *("data.url", "data.endpoint_url", "data.anonymous", "data.retries", "data.format", "data.source"),
-    *("data.verify", "data.max_damaged"),
+    *("data.verify", "data.max_damaged", "data.cache", "data.cache_bytes"),
 )
 """Keys that may change between an interruption and the resume; the others define what the run computes."""
 

@@ -1,6 +1,7 @@
 """Payload bytes to images, one decoder per encoding.
 
-raw: the numbers in C, H, W order, little-endian. png: 8 bits a channel, lossless. jpeg: as `encode` wrote it.
+raw: the numbers in the order of their dimensions (of images C, H, W), little-endian.
+png: 8 bits a channel, lossless. jpeg: as `encode` wrote it.
 """
 
 import io
@@ -15,7 +16,7 @@ from PIL import Image
 from ebmscale.errors import DataError
 
 Payload = bytes | memoryview
-Shape = tuple[int, int, int]  # C, H, W
+Shape = tuple[int, ...]  # (C, H, W) of images; raw arrays may have any
 Decoder = Callable[[Payload, Shape], np.ndarray]
 
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
@@ -24,7 +25,7 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error
 
 
 def decode_raw(payload: Payload, shape: Shape, dtype: str = "uint8") -> np.ndarray:
-    """Numbers in C, H, W order to a read-only array (C, H, W); ValueError where the size differs."""
+    """Numbers to a read-only array of that shape; ValueError where the size differs."""
     kind = np.dtype(dtype).newbyteorder("<")
     if len(payload) != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{len(payload)} bytes are no image of {dtype} {shape}")

@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
 
 
 def encode_raw(image: np.ndarray) -> bytes:
-    """The numbers in C, H, W order, little-endian."""
+    """The numbers in the order of their dimensions, little-endian."""
     return image.astype(image.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
@@ -62,7 +62,7 @@ def choose_encoding(source: Source, wanted: str | None = None) -> str:
     Raises:
         ConfigError: there is no such encoding, or it cannot hold such images.
     """
-    pictures = source.dtype == "uint8" and source.image_shape[0] in (1, 3)
+    pictures = source.dtype == "uint8" and len(source.image_shape) == 3 and source.image_shape[0] in (1, 3)
     if wanted is None:
         return "png" if pictures and math.prod(source.image_shape) > RAW_BYTES else "raw"
     if wanted not in ENCODERS:

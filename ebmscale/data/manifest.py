@@ -67,8 +67,8 @@ class Manifest:
         name: of the data set; its shards are NAME-PART-000000.tar and so on.
         format: the format it was packed from.
         encoding: how a payload becomes an image, a key of `decode.DECODERS`.
-        image_shape: (C, H, W).
-        dtype: of the decoded images, "uint8".
+        image_shape: (C, H, W) of images; arrays may have any shape.
+        dtype: of the decoded images, "uint8", or another where they are arrays.
         classes: names of the labels; empty where samples have none.
         shards: all shards, part by part.
     """
@@ -76,7 +76,7 @@ class Manifest:
     name: str
     format: str
     encoding: str
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     dtype: str
     classes: list[str]
     shards: list[Shard]
@@ -110,8 +110,7 @@ class Manifest:
             raise ValueError(f"it is of version {version}, this program reads version {VERSION}")
         try:
             fields["shards"] = [_shard(shard) for shard in fields["shards"]]
-            channels, height, width = fields["image_shape"]
-            return cls(**fields | {"image_shape": (channels, height, width)})
+            return cls(**fields | {"image_shape": _shape(fields["image_shape"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"a field is missing, unknown or of the wrong form: {error}") from error
 
@@ -136,6 +135,12 @@ class Manifest:
                 f"{storage.url_of(FILE)} does not describe shards of ebmscale ({error}); "
                 "give the address of a set written by `ebmscale pack FORMAT SRC URL`, or pack it again."
             ) from error
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"the shape of its samples, {sizes}, is no list of sizes")
+    return tuple(sizes)
 
 
 def _shard(fields: dict[str, Any]) -> Shard:

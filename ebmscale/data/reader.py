@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ebmscale.data.cache import RangeCache
 from ebmscale.data.decode import decoder
 from ebmscale.data.manifest import Manifest, Shard
 from ebmscale.errors import DataError, StorageError
@@ -46,16 +47,17 @@ class _Piece:
 
 
 class ShardReader:
-    """Reads samples of one set of shards; use it from one thread.
+    """Reads samples of one set of shards, through a cache if there is one; use it from one thread.
 
     Raises:
         DataError: this version has no decoder for the set's encoding.
     """
 
-    def __init__(self, storage: Storage, manifest: Manifest):
+    def __init__(self, storage: Storage, manifest: Manifest, cache: RangeCache | None = None):
         self._decoder = decoder(manifest.encoding, manifest.dtype)
         self._storage = storage
         self._manifest = manifest
+        self._cache = cache
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     def read(self, shards: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,6 +81,8 @@ class ShardReader:
         for pieces in _together(self._pieces(shards, samples)):
             for piece, data in zip(pieces, self._fetch(pieces), strict=True):
                 fill(piece, data, images, sound)
+                if self._cache is not None and not sound[piece.places].all():
+                    self._cache.forget(piece.range)
         return images, sound
 
     def _pieces(self, shards: np.ndarray, samples: np.ndarray) -> Iterator[_Piece]:
@@ -119,7 +123,7 @@ class ShardReader:
         if not ranges:
             return []
         try:
-            return self._storage.read_ranges(ranges)
+            return (self._storage if self._cache is None else self._cache).read_ranges(ranges)
         except StorageError as error:
             for path in dict.fromkeys(one.path for one in ranges):
                 if not self._storage.exists(path):

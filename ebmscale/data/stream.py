@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ebmscale.data.ahead import ReadAhead
 from ebmscale.data.assign import locate, rows_of
+from ebmscale.data.cache import RangeCache
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.order import Order
 from ebmscale.data.reader import ShardReader
@@ -99,6 +100,7 @@ class ImageStream:
         start: samples_seen to begin at.
         max_damaged: different damaged samples that this rank leaves out before it gives up.
         validation_fraction: share of the official train part held out as validation.
+        cache: of the storage on this machine, if there is one.
 
     Attributes:
         num_samples: N, the samples of an epoch.
@@ -125,6 +127,7 @@ class ImageStream:
         start: int = 0,
         max_damaged: int = MAX_DAMAGED,
         validation_fraction: float = VALIDATION_FRACTION,
+        cache: RangeCache | None = None,
     ):
         if min(batch_size, num_streams, window) < 1 or start < 0:
             raise ConfigError("batch_size, num_streams and window must be at least 1 and the start at least 0.")
@@ -145,7 +148,7 @@ class ImageStream:
         self._selection = select(manifest, split, validation_fraction)
         self.num_samples = len(self._selection)
         self._order = Order(self._selection.shards, seed=seed, num_streams=num_streams, window=window)
-        self._reader = ShardReader(storage, manifest)
+        self._reader = ShardReader(storage, manifest, cache)
         self._damaged_samples: set[int] = set()
         self._ahead: ReadAhead[tuple[Batch, list[int]]] | None = None
 

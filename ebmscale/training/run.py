@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from ebmscale.config import OptimizerBlock, RunConfig, changed_keys, parse_config
+from ebmscale.data.cache import RangeCache
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream, read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
+from ebmscale.models import ImageShape
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.checkpoint import Checkpoint, CheckpointStore
 from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings, make_engine
@@ -116,8 +118,7 @@ def open_run(config: RunConfig, world: World) -> Run:
     manifest = Manifest.load(data)
     if world.is_first:
         verify(data, manifest, config.data.verify)
-    if manifest.dtype != "uint8":
-        raise DataError(f"{data.url} holds {manifest.dtype} arrays; training takes uint8 images, so pack images.")
+    image_shape = _image_shape(data, manifest)
     store = CheckpointStore(storage, config.checkpoint.keep_last, config.checkpoint.keep_every)
     checkpoint = store.latest()
     if checkpoint is None and store.has_finished():
@@ -126,7 +127,7 @@ def open_run(config: RunConfig, world: World) -> Run:
             "restore one from a copy, or delete the run to start anew."
         )
     samples_seen = checkpoint.samples_seen if checkpoint else 0
-    model = build_model(config, manifest.image_shape)
+    model = build_model(config, image_shape)
     settings = _engine_settings(config, world)
     generator = make_engine(model, _adam(config.train.generator), settings, world)
     network = build_ratio_network(config)
@@ -142,7 +143,7 @@ def open_run(config: RunConfig, world: World) -> Run:
         held_out=held_out,
         held_out_streams=held_out_streams,
         generator=generator,
-        sampling=SamplingCopy(generator, build_model(config, manifest.image_shape), settings.dtype, world.device),
+        sampling=SamplingCopy(generator, build_model(config, image_shape), settings.dtype, world.device),
         stages=StageTrainer(
             ratio,
             prior,
@@ -182,6 +183,17 @@ def _pack_if_absent(data: Storage, config: RunConfig) -> None:
         pack(open_source(config.data.format, config.data.source or ""), data)
 
 
+def _image_shape(data: Storage, manifest: Manifest) -> ImageShape:
+    """(C, H, W) of the set's images; other arrays are refused."""
+    if manifest.dtype != "uint8" or len(manifest.image_shape) != 3:
+        raise DataError(
+            f"{data.url} holds {manifest.dtype} arrays of shape {manifest.image_shape}; "
+            "training takes uint8 images (C, H, W), so pack images."
+        )
+    channels, height, width = manifest.image_shape
+    return channels, height, width
+
+
 def _engine_settings(config: RunConfig, world: World) -> EngineSettings:
     """The engine: `auto` takes DeepSpeed for several processes or on CUDA."""
     kind = config.engine
@@ -196,6 +208,7 @@ def _adam(block: OptimizerBlock) -> OptimizerSettings:
 
 def _open_stream(config: RunConfig, data: Storage, manifest: Manifest, world: World, start: int) -> ImageStream:
     block = config.data
+    remote = data.local_path() is None
     return ImageStream(
         data,
         manifest,
@@ -209,6 +222,7 @@ def _open_stream(config: RunConfig, data: Storage, manifest: Manifest, world: Wo
         start=start,
         max_damaged=block.max_damaged,
         validation_fraction=block.validation_fraction,
+        cache=RangeCache(data, manifest, block.cache, block.cache_bytes) if block.cache and remote else None,
     )
 
 

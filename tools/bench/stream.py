@@ -1,34 +1,63 @@
-"""How fast do shuffled batches of 32x32 colour images come out of shards, on one core, side by side in one run?
+"""How fast do shuffled batches of 32x32 colour images come out of shards, and does training have to wait for them?
 
     python tools/bench/stream.py --data ../shared/data/cifar10/cifar10.npz --seconds 5
+    python tools/bench/stream.py --data ../shared/data/cifar10/cifar10.npz --part wait
 
+The part `speed` runs on one core, its ways side by side in one run.
 Compared are this package, webdataset's own pipeline over the same tars, and reading the same files from end to end
 and doing nothing with them. Without `--data` the images are random, which is the same for raw bytes.
+
+The part `wait` trains with the SVHN preset in one torch thread and one reader thread, from a folder and from an S3
+server on loopback (Ceph's, see tests/s3_server.py), and says which share of the updates' time went into waiting for a
+batch. It begins where all windows end while the updates run, so that the reader has the most to do.
 """
 
 import argparse
 import io
 import itertools
 import os
+import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import s3fs
 import torch
 import webdataset as wds
 from PIL import Image
 
+from ebmscale.config import parse_config
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
+from ebmscale.training.loop import train_batch
+from ebmscale.training.run import open_run
+from ebmscale.world import World
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.s3_server import KEY, SECRET, S3Server, missing_programs
 
 SHAPE = (3, 32, 32)
 BATCH = 100
 SHUFFLED = 5000  # samples in webdataset's buffer
+STREAMS, WINDOW = 64, 512
+NEAR_THE_END = 400  # samples of its window that every stream has given before the part `wait`
+WARM_UPDATES = 2
+
+SVHN = """
+run: {name: bench}
+data: {url: DATA, num_streams: 64, shuffle_window: 512, verify: size}
+storage: {url: RUNS}
+model: {latent_dim: 100, generator_width: 64, form: svhn}
+posterior: {num_steps: 20, step_size: 0.1}
+train: {batch_size: 100, max_samples: 1000000}
+num_threads: 1
+"""
 
 
 def main() -> None:
@@ -37,8 +66,13 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=50_000, help="images")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--encodings", default="raw,png,jpeg")
+    parser.add_argument("--part", choices=("speed", "wait"), default="speed")
+    parser.add_argument("--updates", type=int, default=8, help="measured ones of the part wait")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.part == "wait":
+        report_wait(make_source(arguments.data, arguments.num), arguments.updates)
+        return
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     source = make_source(arguments.data, arguments.num)
     print(f"{source.name}, {arguments.num} images of {SHAPE}, batches of {BATCH}, one core")
@@ -49,11 +83,63 @@ def main() -> None:
             report(encoding, storage, manifest, arguments.seconds)
 
 
+def report_wait(source: Source, num_updates: int) -> None:
+    """Train from a folder, then from S3 where a server is installed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        measure_wait("folder", source, str(folder / "shards"), folder / "runs-folder", num_updates)
+        if missing := missing_programs():
+            print(f"S3 left out: {', '.join(missing)} not installed")
+            return
+        server = S3Server(folder / "ceph")
+        os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": server.url}
+        try:
+            server.start()
+            s3fs.S3FileSystem(endpoint_url=server.url).mkdir("bench")
+            measure_wait("S3", source, "s3://bench/shards", folder / "runs-s3", num_updates)
+        finally:
+            server.stop()
+
+
+def measure_wait(name: str, source: Source, url: str, runs: Path, num_updates: int) -> None:
+    """Pack, open a run, train some updates, and print the share of their time that was spent waiting."""
+    storage = Storage.at(url)
+    manifest = pack(source, storage, encoding="raw")
+    run = open_run(parse_config(SVHN.replace("DATA", url).replace("RUNS", str(runs))), World.alone())
+    stream = ImageStream(
+        storage, manifest, split="train", batch_size=BATCH, seed=0, num_streams=STREAMS, window=WINDOW,
+        start=NEAR_THE_END * STREAMS,
+    )  # fmt: skip
+    waits, totals = [], []
+    batches = iter(stream)
+    for _ in range(WARM_UPDATES + num_updates):
+        start = time.perf_counter()
+        batch = next(batches)
+        waits.append(time.perf_counter() - start)
+        train_batch(run, batch)
+        totals.append(time.perf_counter() - start)
+    stream.close()
+    first, waits, totals = waits[0], waits[WARM_UPDATES:], totals[WARM_UPDATES:]
+    print(
+        f"{name:7} {num_updates} updates, median {statistics.median(totals):.2f} s; "
+        f"waited {sum(waits) * 1e3:.1f} ms in all, {max(waits) * 1e3:.1f} ms at most: "
+        f"{sum(waits) / sum(totals):.3%} of the time (first batch {first:.2f} s)",
+        flush=True,
+    )
+
+
 def report(encoding: str, storage: Storage, manifest: Manifest, seconds: float) -> None:
     """Measure in turns, so that a busy machine slows all of them, and print the medians."""
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
     stream = ImageStream(
-        storage, manifest, split="train", batch_size=BATCH, seed=0, num_streams=64, window=512, validation_fraction=0
+        storage,
+        manifest,
+        split="train",
+        batch_size=BATCH,
+        seed=0,
+        num_streams=STREAMS,
+        window=WINDOW,
+        validation_fraction=0,
     )
     ways: dict[str, Iterator[int]] = {
         "ours": (len(batch.images) for batch in stream),

@@ -37,8 +37,8 @@ def npy(src: str) -> Source:
     x_train, images, x, latents or data (or are its only array of two dimensions or more), the labels y_train, labels
     or y; a test part is called x_test and y_test.
 
-    A sample of shape (C, H, W) is kept, (H, W) becomes (1, H, W), and (D,) becomes (D, 1, 1). Bytes of shape (H, W, C)
-    become (C, H, W) where C is 1 or 3 and H is neither.
+    A sample of shape (H, W) becomes (1, H, W), and (D,) becomes (D, 1, 1); one of more dimensions is kept, but bytes
+    of shape (H, W, C) become (C, H, W) where C is 1 or 3 and H is neither.
 
     Raises:
         DataError: no arrays of numbers, other types than in `DTYPES`, or shapes that do not fit each other.
@@ -119,11 +119,11 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _stretch(path: Path, part: str, prefix: str, images: np.ndarray, labels: np.ndarray | None) -> Arrays:
-    """Samples and labels, checked against each other; the samples become (N, C, H, W)."""
+    """Samples and labels, checked against each other; the samples get three dimensions or more."""
     if images.dtype.name not in DTYPES:
         raise DataError(f"The samples in {path} are {images.dtype.name}; convert them to one of {', '.join(DTYPES)}.")
-    if not 2 <= images.ndim <= 4 or not images.size:
-        raise DataError(f"{path} is of shape {images.shape}; reshape it to (N, C, H, W), (N, H, W) or (N, D).")
+    if images.ndim < 2 or not images.size:
+        raise DataError(f"{path} is of shape {images.shape}; give N samples of one dimension or more.")
     if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0):
         raise DataError(
             f"The labels in {path} are {labels.dtype.name} of shape {labels.shape}; "
@@ -132,6 +132,6 @@ def _stretch(path: Path, part: str, prefix: str, images: np.ndarray, labels: np.
     if images.ndim == 4:
         channels_last = images.dtype == np.uint8 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
         images = images.transpose(0, 3, 1, 2) if channels_last else images
-    else:
+    elif images.ndim < 4:
         images = images[:, None] if images.ndim == 3 else images[:, :, None, None]
     return Arrays(part, prefix, images, labels)

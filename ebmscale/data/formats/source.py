@@ -32,7 +32,7 @@ class Source:
     Attributes:
         name: what its shards are called; letters, digits, `_` and `-`.
         format: the key in `FORMATS`.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W) of images; arrays may have any shape.
         dtype: NumPy's name of the images' type: "uint8", or "float32" and its like for arrays.
         classes: the label's names, empty where samples have no labels.
         counts: number of records of each part, in the order in which they come.
@@ -42,7 +42,7 @@ class Source:
 
     name: str
     format: str
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     dtype: str
     classes: list[str]
     counts: dict[str, int]

@@ -1,0 +1,194 @@
+"""A bounded folder of this machine that keeps what was read from a remote set of shards, for several processes at once.
+
+Shards are kept in blocks of `BLOCK_BYTES`, aligned, so that every epoch asks for the same ones whatever its order.
+A block is one file, its bytes and their crc32, named after the shard's sha256 and the block's number: a set that was
+packed again finds none of the old ones. A block is renamed into place when it is whole; one that is missing, or
+damaged, is read from the storage. The least recently used go first when the bound is reached.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from ebmscale.data.manifest import Manifest
+from ebmscale.errors import StorageError
+from ebmscale.storage import Range, Storage
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 1 << 20
+BLOCKS_TOGETHER = 64  # in memory at a time, beside the ranges asked for
+KEPT_SHARE = 0.9  # of the bound, that is left when blocks had to go: looking through the folder costs time
+CRC_BYTES = 4
+ENDING, TEMPORARY, TOTAL = ".block", ".tmp", "total"
+
+
+class Block(NamedTuple):
+    """One of the blocks into which a shard's file is cut."""
+
+    file: str
+    number: int
+
+
+class RangeCache:
+    """`read_ranges` of a storage, answered from a folder as far as it can be. It holds nothing open.
+
+    Args:
+        storage: where the shards are.
+        manifest: what they hold.
+        folder: where blocks are kept; made if missing, shared by any processes and any sets.
+        max_bytes: what the blocks may take, in all.
+
+    Raises:
+        StorageError: the folder cannot be made.
+    """
+
+    def __init__(self, storage: Storage, manifest: Manifest, folder: str | os.PathLike[str], max_bytes: int):
+        self._storage = storage
+        self._shards = {shard.file: shard for shard in manifest.shards}
+        self._folder = Path(folder).expanduser().absolute()
+        self._max_bytes = max_bytes
+        self._writes = True
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"The cache folder {folder} cannot be made ({error.strerror or error}); "
+                "choose another data.cache, or null for none."
+            ) from error
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """As `Storage.read_ranges`."""
+        found: list[bytes] = []
+        for group in self._groups(ranges):
+            blocks = self._blocks([block for one in group for block in self._blocks_of(one)])
+            found += [self._cut(one, blocks) for one in group]
+        return found
+
+    def forget(self, one: Range) -> None:
+        """Drop the blocks of a range whose content turned out to be wrong, so that they are read anew next time."""
+        for block in self._blocks_of(one):
+            with suppress(OSError):  # a folder that cannot be written
+                self._path(block).unlink(missing_ok=True)
+
+    def _groups(self, ranges: Sequence[Range]) -> Iterator[list[Range]]:
+        """The ranges in groups that touch `BLOCKS_TOGETHER` blocks, or one range more."""
+        group: list[Range] = []
+        touched: set[Block] = set()
+        for one in ranges:
+            group.append(one)
+            touched.update(self._blocks_of(one))
+            if len(touched) >= BLOCKS_TOGETHER:
+                yield group
+                group, touched = [], set()
+        if group:
+            yield group
+
+    def _blocks_of(self, one: Range) -> list[Block]:
+        end = min(one.start + one.length, self._shards[one.path].num_bytes)
+        return [Block(one.path, number) for number in range(one.start // BLOCK_BYTES, -(-end // BLOCK_BYTES))]
+
+    def _cut(self, one: Range, blocks: dict[Block, bytes]) -> bytes:
+        """A range out of its blocks; short where the shard ends before."""
+        parts = []
+        for block in self._blocks_of(one):
+            first = block.number * BLOCK_BYTES
+            inner = slice(max(0, one.start - first), one.start + one.length - first)
+            parts.append(memoryview(blocks[block])[inner])
+        return b"".join(parts)
+
+    def _blocks(self, wanted: list[Block]) -> dict[Block, bytes]:
+        """The content of each block; the missing ones are read together and kept."""
+        kept = {block: self._load(block) for block in dict.fromkeys(wanted)}
+        blocks = {block: data for block, data in kept.items() if data is not None}
+        missing = [block for block, data in kept.items() if data is None]
+        if missing:
+            fresh = dict(zip(missing, self._storage.read_ranges([self._span(one) for one in missing]), strict=True))
+            self._keep({block: data for block, data in fresh.items() if len(data) == self._span(block).length})
+            blocks |= fresh
+        return blocks
+
+    def _span(self, block: Block) -> Range:
+        start = block.number * BLOCK_BYTES
+        return Range(block.file, start, min(BLOCK_BYTES, self._shards[block.file].num_bytes - start))
+
+    def _path(self, block: Block) -> Path:
+        name = f"{self._shards[block.file].sha256} {BLOCK_BYTES} {block.number}"
+        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()}{ENDING}"
+
+    def _load(self, block: Block) -> bytes | None:
+        """A kept block, marked as used now; None where there is none, and where it is damaged, which drops it."""
+        path = self._path(block)
+        try:
+            content = path.read_bytes()
+            data, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
+            if len(data) == self._span(block).length and crc == _crc(data):
+                os.utime(path)
+                return data
+            log.warning("dropping a damaged file of the cache, %s", path)
+            path.unlink(missing_ok=True)
+        except OSError:  # most often: it is not there, or another process removed it just now
+            pass
+        return None
+
+    def _keep(self, blocks: dict[Block, bytes]) -> None:
+        """Write blocks, as many as the bound allows; a folder that cannot be written ends the writing, not the run."""
+        if not self._writes:
+            return
+        room = self._max_bytes // (BLOCK_BYTES + CRC_BYTES)
+        chosen = list(blocks.items())[:room]
+        try:
+            with self._lock():
+                self._make_room(sum(len(data) + CRC_BYTES for _, data in chosen))
+                for block, data in chosen:
+                    path = self._path(block)
+                    temporary = path.with_suffix(TEMPORARY)
+                    temporary.write_bytes(data + _crc(data))
+                    temporary.replace(path)
+        except OSError as error:
+            self._writes = False
+            log.warning("the cache %s takes no more files (%s); reading goes on", self._folder, error)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Only one process at a time writes or removes blocks; reading needs no lock."""
+        with (self._folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Count bytes that will be written; where they would pass the bound, look through the folder and make room."""
+        file = self._folder / TOTAL
+        text = file.read_text() if file.exists() else ""
+        total = int(text) if text.isdigit() else self._max_bytes
+        if total + num_bytes > self._max_bytes:
+            total = self._clean(num_bytes)
+        file.write_text(str(total + num_bytes))  # before the blocks: a crash may leave it too large, never too small
+
+    def _clean(self, num_bytes: int) -> int:
+        """Remove what a crash left, and the oldest blocks where the bound asks for it; the bytes of those that stay."""
+        for left in self._folder.glob(f"*{TEMPORARY}"):
+            left.unlink(missing_ok=True)
+        found = []
+        for path in self._folder.glob(f"*{ENDING}"):
+            with suppress(FileNotFoundError):  # dropped just now as damaged
+                found.append((path.stat(), path))
+        total = sum(about.st_size for about, _ in found)
+        if total + num_bytes <= self._max_bytes:
+            return total
+        for about, path in sorted(found, key=lambda one: one[0].st_mtime_ns):
+            if total <= min(self._max_bytes * KEPT_SHARE, self._max_bytes - num_bytes):
+                break
+            path.unlink(missing_ok=True)
+            total -= about.st_size
+        return total
+
+
+def _crc(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(CRC_BYTES, "little")

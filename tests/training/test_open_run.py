@@ -1,0 +1,34 @@
+"""What opening a run does with its data: a cache for remote ones, a refusal of what are no images."""
+
+import numpy as np
+import pytest
+
+from ebmscale.config import parse_config
+from ebmscale.data.formats import open_source
+from ebmscale.data.pack import pack
+from ebmscale.errors import DataError
+from ebmscale.storage import Storage
+from ebmscale.training.run import open_run
+from ebmscale.world import World
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_remote_data_are_kept_in_the_cache(digits_url, tiny_text, tmp_path, is_remote):
+    local, copy, folder = Storage.at(digits_url), Storage.at(f"memory://{tmp_path.name}"), tmp_path / "cache"
+    for name in local.list():
+        copy.publish(name, local.read_bytes(name))
+    url = copy.url if is_remote else digits_url
+    run = open_run(parse_config(tiny_text, [f"data.url={url}", f"data.cache={folder}"]), World.alone())
+    next(iter(run.stream))
+    run.stream.close()
+    copy.delete("")
+    assert any(folder.glob("*.block")) == is_remote
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("float32", (1, 8, 8)), ("uint8", (3, 4, 4, 4))])
+def test_arrays_that_are_no_images_are_refused(tiny_text, tmp_path, dtype, shape):
+    np.save(tmp_path / "a.npy", np.zeros((40, *shape), dtype))
+    pack(open_source("npy", str(tmp_path / "a.npy")), Storage.at(tmp_path / "packed"))
+    config = parse_config(tiny_text, [f"data.url={tmp_path / 'packed'}", "data.format=null"])
+    with pytest.raises(DataError, match=rf"holds {dtype} arrays of shape .* takes uint8 images \(C, H, W\)"):
+        open_run(config, World.alone())
