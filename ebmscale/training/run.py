@@ -164,8 +164,8 @@ def open_run(config: RunConfig, world: World) -> Run:
 
 
 def _claim(storage: Storage, config: RunConfig) -> None:
-    """Writes the resolved configuration, unless the run exists with one that computes something else."""
-    if storage.exists(CONFIG_FILE):
+    """Writes the resolved configuration, unless the run has checkpoints of one that computes something else."""
+    if storage.exists(CONFIG_FILE) and CheckpointStore(storage).has_finished():
         old = parse_config(storage.read_text(CONFIG_FILE), source=storage.url_of(CONFIG_FILE))
         changed = changed_keys(old, config)
         if changed:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError, Interrupted
 from ebmscale.storage import Storage
@@ -113,6 +114,15 @@ def test_another_model_in_the_same_run_is_refused(tiny: RunConfig) -> None:
         run_until(changed(tiny, model={"latent_dim": 5}))
 
 
+def test_a_run_that_never_saved_may_change(tiny: RunConfig) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ebmscale.training.loop.train_batch", lambda run, batch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_until(tiny)
+    assert run_storage(tiny).exists("config.yaml")
+    run_until(changed(tiny, model={"latent_dim": 5}, train={"max_samples": 320}))
+
+
 def test_a_different_seed_gives_a_different_run_and_the_same_seed_the_same(tiny: RunConfig) -> None:
     short = changed(tiny, train={"max_samples": 640})
     runs = [changed(short, run={"name": name, "seed": seed}) for name, seed in [("a", 1), ("b", 1), ("c", 2)]]
@@ -145,3 +155,11 @@ def flip_bit(storage: Storage, path: str) -> None:
     data = bytearray(local.read_bytes())
     data[len(data) // 2] ^= 1
     local.write_bytes(bytes(data))
+
+
+def test_the_python_functions_train_load_and_train_again(tiny: RunConfig) -> None:
+    """`ebmscale.train` stays a function after its package's modules were imported."""
+    url = ebmscale.train(changed(tiny, train={"max_samples": 320}))
+    assert ebmscale.load(url).samples_seen == 320
+    assert ebmscale.train(changed(tiny, train={"max_samples": 640})) == url
+    assert ebmscale.load(url).samples_seen == 640
