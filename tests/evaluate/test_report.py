@@ -171,11 +171,11 @@ def test_credentials_stay_out(copied):
 
 def test_colour_images(trained, tmp_path):
     def records():
-        for i in range(40):
+        for i in range(120):
             image = np.random.default_rng(i).integers(0, 256, (3, 32, 32), dtype=np.uint8)
             yield Record(f"train-{i:06d}", image, -1, "train")
 
-    pack(Source("noise", "toy", (3, 32, 32), "uint8", [], {"train": 40}, records), Storage.at(tmp_path))
+    pack(Source("noise", "toy", (3, 32, 32), "uint8", [], {"train": 120}, records), Storage.at(tmp_path))
     run = trained("run.name=colour", "data.format=null", f"data.url={tmp_path}", "train.max_samples=100")
     assert "3 x 32 x 32 images" in page_of(run)
     assert Image.open(run.local_path("samples.png")).mode == "RGB"
