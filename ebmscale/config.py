@@ -266,6 +266,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         text = Path(path).read_text()
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the configuration {path} is not a text file; give a YAML file in UTF-8.") from None
     return parse_config(text, overrides, source=str(path))
 
 

@@ -117,7 +117,10 @@ class Storage:
 
     def read_text(self, path: str) -> str:
         """The whole content of a UTF-8 file."""
-        return self.read_bytes(path).decode()
+        try:
+            return self.read_bytes(path).decode()
+        except UnicodeDecodeError:
+            raise StorageError(f"{self.url_of(path)} is damaged: it is not UTF-8 text.") from None
 
     def size(self, path: str) -> int:
         """Size of a file in bytes."""

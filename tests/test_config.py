@@ -65,6 +65,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"run: \xff\xfe")
+    with pytest.raises(ConfigError, match="not a text file"):
+        load_config(tmp_path / "x.yaml")
+
+
 def test_a_dump_reads_back_as_the_same_configuration() -> None:
     config = parse_config(MINIMAL, ["stages.loss=n2ce", "stages.magnification=30"])
     assert parse_config(config.dump()) == config

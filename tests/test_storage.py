@@ -250,3 +250,9 @@ def test_http_is_read_only(tmp_path):
         with pytest.raises(StorageError, match="can only be read"):
             storage.publish("f", b"")
         server.shutdown()
+
+
+def test_text_that_is_none_gets_a_sentence(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xff")
+    with pytest.raises(StorageError, match=r"x\.yaml is damaged: it is not UTF-8 text"):
+        Storage.at(tmp_path).read_text("x.yaml")

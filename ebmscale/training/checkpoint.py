@@ -169,6 +169,7 @@ class CheckpointStore:
             "files": {name: _about(data) for name, data in files.items()},
             "ratios": {name: _about(data) for name, data in ratios.items()},
         }
+        manifest["sha256"] = _digest(manifest)
         self._storage.publish(f"{folder}/manifest.json", json.dumps(manifest, indent=1).encode())
         self._retain()
 
@@ -187,12 +188,15 @@ class CheckpointStore:
             raise StorageError(f"{self._storage.url_of(path)} is missing, so the checkpoint was never finished.")
         try:
             manifest = json.loads(self._storage.read_bytes(path))
-            version = manifest["format_version"]
-        except (ValueError, KeyError, TypeError):
-            raise StorageError(f"{self._storage.url_of(path)} is damaged: it is not a checkpoint's manifest.") from None
-        if version != FORMAT_VERSION:
+            sound = manifest.pop("sha256") == _digest(manifest)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise StorageError(f"{self._storage.url_of(path)} is damaged: it is not the manifest that was written.")
+        if manifest["format_version"] != FORMAT_VERSION:
             raise StorageError(
-                f"{self._storage.url_of(path)} has format version {version}, but this ebmscale reads {FORMAT_VERSION}."
+                f"{self._storage.url_of(path)} has format version {manifest['format_version']}, "
+                f"but this ebmscale reads {FORMAT_VERSION}."
             )
         return manifest
 
@@ -210,6 +214,11 @@ class CheckpointStore:
 def _for_storage(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous CPU tensors, as safetensors wants them."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 of a manifest's content, however it is laid out."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _about(data: bytes) -> dict[str, Any]:

@@ -149,6 +149,21 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tiny: RunConfig, cap
     assert final_files(tiny) == reference  # trained again from the one before, to the same bits
 
 
+@pytest.mark.parametrize(("old", "new"), [(b'"files"', b'"fimes"'), (b'"stage": ', b'"stage": 1'), (b"{", b"[")])
+def test_a_damaged_manifest_is_passed_over(tiny: RunConfig, old: bytes, new: bytes) -> None:
+    config = changed(tiny, train={"max_samples": 640}, checkpoint={"every_samples": 320})
+    run_until(config)
+    storage = run_storage(config)
+    path = storage.local_path("checkpoints/000000000640/manifest.json")
+    assert isinstance(path, Path)
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    store = CheckpointStore(storage)
+    assert "is damaged" in str(store.describe()[-1].problem)
+    latest = store.latest()
+    assert latest is not None
+    assert latest.samples_seen == 320
+
+
 def flip_bit(storage: Storage, path: str) -> None:
     local = storage.local_path(path)
     assert isinstance(local, Path)
