@@ -129,7 +129,7 @@ class Manifest:
             what = f"has no {FILE}" if storage.exists() else "does not exist"
             raise DataError(f"{storage.url} {what}: write shards there with `ebmscale pack FORMAT SRC {storage.url}`.")
         try:
-            return cls.from_json(storage.read_text(FILE))
+            return cls.from_json(storage.read_bytes(FILE).decode())
         except ValueError as error:  # also what json and UTF-8 decoding raise
             raise DataError(
                 f"{storage.url_of(FILE)} does not describe shards of ebmscale ({error}); "
