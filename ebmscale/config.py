@@ -187,24 +187,101 @@ class TrainBlock(Block):
 
 
 class CheckpointBlock(Block):
-    """When checkpoints are written and which are kept: the last `keep_last`, and every multiple of `keep_every`."""
+    """When checkpoints are written and which are kept.
+
+    Kept are the last `keep_last`, every multiple of `keep_every` samples, and the `keep_best` best by `best_metric`.
+    A storage that fails is tried again for `retry_s` seconds while training goes on; a stop waits up to `grace_s`
+    seconds for its checkpoint.
+    """
 
     every_samples: Positive = 50_000
     keep_last: Annotated[int, Field(ge=2)] = 2
     keep_every: NonNegative = 0
+    keep_best: NonNegative = 0
+    best_metric: Literal["held_out_mse", "loss", "auc", "kl_bound"] = "held_out_mse"
+    best_mode: Literal["min", "max"] = "min"
+    retry_s: Annotated[float, Field(ge=0)] = 600.0
+    grace_s: PositiveFloat = 120.0
+
+
+class GuardBlock(Block):
+    """What counts as trouble, and how often it is put up with (see `training.guard`).
+
+    An update whose loss is not finite, or above `spike_factor` times its running mean (0: never), is skipped. After
+    `max_skips` in a row the run goes back to its last good checkpoint, at `rate_factor` of its learning rates and
+    past the bad batches, at most `max_rollbacks` times. A chain whose root mean square leaves `chain_bound` restarts.
+    """
+
+    spike_factor: Annotated[float, Field(ge=0)] = 10.0
+    max_skips: Positive = 3
+    max_rollbacks: NonNegative = 3
+    rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    chain_bound: PositiveFloat = 20.0
 
 
 class MetricsBlock(Block):
-    """How often metrics are reduced and written, and to what besides JSONL."""
+    """How often metrics are reduced and written, and to what besides JSONL.
+
+    `trace` is a folder where every process writes the keys of the samples of each batch that it trains.
+    """
 
     every_samples: Positive = 5_000
     tensorboard: bool = True
+    trace: str | None = None
 
 
 class DeepspeedBlock(Block):
     """Settings of the DeepSpeed engine."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
+
+
+class LimitsBlock(Block):
+    """Seconds that a worker may spend on one piece of each kind of work before it counts as hung; 0 is no limit.
+
+    `setup_s` is for everything before the first batch, `chain_s` for a batch's posterior or prior chains, `update_s`
+    for any other part of an update, `checkpoint_s` for handing over a checkpoint.
+    """
+
+    setup_s: Annotated[float, Field(ge=0)] = 1800.0
+    update_s: Annotated[float, Field(ge=0)] = 600.0
+    chain_s: Annotated[float, Field(ge=0)] = 600.0
+    checkpoint_s: Annotated[float, Field(ge=0)] = 1800.0
+
+
+class RayBlock(Block):
+    """Training on Ray: `num_workers` is 0 (in this process), N, or [min, max] to shrink and grow with the cluster.
+
+    `address` of a running cluster (else RAY_ADDRESS counts; else a Ray is started on this machine). A worker gets
+    `cpus_per_worker` and `gpus_per_worker` (not given: one where `device` is cuda, or auto on a cluster with GPUs).
+    After `max_failures` losses of workers with no checkpoint between them the run ends; so it does when too few
+    workers could be had for `wait_s` seconds.
+    """
+
+    num_workers: NonNegative | tuple[Positive, Positive] = 0
+    address: str | None = None
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: NonNegative | None = None
+    max_failures: NonNegative = 5
+    wait_s: PositiveFloat = 1800.0
+    resize_every_s: PositiveFloat = 60.0
+    limits: LimitsBlock = LimitsBlock()
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The most workers that the run takes."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "RayBlock":
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"num_workers {list(self.num_workers)} must be [min, max]")  # type: ignore[arg-type]
+        return self
 
 
 class RunConfig(Block):
@@ -219,9 +296,11 @@ class RunConfig(Block):
     stages: StagesBlock = StagesBlock()
     train: TrainBlock
     checkpoint: CheckpointBlock = CheckpointBlock()
+    guard: GuardBlock = GuardBlock()
     metrics: MetricsBlock = MetricsBlock()
     engine: Literal["auto", "plain", "deepspeed"] = "auto"
     deepspeed: DeepspeedBlock = DeepspeedBlock()
+    ray: RayBlock = RayBlock()
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: NonNegative = 0
@@ -249,7 +328,8 @@ class RunConfig(Block):
 
 
 RESUMABLE = (
-    *("train.max_samples", "checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage"),
+    *("train.max_samples", "train.generator.rate", "train.ratio.rate", "guard"),
+    *("checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage", "ray"),
     *("data.url", "data.endpoint_url", "data.anonymous", "data.retries", "data.format", "data.source"),
     *("data.verify", "data.max_damaged", "data.cache", "data.cache_bytes"),
 )

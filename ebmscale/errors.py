@@ -25,6 +25,14 @@ class StorageError(EbmscaleError):
     exit_code = 4
 
 
+class NotFoundError(StorageError):
+    """A file that should be in a storage is not there."""
+
+
+class DamagedError(StorageError):
+    """What a storage holds is not what was written."""
+
+
 class DivergenceError(EbmscaleError):
     """Training diverged: a loss or a gradient stopped being finite, or a stage kept collapsing."""
 

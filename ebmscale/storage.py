@@ -8,6 +8,8 @@ What fails for a reason that may pass (time-outs, lost connections, busy servers
 pauses that double and vary at random; what fails for good becomes one `StorageError`.
 """
 
+import base64
+import hashlib
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ import fsspec
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from ebmscale.config import AddressBlock
-from ebmscale.errors import StorageError
+from ebmscale.errors import DamagedError, NotFoundError, StorageError
 from ebmscale.faults import TruncatedRead, advice, describe, is_storage_failure, is_transient, status
 
 T = TypeVar("T")
@@ -27,6 +29,7 @@ T = TypeVar("T")
 RETRIES = 8  # about 26 s of pauses in all
 FIRST_PAUSE_S, LONGEST_PAUSE_S, JITTER_S = 0.1, 20.0, 0.2
 READS_AT_ONCE = 16  # requests of `read_ranges` in flight, where the storage is remote
+LARGEST_PUT = 5 * 2**30  # bytes that S3 takes in one request
 _TEMPORARY = ".tmp"  # ending of what an interrupted local `publish` may leave behind; `list` does not show it
 
 
@@ -120,7 +123,7 @@ class Storage:
         try:
             return self.read_bytes(path).decode()
         except UnicodeDecodeError:
-            raise StorageError(f"{self.url_of(path)} is damaged: it is not UTF-8 text.") from None
+            raise DamagedError(f"{self.url_of(path)} is damaged: it is not UTF-8 text.") from None
 
     def size(self, path: str) -> int:
         """Size of a file in bytes."""
@@ -163,16 +166,24 @@ class Storage:
         return sorted(name for name in names if not (name.startswith(".") and name.endswith(_TEMPORARY)))
 
     def publish(self, path: str, data: bytes) -> None:
-        """Write a whole file so that a reader, or a crash, sees the old content or the new one and nothing between."""
+        """Write a whole file so that a reader, or a crash, sees the old content or the new one and nothing between.
+
+        An S3 server is sent the MD5 with the data, and refuses them where they do not arrive as they were sent; any
+        remote storage is asked for the size afterwards.
+        """
         target = self.local_path(path)
 
         def write(fs: Any, place: str) -> None:
             if target is not None:
                 _replace_file(target, data)
-            elif self.url.startswith(("http://", "https://")):
+                return
+            if self.url.startswith(("http://", "https://")):
                 raise NotImplementedError
-            else:
-                fs.pipe_file(place, data)
+            fs.pipe_file(place, data, **self._upload_options(data))
+            fs.invalidate_cache()
+            size = fs.info(place)["size"]
+            if size != len(data):
+                raise TruncatedRead(f"{size} bytes arrived of {len(data)}")
 
         self._try("write", path, write)
 
@@ -186,8 +197,13 @@ class Storage:
 
         def write(fs: Any, place: str) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("a", encoding="utf-8") as file:
-                file.write(text)
+            with target.open("ab", buffering=0) as file:
+                end = file.tell()
+                try:
+                    file.write(text.encode())
+                except OSError:  # a full disk takes a part of it
+                    file.truncate(end)
+                    raise
 
         self._try("write", path, write)
 
@@ -203,6 +219,12 @@ class Storage:
 
         if self.exists(path):
             self._try("delete", path, remove)
+
+    def sweep(self, path: str = "") -> None:
+        """Delete what writers that were killed left behind directly below a local folder; no writer may be active."""
+        folder = self.local_path(path)
+        for leftover in folder.glob(f".*{_TEMPORARY}") if folder is not None else ():
+            leftover.unlink(missing_ok=True)
 
     def probe(self) -> None:
         """Write, read back and delete a small object; a `StorageError` says what to do where that fails."""
@@ -235,7 +257,16 @@ class Storage:
                 raise
             number = retrying.statistics.get("attempt_number", 1)
             tries = f", {number} tries" if number > 1 else ""
-            raise StorageError(_sentence(f"{action} {what}{url}", error, tries)) from error
+            missing = isinstance(error, FileNotFoundError) and action == "read"
+            kind = NotFoundError if missing and not is_transient(error) else StorageError
+            raise kind(_sentence(f"{action} {what}{url}", error, tries)) from error
+
+    def _upload_options(self, data: bytes) -> dict[str, Any]:
+        """What an upload by one request is sent with, so that the server checks it."""
+        if not self.url.startswith(("s3://", "s3a://")) or len(data) >= LARGEST_PUT:
+            return {}
+        digest = hashlib.md5(data, usedforsecurity=False).digest()
+        return {"ContentMD5": base64.b64encode(digest).decode(), "chunksize": LARGEST_PUT}
 
     def _open(self, url: str) -> tuple[Any, str]:
         """The filesystem of fsspec and the place of `url` in it; it tries once, since `_try` tries again."""

@@ -142,8 +142,8 @@ def test_pack_then_pack_again(tmp_path: Path) -> None:
         ("data.url=/nonexistent/place", 3, "/nonexistent/place"),
         ("storage.url=/proc/nowhere", 4, "cannot be written"),
         ("device=cuda", 2, "no CUDA device"),
-        ("posterior.step_size=1.0e+9", 5, "gradient of the generator became nan"),
-        ("train.ratio.rate=1.0e+20", 5, "rolled back"),
+        ("posterior.step_size=1.0e+9", 5, "Training diverged"),
+        ("train.ratio.rate=1.0e+20", 5, "Training diverged"),
         ("model.form=svhn", 2, "32x32"),
         ("data.validation_fraction=1.0e-4", 3, "raise data.validation_fraction"),
     ],
@@ -208,9 +208,16 @@ def test_a_signal_saves_and_says_how_to_go_on(config: Path, tmp_path: Path, numb
     assert process.returncode == 130, errors
     assert f"Stopped by {number.name}" in errors
     assert "run the same command to go on" in errors
-    saved = CheckpointStore(Storage.at(run)).positions()[-1]
+    saved = newest_position(run)
     done = call("train", config, f"train.max_samples={saved + 320}")
     assert f"resumed at {saved:,} samples" in done.stdout
+
+
+def newest_position(run: Path) -> int:
+    """Of the newest valid checkpoint."""
+    position = CheckpointStore(Storage.at(run)).newest(lambda saved: saved.samples_seen)
+    assert position is not None
+    return position
 
 
 def test_after_kill_the_same_command_goes_on(config: Path, tmp_path: Path) -> None:
@@ -220,10 +227,9 @@ def test_after_kill_the_same_command_goes_on(config: Path, tmp_path: Path) -> No
     wait_for_checkpoint(run, process)
     process.kill()
     process.wait()
-    latest = CheckpointStore(Storage.at(run)).latest()
-    assert latest is not None
-    done = call("train", config, f"train.max_samples={latest.samples_seen + 320}")
-    assert f"resumed at {latest.samples_seen:,} samples" in done.stdout
+    saved = newest_position(run)
+    done = call("train", config, f"train.max_samples={saved + 320}")
+    assert f"resumed at {saved:,} samples" in done.stdout
 
 
 @pytest.mark.deepspeed

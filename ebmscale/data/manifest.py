@@ -6,7 +6,7 @@ missing field, or lists that do not fit each other are refused.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -167,13 +167,16 @@ def inspect_shards(storage: Storage, level: Level = "sha256") -> Iterator[Findin
         yield Finding(shard.file, shard.num_samples, shard.num_bytes, problem)
 
 
-def verify(storage: Storage, manifest: Manifest, level: Level) -> None:
+def verify(
+    storage: Storage, manifest: Manifest, level: Level, progress: Callable[[str], None] = lambda shard: None
+) -> None:
     """Check the shards against the manifest.
 
     Args:
         storage: where the shards are.
         manifest: what they should be.
         level: "sha256" reads every byte, "size" asks for the files' sizes, "none" checks nothing.
+        progress: called with the name of every shard that was checked; what it raises ends the check.
 
     Raises:
         DataError: a shard is missing, has another size or other content; names the first such shard.
@@ -184,6 +187,7 @@ def verify(storage: Storage, manifest: Manifest, level: Level) -> None:
                 f"Shard {storage.url_of(shard.file)} {problem}; copy it again from where it is whole, "
                 f"or delete {storage.url_of(FILE)} and pack the set again."
             )
+        progress(shard.file)
 
 
 def _problems(storage: Storage, shards: list[Shard], level: Level) -> Iterator[str | None]:

@@ -99,9 +99,20 @@ def transition(
 
 
 def run_chain(
-    target: Target, state: ChainState, noise: Tensor, settings: LangevinSettings
+    target: Target,
+    state: ChainState,
+    noise: Tensor,
+    settings: LangevinSettings,
+    after_step: Callable[[], None] = lambda: None,
 ) -> tuple[ChainState, ChainTrace]:
     """Runs T = `settings.num_steps` transitions from a state (see `start`) with noise (N, T, Z).
+
+    Args:
+        target: log density and score.
+        state: the chains' start.
+        noise: (N, T, Z) standard normal.
+        settings: of the chain.
+        after_step: called after every transition; what it raises ends the chain.
 
     Raises:
         ValueError: the noise is not (N, T, Z).
@@ -115,5 +126,6 @@ def run_chain(
         means.append(state.log_density.mean())
         drifts.append(info.drift)
         diffusions.append(info.diffusion)
+        after_step()
     empty = state.z.new_zeros(0)
     return state, ChainTrace(*(torch.stack(part) if part else empty for part in (means, drifts, diffusions)))

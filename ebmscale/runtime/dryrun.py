@@ -14,6 +14,7 @@ from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError
 from ebmscale.models import count_parameters
 from ebmscale.storage import Storage
+from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import take_evidence, train_batch
 from ebmscale.training.run import Run, open_run, run_storage
 from ebmscale.world import World
@@ -58,15 +59,15 @@ def dry_run(config: RunConfig, world: World) -> Forecast:
     storage.probe()
     with tempfile.TemporaryDirectory(prefix="ebmscale-dry-run-") as folder:
         trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": folder})})
-        run = open_run(trial, world)
+        run = open_run(trial, world, StopSignal())
         try:
             return _measure(run, storage)
         finally:
-            run.stream.close()
+            run.close()
 
 
 def _measure(run: Run, storage: Storage) -> Forecast:
-    batches = iter(run.stream)
+    batches = run.batches()
 
     def update() -> None:
         batch = next(batches)
@@ -78,11 +79,10 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     first_batch_s = _seconds(update)
     evidence_s = _seconds(lambda: take_evidence(run), repeats=1)
     run.save()
-    run.store.wait()
-    checkpoint = run.store.latest()
-    if checkpoint is None:
+    run.saver.finish()
+    saved = run.restore()
+    if saved is None:
         raise EbmscaleError("The dry run's checkpoint could not be read back; check the disk and report this.")
-    run.restore(checkpoint)
     for _ in range(run.config.stages.max_stages - 1):
         run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
     update()
@@ -99,7 +99,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         evidence_s=evidence_s,
         train_s=num_batches * max(first_batch_s, last_batch_s) + num_evidence * evidence_s,
         memory_bytes=_peak_memory(run.world),
-        checkpoint_bytes=run.store.describe()[-1].num_bytes,
+        checkpoint_bytes=saved.num_bytes,
         free_bytes=shutil.disk_usage(local).free if local is not None else None,
         num_parameters=(count_parameters(run.sampling.model), count_parameters(run.stages.prior.network)),
     )

@@ -49,14 +49,15 @@ def inspect(url: str) -> Inspection:
 def _run(storage: Storage) -> Inspection:
     found = CheckpointStore(storage).describe()
     rows = [
-        [f"{c.samples_seen:,}", str(c.stage or "?"), f"{c.num_bytes / 1e6:.1f} MB", c.problem or "ok"] for c in found
+        [c.name, f"{c.samples_seen:,}", str(c.stage or "?"), f"{c.num_bytes / 1e6:.1f} MB", c.problem or "ok"]
+        for c in found
     ]
     bad = sum(c.problem is not None for c in found)
     failure = (
         StorageError(f"{bad} of {len(found)} checkpoints are not valid; a resume passes them over.") if bad else None
     )
     title = f"run {storage.url}: {len(found)} checkpoint(s) in {FOLDER}/"
-    return Inspection("run", title, ["samples seen", "stage", "size", "state"], rows, failure)
+    return Inspection("run", title, ["name", "samples seen", "stage", "size", "state"], rows, failure)
 
 
 def _export(storage: Storage) -> Inspection:

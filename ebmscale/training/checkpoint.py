@@ -1,237 +1,348 @@
 """Checkpoints: folders that exist only once their manifest, written last, is there.
 
-    URL/NAME/checkpoints/000000064000/{generator,ratio,chains}.safetensors, {state,clock}.json, manifest.json
-    URL/NAME/ratios/stage-001.safetensors, ...    frozen ratios, written once and shared by all later checkpoints
+    URL/NAME/checkpoints/000000064000-6921f0a35b7c/
+        {generator,ratio,chains}-RANK-INDEX.safetensors     parts, written by all ranks, at most 16 MiB each
+        state.json clock.json                               plain values
+        manifest.json                                       every file with size, sha256 and what it holds; last
+    URL/NAME/ratios/stage-001-9c1d02aa77e4.safetensors      frozen ratios, written once and shared by all checkpoints
 
-The name of a checkpoint is its `samples_seen`. Tensors are safetensors and the rest is JSON: nothing is unpickled.
+A folder is named by `samples_seen` and by the group of processes that wrote it (when it started, and a random
+number), so that a writer that was thought dead cannot touch what its successors wrote. Tensors are safetensors and
+the rest is JSON: nothing is unpickled.
 """
 
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ebmscale.errors import StorageError
+from ebmscale.config import CheckpointBlock
+from ebmscale.errors import DamagedError, NotFoundError, StorageError
 from ebmscale.storage import Storage
+from ebmscale.training.parts import PartImage, Piece, Span, assemble, parse_part, parse_tensors
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+T = TypeVar("T")
+
+FORMAT_VERSION = 2
 FOLDER = "checkpoints"
 RATIO_FOLDER = "ratios"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint holds.
-
-    Attributes:
-        samples_seen: the position.
-        tensors: file stem -> name -> tensor, e.g. `tensors["generator"]["weights/..."]`.
-        state: plain values that the run's course depends on.
-        clock: seconds spent, which it does not depend on.
-        ratios: weights of the frozen ratios, in the order of their stages.
-    """
-
-    samples_seen: int
-    tensors: dict[str, dict[str, Tensor]]
-    state: dict[str, Any]
-    clock: dict[str, Any]
-    ratios: list[dict[str, Tensor]]
+MANIFEST_FILE = "manifest.json"
+AT_ONCE = 4  # parts written or read together
+_NAME = re.compile(r"\d{12}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
     """One checkpoint as `inspect` lists it; `problem` is None for a valid one."""
 
+    name: str
     samples_seen: int
     stage: int | None
     num_bytes: int
     problem: str | None
 
 
-class CheckpointStore:
-    """The checkpoints of one run. Writing goes on in the background, one at a time.
+class SavedCheckpoint:
+    """A finished checkpoint in a storage; what is read of it is verified.
+
+    Every method raises `DamagedError`, naming the file, where that is not what was written.
 
     Args:
         storage: the run's storage.
-        keep_last: how many of the newest checkpoints are kept.
-        keep_every: checkpoints at multiples of this many samples are kept as well; 0 keeps none.
+        name: of the checkpoint's folder.
     """
 
-    def __init__(self, storage: Storage, keep_last: int = 2, keep_every: int = 0):
+    def __init__(self, storage: Storage, name: str):
+        self.name = name
+        self.samples_seen = position_of(name)
         self._storage = storage
-        self._keep_last = keep_last
-        self._keep_every = keep_every
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._folder = f"{FOLDER}/{name}"
+        self.manifest = _read_manifest(storage, f"{self._folder}/{MANIFEST_FILE}")
 
-    def save(
-        self,
-        samples_seen: int,
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Any],
-        clock: Mapping[str, Any],
-        ratios: list[dict[str, Tensor]],
-    ) -> None:
-        """Copies everything now, waits for the checkpoint before, and writes this one in the background.
+    @property
+    def num_bytes(self) -> int:
+        """Size of its own files; frozen ratios, which it shares, are not counted."""
+        return sum(about["num_bytes"] for about in self.manifest["files"].values())
 
-        Raises:
-            StorageError: the checkpoint before could not be written.
-        """
-        files = {f"{stem}.safetensors": save_tensors(_for_storage(named)) for stem, named in tensors.items()}
-        files |= {f"{stem}.json": json.dumps(d, indent=1).encode() for stem, d in (("state", state), ("clock", clock))}
-        frozen = [save_tensors(_for_storage(weights)) for weights in ratios]
-        self.wait()
-        self._pending = self._pool.submit(self._write, samples_seen, files, frozen, state)
+    def shapes(self, stem: str) -> dict[str, list[int]]:
+        """The shapes of all tensors of `generator`, `ratio` or `chains`."""
+        return self.manifest["tensors"][stem]
 
-    def wait(self) -> None:
-        """Waits until what was saved is written; raises what went wrong."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+    def values(self, file: str) -> dict[str, Any]:
+        """The plain values of `state` or `clock`."""
+        return json.loads(self._verified(f"{self._folder}/{file}.json", self.manifest["files"][f"{file}.json"]))
 
-    def latest(self) -> Checkpoint | None:
-        """The newest valid checkpoint, or None; damaged and unfinished ones are named in a warning and passed over."""
-        for samples_seen in reversed(self.positions()):
-            try:
-                return self.load(samples_seen)
-            except StorageError as error:
-                log.warning("passing over checkpoint %d: %s", samples_seen, error)
-        return None
+    def read(self, stem: str, wanted: Sequence[Span]) -> dict[Span, Tensor]:
+        """The elements of the wanted spans; only the parts that hold some of them are read."""
+        names = {span.name for span in wanted}
+        needed = [
+            (name, about)
+            for name, about in self.manifest["files"].items()
+            if about.get("stem") == stem
+            and any(span[0] in names and _overlaps(span, wanted) for span in about["spans"])
+        ]
+        return assemble(wanted, (one for part in self._read_parts(needed) for one in part))
 
-    def load(self, samples_seen: int) -> Checkpoint:
-        """Reads and verifies one checkpoint.
+    def ratios(self) -> list[dict[str, Tensor]]:
+        """Weights of the frozen ratios, in the order of their stages."""
+        return [parse_tensors(about["file"], self._read_ratio(about)) for about in self.manifest["ratios"]]
 
-        Raises:
-            StorageError: it is unfinished or damaged; names the file.
-        """
-        folder = self._folder(samples_seen)
-        manifest = self._manifest(samples_seen)
-        files = {name: self._verified(f"{folder}/{name}", about) for name, about in manifest["files"].items()}
-        ratios = [parse_tensors(name, self._verified(name, about)) for name, about in manifest["ratios"].items()]
-        tensors = {
-            name.removesuffix(".safetensors"): parse_tensors(name, data)
-            for name, data in files.items()
-            if name.endswith(".safetensors")
-        }
-        return Checkpoint(
-            samples_seen, tensors, json.loads(files["state.json"]), json.loads(files["clock.json"]), ratios
-        )
+    def verify(self) -> None:
+        """Reads everything."""
+        for name, about in self.manifest["files"].items():
+            self._verified(f"{self._folder}/{name}", about)
+        self.ratios()
 
-    def positions(self) -> list[int]:
-        """`samples_seen` of every checkpoint folder, finished or not, oldest first."""
-        return sorted(int(name) for name in self._storage.list(FOLDER) if re.fullmatch(r"\d{12}", name))
-
-    def has_finished(self) -> bool:
-        """Whether any checkpoint was ever finished, valid or not."""
-        return any(self._storage.exists(f"{self._folder(p)}/manifest.json") for p in self.positions())
-
-    def describe(self) -> list[CheckpointInfo]:
-        """Every checkpoint with stage, size and validity (every file is read and verified)."""
-        found = []
-        for samples_seen in self.positions():
-            stage, num_bytes, problem = None, 0, None
-            try:
-                manifest = self._manifest(samples_seen)
-                num_bytes = sum(about["num_bytes"] for about in manifest["files"].values())
-                stage = manifest["stage"]
-                self.load(samples_seen)
-            except StorageError as error:
-                problem = str(error)
-            found.append(CheckpointInfo(samples_seen, stage, num_bytes, problem))
-        return found
-
-    def _write(self, samples_seen: int, files: dict[str, bytes], frozen: list[bytes], state: Mapping[str, Any]) -> None:
-        folder = self._folder(samples_seen)
-        ratios = {f"{RATIO_FOLDER}/stage-{stage:03d}.safetensors": data for stage, data in enumerate(frozen, start=1)}
-        for name, data in ratios.items():
-            if not self._storage.exists(name) or self._storage.read_bytes(name) != data:
-                self._storage.publish(name, data)
-        for name, data in files.items():
-            self._storage.publish(f"{folder}/{name}", data)
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "samples_seen": samples_seen,
-            "stage": state["stages"]["stage"]["stage"],
-            "world_size": state["world_size"],
-            "versions": {"torch": torch.__version__},
-            "files": {name: _about(data) for name, data in files.items()},
-            "ratios": {name: _about(data) for name, data in ratios.items()},
-        }
-        manifest["sha256"] = _digest(manifest)
-        self._storage.publish(f"{folder}/manifest.json", json.dumps(manifest, indent=1).encode())
-        self._retain()
-
-    def _retain(self) -> None:
-        """Deletes what the policy does not keep; the newest `keep_last` (at least two) always stay."""
-        finished = [p for p in self.positions() if self._storage.exists(f"{self._folder(p)}/manifest.json")]
-        for samples_seen in finished[: -self._keep_last]:
-            if not (self._keep_every and samples_seen % self._keep_every == 0):
-                folder = self._folder(samples_seen)
-                self._storage.delete(f"{folder}/manifest.json")  # first, so that no half-deleted one looks finished
-                self._storage.delete(folder)
-
-    def _manifest(self, samples_seen: int) -> dict[str, Any]:
-        path = f"{self._folder(samples_seen)}/manifest.json"
-        if not self._storage.exists(path):
-            raise StorageError(f"{self._storage.url_of(path)} is missing, so the checkpoint was never finished.")
-        try:
-            manifest = json.loads(self._storage.read_bytes(path))
-            sound = manifest.pop("sha256") == _digest(manifest)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            sound = False
-        if not sound:
-            raise StorageError(f"{self._storage.url_of(path)} is damaged: it is not the manifest that was written.")
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise StorageError(
-                f"{self._storage.url_of(path)} has format version {manifest['format_version']}, "
-                f"but this ebmscale reads {FORMAT_VERSION}."
+    def _read_parts(self, needed: list[tuple[str, dict[str, Any]]]) -> Iterator[list[Piece]]:
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="checkpoint-read") as pool:
+            yield from _a_few_ahead(
+                pool,
+                lambda item: parse_part(item[0], self._verified(f"{self._folder}/{item[0]}", item[1])),
+                needed,
             )
-        return manifest
+
+    def _read_ratio(self, about: Mapping[str, Any]) -> bytes:
+        """A frozen ratio, or its copy where it is damaged: all checkpoints of a run depend on it."""
+        try:
+            return self._verified(about["file"], about)
+        except DamagedError as error:
+            log.warning("%s Its copy is used.", error)
+            return self._verified(_copy_of(about["file"]), about)
 
     def _verified(self, path: str, about: Mapping[str, Any]) -> bytes:
-        data = self._storage.read_bytes(path)
-        if len(data) != about["num_bytes"] or _about(data) != about:
-            raise StorageError(f"{self._storage.url_of(path)} is damaged: its checksum is not the manifest's.")
+        try:
+            data = self._storage.read_bytes(path)
+        except NotFoundError as error:
+            raise DamagedError(f"{self._storage.url_of(path)} is missing.") from error
+        if len(data) != about["num_bytes"] or hashlib.sha256(data).hexdigest() != about["sha256"]:
+            raise DamagedError(f"{self._storage.url_of(path)} is damaged: its checksum is not the manifest's.")
         return data
 
-    @staticmethod
-    def _folder(samples_seen: int) -> str:
-        return f"{FOLDER}/{samples_seen:012d}"
+
+class CheckpointStore:
+    """The checkpoints of one run, as storage lists them now (no listing is cached).
+
+    Args:
+        storage: the run's storage.
+        settings: which checkpoints are kept.
+    """
+
+    def __init__(self, storage: Storage, settings: CheckpointBlock | None = None):
+        self.storage = storage
+        self._settings = settings or CheckpointBlock()
+        self.damaged: set[str] = set()
+
+    def names(self) -> list[str]:
+        """Every checkpoint folder, finished or not, newest first."""
+        return sorted((name for name in self.storage.list(FOLDER) if _NAME.fullmatch(name)), reverse=True)
+
+    def finished(self) -> list[str]:
+        """The folders that have a manifest, valid or not, newest first."""
+        return [name for name in self.names() if self.storage.exists(f"{FOLDER}/{name}/{MANIFEST_FILE}")]
+
+    def candidates(self) -> list[str]:
+        """`finished`, with a warning for every folder that is not."""
+        finished = self.finished()
+        for name in set(self.names()) - set(finished):
+            log.warning("passing over checkpoint %s: it was never finished", name)
+        return finished
+
+    def pass_over(self, name: str, problem: str) -> None:
+        """Warns of a damaged checkpoint; the next save clears it away."""
+        self.damaged.add(name)
+        log.warning("passing over checkpoint %s: %s", name, problem)
+
+    def open(self, name: str) -> SavedCheckpoint:
+        """A finished checkpoint; see `SavedCheckpoint` for what it raises."""
+        return SavedCheckpoint(self.storage, name)
+
+    def newest(self, use: Callable[[SavedCheckpoint], T]) -> T | None:
+        """`use` of the newest checkpoint for which it finds everything it reads sound; None where there is none."""
+        for name in self.candidates():
+            try:
+                return use(self.open(name))
+            except DamagedError as error:
+                self.pass_over(name, str(error))
+        return None
+
+    def describe(self) -> list[CheckpointInfo]:
+        """Every checkpoint, oldest first, with stage, size and validity (every file is read and verified)."""
+        finished, infos = set(self.finished()), []
+        for name in reversed(self.names()):
+            stage, num_bytes, problem = None, 0, None if name in finished else "it was never finished"
+            if problem is None:
+                try:
+                    saved = self.open(name)
+                    stage, num_bytes = saved.manifest["stage"], saved.num_bytes
+                    saved.verify()
+                except DamagedError as error:
+                    problem = str(error)
+            infos.append(CheckpointInfo(name, position_of(name), stage, num_bytes, problem))
+        return infos
+
+    def write_part(self, name: str, file: str, image: PartImage) -> dict[str, Any]:
+        """Writes one part of checkpoint `name`; returns what the manifest says of it."""
+        data = image.bytes()
+        self.storage.publish(f"{FOLDER}/{name}/{file}", data)
+        return about(data) | {"stem": file.partition("-")[0], "spans": [list(span) for span in image.spans]}
+
+    def write_ratios(self, ratios: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Any]]:
+        """Writes the frozen ratios that are not there yet, twice each, since all checkpoints depend on them.
+
+        Those that are there are read, and written again where they were damaged.
+        """
+        found = []
+        for stage, weights in enumerate(ratios, start=1):
+            data = save_tensors({key: value.detach().cpu().contiguous() for key, value in weights.items()})
+            known = about(data)
+            file = f"{RATIO_FOLDER}/stage-{stage:03d}-{known['sha256'][:12]}.safetensors"
+            for path in (file, _copy_of(file)):
+                if not self.storage.exists(path) or self.storage.read_bytes(path) != data:
+                    self.storage.publish(path, data)
+            found.append({"file": file, **known})
+        return found
+
+    def commit(self, name: str, manifest: dict[str, Any], values: Mapping[str, Mapping[str, Any]]) -> None:
+        """Writes the plain values and then the manifest, with which the checkpoint exists; clears what is not kept."""
+        for stem, content in values.items():
+            data = json.dumps(content, indent=1).encode()
+            self.storage.publish(f"{FOLDER}/{name}/{stem}.json", data)
+            manifest["files"][f"{stem}.json"] = about(data)
+        manifest |= {"format_version": FORMAT_VERSION, "versions": {"torch": torch.__version__}}
+        manifest["sha256"] = _digest(manifest)
+        self.storage.publish(f"{FOLDER}/{name}/{MANIFEST_FILE}", json.dumps(manifest).encode())
+
+    def retain(self, newest: str) -> None:
+        """Deletes what the policy does not keep, and the leftovers of dead writers.
+
+        Args:
+            newest: a checkpoint that was just written and is therefore valid: there is always one.
+        """
+        manifests = {}
+        for name in self.finished():
+            try:
+                if name not in self.damaged:
+                    manifests[name] = self.open(name).manifest
+            except DamagedError:
+                continue
+        kept = {newest, *kept_by(self._settings, {name: m["metrics"] for name, m in manifests.items()})}
+        for name in set(self.names()) - kept:
+            self.storage.delete(f"{FOLDER}/{name}/{MANIFEST_FILE}")  # first, so that no half-deleted one looks finished
+            self.storage.delete(f"{FOLDER}/{name}")
+        files = {one["file"] for name in kept if name in manifests for one in manifests[name]["ratios"]}
+        for file in self.storage.list(RATIO_FOLDER):
+            if f"{RATIO_FOLDER}/{file}" not in files | {_copy_of(one) for one in files}:
+                self.storage.delete(f"{RATIO_FOLDER}/{file}")
 
 
-def _for_storage(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors, as safetensors wants them."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+def kept_by(settings: CheckpointBlock, metrics: Mapping[str, Mapping[str, float]]) -> set[str]:
+    """The checkpoints that a policy keeps, of those named with their metrics: a pure function."""
+    newest_first = sorted(metrics, reverse=True)
+    kept = set(newest_first[: settings.keep_last])
+    if settings.keep_every:
+        kept |= {name for name in metrics if position_of(name) % settings.keep_every == 0}
+    sign = 1 if settings.best_mode == "min" else -1
+    measured = [name for name in newest_first if settings.best_metric in metrics[name]]
+    measured.sort(key=lambda name: sign * metrics[name][settings.best_metric])
+    return kept | set(measured[: settings.keep_best])
+
+
+class Cancelled(Exception):
+    """The write was given up because the process ends."""
+
+
+def patiently(action: Callable[[], T], retry_s: float, cancel: threading.Event, clock: Callable[[], float]) -> T:
+    """The result of `action`, tried again for `retry_s` seconds while the storage refuses.
+
+    Raises:
+        StorageError: it still refuses.
+        Cancelled: `cancel` was set.
+    """
+    deadline, pause = clock() + retry_s, 1.0
+    while True:
+        if cancel.is_set():
+            raise Cancelled
+        try:
+            return action()
+        except StorageError as error:
+            if clock() + pause > deadline:
+                raise
+            log.warning("%s Training goes on, and the checkpoint is tried again for %.0f s.", error, deadline - clock())
+        cancel.wait(pause)
+        pause = min(pause * 2, 30.0)
+
+
+def position_of(name: str) -> int:
+    """`samples_seen` of a checkpoint's name."""
+    return int(name[:12])
+
+
+def make_token() -> str:
+    """Twelve hexadecimal digits for a group of processes: the second it started in, and a random number."""
+    return f"{int(time.time()):08x}{uuid.uuid4().hex[:4]}"
+
+
+def name_of(samples_seen: int, token: str) -> str:
+    """The folder of a checkpoint that the processes with this token write; names are in the order of time."""
+    return f"{samples_seen:012d}-{token}"
+
+
+def about(data: bytes) -> dict[str, Any]:
+    """What a manifest says of a file's content."""
+    return {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _read_manifest(storage: Storage, path: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(storage.read_bytes(path))
+        sound = manifest.pop("sha256") == _digest(manifest)
+    except NotFoundError as error:
+        raise DamagedError(f"{storage.url_of(path)} is missing, so the checkpoint was never finished.") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise DamagedError(f"{storage.url_of(path)} is damaged: it is not the manifest that was written.")
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise StorageError(
+            f"{storage.url_of(path)} has format version {manifest['format_version']}, but this ebmscale reads "
+            f"{FORMAT_VERSION}; use the ebmscale that wrote it."
+        )
+    return manifest
+
+
+def _overlaps(span: Sequence[Any], wanted: Sequence[Span]) -> bool:
+    name, start, length = span
+    return any(name == w.name and start < w.start + w.length and w.start < start + length for w in wanted)
+
+
+def _a_few_ahead(pool: ThreadPoolExecutor, work: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
+    """`pool.map`, with no more than a few results waiting to be taken."""
+    waiting = list(reversed(items))
+    running: deque[Future[T]] = deque()
+    while waiting or running:
+        while waiting and len(running) < 2 * AT_ONCE:
+            running.append(pool.submit(work, waiting.pop()))
+        yield running.popleft().result()
+
+
+def _copy_of(file: str) -> str:
+    return file.replace(".safetensors", ".copy.safetensors")
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     """sha256 of a manifest's content, however it is laid out."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _about(data: bytes) -> dict[str, Any]:
-    return {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; `name` names it in errors.
-
-    Raises:
-        StorageError: it is none.
-    """
-    try:
-        return load_tensors(data)
-    except SafetensorError as error:
-        raise StorageError(f"{name} is not a safetensors file: {error}.") from None

@@ -9,7 +9,7 @@ whole fp32 tensors by name, so that any engine restores it on any number of rank
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
+from ebmscale.training.parts import Piece, Span, piece, share_of, whole_spans
 from ebmscale.world import World
 
 WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
@@ -65,14 +66,19 @@ class EngineSettings:
 class Store(Protocol):
     """Access by name to the fp32 training state, wherever an engine keeps it.
 
-    `kind` is `weights`, `exp_avg` or `exp_avg_sq`. Both methods are collective: all ranks call them in one order.
+    `kind` is `weights`, `exp_avg` or `exp_avg_sq`. `is_shared` says whether every rank holds the whole of it.
     """
 
-    def read(self, name: str, kind: str) -> Tensor:
-        """A whole fp32 copy, on every rank."""
+    is_shared: bool
 
-    def write(self, name: str, kind: str, value: Tensor) -> None:
-        """Stores a whole tensor; new weights also reach the module."""
+    def read(self, name: str, kind: str) -> Tensor:
+        """A whole fp32 copy, on every rank (collective)."""
+
+    def held(self, name: str, kind: str) -> tuple[int, Tensor]:
+        """What this rank holds: its elements as a flat view (n,), and where in the flattened tensor they begin."""
+
+    def spread(self, name: str) -> None:
+        """Copies master weights that were overwritten to the module, on every rank (collective)."""
 
 
 class Engine(ABC):
@@ -132,7 +138,7 @@ class Engine(ABC):
         return self.module.state_dict()
 
     def state(self) -> dict[str, Tensor]:
-        """The canonical state, on every rank, independent of engine, ZeRO stage and number of ranks; copies.
+        """The canonical state, whole on every rank, independent of engine, ZeRO stage and number of ranks; copies.
 
         Returns:
             `weights/NAME` for parameters and buffers, `exp_avg/NAME` and `exp_avg_sq/NAME` for parameters, all in
@@ -142,20 +148,72 @@ class Engine(ABC):
         moments = {f"{kind}/{name}": self._store.read(name, kind) for kind in MOMENTS for name in self._shapes}
         return weights | moments | {"step": self._step_count()[0].to("cpu", torch.int64).clone()}
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of every tensor of the canonical state."""
+        shapes = {f"{kind}/{name}": shape for kind in (WEIGHTS, *MOMENTS) for name, shape in self._shapes.items()}
+        shapes |= {f"{WEIGHTS}/{name}": self.module.get_buffer(name).shape for name in self._buffers}
+        return shapes | {"step": torch.Size(())}
+
+    def share(self) -> list[Piece]:
+        """This rank's share of the canonical state, without any communication; the shares of all ranks tile it.
+
+        The pieces are views into the live state wherever they can be: copy them before the next step.
+        """
+        held = [self._piece(name, kind) for kind in (WEIGHTS, *MOMENTS) for name in self._shapes]
+        if self._store.is_shared:
+            held = share_of(held, self._world.rank, self._world.size)
+        if self._world.is_first:
+            held += [
+                piece(f"{WEIGHTS}/{name}", cast(self.module.get_buffer(name), torch.float32)) for name in self._buffers
+            ]
+            held.append(piece("step", self._step_count()[0].to("cpu", torch.int64)))
+        return [one for one in held if one.span.length]
+
+    def wanted(self) -> list[Span]:
+        """The spans that `restore` needs on this rank."""
+        held = [self._piece(name, kind).span for kind in (WEIGHTS, *MOMENTS) for name in self._shapes]
+        buffers = {f"{WEIGHTS}/{name}": self.module.get_buffer(name).shape for name in self._buffers}
+        return [span for span in held if span.length] + whole_spans(buffers | {"step": torch.Size(())})
+
+    @torch.no_grad()
+    def restore(self, values: Mapping[Span, Tensor]) -> None:
+        """Overwrites the state by the wanted spans of one that any engine, ZeRO stage and number of ranks saved."""
+        for kind in (WEIGHTS, *MOMENTS):
+            for name in self._shapes:
+                span, held = self._piece(name, kind)
+                if span.length:
+                    held.copy_(values[span])
+        for name in self._shapes:
+            self._store.spread(name)
+        for name in self._buffers:
+            buffer = self.module.get_buffer(name)
+            buffer.copy_(values[Span(f"{WEIGHTS}/{name}", 0, buffer.numel())].view_as(buffer))
+        for count in self._step_count():
+            count.fill_(int(values[Span("step", 0, 1)]))
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state` returned, from any engine, ZeRO stage and number of ranks.
 
         Raises:
             ConfigError: the state belongs to another network.
         """
-        self._check_same_network(state)
-        for kind in (WEIGHTS, *MOMENTS):
-            for name in self._shapes:
-                self._store.write(name, kind, state[f"{kind}/{name}"].to(self._world.device, torch.float32))
-        for name in self._buffers:
-            self.module.get_buffer(name).copy_(state[f"{WEIGHTS}/{name}"])
-        for count in self._step_count():
-            count.fill_(int(state["step"]))
+        self.check_shapes({name: value.shape for name, value in state.items()})
+        flat = {name: value.reshape(-1) for name, value in state.items()}
+        self.restore({span: flat[span.name][span.start : span.start + span.length] for span in self.wanted()})
+
+    def check_shapes(self, found: Mapping[str, Sequence[int]]) -> None:
+        """Compares the shapes of a saved state with those of this engine's.
+
+        Raises:
+            ConfigError: the state belongs to another network.
+        """
+        shapes = self.shapes()
+        wrong = shapes.keys() ^ found.keys() or {n for n, s in shapes.items() if torch.Size(found[n]) != s}
+        if wrong:
+            raise ConfigError(
+                f"The saved state belongs to another network ({len(wrong)} tensors differ, such as {min(wrong)}): "
+                "use the model settings that it was trained with."
+            )
 
     def reset(self, weights: Mapping[str, Tensor]) -> None:
         """Starts again from new weights (and buffers), with Adam's moments and count at zero.
@@ -171,19 +229,13 @@ class Engine(ABC):
             {f"{WEIGHTS}/{name}": value for name, value in weights.items()} | zeros | {"step": torch.tensor(0)}
         )
 
+    def _piece(self, name: str, kind: str) -> Piece:
+        start, values = self._store.held(name, kind)
+        return Piece(Span(f"{kind}/{name}", start, values.numel()), values)
+
     def _step_count(self) -> list[Tensor]:
         """Adam's own counts of updates, all equal."""
         return [state["step"] for state in self._adam.state.values()]
-
-    def _check_same_network(self, state: Mapping[str, Tensor]) -> None:
-        shapes = {f"{kind}/{name}": shape for kind in (WEIGHTS, *MOMENTS) for name, shape in self._shapes.items()}
-        shapes |= {f"{WEIGHTS}/{name}": self.module.get_buffer(name).shape for name in self._buffers}
-        wrong = (shapes.keys() | {"step"}) ^ state.keys() or {n for n, s in shapes.items() if state[n].shape != s}
-        if wrong:
-            raise ConfigError(
-                f"The saved state belongs to another network ({len(wrong)} tensors differ, such as {min(wrong)}): "
-                "use the model settings that it was trained with."
-            )
 
 
 class WholeStore:
@@ -196,18 +248,21 @@ class WholeStore:
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], masters: Mapping[str, Tensor], adam: torch.optim.Adam):
+        self.is_shared = True
         self._parameters, self._masters, self._adam = parameters, masters, adam
 
     def read(self, name: str, kind: str) -> Tensor:
         """A copy of the master weight or of its moment."""
         return self._tensor(name, kind).detach().clone()
 
+    def held(self, name: str, kind: str) -> tuple[int, Tensor]:
+        """All of it."""
+        return 0, self._tensor(name, kind).detach().view(-1)
+
     @torch.no_grad()
-    def write(self, name: str, kind: str, value: Tensor) -> None:
-        """Overwrites the master weight or its moment; a weight is also copied to the module."""
-        self._tensor(name, kind).copy_(value)
-        if kind == WEIGHTS:
-            self._parameters[name].copy_(value)
+    def spread(self, name: str) -> None:
+        """Copies a master weight to the module."""
+        self._parameters[name].copy_(self._masters[name])
 
     def _tensor(self, name: str, kind: str) -> Tensor:
         master = self._masters[name]

@@ -18,10 +18,8 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
 )
 from torch import Tensor, nn
 
@@ -127,8 +125,10 @@ class StateShards:
         parameters: the module's parameters by name, whole on every rank.
     """
 
+    is_shared = False
+
     def __init__(self, parameters: Mapping[str, nn.Parameter]):
-        self._parameters = parameters
+        self._parameters: Mapping[str, Any] = parameters
 
     def read(self, name: str, kind: str) -> Tensor:
         """The whole tensor, put together from all ranks."""
@@ -138,15 +138,18 @@ class StateShards:
         )
         return whole.detach()
 
+    def held(self, name: str, kind: str) -> tuple[int, Tensor]:
+        """This rank's part; none of a parameter that lies with other ranks."""
+        mapping = self._parameters[name]._hp_mapping
+        if mapping is None:
+            return 0, torch.empty(0)
+        values = mapping.get_hp_fragment(None if kind == WEIGHTS else kind)
+        return mapping.lp_fragment_address.start, values.detach()
+
     @torch.no_grad()
-    def write(self, name: str, kind: str, value: Tensor) -> None:
-        """Stores this rank's part; a weight is also copied to the module."""
-        parameter = self._parameters[name]
-        if kind == WEIGHTS:
-            safe_set_full_fp32_param(parameter, value)
-            parameter.copy_(value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, kind)
+    def spread(self, name: str) -> None:
+        """Puts a master weight together from all ranks, in the module."""
+        self._parameters[name].copy_(self.read(name, WEIGHTS))
 
 
 class WeightShards(StateShards):
@@ -161,23 +164,20 @@ class WeightShards(StateShards):
         super().__init__(parameters)
         self._world = world
 
-    @torch.no_grad()
-    def write(self, name: str, kind: str, value: Tensor) -> None:
-        """Stores this rank's part; a weight is also copied to the module's own part."""
+    def held(self, name: str, kind: str) -> tuple[int, Tensor]:
+        """This rank's part without its padding."""
         parameter = self._parameters[name]
-        if kind == WEIGHTS:
-            safe_set_local_fp32_param(parameter, self._part(parameter, value))
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.copy_(value)
-        else:
-            safe_set_local_optimizer_state(parameter, self._part(parameter, value), kind)
+        local = (
+            safe_get_local_fp32_param(parameter) if kind == WEIGHTS else safe_get_local_optimizer_state(parameter, kind)
+        )
+        start = self._world.rank * parameter.ds_tensor.numel()
+        return start, local.detach()[: max(parameter.ds_numel - start, 0)]
 
-    def _part(self, parameter: Any, value: Tensor) -> Tensor:
-        """This rank's part of a whole tensor, padded with zeros to the size of every part."""
-        size = parameter.ds_tensor.numel()
-        padded = value.new_zeros(size * self._world.size)
-        padded[: value.numel()] = value.flatten()
-        return padded[self._world.rank * size :][:size]
+    @torch.no_grad()
+    def spread(self, name: str) -> None:
+        """Copies this rank's part of a master weight to the module's own part."""
+        values = self.held(name, WEIGHTS)[1]
+        self._parameters[name].ds_tensor[: values.numel()].copy_(values)
 
 
 def _wraps_adam(settings: EngineSettings) -> bool:

@@ -1,25 +1,56 @@
-"""What ends a run before its time: signals, and losses that are no longer finite."""
+"""What ends a run before its time, or sets it back: signals, losses that are not finite, spikes, lost chains."""
 
 import math
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from types import FrameType
+from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
+from ebmscale.config import GuardBlock
 from ebmscale.density.schedule import Criteria, StageState
-from ebmscale.errors import DivergenceError
+from ebmscale.errors import DivergenceError, Interrupted
+from ebmscale.world import World
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+WARM_UPDATES = 20  # good updates before a spike can be told
+MEMORY = 0.98  # of the running mean of a loss
+POLL_EVERY_S = 0.5
+
+
+class Stopped(Exception):
+    """All ranks left what they were doing, at the same place, because one was asked to stop."""
 
 
 class StopSignal:
-    """Whether this process has been asked to stop; the loop looks between updates."""
+    """Whether this process has been asked to stop, by what, and since when (monotonic seconds)."""
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.since: float | None = None
+
+    def request(self, name: str) -> None:
+        """Asks it to stop, for a reason with this name (any thread)."""
+        self.since = self.since or time.monotonic()
+        self.name = self.name or name
 
     @contextmanager
     def listening(self) -> Iterator["StopSignal"]:
-        """SIGINT and SIGTERM set the flag; a second SIGINT ends the process at once."""
-        previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        """SIGINT, SIGTERM and SIGUSR1 ask to stop; a second SIGINT ends the process at once.
+
+        Only a process's main thread hears signals; in another one this does nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield self
         finally:
@@ -29,21 +60,195 @@ class StopSignal:
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        self.request(signal.Signals(number).name)
 
 
-def check_finite(what: str, value: float, samples_seen: int) -> None:
-    """Stops the run if a number that all ranks share is not finite.
+class StopPoll:
+    """Lets all ranks leave a long chain together, between two steps, soon after any of them was asked to stop.
+
+    Ranks agree at fixed steps, so many apart that agreeing costs nothing beside them.
+
+    Args:
+        stop: of this process.
+        world: this process's place.
+    """
+
+    def __init__(self, stop: StopSignal, world: World):
+        self._stop, self._world = stop, world
+        self._every, self._count = 1, 0
+
+    def __call__(self) -> None:
+        """To be called after every step of a chain, on all ranks.
+
+        Raises:
+            Stopped: a rank was asked to stop.
+        """
+        self._count += 1
+        if self._count % self._every == 0 and self._world.any(self._stop.name is not None):
+            raise Stopped
+
+    def pace(self, step_s: float) -> None:
+        """Takes the mean seconds of a step, the same number on all ranks."""
+        self._every = max(1, round(POLL_EVERY_S / max(step_s, 1e-6)))
+        self._count = 0
+
+
+def on_first(world: World, stop: StopSignal, action: Callable[[Callable[[], None]], None]) -> None:
+    """Rank 0 acts, however long it takes, while the others wait and listen (collective).
+
+    Args:
+        world: this process's place.
+        stop: a stop of any rank ends the action.
+        action: takes a function to be called now and then, which raises where it has to end.
 
     Raises:
-        DivergenceError: it is not.
+        Interrupted: a rank was asked to stop.
+        EbmscaleError: what the action raised, on every rank.
     """
-    if not math.isfinite(value):
-        raise DivergenceError(
-            f"The {what} became {value} after {samples_seen:,} samples, so training stopped before that update; "
-            "lower its learning rate or the chain's step_size, then run the same command to go on from the last "
-            "checkpoint."
+    cancelled = threading.Event()
+
+    def check() -> None:
+        if cancelled.is_set():
+            raise Stopped
+
+    with ThreadPoolExecutor(1, thread_name_prefix="first") as pool:
+        job = pool.submit(action, check) if world.is_first else None
+        acting = True
+        while acting:
+            if job is not None:
+                wait([job], timeout=POLL_EVERY_S)
+            flags = torch.tensor([float(job is not None and not job.done()), float(stop.name is not None)])
+            acting, stopping = (bool(flag) for flag in world.sum(flags.to(world.device)) > 0)
+            if stopping:
+                cancelled.set()
+    error = world.broadcast(job.exception() if job is not None else None)
+    if isinstance(error, Stopped) or (error is None and stopping):
+        raise Interrupted("Stopped before training began; nothing was lost: run the same command to begin again.")
+    if error is not None:
+        raise error
+
+
+@dataclass(frozen=True)
+class GuardState:
+    """Plain numbers, kept in every checkpoint.
+
+    Attributes:
+        error: running mean of the squared error per pixel.
+        num_good: updates in it.
+        ratio_loss: running mean of the ratio's loss in this round of its stage.
+        ratio_num_good: batches in it.
+        ratio_round: the stage and where it started, of which `ratio_loss` tells.
+        bad_in_row: updates skipped one after another.
+        rollbacks: how often the run was set back.
+        rate_scale: factor of both learning rates.
+    """
+
+    error: float = 0.0
+    num_good: int = 0
+    ratio_loss: float = 0.0
+    ratio_num_good: int = 0
+    ratio_round: tuple[int, int] = (0, 0)
+    bad_in_row: int = 0
+    rollbacks: int = 0
+    rate_scale: float = 1.0
+
+
+Verdict = Literal["good", "skipped", "roll back"]
+
+
+class Guard:
+    """Tells good updates from bad ones. All ranks give it the same numbers and so reach the same verdicts.
+
+    A loss above its limit is made NaN on the rank that sees it; averaging spreads that to every rank's gradient, and
+    every engine leaves out an update whose gradient is not finite. So a spike on any rank skips the update on all.
+
+    Args:
+        settings: what is put up with.
+    """
+
+    def __init__(self, settings: GuardBlock):
+        self._settings = settings
+        self.state = GuardState()
+
+    @property
+    def error_limit(self) -> float:
+        """The squared error per pixel above which an update of the generator is left out."""
+        return self._limit(self.state.error, self.state.num_good)
+
+    def ratio_limit(self, stage: StageState) -> float:
+        """The loss above which an update of the ratio is left out."""
+        known = self.state.ratio_round == (stage.stage, stage.started)
+        return self._limit(self.state.ratio_loss, self.state.ratio_num_good if known else 0)
+
+    def observe(self, error: float, ratio_loss: float | None, stage: StageState, bad: bool) -> Verdict:
+        """Takes what one batch gave, over all ranks.
+
+        Args:
+            error: squared error per pixel.
+            ratio_loss: mean loss of its ratio updates, None where there were none.
+            stage: of the ratio.
+            bad: whether an update was left out.
+        """
+        state = self.state
+        if bad:
+            self.state = replace(state, bad_in_row=state.bad_in_row + 1)
+            return "roll back" if self.state.bad_in_row >= self._settings.max_skips else "skipped"
+        if math.isfinite(error):
+            mean = _running_mean(state.error, state.num_good, error)
+            state = replace(state, error=mean, num_good=state.num_good + 1)
+        if ratio_loss is not None and math.isfinite(ratio_loss):
+            key = (stage.stage, stage.started)
+            count = state.ratio_num_good if state.ratio_round == key else 0
+            mean = _running_mean(state.ratio_loss, count, ratio_loss)
+            state = replace(state, ratio_loss=mean, ratio_num_good=count + 1, ratio_round=key)
+        self.state = replace(state, bad_in_row=0)
+        return "good"
+
+    def roll_back(self, before: GuardState, shift: int) -> None:
+        """The state after going back to a checkpoint, whose own state was `before`, and on by `shift` samples."""
+        number = self.state.rollbacks + 1
+        stage, started = before.ratio_round
+        scale = min(before.rate_scale, self.state.rate_scale) * self._settings.rate_factor
+        self.state = replace(
+            before, rollbacks=number, rate_scale=scale, bad_in_row=0, ratio_round=(stage, started + shift)
         )
+
+    def check_rollbacks(self, reason: str) -> None:
+        """Ends the run where it has gone back as often as it may.
+
+        Raises:
+            DivergenceError: it has.
+        """
+        if self.state.rollbacks >= self._settings.max_rollbacks:
+            raise DivergenceError(
+                f"Training diverged: {reason}, after the run had gone back to a checkpoint {self.state.rollbacks} "
+                "times, each time with lower learning rates; lower train.generator.rate, train.ratio.rate or the "
+                "chain's step_size (see guard.jsonl for the batches), then run the same command to go on."
+            )
+
+    def values(self) -> dict[str, Any]:
+        """The state as plain values."""
+        return asdict(self.state)
+
+    def load_values(self, values: dict[str, Any]) -> None:
+        """Takes what `values` gave."""
+        self.state = GuardState(**values | {"ratio_round": tuple(values["ratio_round"])})
+
+    def _limit(self, mean: float, count: int) -> float:
+        factor = self._settings.spike_factor
+        return factor * mean if factor and count >= WARM_UPDATES else math.inf
+
+
+def _running_mean(mean: float, count: int, value: float) -> float:
+    """The mean of the first values, then one that forgets."""
+    keep = min(count / (count + 1), MEMORY)
+    return keep * mean + (1 - keep) * value
+
+
+def spoil(loss: Tensor, watched: Tensor, limit: float) -> Tensor:
+    """`loss`, with its gradient, or NaN where `watched` is not finite or above its limit."""
+    fine = watched.detach().isfinite() & (watched.detach() <= limit)
+    return loss * torch.where(fine, 1.0, torch.nan)
 
 
 def check_rollbacks(state: StageState, criteria: Criteria) -> None:
@@ -55,5 +260,5 @@ def check_rollbacks(state: StageState, criteria: Criteria) -> None:
     if state.rollbacks > criteria.max_rollbacks:
         raise DivergenceError(
             f"Stage {state.stage} was rolled back {state.rollbacks} times, {criteria.max_rollbacks} are allowed; lower "
-            "train.ratio.rate or raise stages.penalty, then run the same command to go on from the last checkpoint."
+            "train.ratio.rate, then run the same command to go on from the last checkpoint."
         )

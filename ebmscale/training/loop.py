@@ -3,20 +3,29 @@
 Method: Xiao & Han, NeurIPS 2022, one stage after another; see `density.schedule` for when a stage moves on.
 """
 
-from dataclasses import asdict
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch
 from ebmscale.density.schedule import Advance, Finish
-from ebmscale.errors import Interrupted
+from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.seeds import StreamNoise
-from ebmscale.training.guard import StopSignal, check_finite, check_rollbacks
-from ebmscale.training.metrics import RunLog
+from ebmscale.training.guard import Stopped, StopSignal, check_rollbacks, spoil
+from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, BatchTrace, RunLog
 from ebmscale.training.run import Run, open_run
 from ebmscale.training.tasks import PosteriorSample, generator_loss, langevin_settings, sample_posterior, to_pixels
 from ebmscale.training.view import View
 from ebmscale.world import World
+
+MOST_LOST = 0.5
+"""The share of a batch's posterior chains that may diverge before its update is left out."""
 
 
 def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
@@ -26,76 +35,110 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
         The run's address.
 
     Raises:
-        EbmscaleError: bad data or storage, divergence, or `Interrupted` after a signal, with the state saved.
+        EbmscaleError: bad data or storage, divergence, or `Interrupted` after a stop, with the state saved.
     """
-    run = open_run(config, world)
-    log = RunLog(run.storage, run.samples_seen, config.metrics.tensorboard) if world.is_first else None
+    run = open_run(config, world, stop)
+    log = _open_log(run) if world.is_first else None
+    trace = BatchTrace(config.metrics.trace, world) if config.metrics.trace else None
     view.start(run)
-    last_save = run.samples_seen
-    batches = iter(run.stream)
+    batches = run.batches()
+    stopping = False
     try:
-        while run.samples_seen < config.train.max_samples:
+        while True:
+            if run.due("evidence", config.stages.evidence_every) and not stopping:
+                stopping = not _measure(run, view, log)
+            if run.due("metrics", config.metrics.every_samples) and not stopping:
+                _report_metrics(run, view, log)
+
+            done = run.samples_seen >= config.train.max_samples
+            last = stopping or done
+            if last or (run.due("checkpoint", config.checkpoint.every_samples) and run.saver.phase == "idle"):
+                with run.timer.part("checkpoint"):
+                    _save(run, stop, last)
+            if last:
+                break
+
             with run.timer.part("data"):
                 batch = next(batches)
-            train_batch(run, batch)
-            before, run.samples_seen = run.samples_seen, batch.end
-
-            if _passed(before, batch.end, config.stages.evidence_every):
-                event = take_evidence(run)
-                view.event(run, event)
-                if log is not None:
-                    log.event(run.samples_seen, event)
-                check_rollbacks(run.stages.state, run.stages.criteria)
-
-            if _passed(before, batch.end, config.metrics.every_samples):
-                metrics = collect_metrics(run)
-                view.metrics(run, metrics)
-                if log is not None:
-                    log.metrics(run.samples_seen, metrics)
-
-            stopping = world.any(stop.name is not None)
-            done = run.samples_seen >= config.train.max_samples
-            if stopping or done or _passed(before, batch.end, config.checkpoint.every_samples):
-                with run.timer.part("checkpoint"):
-                    run.save()
-                last_save = run.samples_seen
-            if stopping and not done:
-                break
-        run.store.wait()
+            view.batch(run, batch)
+            try:
+                report = train_batch(run, batch)
+            except Stopped:
+                stopping = True
+                continue
+            run.samples_seen = batch.end
+            if trace is not None:
+                trace.write(batch)
+            stopping, bad = _agree(run, stop, report)
+            if bad is not None:
+                _set_back(run, view, log, batch, bad)
+    except DivergenceError:
+        run.saver.finish()
+        raise
     finally:
-        run.stream.close()
+        run.close()
         view.close()
         if log is not None:
             log.close()
-    if run.samples_seen < config.train.max_samples:
+    if not done:
         raise Interrupted(
-            f"Stopped by {stop.name or 'another worker'}; saved at {last_save:,} of {config.train.max_samples:,} "
-            "samples: run the same command to go on."
+            f"Stopped by {stop.name or 'another worker'}; saved at {run.samples_seen:,} of "
+            f"{config.train.max_samples:,} samples: run the same command to go on."
         )
     return run.storage.url
 
 
-def train_batch(run: Run, batch: Batch) -> None:
-    """One batch: posterior chains, a generator update, the prior chains, the ratio updates."""
-    config, meter, timer = run.config, run.meter, run.timer
+@dataclass(frozen=True)
+class BatchReport:
+    """What one batch gave on this rank.
+
+    Attributes:
+        squared_error: sum over its images of the squared error per pixel.
+        num_images: of this rank.
+        ratio_loss: mean loss of the ratio updates, None where there were none.
+        bad: whether an update was left out (the same on every rank).
+        chain_step_s: mean seconds of a step of the posterior chain.
+    """
+
+    squared_error: Tensor
+    num_images: int
+    ratio_loss: Tensor | None
+    bad: bool
+    chain_step_s: float
+
+
+def train_batch(run: Run, batch: Batch) -> BatchReport:
+    """One batch: posterior chains, a generator update, the prior chains, the ratio updates.
+
+    Raises:
+        Stopped: a rank was asked to stop during the posterior chains; nothing has changed.
+    """
+    config, meter, timer, guard = run.config, run.meter, run.timer, run.guard
     x = to_pixels(batch.images.to(run.world.device))
+    begin = time.perf_counter()
     with timer.part("posterior"):
         noise = StreamNoise(config.run.seed, "posterior", batch.start, batch.streams, run.world.device)
         sample = infer(run, x, noise)
+    chain_step_s = (time.perf_counter() - begin) / max(config.posterior.num_steps, 1)
     with timer.part("generator"):
         mean, encoded = run.generator(sample.z, x)
         loss, squared_error = generator_loss(x, mean, config.model.sigma, encoded, sample)
-        run.generator.backward(loss.sum() * (run.world.size / config.train.batch_size))
+        error = squared_error.sum() / max(len(x), 1)
+        limit = guard.error_limit if sample.num_lost <= MOST_LOST * len(x) else -math.inf
+        scaled = loss.sum() * (run.world.size / config.train.batch_size)
+        run.generator.backward(spoil(scaled, error, limit))
         grad_norm = run.generator.step(run.generator_rate())
-        check_finite("gradient of the generator", grad_norm, batch.start)
         run.sampling.refresh()
+    if not math.isfinite(grad_norm):
+        return BatchReport(squared_error.sum(), len(x), None, True, chain_step_s)
     with timer.part("prior"):
         run.stages.observe(sample.z, batch.streams)
         run.stages.advance_prior(batch.start)
     with timer.part("ratio"):
-        ratio = run.stages.update(batch.start)
-    meter.add("train/mse", squared_error.mean(), len(x))
+        ratio = run.stages.update(batch.start, guard.state.rate_scale, guard.ratio_limit(run.stages.state))
+    meter.add("train/mse", error, len(x))
     meter.add("train/generator_grad_norm", grad_norm)
+    meter.add("chain/restarted", (sample.num_lost + run.stages.take_restarted()) * run.world.size)
     if sample.trace.drift.numel():
         meter.add("chain/posterior_drift", sample.trace.drift[-1])
         meter.add("chain/posterior_log_density_first", sample.trace.log_density[0])
@@ -103,22 +146,43 @@ def train_batch(run: Run, batch: Batch) -> None:
     if run.stages.trace is not None:
         meter.add("chain/prior_drift", run.stages.trace.drift[-1])
         meter.add("chain/prior_log_density", run.stages.trace.log_density[-1])
-    if ratio is not None:
+    if ratio is not None and not ratio.bad:
         meter.add("train/ratio_loss", ratio.loss)
         meter.add("train/ratio_grad_norm", ratio.grad_norm)
+    return BatchReport(
+        squared_error.sum(),
+        len(x),
+        None if ratio is None else ratio.loss,
+        ratio is not None and ratio.bad,
+        chain_step_s,
+    )
 
 
-def infer(run: Run, x: Any, noise: StreamNoise) -> PosteriorSample:
+def infer(run: Run, x: Tensor, noise: StreamNoise) -> PosteriorSample:
     """Posterior latents of images x (B, C, H, W) under the current prior, by the configured chain."""
     settings = langevin_settings(run.config.posterior)
     dim = run.config.model.latent_dim
     first, steps = noise.normal(dim), noise.normal(settings.num_steps, dim)
-    return sample_posterior(run.sampling.model, run.config.model.sigma, run.stages.prior, x, first, steps, settings)
+    return sample_posterior(
+        run.sampling.model,
+        run.config.model.sigma,
+        run.stages.prior,
+        x,
+        first,
+        steps,
+        settings,
+        run.config.guard.chain_bound,
+        run.poll,
+    )
 
 
 def take_evidence(run: Run) -> dict[str, Any]:
-    """Infers the held-out images, measures the ratio on them, and carries out the scheduler's decision."""
-    with run.timer.part("evidence"):
+    """Infers the held-out images, measures the ratio on them, and carries out the scheduler's decision.
+
+    Raises:
+        Stopped: a rank was asked to stop during a chain; nothing has changed.
+    """
+    with run.timer.part("evidence"), run.stages.undone_if_stopped():
         seed, position = run.config.run.seed, run.samples_seen
         noise = StreamNoise(seed, "held-out-posterior", position, run.held_out_streams, run.world.device)
         sample = infer(run, run.held_out, noise)
@@ -151,11 +215,105 @@ def collect_metrics(run: Run) -> dict[str, Any]:
         **means,
         "stage": run.stages.state.stage,
         "num_frozen": run.stages.prior.num_stages,
-        "damaged": sum(run.stream.damaged.values()),
+        "damaged": sum(run.stream.damaged.values()) if run.stream is not None else 0,
+        "rollbacks": run.guard.state.rollbacks,
         "time": {"total_s": total, **{f"{part}_s": value for part, value in seconds.items()}},
     }
 
 
-def _passed(before: int, now: int, every: int) -> bool:
-    """Whether a multiple of `every` samples lies in (before, now]."""
-    return before // every != now // every
+def _open_log(run: Run) -> RunLog:
+    """The run's files, up to what its state knows of, written before any checkpoint that knows of more."""
+    kept = {EVENTS_FILE: run.done_at["evidence"], METRICS_FILE: run.done_at["metrics"], GUARD_FILE: run.samples_seen}
+    log = RunLog(run.storage, kept, run.config.metrics.tensorboard)
+    run.saver.before_manifest = log.flush
+    return log
+
+
+def _report_metrics(run: Run, view: View, log: RunLog | None) -> None:
+    metrics = collect_metrics(run)
+    run.done_at["metrics"] = run.samples_seen
+    view.metrics(run, metrics)
+    if log is not None:
+        log.metrics(run.samples_seen, metrics)
+
+
+def _measure(run: Run, view: View, log: RunLog | None) -> bool:
+    """Takes and reports evidence; False where that was stopped, and is to be done after the resume."""
+    try:
+        event = take_evidence(run)
+    except Stopped:
+        return False
+    run.done_at["evidence"] = run.samples_seen
+    run.measured = {"held_out_mse": event["held_out_mse"]}
+    if "evidence" in event:
+        run.measured |= {name: event["evidence"][name] for name in ("loss", "auc", "kl_bound")}
+    run.measured = {name: value for name, value in run.measured.items() if math.isfinite(value)}
+    view.event(run, event)
+    if log is not None:
+        log.event(run.samples_seen, event)
+    check_rollbacks(run.stages.state, run.stages.criteria)
+    return True
+
+
+def _save(run: Run, stop: StopSignal, last: bool) -> None:
+    """Begins a checkpoint; the last one is waited for, but after a stop no longer than the time of grace."""
+    if not last:
+        run.save()
+        return
+    out_of_time = _out_of_time(stop, run.config.checkpoint.grace_s)
+    run.saver.finish(out_of_time)
+    if run.saver.last_saved != run.samples_seen:
+        run.save()
+        run.saver.finish(out_of_time)
+
+
+def _out_of_time(stop: StopSignal, grace_s: float) -> Callable[[], bool]:
+    return lambda: stop.since is not None and time.monotonic() - stop.since > grace_s
+
+
+def _agree(run: Run, stop: StopSignal, report: BatchReport) -> tuple[bool, dict[str, Any] | None]:
+    """The one reduction at a batch's end: whether to stop, how saving goes on, and what the guard thinks (collective).
+
+    Returns:
+        Whether any rank was asked to stop; and, of a bad update, what the guard saw.
+    """
+    writing, failed = run.saver.flags()
+    ratio_loss = report.ratio_loss if report.ratio_loss is not None else report.squared_error.new_zeros(())
+    measured = torch.stack([report.squared_error.double(), ratio_loss.double()])
+    counts = [report.num_images, report.ratio_loss is not None, report.chain_step_s, writing, failed, bool(stop.name)]
+    sums = run.world.sum(torch.cat([measured, measured.new_tensor(counts)])).tolist()
+    squared_error, ratio_sum, num_images, num_ratios, step_s, num_writing, num_failed, num_stopping = sums
+    run.saver.advance(num_writing > 0, num_failed > 0)
+    run.poll.pace(step_s / run.world.size)
+    error = squared_error / max(num_images, 1.0)
+    mean_ratio = ratio_sum / num_ratios if num_ratios else None
+    before = run.guard.state
+    verdict = run.guard.observe(error, mean_ratio, run.stages.state, report.bad)
+    if verdict == "good":
+        return num_stopping > 0, None
+    return num_stopping > 0, {
+        "action": verdict,
+        "squared_error": error,
+        "ratio_loss": mean_ratio,
+        "usual_squared_error": before.error,
+        "usual_ratio_loss": before.ratio_loss,
+        "bad_in_row": run.guard.state.bad_in_row,
+    }
+
+
+def _set_back(run: Run, view: View, log: RunLog | None, batch: Batch, bad: dict[str, Any]) -> None:
+    """Records a bad batch with the keys of its samples, and goes back to a checkpoint where the guard says so."""
+    keys = [key for of_rank in run.world.gather_objects(batch.keys) for key in of_rank]
+    if log is not None:
+        log.guard(run.samples_seen, bad | {"start": batch.start, "keys": keys})
+    view.bad(run, bad)
+    if bad["action"] == "roll back":
+        with run.timer.part("checkpoint"):
+            run.saver.finish()
+            position = run.roll_back(
+                f"{bad['bad_in_row']} updates in a row had a loss or chains that were not finite or far above the usual"
+            )
+            run.save()
+        if log is not None:
+            rate_scale = run.guard.state.rate_scale
+            log.guard(run.samples_seen, {"action": "rolled back", "to": position, "rate_scale": rate_scale})

@@ -1,23 +1,35 @@
 """Metrics: reported anywhere, reduced over ranks once per interval; JSONL always, TensorBoard by default.
 
-`metrics.jsonl` holds one line an interval, `events.jsonl` one line for every decision of the stage scheduler.
+`metrics.jsonl` holds one line an interval, `events.jsonl` one line for every decision of the stage scheduler,
+`guard.jsonl` one line for every update that was left out.
 """
 
 import json
+import logging
 import math
+import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ebmscale.data.stream import Batch
+from ebmscale.errors import StorageError
 from ebmscale.storage import Storage
 from ebmscale.world import World
 
+log = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
+GUARD_FILE = "guard.jsonl"
+FLUSH_EVERY_S = 15.0  # of a log off local folders
 PARTS = ("data", "posterior", "generator", "prior", "ratio", "evidence", "checkpoint")
 """The parts of an update whose time is told apart."""
 
@@ -55,10 +67,15 @@ class MeanMeter:
 
 
 class PartTimer:
-    """Wall-clock seconds spent in each part of an update since the last `take`; the time between runs is not spent."""
+    """Wall-clock seconds spent in each part of an update since the last `take`; the time between runs is not spent.
+
+    Attributes:
+        current: the part that this process is in and the monotonic time when it came there; for watching threads.
+    """
 
     def __init__(self, device: torch.device):
         self._device = device
+        self.current: tuple[str, float] | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -69,9 +86,11 @@ class PartTimer:
     def part(self, name: str) -> Iterator[None]:
         """Counts the time inside as spent in this part."""
         begin = time.perf_counter()
+        self.current = name, time.monotonic()
         try:
             yield
         finally:
+            self.current = None
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             self._seconds[name] += time.perf_counter() - begin
@@ -93,24 +112,35 @@ class PartTimer:
 
 
 class RunLog:
-    """The metric and event files of a run, and TensorBoard; only rank 0 writes.
+    """The metric, event and guard files of a run, and TensorBoard; only rank 0 writes.
+
+    Lines are held until the storage takes them: a local folder at once, another one in the background. A storage
+    that refuses is tried again at the next line, and by `flush`, without which no checkpoint comes to exist.
 
     Args:
         storage: the run's storage.
-        samples_seen: where the run goes on; lines beyond it (written after the last checkpoint) are taken out.
+        kept: the position up to which each file's lines are kept; those beyond it (written after the last
+            checkpoint) are taken out.
         tensorboard: whether to write TensorBoard files (into local runs only).
     """
 
-    def __init__(self, storage: Storage, samples_seen: int, tensorboard: bool):
+    def __init__(self, storage: Storage, kept: Mapping[str, int], tensorboard: bool):
         self._storage = storage
+        self._local = storage.local_path() is not None
+        self._lock = threading.Lock()
+        self._files = threading.Lock()
+        self._pending: dict[str, str] = {}
+        self._whole: dict[str, str] = {}
+        self._background: ThreadPoolExecutor | None = None
+        self._flushed = time.monotonic()
         self._board: Any = None
-        for name in (METRICS_FILE, EVENTS_FILE):
-            self._cut(name, samples_seen)
+        for name, position in kept.items():
+            self._cut(name, position)
         folder = storage.local_path("tensorboard")
         if tensorboard and folder is not None:
             from tensorboardX import SummaryWriter  # noqa: PLC0415 (slow to import, and optional)
 
-            self._board = SummaryWriter(str(folder), purge_step=samples_seen or None)
+            self._board = SummaryWriter(str(folder), purge_step=max(kept.values()) or None)
 
     def metrics(self, samples_seen: int, values: dict[str, Any]) -> None:
         """Writes one interval's metrics."""
@@ -121,26 +151,96 @@ class RunLog:
             self._board.flush()
 
     def event(self, samples_seen: int, values: dict[str, Any]) -> None:
-        """Writes one event."""
+        """Writes one measurement of evidence, with its decision."""
         self._line(EVENTS_FILE, {"samples_seen": samples_seen, **values})
         if self._board is not None:
             for name, value in flatten(values.get("evidence", {})):
                 self._board.add_scalar(f"evidence/{name}", value, samples_seen)
 
+    def guard(self, samples_seen: int, values: dict[str, Any]) -> None:
+        """Writes what was done about a bad update."""
+        self._line(GUARD_FILE, {"samples_seen": samples_seen, **values})
+
+    def flush(self) -> None:
+        """Writes every line that is still held.
+
+        Raises:
+            StorageError: the storage refuses; the lines stay held.
+        """
+        with self._files:
+            with self._lock:
+                pending, self._pending = self._pending, {}
+            self._flushed = time.monotonic()
+            try:
+                for name in list(pending):
+                    self._write(name, pending[name])
+                    del pending[name]
+            finally:
+                with self._lock:
+                    for name, text in pending.items():
+                        self._pending[name] = text + self._pending.get(name, "")
+
     def close(self) -> None:
-        """Closes TensorBoard's file."""
+        """Writes what is held, as far as the storage takes it, and closes TensorBoard's file."""
+        if self._background is not None:
+            self._background.shutdown(wait=True, cancel_futures=True)
+        self._try_flush()
         if self._board is not None:
             self._board.close()
 
     def _line(self, name: str, values: dict[str, Any]) -> None:
-        self._storage.append(name, json.dumps(_plain(values)) + "\n")
+        with self._lock:
+            self._pending[name] = self._pending.get(name, "") + json.dumps(_plain(values)) + "\n"
+        if self._local:
+            self._try_flush()
+        elif time.monotonic() - self._flushed > FLUSH_EVERY_S:
+            self._flushed = time.monotonic()
+            self._background = self._background or ThreadPoolExecutor(1, thread_name_prefix="log")
+            self._background.submit(self._try_flush)
 
-    def _cut(self, name: str, samples_seen: int) -> None:
+    def _try_flush(self) -> None:
+        try:
+            self.flush()
+        except StorageError as error:
+            log.warning("metrics are held back: %s", error)
+
+    def _write(self, name: str, text: str) -> None:
+        """Off local folders a file is written anew as a whole."""
+        if self._local:
+            self._storage.append(name, text)
+            return
+        whole = self._whole.get(name, "") + text
+        self._storage.publish(name, whole.encode())
+        self._whole[name] = whole
+
+    def _cut(self, name: str, position: int) -> None:
         if self._storage.exists(name):
             lines = read_lines(self._storage, name)
-            kept = [line for line in lines if line["samples_seen"] <= samples_seen]
+            kept = [line for line in lines if line["samples_seen"] <= position]
+            text = "".join(json.dumps(line) + "\n" for line in kept)
             if len(kept) < len(lines) or not self._storage.read_bytes(name).endswith(b"\n"):
-                self._storage.publish(name, "".join(json.dumps(line) + "\n" for line in kept).encode())
+                self._storage.publish(name, text.encode())
+            self._whole[name] = text
+
+
+class BatchTrace:
+    """Writes the keys of every batch that this process trains, one JSON line each, into a local folder.
+
+    Args:
+        folder: where `PID.jsonl` is written.
+        world: this process's place.
+    """
+
+    def __init__(self, folder: str, world: World):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._file = (Path(folder) / f"{os.getpid()}.jsonl").open("a", encoding="utf-8")
+        self._place = {"rank": world.rank, "size": world.size}
+
+    def write(self, batch: Batch) -> None:
+        """Adds a batch that was trained."""
+        line = {"start": batch.start, "end": batch.end, **self._place, "keys": batch.keys}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
 
 
 def read_lines(storage: Storage, name: str) -> list[dict[str, Any]]:

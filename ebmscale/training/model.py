@@ -19,8 +19,9 @@ from ebmscale.errors import StorageError
 from ebmscale.models import ImageShape
 from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import CheckpointStore, parse_tensors
+from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
 from ebmscale.training.networks import build_model, build_ratio_network
+from ebmscale.training.parts import parse_tensors, whole_spans
 from ebmscale.training.run import load_run_config
 from ebmscale.training.tasks import ImageModel, langevin_settings, log_likelihood, sample_posterior
 
@@ -142,16 +143,20 @@ def open_model(storage: Storage) -> LatentModel:
 
 def _load_run(storage: Storage) -> LatentModel:
     config = load_run_config(storage)
-    checkpoint = CheckpointStore(storage).latest()
-    if checkpoint is None:
+    model = CheckpointStore(storage).newest(lambda saved: _from_checkpoint(config, saved))
+    if model is None:
         raise StorageError(f"The run {storage.url} has no valid checkpoint yet; train it first.")
-    networks = {
-        name.removeprefix("weights/"): tensor
-        for name, tensor in checkpoint.tensors["generator"].items()
-        if name.startswith("weights/")
-    }
-    ratios = {name: torch.stack([ratio[name] for ratio in checkpoint.ratios]) for name in _names(checkpoint.ratios)}
-    return _assemble(config, checkpoint.state["image_shape"], checkpoint.samples_seen, networks, ratios)
+    return model
+
+
+def _from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
+    """Reads the weights; the optimisers' state is left where it is."""
+    shapes = {name: size for name, size in saved.shapes("generator").items() if name.startswith("weights/")}
+    flat = {span.name: values for span, values in saved.read("generator", whole_spans(shapes)).items()}
+    networks = {name.removeprefix("weights/"): flat[name].view(size) for name, size in shapes.items()}
+    frozen = saved.ratios()
+    ratios = {name: torch.stack([ratio[name] for ratio in frozen]) for name in _names(frozen)}
+    return _assemble(config, saved.values("state")["image_shape"], saved.samples_seen, networks, ratios)
 
 
 def _load_export(storage: Storage) -> LatentModel:

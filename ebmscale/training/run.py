@@ -1,8 +1,11 @@
 """A run: everything that a configuration and a world make, and its state as a checkpoint."""
 
+import json
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +15,19 @@ from ebmscale.data.cache import RangeCache
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import ImageStream, read_split
+from ebmscale.data.stream import Batch, ImageStream, read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
-from ebmscale.errors import ConfigError, DataError, StorageError
+from ebmscale.errors import ConfigError, DamagedError, DataError, DivergenceError, EbmscaleError, StorageError
 from ebmscale.models import ImageShape
 from ebmscale.storage import Storage, open_storage
-from ebmscale.training.checkpoint import Checkpoint, CheckpointStore
+from ebmscale.training.checkpoint import RATIO_FOLDER, CheckpointStore, SavedCheckpoint
 from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings, make_engine
+from ebmscale.training.guard import Guard, StopPoll, StopSignal, on_first
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.networks import build_model, build_ratio_network
+from ebmscale.training.parts import Piece, Span
 from ebmscale.training.sampling import SamplingCopy
+from ebmscale.training.saver import Draft, Saver
 from ebmscale.training.stages import StageTrainer
 from ebmscale.training.streams import owned_rows
 from ebmscale.training.tasks import to_pixels
@@ -40,57 +46,183 @@ class Run:
     config: RunConfig
     world: World
     storage: Storage
+    data: Storage
     manifest: Manifest
-    stream: ImageStream
     held_out: Tensor
     held_out_streams: Tensor
     generator: Engine
     sampling: SamplingCopy
     stages: StageTrainer
-    store: CheckpointStore
+    guard: Guard
+    saver: Saver
+    poll: StopPoll
     meter: MeanMeter
     timer: PartTimer
+    stream: ImageStream | None = None
     samples_seen: int = 0
+    done_at: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("evidence", "metrics", "checkpoint"), 0))
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def due(self, what: str, every: int) -> bool:
+        """Whether a multiple of `every` samples was passed since `what` was last done."""
+        return self.done_at[what] // every != self.samples_seen // every
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches from `samples_seen` on; those of an earlier call end."""
+        if self.stream is not None:
+            self.stream.close()
+        self.stream = _open_stream(self.config, self.data, self.manifest, self.world, self.samples_seen)
+        return iter(self.stream)
+
+    def close(self) -> None:
+        """Ends the threads that read ahead and that write; what is not written by then is given up."""
+        if self.stream is not None:
+            self.stream.close()
+        self.saver.close()
+
+    def share(self) -> dict[str, list[Piece]]:
+        """This rank's share of the state, as views."""
+        return {"generator": self.generator.share(), "ratio": self.stages.engine.share(), "chains": self.stages.share()}
 
     def save(self) -> None:
-        """Writes a checkpoint in the background (collective; rank 0 writes)."""
-        stage_tensors, stage_values = self.stages.checkpoint()
-        tensors = {
-            "generator": self.generator.state(),
-            "ratio": self.stages.engine.state(),
-            "chains": stage_tensors,
+        """Copies the state now and writes a checkpoint in the background (collective)."""
+        self.done_at["checkpoint"] = self.samples_seen
+        shapes = {
+            "generator": self.generator.shapes(),
+            "ratio": self.stages.engine.shapes(),
+            "chains": self.stages.shapes(),
         }
         state = {
             "samples_seen": self.samples_seen,
+            "done_at": self.done_at,
             "world_size": self.world.size,
             "image_shape": self.manifest.image_shape,
-            "stages": stage_values,
+            "stages": self.stages.values(),
+            "guard": self.guard.values(),
+            "measured": self.measured,
             "meters": self.world.gather_objects(self.meter.state()),
         }
-        if self.world.is_first:
-            ratios = [self.stages.prior.stage_weights(k + 1) for k in range(self.stages.prior.num_stages)]
-            self.store.save(self.samples_seen, tensors, state, self.timer.state(), ratios)
+        about = {
+            "samples_seen": self.samples_seen,
+            "stage": self.stages.state.stage,
+            "good": self.guard.state.bad_in_row == 0,
+            "world_size": self.world.size,
+            "metrics": dict(self.measured),
+            "tensors": {stem: {name: list(size) for name, size in sizes.items()} for stem, sizes in shapes.items()},
+        }
+        ratios = [self.stages.prior.stage_weights(k + 1) for k in range(self.stages.prior.num_stages)]
+        draft = Draft(about, {"state": json.loads(json.dumps(state)), "clock": self.timer.state()}, ratios)
+        self.saver.begin(self.samples_seen, self.share(), draft)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes back to a checkpoint, whatever world and engine wrote it (collective)."""
-        self.generator.load_state(checkpoint.tensors["generator"])
-        self.stages.engine.load_state(checkpoint.tensors["ratio"])
+    def restore(self, only_good: bool = False) -> SavedCheckpoint | None:
+        """Goes to the newest valid checkpoint, whatever world and engine wrote it (collective).
+
+        Returns:
+            The checkpoint; None where there is none.
+
+        Args:
+            only_good: pass over those that were saved amid skipped updates.
+
+        Raises:
+            StorageError: the storage cannot be read.
+            ConfigError: the checkpoint is of another network.
+        """
+        store = self.saver.store
+        for name in self.world.broadcast(store.candidates() if self.world.is_first else None):
+            saved, loaded = self._read(name)
+            if saved is None or loaded is None or (only_good and not saved.manifest["good"]):
+                continue
+            self._take(saved, *loaded)
+            return saved
+        return None
+
+    def _read(self, name: str) -> tuple[SavedCheckpoint | None, tuple[Any, ...] | None]:
+        """What this rank needs of a checkpoint; nothing where some rank found it damaged (collective)."""
+        saved, loaded = None, None
+        error: EbmscaleError | None = None
+        try:
+            saved = self.saver.store.open(name)
+            self.generator.check_shapes(saved.shapes("generator"))
+            self.stages.engine.check_shapes(saved.shapes("ratio"))
+            wanted = {
+                "generator": self.generator.wanted(),
+                "ratio": self.stages.engine.wanted(),
+                "chains": self.stages.wanted(),
+            }
+            loaded = (
+                {stem: saved.read(stem, spans) for stem, spans in wanted.items()},
+                saved.values("state"),
+                saved.values("clock"),
+                saved.ratios(),
+            )
+        except EbmscaleError as problem:
+            error = problem
+        errors = [one for one in self.world.gather_objects(error) if one is not None]
+        fatal = [one for one in errors if not isinstance(one, DamagedError)]
+        if fatal:
+            raise fatal[0]
+        if errors:
+            if self.world.is_first:
+                self.saver.store.pass_over(name, str(errors[0]))
+            return None, None
+        return saved, loaded
+
+    def _take(
+        self,
+        saved: SavedCheckpoint,
+        tensors: dict[str, dict[Span, Tensor]],
+        state: dict[str, Any],
+        clock: dict[str, Any],
+        ratios: list[dict[str, Tensor]],
+    ) -> None:
+        self.generator.restore(tensors["generator"])
+        self.stages.engine.restore(tensors["ratio"])
         prior = self.stages.prior.prefix(0)
-        for weights in checkpoint.ratios:
+        for weights in ratios:
             prior = prior.append({name: weight.to(self.world.device) for name, weight in weights.items()})
-        self.stages.restore(prior, checkpoint.tensors["chains"], checkpoint.state["stages"])
-        meters = checkpoint.state["meters"]
-        if len(meters) == self.world.size:
-            self.meter.load_state(meters[self.world.rank])
-        self.timer.load_state(checkpoint.clock)
-        self.samples_seen = checkpoint.samples_seen
+        self.stages.restore(prior, tensors["chains"], state["stages"])
+        self.guard.load_values(state["guard"])
+        if len(state["meters"]) == self.world.size:
+            self.meter.load_state(state["meters"][self.world.rank])
+        self.timer.load_state(clock)
+        self.measured, self.done_at = state["measured"], state["done_at"]
+        self.samples_seen = saved.samples_seen
+        self.saver.last_saved = saved.samples_seen
         self.sampling.refresh()
+
+    def roll_back(self, reason: str) -> int:
+        """Goes back to the last good checkpoint at lower rates, past the present batch (collective).
+
+        `samples_seen` goes on: no sample comes twice, and the metrics' curve has no second past.
+
+        Returns:
+            Where the checkpoint was.
+
+        Raises:
+            DivergenceError: that was done as often as it may be, or there is no good checkpoint.
+        """
+        self.guard.check_rollbacks(reason)
+        now, done_at, guard, meter = self.samples_seen, self.done_at, self.guard.state, self.meter.state()
+        saved = self.restore(only_good=True)
+        if saved is None:
+            raise DivergenceError(
+                f"Training diverged: {reason}, and there is no checkpoint to go back to; lower train.generator.rate, "
+                "train.ratio.rate or the chain's step_size."
+            )
+        before = self.guard.state
+        self.guard.state = guard
+        self.guard.roll_back(before, now - saved.samples_seen)
+        self.stages.shift(now - saved.samples_seen)
+        self.samples_seen, self.done_at = now, done_at
+        self.meter.load_state(meter)
+        return saved.samples_seen
 
     def generator_rate(self) -> float:
         """The generator's learning rate now: a cosine from the rate to its final factor at the run's end."""
         settings = self.config.train.generator
         progress = min(self.samples_seen / self.config.train.max_samples, 1.0)
-        return settings.rate * (1 - (1 - settings.final_factor) * 0.5 * (1 - math.cos(math.pi * progress)))
+        factor = 1 - (1 - settings.final_factor) * 0.5 * (1 - math.cos(math.pi * progress))
+        return settings.rate * factor * self.guard.state.rate_scale
 
 
 def run_storage(config: RunConfig) -> Storage:
@@ -98,74 +230,84 @@ def run_storage(config: RunConfig) -> Storage:
     return open_storage(config.storage).child(config.run.name)
 
 
-def open_run(config: RunConfig, world: World) -> Run:
+def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
     """Checks storage and data, builds the run, and restores its newest valid checkpoint if it has one (collective).
 
     Raises:
         ConfigError: the run exists with other settings; the images have no network form.
         DataError: the data set is missing or damaged.
         StorageError: the run's storage cannot be written.
+        Interrupted: a rank was asked to stop before training began.
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    storage = run_storage(config)
-    data = open_storage(config.data)
-    if world.is_first:
-        storage.probe()
-        _claim(storage, config)
-        _pack_if_absent(data, config)
-    world.barrier()
+    storage, data = run_storage(config), open_storage(config.data)
+    on_first(world, stop, lambda check: _prepare(config, storage, data, check))
     manifest = Manifest.load(data)
-    if world.is_first:
-        verify(data, manifest, config.data.verify)
     image_shape = _image_shape(data, manifest)
-    store = CheckpointStore(storage, config.checkpoint.keep_last, config.checkpoint.keep_every)
-    checkpoint = store.latest()
-    if checkpoint is None and store.has_finished():
-        raise StorageError(
-            f"The run {storage.url} has no valid checkpoint left, every one is damaged (see `ebmscale inspect`); "
-            "restore one from a copy, or delete the run to start anew."
-        )
-    samples_seen = checkpoint.samples_seen if checkpoint else 0
-    model = build_model(config, image_shape)
-    settings = _engine_settings(config, world)
-    generator = make_engine(model, _adam(config.train.generator), settings, world)
-    network = build_ratio_network(config)
-    ratio = make_engine(network, _adam(config.train.ratio), settings, world)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
-    prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config).to(world.device))
+    settings = _engine_settings(config, world)
+    generator = make_engine(build_model(config, image_shape), _adam(config.train.generator), settings, world)
+    poll = StopPoll(stop, world)
     run = Run(
         config=config,
         world=world,
         storage=storage,
+        data=data,
         manifest=manifest,
-        stream=_open_stream(config, data, manifest, world, samples_seen),
         held_out=held_out,
         held_out_streams=held_out_streams,
         generator=generator,
         sampling=SamplingCopy(generator, build_model(config, image_shape), settings.dtype, world.device),
-        stages=StageTrainer(
-            ratio,
-            prior,
-            config.stages,
-            config.prior,
-            config.train.ratio,
-            world,
-            config.run.seed,
-            config.data.num_streams,
-        ),
-        store=store,
+        stages=_stages(config, settings, world, poll),
+        guard=Guard(config.guard),
+        saver=Saver(CheckpointStore(storage, config.checkpoint), world, config.checkpoint),
+        poll=poll,
         meter=MeanMeter(),
         timer=PartTimer(world.device),
     )
-    if checkpoint is not None:
-        run.restore(checkpoint)
+    if run.restore() is None and world.broadcast(run.saver.store.finished() if world.is_first else None):
+        raise StorageError(
+            f"The run {storage.url} has no valid checkpoint left, every one is damaged (see `ebmscale inspect`); "
+            "restore one from a copy, or delete the run to start anew."
+        )
+    run.saver.prepare(run.share())
     return run
+
+
+def _stages(config: RunConfig, settings: EngineSettings, world: World, poll: StopPoll) -> StageTrainer:
+    engine = make_engine(build_ratio_network(config), _adam(config.train.ratio), settings, world)
+    prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config).to(world.device))
+    return StageTrainer(
+        engine,
+        prior,
+        config.stages,
+        config.prior,
+        config.train.ratio,
+        world,
+        config.run.seed,
+        config.data.num_streams,
+        chain_bound=config.guard.chain_bound,
+        after_step=poll,
+    )
+
+
+def _prepare(config: RunConfig, storage: Storage, data: Storage, check: Callable[[], None]) -> None:
+    """What one rank does before all begin: tries the storage, claims the run, packs and verifies the data."""
+    storage.probe()
+    _claim(storage, config)
+    for leftovers in ("", RATIO_FOLDER):
+        storage.sweep(leftovers)
+    if config.data.format is not None and not data.exists("manifest.json"):
+        log.info("packing %s into %s", config.data.format, data.url)
+        source = open_source(config.data.format, config.data.source or "")
+        pack(source, data, progress=lambda done, total: check())
+    verify(data, Manifest.load(data), config.data.verify, progress=lambda shard: check())
 
 
 def _claim(storage: Storage, config: RunConfig) -> None:
     """Writes the resolved configuration, unless the run has checkpoints of one that computes something else."""
-    if storage.exists(CONFIG_FILE) and CheckpointStore(storage).has_finished():
+    if storage.exists(CONFIG_FILE) and CheckpointStore(storage).finished():
         old = parse_config(storage.read_text(CONFIG_FILE), source=storage.url_of(CONFIG_FILE))
         changed = changed_keys(old, config)
         if changed:
@@ -174,13 +316,6 @@ def _claim(storage: Storage, config: RunConfig) -> None:
                 "choose another run.name, or set them back to resume it."
             )
     storage.publish(CONFIG_FILE, config.dump().encode())
-
-
-def _pack_if_absent(data: Storage, config: RunConfig) -> None:
-    """Packs the data set that the configuration names where its folder has none yet."""
-    if config.data.format is not None and not data.exists("manifest.json"):
-        log.info("packing %s into %s", config.data.format, data.url)
-        pack(open_source(config.data.format, config.data.source or ""), data)
 
 
 def _image_shape(data: Storage, manifest: Manifest) -> ImageShape:

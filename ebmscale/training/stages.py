@@ -6,7 +6,10 @@ Shapes: B rows of this rank, R ratio updates of a batch, Z latent, N chains.
 """
 
 import copy
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,8 +27,10 @@ from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollB
 from ebmscale.models import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.training.engine import Engine
+from ebmscale.training.guard import Stopped, spoil
+from ebmscale.training.parts import Piece, Span
 from ebmscale.training.streams import StreamTable, owned_rows
-from ebmscale.training.tasks import langevin_settings
+from ebmscale.training.tasks import langevin_settings, lost
 from ebmscale.world import World
 
 CANDIDATES = 32
@@ -34,10 +39,11 @@ CANDIDATES = 32
 
 @dataclass(frozen=True)
 class RatioReport:
-    """What the ratio updates of one batch gave: scalars on the device."""
+    """What the ratio updates of one batch gave; `bad`: an update was left out (see `training.guard`)."""
 
     loss: Tensor
     grad_norm: float
+    bad: bool
 
 
 class StageTrainer:
@@ -53,6 +59,9 @@ class StageTrainer:
         seed: the run's seed.
         num_streams: S.
         target_moves: whether a generator is training beside it (see `Criteria`).
+        chain_bound: root mean square of a latent beyond which a chain starts again from p_0.
+        after_step: called after every step of the long chains, those of `evidence` and `decide`; where it raises,
+            nothing has changed.
     """
 
     def __init__(
@@ -66,6 +75,8 @@ class StageTrainer:
         seed: int,
         num_streams: int,
         target_moves: bool = True,
+        chain_bound: float = math.inf,
+        after_step: Callable[[], None] = lambda: None,
     ):
         self.engine = engine
         self.prior = prior
@@ -80,18 +91,25 @@ class StageTrainer:
         self._seed = seed
         self._num_streams = num_streams
         self._grad_norm = 0.0
+        self._chain_bound, self._after_step = chain_bound, after_step
+        self._num_restarted = 0
         dim = prior.base.dim
         self.buffer = StreamTable(num_streams, stages.buffer_samples // num_streams, dim, world)
         self.pool = StreamTable(num_streams, chains.num_chains // num_streams, dim, world)
         self.held_out_pool = StreamTable(num_streams, stages.evidence_samples // num_streams, dim, world)
         self.trace: ChainTrace | None = None
-        for name, table in self._tables.items():
+        for name, table in self._pools.items():
             table.fill(self._base_draw(f"{name}-start", table.row_streams, 0))
 
     @property
-    def _tables(self) -> dict[str, StreamTable]:
+    def _pools(self) -> dict[str, StreamTable]:
         """The pools of prior chains: the held-out one is never trained on."""
         return {"pool": self.pool, "held_out_pool": self.held_out_pool}
+
+    @property
+    def _tables(self) -> dict[str, StreamTable]:
+        """What is kept by stream."""
+        return {"buffer": self.buffer, **self._pools}
 
     @property
     def is_first_stage(self) -> bool:
@@ -105,10 +123,22 @@ class StageTrainer:
     def advance_prior(self, position: int) -> None:
         """Moves the prior chains that training draws from; p_0 needs none."""
         if not self.is_first_stage:
-            self.trace = self._move("pool", position, self._chains.num_steps)
+            z, self.trace = self._moved("pool", self.prior, position, self._chains.num_steps)
+            self.pool.fill(z)
 
-    def update(self, position: int) -> RatioReport | None:
-        """`updates_per_batch` updates of the current ratio; None when there is nothing to train yet or any more."""
+    def take_restarted(self) -> int:
+        """How many of this rank's prior chains diverged and began anew since the last call."""
+        number, self._num_restarted = self._num_restarted, 0
+        return number
+
+    def update(self, position: int, rate_scale: float = 1.0, limit: float = math.inf) -> RatioReport | None:
+        """`updates_per_batch` updates of the current ratio; None when there is nothing to train yet or any more.
+
+        Args:
+            position: `samples_seen` at the start of the batch.
+            rate_scale: factor of the learning rate.
+            limit: an update whose loss on any rank is above it is left out, as one that is not finite.
+        """
         if self.state.finished or not self.buffer.is_ready():
             return None
         rows = owned_rows(self._stages.batch_size, self._num_streams, self._world)
@@ -122,17 +152,22 @@ class StageTrainer:
             else self.pool.draw(noise.uniform(num_updates), streams)
         )
         share = len(rows) * self._world.size / self._stages.batch_size  # makes the ranks' average the global mean
-        rate = self._rate * rate_factor(self.state, self.criteria, position)
+        rate = self._rate * rate_scale * rate_factor(self.state, self.criteria, position)
         total = torch.zeros((), device=self._world.device)
+        bad = False
         for i in range(num_updates):
             f_q, f_p = self._log_ratio(torch.cat([z_q[:, i], z_p[:, i]])).split(len(rows))
             loss = n2ce(f_q, f_p, self._stages.magnification)
             total += loss.detach()
             if self._stages.penalty:
                 loss = loss + self._stages.penalty * magnitude_penalty(f_q, f_p)
-            self.engine.backward(loss * share)
-            self._grad_norm = self.engine.step(rate)
-        return RatioReport(total / num_updates, self._grad_norm)
+            self.engine.backward(spoil(loss, loss, limit) * share)
+            norm = self.engine.step(rate)
+            if math.isfinite(norm):
+                self._grad_norm = norm
+            else:
+                bad = True
+        return RatioReport(total / num_updates, self._grad_norm, bad)
 
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Held-out evidence of the current ratio, the same on every rank (collective).
@@ -144,8 +179,8 @@ class StageTrainer:
         if self.is_first_stage:
             z_p = self._base_draw("evidence", self.held_out_pool.row_streams, position)
         else:
-            self._move("held_out_pool", position, self._chains.num_steps)
-            z_p = self.held_out_pool.rows
+            z_p, _ = self._moved("held_out_pool", self.prior, position, self._chains.num_steps, long=True)
+            self.held_out_pool.fill(z_p)
         with torch.no_grad():
             f_q, f_p = self._log_ratio(z_held_out), self._log_ratio(z_p)
         everywhere = [torch.cat(self._world.gather(f)) for f in (f_q, f_p)]
@@ -153,27 +188,66 @@ class StageTrainer:
 
     def decide(self, evidence: Evidence, position: int) -> Decision:
         """The scheduler's decision on this evidence, carried out."""
-        decision, self.state = decide(self.state, evidence, self.criteria, position)
+        decision, state = decide(self.state, evidence, self.criteria, position)
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
-            self.prior = self.prior.append(self.engine.full_weights())
-            self._equilibrate(position)
+            prior = self.prior.append(self.engine.full_weights())
+            chains = {name: self._equilibrated(name, prior, position) for name in self._pools}
+            self.prior = prior
+            for name, z in chains.items():
+                self._pools[name].fill(z)
+        self.state = state
         if isinstance(decision, (Advance, RollBack)):
             self.engine.reset(self._initial_weights())
         return decision
 
-    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain values that `restore` takes; engine and frozen ratios are stored apart (collective)."""
-        tables = {"buffer": self.buffer, **self._tables}
-        tensors = {f"{name}/{key}": value for name, table in tables.items() for key, value in table.state().items()}
-        return tensors, {"stage": asdict(self.state), "grad_norm": self._grad_norm}
+    @contextmanager
+    def undone_if_stopped(self) -> Iterator[None]:
+        """What `evidence` and `decide` changed inside is taken back where a chain is stopped."""
+        held_out = self.held_out_pool.z
+        try:
+            yield
+        except Stopped:
+            self.held_out_pool.z = held_out
+            raise
 
-    def restore(self, prior: RatioSequence, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Takes what `checkpoint` gave, on any world size."""
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of the chains' and the buffer's tables, over all ranks."""
+        return {f"{name}/{key}": size for name, table in self._tables.items() for key, size in table.shapes().items()}
+
+    def share(self) -> list[Piece]:
+        """This rank's share of the tables."""
+        return [
+            Piece(one.span._replace(name=f"{name}/{one.span.name}"), one.values)
+            for name, table in self._tables.items()
+            for one in table.share()
+        ]
+
+    def wanted(self) -> list[Span]:
+        """The spans that `restore` needs on this rank."""
+        return [
+            span._replace(name=f"{name}/{span.name}") for name, table in self._tables.items() for span in table.wanted()
+        ]
+
+    def values(self) -> dict[str, Any]:
+        """The plain values that `restore` takes."""
+        return {"stage": asdict(self.state), "grad_norm": self._grad_norm}
+
+    def restore(self, prior: RatioSequence, tensors: Mapping[Span, Tensor], values: dict[str, Any]) -> None:
+        """Takes what `share` and `values` gave, on any world size; engine and frozen ratios are stored apart."""
         self.prior = prior
         self.state = StageState(**values["stage"])
         self._grad_norm = values["grad_norm"]
-        for name, table in {"buffer": self.buffer, **self._tables}.items():
-            table.load_state({key: tensors[f"{name}/{key}"] for key in ("z", "written")})
+        for name, table in self._tables.items():
+            table.restore({span: tensors[span._replace(name=f"{name}/{span.name}")] for span in table.wanted()})
+
+    def shift(self, num_samples: int) -> None:
+        """Sets the stage's clock on: it has trained for no longer than before, but `samples_seen` has moved."""
+        since = self.state.settling_since
+        self.state = replace(
+            self.state,
+            started=self.state.started + num_samples,
+            settling_since=None if since is None else since + num_samples,
+        )
 
     def _log_ratio(self, z: Tensor) -> Tensor:
         dtype = next(self.engine.module.parameters()).dtype
@@ -188,43 +262,61 @@ class StageTrainer:
         initialise(network, torch_generator(self._seed, "ratio-weights", self.state.stage, self.state.rollbacks))
         return network.state_dict()
 
-    def _equilibrate(self, position: int) -> None:
-        """Brings the chains to the new prior, from where they are or by sequential Monte Carlo along the stages."""
-        for name in self._tables:
-            if self._chains.equilibrate == "smc":
-                self._renew(name, position)
-            else:
-                self._move(name, position, self._chains.equilibrate_steps, purpose="equilibrate")
+    def _equilibrated(self, name: str, prior: RatioSequence, position: int) -> Tensor:
+        """The chains of a pool under a new prior, from where they are or by sequential Monte Carlo along the stages."""
+        if self._chains.equilibrate == "smc":
+            return self._renewed(name, prior, position)
+        steps = self._chains.equilibrate_steps
+        return self._moved(name, prior, position, steps, purpose="equilibrate", long=True)[0]
 
     @torch.no_grad()
-    def _renew(self, name: str, position: int) -> None:
-        """Draws a pool anew: p_0, then for every stage resampling by r_k = e^f_k and Langevin steps under p_k.
+    def _renewed(self, name: str, prior: RatioSequence, position: int) -> Tensor:
+        """A pool drawn anew: p_0, then for every stage resampling by r_k = e^f_k and Langevin steps under p_k.
 
         Langevin steps alone leave the chains in whichever modes they started near, and an error in how many there
         are in a mode is then invisible to all later ratios. Streams are resampled one by one.
         """
-        table, dim = self._tables[name], self.prior.base.dim
+        table, dim = self._pools[name], prior.base.dim
         num_streams, num_slots = table.z.shape[:2]
         settings = langevin_settings(self._chains, self._chains.equilibrate_steps)
         noise = StreamNoise(self._seed, f"renew-{name}", position, table.row_streams, self._world.device)
-        rows = self.prior.base.from_noise(noise.normal(CANDIDATES, dim).flatten(0, 1))
-        for stage in range(1, self.prior.num_stages + 1):
-            log_ratio = functional_call(self.prior.network, self.prior.stage_weights(stage), (rows,))
+        rows = prior.base.from_noise(noise.normal(CANDIDATES, dim).flatten(0, 1))
+        for stage in range(1, prior.num_stages + 1):
+            log_ratio = functional_call(prior.network, prior.stage_weights(stage), (rows,))
             chosen = resample(log_ratio.view(num_streams, -1), noise.uniform().view(num_streams, num_slots))
             rows = rows.view(num_streams, -1, dim).gather(1, chosen[:, :, None].expand(-1, -1, dim)).flatten(0, 1)
-            target = self.prior.prefix(stage).evaluate
-            rows = run_chain(target, start(target, rows), noise.normal(settings.num_steps, dim), settings)[0].z
-        table.fill(rows)
+            target = prior.prefix(stage).evaluate
+            chain_noise = noise.normal(settings.num_steps, dim)
+            rows = run_chain(target, start(target, rows), chain_noise, settings, self._after_step)[0].z
+        return self._kept(rows, name, position)
 
-    def _move(self, name: str, position: int, num_steps: int, purpose: str = "prior") -> ChainTrace:
-        """Runs the chains of a pool under the current prior, from where they are or anew from p_0."""
-        table = self._tables[name]
+    def _moved(
+        self,
+        name: str,
+        prior: RatioSequence,
+        position: int,
+        num_steps: int,
+        purpose: str = "prior",
+        long: bool = False,
+    ) -> tuple[Tensor, ChainTrace]:
+        """The chains (O * N, Z) of a pool after steps under a prior, from where they are or anew from p_0."""
+        table = self._pools[name]
         noise = StreamNoise(self._seed, f"{purpose}-{name}", position, table.row_streams, self._world.device)
         z = table.rows
         if self._chains.kind == "short_run":
-            z = self.prior.base.from_noise(noise.normal(self.prior.base.dim))
+            z = prior.base.from_noise(noise.normal(prior.base.dim))
         settings = langevin_settings(self._chains, num_steps)
-        chain_noise = noise.normal(num_steps, self.prior.base.dim)
-        state, trace = run_chain(self.prior.evaluate, start(self.prior.evaluate, z), chain_noise, settings)
-        table.fill(state.z)
-        return trace
+        chain_noise = noise.normal(num_steps, prior.base.dim)
+        first = start(prior.evaluate, z)
+        after_step = self._after_step if long else lambda: None
+        state, trace = run_chain(prior.evaluate, first, chain_noise, settings, after_step)
+        return self._kept(state.z, name, position), trace
+
+    def _kept(self, z: Tensor, name: str, position: int) -> Tensor:
+        """The chains, those that diverged replaced by draws from p_0 and counted."""
+        gone = lost(z, self._chain_bound)
+        if not bool(gone.any()):
+            return z
+        self._num_restarted += int(gone.sum())
+        fresh = self._base_draw(f"restart-{name}", self._pools[name].row_streams, position)
+        return torch.where(gone[:, None], fresh, z)

@@ -6,9 +6,12 @@ stream, so the union over ranks does not depend on how many there are.
 Shapes: S streams of the run, O streams owned by this rank, N slots of a stream, Z latent, B rows, R draws.
 """
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor
 
+from ebmscale.training.parts import Piece, Span
 from ebmscale.world import World
 
 
@@ -76,20 +79,37 @@ class StreamTable:
         slot = (uniform.cpu() * filled[:, None]).long().clamp(max=self.z.shape[1] - 1)
         return self.z[own[:, None], slot]
 
-    def state(self) -> dict[str, Tensor]:
-        """All streams of the run, in order (S, N, Z) and (S,); the same on every rank (collective)."""
-        return {"z": self._merge(self.z), "written": self._merge(self.written)}
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of the whole run's table: z (S, N, Z) and written (S,)."""
+        return {"z": torch.Size((self.num_streams, *self.z.shape[1:])), "written": torch.Size((self.num_streams,))}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes this rank's streams of a state, whatever world wrote it."""
-        mine = slice(self.world.rank, None, self.world.size)
-        self.z = state["z"][mine].clone().to(self.z.device)
-        self.written = state["written"][mine].clone()
+    def share(self) -> list[Piece]:
+        """This rank's streams, as views; the shares of all ranks tile the whole table."""
+        return [
+            Piece(span, own.reshape(-1)[first : first + span.length])
+            for name, own in self._own().items()
+            for span, first in self._spans(name, own)
+        ]
+
+    def wanted(self) -> list[Span]:
+        """The spans that `restore` needs on this rank."""
+        return [span for name, own in self._own().items() for span, _ in self._spans(name, own)]
+
+    def restore(self, values: Mapping[Span, Tensor]) -> None:
+        """Takes this rank's streams, whatever world saved them."""
+        for name, own in self._own().items():
+            parts = [values[span] for span, _ in self._spans(name, own)]
+            setattr(self, name, torch.cat(parts).view(own.shape).to(own.device))
         self._ready = False
 
-    def _merge(self, own: Tensor) -> Tensor:
-        parts = self.world.gather(own.cpu())
-        whole = torch.empty(self.num_streams, *own.shape[1:], dtype=own.dtype)
-        for rank, part in enumerate(parts):
-            whole[rank :: self.world.size] = part
-        return whole
+    def _own(self) -> dict[str, Tensor]:
+        return {"z": self.z, "written": self.written}
+
+    def _spans(self, name: str, own: Tensor) -> Iterator[tuple[Span, int]]:
+        """Where this rank's elements lie in the whole table, and where in its own; one rank owns it all."""
+        length = own[0].numel()
+        if self.world.size == 1:
+            yield Span(name, 0, own.numel()), 0
+            return
+        for index, stream in enumerate(range(self.world.rank, self.num_streams, self.world.size)):
+            yield Span(name, stream * length, length), index * length

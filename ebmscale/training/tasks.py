@@ -3,6 +3,8 @@
 Shapes: B batch, Z latent, C H W image. Pixels are in [-1, 1].
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +34,11 @@ def to_images(pixels: Tensor) -> Tensor:
 def log_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
     """log N(x; mean, sigma^2 I) up to its constant, (B,), summed in float32."""
     return (x.float() - mean.float()).square().flatten(1).sum(1) * (-0.5 / sigma**2)
+
+
+def lost(z: Tensor, bound: float) -> Tensor:
+    """Which chains (N,) at z (N, Z) are not finite or have a root mean square above the bound."""
+    return ~(z.float().square().mean(1) <= bound**2)
 
 
 class ImageModel(nn.Module):
@@ -87,12 +94,14 @@ class PosteriorSample:
         start_noise: (B, Z) noise of the encoder's draw, None without encoder.
         start_score: (B, Z) score of log p(x, z) at the chain's start, None without encoder.
         trace: diagnostics of the chain.
+        num_lost: chains that left their bound and count as still being at their start.
     """
 
     z: Tensor
     start_noise: Tensor | None
     start_score: Tensor | None
     trace: ChainTrace
+    num_lost: int = 0
 
 
 def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigma: float) -> Target:
@@ -113,6 +122,8 @@ def sample_posterior(
     start_noise: Tensor,
     chain_noise: Tensor,
     settings: LangevinSettings,
+    bound: float = math.inf,
+    after_step: Callable[[], None] = lambda: None,
 ) -> PosteriorSample:
     """Draws z ~ p(z | x) by short-run Langevin from p_0, or from the encoder where the model has one.
 
@@ -124,6 +135,8 @@ def sample_posterior(
         start_noise: (B, Z) standard normal, for the start.
         chain_noise: (B, T, Z) standard normal, for the chain; T = 0 takes the start itself.
         settings: of the chain.
+        bound: root mean square of a latent beyond which its chain has diverged.
+        after_step: see `run_chain`.
     """
     target = posterior_target(prior, model.generator, x, sigma)
     if model.encoder is None:
@@ -133,7 +146,10 @@ def sample_posterior(
             location, log_std = model.encoder(x.to(next(model.parameters()).dtype))
         z = location.float() + log_std.float().exp() * start_noise
     first = start(target, z)
-    last, trace = run_chain(target, first, chain_noise, settings)
+    last, trace = run_chain(target, first, chain_noise, settings, after_step)
+    gone = lost(last.z, bound)
+    num_lost = int(gone.sum())
+    ends = torch.where(gone[:, None], first.z, last.z) if num_lost else last.z
     if model.encoder is None:
-        return PosteriorSample(last.z, None, None, trace)
-    return PosteriorSample(last.z, start_noise, first.score, trace)
+        return PosteriorSample(ends, None, None, trace, num_lost)
+    return PosteriorSample(ends, start_noise, first.score, trace, num_lost)

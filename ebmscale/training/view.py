@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ebmscale.data.stream import Batch
 from ebmscale.training.metrics import PARTS
 from ebmscale.training.run import Run
 
@@ -77,8 +78,17 @@ class View:
         parts = " ".join(f"{part} {times[f'{part}_s'] / max(times['total_s'], 1e-9):.0%}" for part in PARTS)
         self._plain(
             f"{run.samples_seen:>9,} samples  {self._rate:7.0f}/s  ETA {left:5.0f} s  "
-            f"mse {metrics['train/mse']:.4f}  {parts}"
+            f"mse {metrics.get('train/mse', float('nan')):.4f}  {parts}"
         )
+
+    def batch(self, run: Run, batch: Batch) -> None:
+        """A batch that is about to be trained."""
+
+    def bad(self, run: Run, bad: dict[str, Any]) -> None:
+        """An update that was left out, with what the guard saw."""
+        loss = "" if bad["ratio_loss"] is None else f", ratio loss {bad['ratio_loss']:.4g}"
+        text = f"{run.samples_seen:>9,} samples  {bad['action']}: squared error {bad['squared_error']:.4g}{loss}"
+        self._line(run, f"{text} (usually {bad['usual_squared_error']:.4g}, {bad['usual_ratio_loss']:.4g})")
 
     def close(self) -> None:
         """Ends the display."""
@@ -106,7 +116,7 @@ class View:
         if metrics:
             table.add_row("stage", f"{metrics['stage']} ({metrics['num_frozen']} frozen)")
             table.add_row("samples/s", f"{self._rate:.0f}")
-            table.add_row("train mse", f"{metrics['train/mse']:.4f}")
+            table.add_row("train mse", f"{metrics.get('train/mse', float('nan')):.4f}")
             if "train/ratio_loss" in metrics:
                 table.add_row("ratio loss", f"{metrics['train/ratio_loss']:.4f} (1.3863 says nothing)")
             parts = "  ".join(f"{part} {times[f'{part}_s']:.1f}" for part in PARTS)

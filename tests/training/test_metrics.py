@@ -47,12 +47,14 @@ def test_time_between_runs_is_not_spent() -> None:
 @pytest.mark.parametrize("url", ["folder", "memory://metrics-test"])
 def test_lines_beyond_the_checkpoint_and_a_torn_last_line_are_taken_out(url: str, tmp_path) -> None:
     storage = Storage.at(str(tmp_path / url) if url == "folder" else url)
-    log = RunLog(storage, 0, tensorboard=False)
+    log = RunLog(storage, {METRICS_FILE: 0}, tensorboard=False)
     for position in (10, 20, 30):
         log.metrics(position, {"loss": float(position)})
+    log.close()
     storage.append(METRICS_FILE, '{"samples_seen": 40, "lo')
-    log = RunLog(storage, 20, tensorboard=False)
+    log = RunLog(storage, {METRICS_FILE: 20}, tensorboard=False)
     log.metrics(30, {"loss": float("nan")})
+    log.close()
     assert read_lines(storage, METRICS_FILE) == [
         {"samples_seen": 10, "loss": 10.0},
         {"samples_seen": 20, "loss": 20.0},
@@ -61,7 +63,7 @@ def test_lines_beyond_the_checkpoint_and_a_torn_last_line_are_taken_out(url: str
 
 
 def test_tensorboard_holds_the_curves(tmp_path) -> None:
-    log = RunLog(Storage.at(tmp_path), 0, tensorboard=True)
+    log = RunLog(Storage.at(tmp_path), {METRICS_FILE: 0}, tensorboard=True)
     log.metrics(10, {"loss": 0.5, "time": {"data_s": 1.0}})
     log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()

@@ -8,6 +8,7 @@ from ebmscale.data.formats import open_source
 from ebmscale.data.pack import pack
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
+from ebmscale.training.guard import StopSignal
 from ebmscale.training.run import open_run
 from ebmscale.world import World
 
@@ -18,8 +19,8 @@ def test_remote_data_are_kept_in_the_cache(digits_url, tiny_text, tmp_path, is_r
     for name in local.list():
         copy.publish(name, local.read_bytes(name))
     url = copy.url if is_remote else digits_url
-    run = open_run(parse_config(tiny_text, [f"data.url={url}", f"data.cache={folder}"]), World.alone())
-    next(iter(run.stream))
+    run = open_run(parse_config(tiny_text, [f"data.url={url}", f"data.cache={folder}"]), World.alone(), StopSignal())
+    next(run.batches())
     run.stream.close()
     copy.delete("")
     assert any(folder.glob("*.block")) == is_remote
@@ -31,4 +32,4 @@ def test_arrays_that_are_no_images_are_refused(tiny_text, tmp_path, dtype, shape
     pack(open_source("npy", str(tmp_path / "a.npy")), Storage.at(tmp_path / "packed"))
     config = parse_config(tiny_text, [f"data.url={tmp_path / 'packed'}", "data.format=null"])
     with pytest.raises(DataError, match=rf"holds {dtype} arrays of shape .* takes uint8 images \(C, H, W\)"):
-        open_run(config, World.alone())
+        open_run(config, World.alone(), StopSignal())

@@ -1,6 +1,5 @@
 """Interruption and resume: bit for bit what no interruption gives."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError, Interrupted
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import CheckpointStore
+from ebmscale.training.checkpoint import CheckpointStore, position_of
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train, train_batch
 from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, read_lines
@@ -34,9 +33,10 @@ def run_until(config: RunConfig, stop_after: int | None = None) -> None:
         return
 
     def watched(run, batch):
-        train_batch(run, batch)
+        report = train_batch(run, batch)
         if batch.end >= stop_after:
-            stop.name = "SIGTERM"
+            stop.request("SIGTERM")
+        return report
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ebmscale.training.loop.train_batch", watched)
@@ -51,10 +51,14 @@ def history(config: RunConfig, name: str) -> list[dict[str, Any]]:
 
 def final_files(config: RunConfig) -> dict[str, Any]:
     storage = run_storage(config)
-    position = CheckpointStore(storage).positions()[-1]
-    manifest = json.loads(storage.read_text(f"checkpoints/{position:012d}/manifest.json"))
+    store = CheckpointStore(storage)
+    manifest = store.open(store.finished()[0]).manifest
     files = {name: about["sha256"] for name, about in manifest["files"].items() if name != "clock.json"}
-    return files | {"position": position, "ratios": manifest["ratios"], "stage": manifest["stage"]}
+    return files | {key: manifest[key] for key in ("samples_seen", "ratios", "stage", "metrics")}
+
+
+def positions(config: RunConfig) -> list[int]:
+    return [position_of(name) for name in reversed(CheckpointStore(run_storage(config)).finished())]
 
 
 @pytest.mark.parametrize("start", ["base", "encoder"])
@@ -82,13 +86,13 @@ def test_what_was_written_after_the_last_checkpoint_is_not_doubled(tiny: RunConf
     def explode(run, batch):
         if batch.end > 2400:
             raise MemoryError
-        train_batch(run, batch)
+        return train_batch(run, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ebmscale.training.loop.train_batch", explode)
         with pytest.raises(MemoryError):
             train(crashed, View(quiet=True), World.alone(), StopSignal())
-    assert history(crashed, METRICS_FILE)[-1]["samples_seen"] > CheckpointStore(run_storage(crashed)).positions()[-1]
+    assert history(crashed, METRICS_FILE)[-1]["samples_seen"] > positions(crashed)[-1]
     run_until(crashed)
     assert history(crashed, METRICS_FILE) == history(straight, METRICS_FILE)
     assert final_files(crashed) == final_files(straight)
@@ -98,7 +102,7 @@ def test_a_longer_budget_goes_on_from_the_end(tiny: RunConfig) -> None:
     short = changed(tiny, train={"max_samples": 1600})
     run_until(short)
     run_until(changed(short, train={"max_samples": 1920}))
-    assert CheckpointStore(run_storage(short)).positions()[-1] == 1920
+    assert positions(short)[-1] == 1920
 
 
 def test_a_finished_run_is_left_alone(tiny: RunConfig) -> None:
@@ -136,16 +140,18 @@ def test_a_different_seed_gives_a_different_run_and_the_same_seed_the_same(tiny:
 def test_old_checkpoints_go_and_the_last_two_stay(tiny: RunConfig) -> None:
     config = changed(tiny, checkpoint={"every_samples": 320, "keep_last": 2, "keep_every": 1600})
     run_until(config)
-    assert CheckpointStore(run_storage(config)).positions() == [1600, 2880, 3200]
+    assert positions(config) == [1600, 2880, 3200]
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tiny: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
     run_until(tiny)
     reference = final_files(tiny)
-    flip_bit(run_storage(tiny), "checkpoints/000000003200/generator.safetensors")
+    storage = run_storage(tiny)
+    newest = CheckpointStore(storage).finished()[0]
+    flip_bit(storage, f"checkpoints/{newest}/generator-0000-000.safetensors")
     run_until(tiny)
-    assert "passing over checkpoint 3200" in caplog.text
-    assert "generator.safetensors is damaged" in caplog.text
+    assert f"passing over checkpoint {newest}" in caplog.text
+    assert "generator-0000-000.safetensors is damaged" in caplog.text
     assert final_files(tiny) == reference  # trained again from the one before, to the same bits
 
 
@@ -154,14 +160,12 @@ def test_a_damaged_manifest_is_passed_over(tiny: RunConfig, old: bytes, new: byt
     config = changed(tiny, train={"max_samples": 640}, checkpoint={"every_samples": 320})
     run_until(config)
     storage = run_storage(config)
-    path = storage.local_path("checkpoints/000000000640/manifest.json")
+    store = CheckpointStore(storage)
+    path = storage.local_path(f"checkpoints/{store.finished()[0]}/manifest.json")
     assert isinstance(path, Path)
     path.write_bytes(path.read_bytes().replace(old, new, 1))
-    store = CheckpointStore(storage)
     assert "is damaged" in str(store.describe()[-1].problem)
-    latest = store.latest()
-    assert latest is not None
-    assert latest.samples_seen == 320
+    assert store.newest(lambda saved: saved.samples_seen) == 320
 
 
 def flip_bit(storage: Storage, path: str) -> None:

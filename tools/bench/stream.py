@@ -35,6 +35,7 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
+from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
 from ebmscale.training.run import open_run
 from ebmscale.world import World
@@ -105,7 +106,7 @@ def measure_wait(name: str, source: Source, url: str, runs: Path, num_updates: i
     """Pack, open a run, train some updates, and print the share of their time that was spent waiting."""
     storage = Storage.at(url)
     manifest = pack(source, storage, encoding="raw")
-    run = open_run(parse_config(SVHN.replace("DATA", url).replace("RUNS", str(runs))), World.alone())
+    run = open_run(parse_config(SVHN.replace("DATA", url).replace("RUNS", str(runs))), World.alone(), StopSignal())
     stream = ImageStream(
         storage, manifest, split="train", batch_size=BATCH, seed=0, num_streams=STREAMS, window=WINDOW,
         start=NEAR_THE_END * STREAMS,

@@ -1,0 +1,191 @@
+"""Pieces of named tensors: what a rank holds of a state that is spread over all ranks, and the files it lies in.
+
+A state is a set of named tensors. A rank holds *spans* of them: runs of elements of the flattened tensor. The shares
+of all ranks tile the state, so that together they write every element once and none has to gather the rest. A span
+says where it belongs whoever wrote it, so another number of ranks reads it back in other spans.
+
+A part is a safetensors file of one-dimensional tensors `NAME@START`.
+"""
+
+import json
+import mmap
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from ebmscale.errors import StorageError
+
+PART_BYTES = 16 * 2**20
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+class Span(NamedTuple):
+    """`length` elements of the flattened tensor `name`, from `start` on."""
+
+    name: str
+    start: int
+    length: int
+
+    @property
+    def key(self) -> str:
+        """The name of these elements in a part."""
+        return f"{self.name}@{self.start}"
+
+
+class Piece(NamedTuple):
+    """A span with its elements (length,): a view into the live state, to be copied by whoever keeps it."""
+
+    span: Span
+    values: Tensor
+
+
+def piece(name: str, values: Tensor, start: int = 0) -> Piece:
+    """The piece that a tensor's elements make."""
+    flat = values.detach().reshape(-1)
+    return Piece(Span(name, start, flat.numel()), flat)
+
+
+def share_of(pieces: Sequence[Piece], rank: int, size: int) -> list[Piece]:
+    """What one of `size` ranks, which all hold `pieces` whole, has to write: an equal and connected part."""
+    total = sum(one.span.length for one in pieces)
+    first, last = total * rank // size, total * (rank + 1) // size
+    share, at = [], 0
+    for (name, start, length), values in pieces:
+        low, high = max(first - at, 0), min(last - at, length)
+        if low < high:
+            share.append(Piece(Span(name, start + low, high - low), values[low:high]))
+        at += length
+    return share
+
+
+def split(pieces: Iterable[Piece], part_bytes: int = PART_BYTES) -> list[list[Piece]]:
+    """Pieces in groups of at most `part_bytes`, long ones cut, in their order."""
+    groups: list[list[Piece]] = [[]]
+    room = part_bytes
+    for (name, start, length), values in pieces:
+        at = 0
+        while at < length:
+            count = min(length - at, room // values.element_size())
+            if count == 0:
+                groups.append([])
+                room = part_bytes
+                continue
+            groups[-1].append(Piece(Span(name, start + at, count), values[at : at + count]))
+            at += count
+            room -= count * values.element_size()
+    return [group for group in groups if group]
+
+
+def assemble(wanted: Sequence[Span], found: Iterable[Piece]) -> dict[Span, Tensor]:
+    """The elements of every wanted span, put together from pieces that overlap it.
+
+    Raises:
+        StorageError: some elements are in no piece.
+    """
+    values: dict[Span, Tensor] = {}
+    missing = {span: span.length for span in wanted}
+    by_name: dict[str, list[Span]] = {}
+    for span in wanted:
+        by_name.setdefault(span.name, []).append(span)
+    for source, elements in found:
+        for span in by_name.get(source.name, ()):
+            first, last = max(source.start, span.start), min(source.start + source.length, span.start + span.length)
+            if first < last:
+                if span not in values:
+                    values[span] = torch.empty(span.length, dtype=elements.dtype)
+                values[span][first - span.start : last - span.start] = elements[
+                    first - source.start : last - source.start
+                ]
+                missing[span] -= last - first
+    lacking = [span for span, count in missing.items() if count]
+    if lacking:
+        raise StorageError(f"{lacking[0].name} is incomplete: {missing[lacking[0]]} of its elements were not saved.")
+    return values
+
+
+class PartImage:
+    """A part laid out in memory that is kept from one snapshot to the next, so that a snapshot is one copy.
+
+    Fresh memory costs its page faults, many times the copy itself; huge pages and keeping it avoid them.
+    """
+
+    def __init__(self, pieces: Sequence[Piece]):
+        pieces = sorted(pieces, key=lambda one: -one.values.element_size())  # keeps every tensor aligned
+        header: dict[str, dict[str, Any]] = {}
+        at = 0
+        for span, values in pieces:
+            end = at + values.nbytes
+            header[span.key] = {"dtype": _DTYPES[values.dtype], "shape": [span.length], "data_offsets": [at, end]}
+            at = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        begin = 8 + len(text)
+        self.layout = layout_of(pieces)
+        self.spans = [one.span for one in pieces]
+        self._memory = mmap.mmap(-1, begin + at)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._memory[:begin] = struct.pack("<Q", len(text)) + text
+        whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._views = {
+            one.span.key: whole[begin + first : begin + last].view(one.values.dtype)
+            for one in pieces
+            for first, last in [header[one.span.key]["data_offsets"]]
+        }
+
+    def touch(self) -> None:
+        """Takes the memory now, which the first snapshot would otherwise wait for."""
+        for view in self._views.values():
+            view.zero_()
+
+    def fill(self, pieces: Iterable[Piece]) -> None:
+        """Copies the pieces, which have the image's layout, into it."""
+        for span, values in pieces:
+            self._views[span.key].copy_(values)
+
+    def bytes(self) -> bytes:
+        """The file."""
+        return bytes(self._memory)
+
+
+def layout_of(pieces: Iterable[Piece]) -> frozenset[tuple[Span, torch.dtype]]:
+    """What pieces must have in common to fit one image."""
+    return frozenset((one.span, one.values.dtype) for one in pieces)
+
+
+def parse_part(name: str, data: bytes) -> list[Piece]:
+    """The pieces of a part; `name` names it in errors.
+
+    Raises:
+        StorageError: it is none.
+    """
+    pieces = []
+    for key, values in parse_tensors(name, data).items():
+        tensor, _, start = key.rpartition("@")
+        pieces.append(Piece(Span(tensor, int(start), values.numel()), values))
+    return pieces
+
+
+def parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; `name` names it in errors.
+
+    Raises:
+        StorageError: it is none.
+    """
+    try:
+        return load_tensors(data)
+    except SafetensorError as error:
+        raise StorageError(f"{name} is not a safetensors file: {error}.") from None
+
+
+def whole_spans(shapes: Mapping[str, Sequence[int]]) -> list[Span]:
+    """Spans of whole tensors."""
+    return [Span(name, 0, torch.Size(shape).numel()) for name, shape in shapes.items()]

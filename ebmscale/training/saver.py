@@ -1,0 +1,190 @@
+"""Saving in the background, by all ranks together: one copy of the state in memory, then training goes on.
+
+A checkpoint passes through two phases. In the first every rank writes its own parts; when all have, rank 0 writes the
+plain values and, last, the manifest. The ranks learn of each other's progress from flags that the loop reduces once a
+batch anyway (`flags`, `advance`), so no rank ever waits for another, or for the storage, while it trains.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ebmscale.config import CheckpointBlock
+from ebmscale.errors import StorageError
+from ebmscale.training.checkpoint import AT_ONCE, CheckpointStore, make_token, name_of, patiently
+from ebmscale.training.parts import PartImage, Piece, layout_of, split
+from ebmscale.world import World
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What rank 0 adds to the parts.
+
+    Attributes:
+        about: `samples_seen`, `stage`, `world_size`, `metrics`, `tensors` (stem -> name -> shape) for the manifest.
+        values: plain values by file stem, `state` and `clock`.
+        ratios: weights of the frozen ratios.
+    """
+
+    about: dict[str, Any]
+    values: dict[str, dict[str, Any]]
+    ratios: list[dict[str, Tensor]]
+
+
+class Saver:
+    """Writes a run's checkpoints, one at a time. All ranks call the same methods in the same order.
+
+    Args:
+        store: the run's checkpoints.
+        world: this process's place.
+        settings: how long a failing storage is tried again.
+
+    Attributes:
+        phase: what is going on, the same on every rank.
+        last_saved: position of the newest checkpoint that is known to exist.
+        before_manifest: called by rank 0, in the background, before a checkpoint comes to exist; what it raises
+            counts as a failure to write.
+    """
+
+    def __init__(self, store: CheckpointStore, world: World, settings: CheckpointBlock):
+        self.store = store
+        self.phase: Literal["idle", "parts", "manifest"] = "idle"
+        self.last_saved: int | None = None
+        self.before_manifest: Callable[[], None] = lambda: None
+        self._world, self._settings = world, settings
+        self._token = world.broadcast(make_token())
+        self._images: dict[str, list[PartImage]] = {}
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="checkpoint")
+        self._coordinator = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._cancel = threading.Event()
+        self._job: Future[Any] | None = None
+        self._name, self._draft = "", Draft({}, {}, [])
+
+    def prepare(self, state: Mapping[str, list[Piece]]) -> None:
+        """Lays out the memory for this rank's share of the state, stem by stem, in the background."""
+        self._images = {stem: [PartImage(part) for part in split(share)] for stem, share in state.items()}
+        self._job = self._coordinator.submit(self._touch)
+
+    def begin(self, samples_seen: int, state: Mapping[str, list[Piece]], draft: Draft) -> None:
+        """Copies this rank's share of the state, and writes it in the background; only when `phase` is idle."""
+        if self._job is not None:
+            self._job.result()  # the memory is laid out
+        for stem, share in state.items():
+            parts = split(share)
+            images = self._images.get(stem, [])
+            if [image.layout for image in images] != [layout_of(part) for part in parts]:
+                images = self._images[stem] = [PartImage(part) for part in parts]
+            for image, part in zip(images, parts, strict=True):
+                image.fill(part)
+        self._name, self._draft = name_of(samples_seen, self._token), draft
+        self.phase = "parts"
+        self._job = self._coordinator.submit(self._write_parts)
+
+    def flags(self) -> tuple[bool, bool]:
+        """Whether this rank is still writing, and whether it failed: to be reduced by `any` for `advance`."""
+        job = self._job if self.phase != "idle" else None
+        return job is not None and not job.done(), job is not None and job.done() and job.exception() is not None
+
+    def advance(self, writing: bool, failed: bool) -> None:
+        """Goes on to the next phase once no rank is writing (collective).
+
+        Args:
+            writing: whether any rank is.
+            failed: whether any rank failed.
+
+        Raises:
+            StorageError: a rank could not write for as long as is put up with; the checkpoints before are intact.
+        """
+        if self.phase == "idle" or writing:
+            return
+        if failed:
+            self._fail()
+        assert self._job is not None
+        if self.phase == "parts":
+            parts = self._world.gather_objects(self._job.result())
+            self.phase = "manifest"
+            self._job = None
+            if self._world.is_first:
+                files = {file: known for of_rank in parts for file, known in of_rank.items()}
+                self._job = self._coordinator.submit(self._commit, files)
+            else:
+                self._job = self._coordinator.submit(lambda: None)
+        else:
+            self.phase, self._job = "idle", None
+            self.last_saved = self._draft.about["samples_seen"]
+
+    def finish(self, out_of_time: Callable[[], bool] = lambda: False) -> None:
+        """Waits until the checkpoint that is being written exists (collective).
+
+        Raises:
+            StorageError: it could not be written, or not before `out_of_time` became true on some rank.
+        """
+        while self.phase != "idle":
+            time.sleep(POLL_S)
+            flags = torch.tensor([*map(float, self.flags()), float(out_of_time())], device=self._world.device)
+            writing, failed, late = (bool(flag) for flag in self._world.sum(flags) > 0)
+            if late and writing:
+                self._cancel.set()
+                raise StorageError(
+                    f"The checkpoint at {self._draft.about['samples_seen']:,} samples could not be written before the "
+                    f"time to stop ran out; {self._intact()}."
+                )
+            self.advance(writing, failed)
+
+    def close(self) -> None:
+        """Gives up what is being written."""
+        self._cancel.set()
+        self._coordinator.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _touch(self) -> None:
+        for images in self._images.values():
+            for image in images:
+                image.touch()
+
+    def _write_parts(self) -> dict[str, dict[str, Any]]:
+        rank = self._world.rank
+        named = [
+            (f"{stem}-{rank:04d}-{index:03d}.safetensors", image)
+            for stem, images in self._images.items()
+            for index, image in enumerate(images)
+        ]
+        written = self._pool.map(lambda item: self._patiently(lambda: self.store.write_part(self._name, *item)), named)
+        return dict(zip((file for file, _ in named), written, strict=True))
+
+    def _commit(self, files: dict[str, dict[str, Any]]) -> None:
+        draft = self._draft
+        self._patiently(self.before_manifest)
+        ratios = self._patiently(lambda: self.store.write_ratios(draft.ratios))
+        manifest = draft.about | {"files": files, "ratios": ratios}
+        self._patiently(lambda: self.store.commit(self._name, dict(manifest), draft.values))
+        try:
+            self.store.retain(self._name)
+        except StorageError as error:  # what is too much will be cleared by the next one
+            log.warning("old checkpoints could not be cleared: %s", error)
+
+    def _patiently(self, action: Callable[[], Any]) -> Any:
+        return patiently(action, self._settings.retry_s, self._cancel, time.monotonic)
+
+    def _fail(self) -> None:
+        error = self._job.exception() if self._job is not None and self._job.done() else None
+        errors = [text for text in self._world.gather_objects(str(error) if error else None) if text]
+        if error is not None and not isinstance(error, StorageError):
+            raise error
+        raise StorageError(f"{errors[0]} Training stopped; {self._intact()}, and the same command goes on from it.")
+
+    def _intact(self) -> str:
+        if self.last_saved is None:
+            return "what was saved before is intact"
+        return f"the checkpoint at {self.last_saved:,} samples is intact"
