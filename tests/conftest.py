@@ -2,9 +2,11 @@ import os
 from pathlib import Path
 
 import pytest
+import s3fs
 import torch
 
 from ebmscale.config import RunConfig, parse_config
+from tests.s3_server import KEY, SECRET, S3Server, missing_programs
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
@@ -45,3 +47,21 @@ def tiny_text(digits_url: str, tmp_path: Path) -> str:
 @pytest.fixture
 def tiny(tiny_text: str) -> RunConfig:
     return parse_config(tiny_text)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """An S3 server with an empty bucket named so; the environment says how to reach it."""
+    if missing := missing_programs():
+        pytest.skip(f"no S3 server: install the Debian packages of {', '.join(missing)}")
+    server = S3Server(tmp_path_factory.mktemp("ceph"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
+        try:
+            server.start()
+            s3fs.S3FileSystem(endpoint_url=server.url).mkdir("bucket")
+            yield server
+        finally:
+            server.stop()

@@ -32,7 +32,7 @@ mon allow pool size one=true
 mon warn on pool no redundancy=false
 osd crush chooseleaf type=0
 osd objectstore=memstore
-memstore device bytes=4294967296
+memstore device bytes={store_bytes}
 osd pool default pg num=8
 mon max pg per osd=2000
 run dir={folder}/run
@@ -49,6 +49,9 @@ osd data={folder}/osd
 [client.rgw]
 rgw frontends=beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw enable usage log=false
+rgw gc obj min wait=5
+rgw gc processor period=5
+rgw gc processor max time=5
 rgw data={folder}/rgw
 """
 
@@ -65,9 +68,14 @@ def free_port() -> int:
 
 
 class S3Server:
-    """Starts with `start`; the gateway alone can be killed and started again, its data stay."""
+    """Starts with `start`; the gateway alone can be killed and started again, its data stay.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: for the daemons' files; made by this.
+        store_bytes: what the store holds, in memory; deleted objects are freed after some seconds.
+    """
+
+    def __init__(self, folder: Path, store_bytes: int = 4 << 30):
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -75,7 +83,9 @@ class S3Server:
             (folder / name).mkdir(parents=True)
         self._fsid = str(uuid.uuid4())
         self._mon_port = free_port()
-        text = CONF.format(fsid=self._fsid, folder=folder, port=self.port, mon_port=self._mon_port)
+        text = CONF.format(
+            fsid=self._fsid, folder=folder, port=self.port, mon_port=self._mon_port, store_bytes=store_bytes
+        )
         (folder / "ceph.conf").write_text(text)
 
     def start(self) -> None:

@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
-import s3fs
 from hypothesis import settings
 
 from ebmscale.data.formats import Record, Source
 from ebmscale.storage import Storage
-from tests.s3_server import KEY, SECRET, S3Server, missing_programs
 
 SHAPE = (2, 3, 4)
 
@@ -35,24 +33,6 @@ def make_source():
         return Source(name, "toy", SHAPE, "uint8", ["a", "b", "c"], counts, records)
 
     return make
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """An S3 server with an empty bucket named so; the environment says how to reach it."""
-    if missing := missing_programs():
-        pytest.skip(f"no S3 server: install the Debian packages of {', '.join(missing)}")
-    server = S3Server(tmp_path_factory.mktemp("ceph"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_ENDPOINT_URL", server.url)
-        try:
-            server.start()
-            s3fs.S3FileSystem(endpoint_url=server.url).mkdir("bucket")
-            yield server
-        finally:
-            server.stop()
 
 
 @pytest.fixture
