@@ -1,3 +1,4 @@
+import errno
 import functools
 import http.server
 import os
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from pathlib import Path
 from typing import ClassVar
 
 import fsspec
@@ -256,3 +258,44 @@ def test_text_that_is_none_gets_a_sentence(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff")
     with pytest.raises(StorageError, match=r"x\.yaml is damaged: it is not UTF-8 text"):
         Storage.at(tmp_path).read_text("x.yaml")
+
+
+def test_what_killed_writers_left_behind_is_swept(tmp_path):
+    storage = Storage.at(tmp_path)
+    storage.publish("kept", b"1")
+    (tmp_path / ".kept.0123.tmp").write_bytes(b"half")
+    storage.sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    Storage.at("memory://nothing-to-sweep").sweep()
+
+
+def test_a_line_that_does_not_fit_leaves_no_part_of_itself(tmp_path, monkeypatch):
+    storage = Storage.at(tmp_path)
+    storage.append("log", "first\n")
+    real_open = Path.open
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def tell(self):
+            return self.file.tell()
+
+        def truncate(self, size):
+            self.file.truncate(size)
+
+        def write(self, data):
+            self.file.write(data[:3])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda self, *args, **options: Full(real_open(self, *args, **options)))
+    with pytest.raises(StorageError, match="No space left"):
+        storage.append("log", "second\n")
+    monkeypatch.undo()
+    assert storage.read_text("log") == "first\n"

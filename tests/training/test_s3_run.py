@@ -69,6 +69,15 @@ def test_the_commands_open_a_run_in_s3(server, tiny: RunConfig, tmp_path: Path) 
     assert ebmscale.load(url).samples_seen == 800
 
 
+def test_the_server_refuses_what_arrives_damaged(server, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage.at("s3://bucket/digest", retries=1)
+    options = Storage._upload_options
+    monkeypatch.setattr(Storage, "_upload_options", lambda self, data: options(self, data + b"!"))
+    with pytest.raises(StorageError, match="Cannot write"):
+        storage.publish("file", b"content")
+    assert not storage.exists("file")
+
+
 def test_a_server_that_is_down_is_no_reason_to_begin_anew(server, tiny: RunConfig) -> None:
     config = on_s3(changed(tiny, train={"max_samples": 640}, checkpoint={"every_samples": 320}), "down")
     run_until(config)
