@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ebmscale.errors import ConfigError
 
@@ -220,14 +220,10 @@ class GuardBlock(Block):
 
 
 class MetricsBlock(Block):
-    """How often metrics are reduced and written, and to what besides JSONL.
-
-    `trace` is a folder where every process writes the keys of the samples of each batch that it trains.
-    """
+    """How often metrics are reduced and written, and to what besides JSONL."""
 
     every_samples: Positive = 5_000
     tensorboard: bool = True
-    trace: str | None = None
 
 
 class DeepspeedBlock(Block):
@@ -276,6 +272,14 @@ class RayBlock(Block):
     def most_workers(self) -> int:
         """The most workers that the run takes."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _is_a_number_or_two(cls, value: Any) -> Any:
+        numbers = [value] if isinstance(value, int) else value
+        if not isinstance(numbers, list | tuple) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError(f"num_workers must be 0, a number of workers, or [min, max], but it is {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "RayBlock":

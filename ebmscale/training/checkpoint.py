@@ -1,7 +1,7 @@
 """Checkpoints: folders that exist only once their manifest, written last, is there.
 
     URL/NAME/checkpoints/000000064000-6921f0a35b7c/
-        {generator,ratio,chains}-RANK-INDEX.safetensors     parts, written by all ranks, at most 16 MiB each
+        {generator,ratio,chains}-RANK-INDEX.safetensors     parts, written by all ranks, at most 8 MiB each
         state.json clock.json                               plain values
         manifest.json                                       every file with size, sha256 and what it holds; last
     URL/NAME/ratios/stage-001-9c1d02aa77e4.safetensors      frozen ratios, written once and shared by all checkpoints

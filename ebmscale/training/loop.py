@@ -18,7 +18,7 @@ from ebmscale.density.schedule import Advance, Finish
 from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.seeds import StreamNoise
 from ebmscale.training.guard import Stopped, StopSignal, check_rollbacks, spoil
-from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, BatchTrace, RunLog
+from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, RunLog
 from ebmscale.training.run import Run, open_run
 from ebmscale.training.tasks import PosteriorSample, generator_loss, langevin_settings, sample_posterior, to_pixels
 from ebmscale.training.view import View
@@ -39,7 +39,6 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
     """
     run = open_run(config, world, stop)
     log = _open_log(run) if world.is_first else None
-    trace = BatchTrace(config.metrics.trace, world) if config.metrics.trace else None
     view.start(run)
     batches = run.batches()
     stopping = False
@@ -67,8 +66,6 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
                 stopping = True
                 continue
             run.samples_seen = batch.end
-            if trace is not None:
-                trace.write(batch)
             stopping, bad = _agree(run, stop, report)
             if bad is not None:
                 _set_back(run, view, log, batch, bad)

@@ -7,19 +7,16 @@
 import json
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebmscale.data.stream import Batch
 from ebmscale.errors import StorageError
 from ebmscale.storage import Storage
 from ebmscale.world import World
@@ -221,26 +218,6 @@ class RunLog:
             if len(kept) < len(lines) or not self._storage.read_bytes(name).endswith(b"\n"):
                 self._storage.publish(name, text.encode())
             self._whole[name] = text
-
-
-class BatchTrace:
-    """Writes the keys of every batch that this process trains, one JSON line each, into a local folder.
-
-    Args:
-        folder: where `PID.jsonl` is written.
-        world: this process's place.
-    """
-
-    def __init__(self, folder: str, world: World):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self._file = (Path(folder) / f"{os.getpid()}.jsonl").open("a", encoding="utf-8")
-        self._place = {"rank": world.rank, "size": world.size}
-
-    def write(self, batch: Batch) -> None:
-        """Adds a batch that was trained."""
-        line = {"start": batch.start, "end": batch.end, **self._place, "keys": batch.keys}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
 
 
 def read_lines(storage: Storage, name: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ebmscale.errors import StorageError
 
-PART_BYTES = 16 * 2**20
+PART_BYTES = 8 * 2**20
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",

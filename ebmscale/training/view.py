@@ -64,7 +64,8 @@ class View:
     def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
         """An interval's metrics."""
         now = time.perf_counter()
-        self._rate = (run.samples_seen - self._mark[0]) / max(now - self._mark[1], 1e-9)
+        if run.samples_seen > self._mark[0]:  # a resume may begin with the metrics of the interval before it
+            self._rate = (run.samples_seen - self._mark[0]) / max(now - self._mark[1], 1e-9)
         self._mark = (run.samples_seen, now)
         self._metrics = metrics
         if self._quiet:
