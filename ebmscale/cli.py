@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def cli() -> None:
 @click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--dry-run", is_flag=True, help="One update of every kind, one save, one load; says what the run needs.")
-def train(config_file: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+@click.option("--all-ranks", is_flag=True, help="On Ray, show what every worker says and not only rank 0.")
+def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks: bool) -> None:
     """Train a run, or resume it: the same command goes on where the run stopped."""
     from ebmscale.evaluate.report import write_report  # noqa: PLC0415 (commands import what they use)
     from ebmscale.runtime.worker import run_worker  # noqa: PLC0415
@@ -42,8 +44,14 @@ def train(config_file: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     if dry_run:
         _dry_run(config)
         return
-    url, world = run_worker(config, console)
-    if world.is_first:
+    if config.ray.num_workers:
+        from ebmscale.runtime.ray_train import train_on_ray  # noqa: PLC0415
+
+        url, is_first = train_on_ray(config, console, all_ranks), True
+    else:
+        url, world = run_worker(config, console)
+        is_first = world.is_first
+    if is_first:
         report = write_report(run_storage(config))
         console.print(f"run      {url}\nsamples  {url}/samples.png\nmetrics  {url}/metrics.jsonl\nreport   {report}")
 
@@ -215,6 +223,62 @@ def export(run: str, folder: str) -> None:
 
 
 @cli.command()
+@click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--address", metavar="URL", help="The cluster's job server, such as http://HEAD:8265.")
+@click.option("--attach", metavar="ID", help="Follow a job that was submitted before.")
+@click.option("--working-dir", default=".", show_default=True, help="Uploaded with the job, as ignore files allow.")
+@click.option("--env", "-e", "passed_on", multiple=True, metavar="NAME[=VALUE]", help="A variable that the job gets.")
+@click.option("--no-wait", is_flag=True, help="Do not follow the job.")
+@click.option("--all-ranks", is_flag=True, help="Show what every worker says and not only rank 0.")
+def submit(
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    address: str | None,
+    attach: str | None,
+    working_dir: str,
+    passed_on: tuple[str, ...],
+    no_wait: bool,
+    all_ranks: bool,
+) -> None:
+    """Train CONFIG as a job on a Ray cluster: checks, uploads, follows the log, and ends as the job does."""
+    from ebmscale.runtime import submit as jobs  # noqa: PLC0415
+
+    if (config_file is None) == (attach is None):
+        raise ConfigError("Give a CONFIG to submit, or --attach ID to follow a job.")
+    if config_file is not None:
+        client, job = jobs.submit(
+            config_file, overrides, address, console, working_dir=working_dir, passed_on=passed_on, all_ranks=all_ranks
+        )
+    else:
+        client, job = jobs.connect(address), str(attach)
+    if not no_wait:
+        sys.exit(jobs.follow(client, job, lambda text: print(text, end="", flush=True)))
+
+
+@cli.command()
+@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--workers", default="8,64,512,1024", show_default=True, help="Numbers of workers, with commas.")
+@click.option("--bandwidth-gbit", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True)
+@click.option("--latency-us", type=click.FloatRange(min=0), default=50.0, show_default=True)
+@click.option("--measure/--no-measure", default=True, help="Time updates here; without, memory and messages alone.")
+def plan(
+    config_file: str, overrides: tuple[str, ...], workers: str, bandwidth_gbit: float, latency_us: float, measure: bool
+) -> None:
+    """Forecast memory, messages, time and efficiency of a run on many workers, from one measured here."""
+    from ebmscale.runtime.plan import Network  # noqa: PLC0415
+    from ebmscale.runtime.plan import plan as forecast  # noqa: PLC0415
+    from ebmscale.runtime.plan_table import assumption_lines, breakdown_table, forecast_table  # noqa: PLC0415
+
+    if not re.fullmatch(r"\d+(,\d+)*", workers):
+        raise ConfigError(f"--workers {workers} must be numbers with commas, such as 8,64,512.")
+    config = load_config(config_file, overrides)
+    found = forecast(config, [int(size) for size in workers.split(",")], Network(bandwidth_gbit, latency_us), measure)
+    console.print(forecast_table(found), breakdown_table(found, config), assumption_lines(found), sep="\n")
+
+
+@cli.command()
 def doctor() -> None:
     """Say what this machine can do, what is missing, and how to get it."""
     from ebmscale.runtime.doctor import examine  # noqa: PLC0415
@@ -230,6 +294,7 @@ def main() -> None:
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("ebmscale").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; training listens for itself
     try:
         cli(standalone_mode=False)
     except EbmscaleError as error:

@@ -1,0 +1,117 @@
+"""Bytes that an engine needs for a network: weights, Adam's state, gradients and buckets, by ZeRO stage."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+FP32 = 4
+MAX_BUCKET = 50_000_000
+"""Gradient elements that DeepSpeed reduces at once (as in `training/engine_deepspeed.py`)."""
+PERSISTENT = 100_000
+"""Parameters of fewer elements that ZeRO 3 leaves whole on every worker (DeepSpeed's own default)."""
+MMAP_BYTES = 32 * 2**20
+"""Smaller blocks go back to malloc when they are freed, not to the system (glibc on 64 bits)."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Which engine is planned for: plain torch, or DeepSpeed with a ZeRO stage."""
+
+    zero_stage: int | None
+
+    @property
+    def name(self) -> str:
+        """As it is printed."""
+        return "plain" if self.zero_stage is None else f"ZeRO {self.zero_stage}"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that an engine needs for one network of `num_elements` parameters, `num_largest` in the largest.
+
+    Attributes:
+        num_elements: parameters.
+        num_largest: elements of the largest tensor.
+        num_small: parameters in tensors that ZeRO 3 leaves whole.
+        num_in_heap: parameters in tensors that malloc keeps when they are freed.
+        half: bytes of a weight as the forward pass uses it.
+        engine: plain or a ZeRO stage.
+        size: workers.
+    """
+
+    num_elements: int
+    num_largest: int
+    num_small: int
+    num_in_heap: int
+    half: int
+    engine: EngineChoice
+    size: int
+
+    @classmethod
+    def of(cls, module: nn.Module, half: int, engine: EngineChoice, size: int) -> "Footprint":
+        """Of a module."""
+        counts = [parameter.numel() for parameter in module.parameters()]
+        small, in_heap = (sum(n for n in counts if n < most) for most in (PERSISTENT, MMAP_BYTES // FP32))
+        return cls(sum(counts), max(counts), small, in_heap, half, engine, size)
+
+    @property
+    def _stage(self) -> int:
+        return self.engine.zero_stage or 0
+
+    @property
+    def _part(self) -> int:
+        """Parameters whose state this worker keeps."""
+        return -(-self.num_elements // self.size) if self._stage else self.num_elements
+
+    @property
+    def _bucket(self) -> int:
+        return min(self.num_elements, MAX_BUCKET)
+
+    def weights(self) -> int:
+        """The module's own weights."""
+        return self.half * (self._part + self.num_small if self._stage == 3 else self.num_elements)
+
+    def masters(self) -> int:
+        """fp32 weights that Adam updates, where they are not the module's own."""
+        if self.half == FP32 and self._stage in (0, 3):
+            return 0
+        return FP32 * self._part
+
+    def moments(self) -> int:
+        """Adam's two."""
+        return 2 * FP32 * self._part
+
+    def kept_gradients(self) -> int:
+        """What ZeRO 3 keeps between updates: gradients as they are reduced and as Adam takes them, and its bucket."""
+        return 2 * FP32 * self._part + self.half * self._bucket if self._stage == 3 else 0
+
+    def gradients(self) -> int:
+        """Gradients, and what ZeRO copies them through, at the end of the backward pass."""
+        whole = self.half * self.num_elements
+        if self._stage == 3:
+            return 2 * whole  # the gathered weights too
+        if self._stage:
+            return whole + FP32 * self._bucket + FP32 * self._part
+        return whole
+
+    def step(self, on_cuda: bool) -> int:
+        """Gradients and temporaries of Adam's update; on CUDA Adam takes all tensors together."""
+        whole, part = self.half * self.num_elements, FP32 * self._part
+        adam = part if on_cuda else 2 * (part if self._stage else FP32 * self.num_largest)
+        if self._stage == 3:
+            return adam
+        if self._stage:
+            return part + adam
+        copies = FP32 * self.num_elements if self.half != FP32 else 0
+        flat = FP32 * self.num_elements if self.size > 1 else 0
+        return whole + copies + max(flat, adam)
+
+    def refresh(self) -> int:
+        """The gathered weights and their copies, where they are sharded."""
+        return 2 * self.half * self.num_elements if self._stage == 3 else 0
+
+    def setup(self) -> int:
+        """The initial weights, as they are given and as they are taken over."""
+        casts = self.half if self._stage == 3 or self.half != FP32 else 0
+        flattened = FP32 if self.engine.zero_stage == 0 and self.half != FP32 else 0
+        return (2 * FP32 + casts + flattened) * self.num_elements

@@ -1,0 +1,305 @@
+"""Training on Ray: places workers by Ray Train, follows them, and turns what happens into results and errors."""
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from ebmscale.config import RunConfig
+from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, WorkersLostError
+from ebmscale.runtime.board import Board, Failure
+from ebmscale.runtime.preflight import preflight
+from ebmscale.runtime.ray_backend import torch_config
+from ebmscale.runtime.ray_session import given_address, ray_session
+from ebmscale.runtime.ray_worker import FINISHED, WorkerSettings, ray_worker
+from ebmscale.storage import open_storage
+from ebmscale.training.run import run_storage
+
+READ_S = 0.5
+RESIZE_POLL_S = 0.2
+
+
+def train_on_ray(
+    config: RunConfig,
+    console: Console,
+    all_ranks: bool = False,
+    body: Callable[[WorkerSettings], str] = ray_worker,
+) -> str:
+    """Trains or resumes a run on Ray, and goes on without a person when workers are lost or come back.
+
+    Args:
+        config: of the run, with `ray.num_workers` above 0.
+        console: where the run's progress is shown.
+        all_ranks: whether ranks other than the first are shown as well.
+        body: what a worker does.
+
+    Returns:
+        The run's address.
+
+    Raises:
+        EbmscaleError: what the workers raised; `WorkersLostError` when they could not be kept alive.
+    """
+    _note_for_jobs(config, console)
+    config = _with_addresses(config)
+    joined = given_address(config.ray) is not None
+    with ray_session(config.ray) as ray:
+        config = _with_devices(config, ray)
+        if joined:
+            preflight(ray, config, console)
+        board = ray.remote(num_cpus=0, max_restarts=0)(Board).options(**_here(ray)).remote(config.ray.max_failures)
+        with _Signals(board.request.remote) as signals:
+            while True:
+                fit = _Fit(config, WorkerSettings(config, board, all_ranks), body)
+                _follow(ray, fit, board, config, console, signals)
+                reason = fit.result()
+                if reason == FINISHED:
+                    return run_storage(config).url
+                sentence = ray.get(board.restart.remote(reason))
+                if sentence is not None:
+                    raise WorkersLostError(sentence)
+
+
+class _Fit:
+    """One run of Ray Train, in a thread of its own: Ray would take SIGINT for itself in the main thread."""
+
+    def __init__(self, config: RunConfig, settings: WorkerSettings, body: Callable[[WorkerSettings], str]):
+        self._trainer = _trainer(config, settings, body)
+        self._value: str | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._go, name="ray-train", daemon=True)
+        self._thread.start()
+
+    def _go(self) -> None:
+        try:
+            self._value = self._trainer.fit().return_value
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is a result."""
+        return not self._thread.is_alive()
+
+    def result(self) -> str:
+        """`FINISHED`, or in words why other workers are needed.
+
+        Raises:
+            EbmscaleError: what ended the run.
+        """
+        if self._error is None:
+            return str(self._value)
+        cause: Any = self._error
+        while hasattr(cause, "controller_failure"):
+            cause = cause.controller_failure
+        if isinstance(cause, EbmscaleError):
+            raise cause from self._error
+        return f"{type(cause).__name__}: {' '.join(str(cause).split())[-400:]}"
+
+
+def _trainer(config: RunConfig, settings: WorkerSettings, body: Callable[[WorkerSettings], str]) -> Any:
+    from ray.train.torch import TorchTrainer  # noqa: PLC0415
+    from ray.train.v2.api import config as train  # noqa: PLC0415
+
+    block, gpus = config.ray, config.ray.gpus_per_worker or 0
+    resources: dict[str, float] = {"CPU": block.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    run_config: Any = train.RunConfig(
+        name=config.run.name,
+        storage_path=str(Path(tempfile.gettempdir()) / "ebmscale-ray-train"),  # it stays empty: checkpoints are ours
+        failure_config=train.FailureConfig(max_failures=-1, max_preemption_failures=-1),
+        callbacks=_callbacks(settings.board, config.checkpoint.grace_s),
+        logging_config=train.LoggingConfig("ERROR"),
+    )
+    return TorchTrainer(
+        _call,
+        train_loop_config={"body": body, "settings": settings},
+        torch_config=torch_config(_longest(config)),
+        scaling_config=train.ScalingConfig(
+            num_workers=block.num_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=block.resize_every_s,
+        ),
+        run_config=run_config,
+    )
+
+
+def _call(parameters: dict[str, Any]) -> Any:
+    return parameters["body"](parameters["settings"])
+
+
+def _callbacks(board: Any, grace_s: float) -> list[Any]:
+    """What runs in Ray Train's controller."""
+    import ray  # noqa: PLC0415
+    from ray.train import UserCallback  # noqa: PLC0415
+    from ray.train.v2._internal.execution.callback import ControllerCallback  # noqa: PLC0415
+
+    class Judge(UserCallback):
+        """Errors that no new worker would mend end the run; what others mean, the board decides."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, EbmscaleError):
+                    raise error
+            failures = {rank: _failure(error) for rank, error in worker_exceptions.items()}
+            sentence = ray.get(board.lost.remote(failures))
+            if sentence is not None:
+                raise WorkersLostError(sentence)
+
+    class SaveFirst(ControllerCallback):
+        """Workers save before others take their place, so that growing loses nothing."""
+
+        def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+            deadline = time.monotonic() + grace_s
+            if ray.get(board.all_left.remote()):
+                return
+            ray.get(board.request.remote("resize"))
+            while time.monotonic() < deadline and not ray.get(board.all_left.remote()):
+                time.sleep(RESIZE_POLL_S)
+            ray.get(board.end_group.remote())
+
+    return [Judge(), SaveFirst()]
+
+
+def _failure(error: BaseException) -> Failure:
+    """How a worker failed, from what Ray says of it."""
+    from ray.exceptions import RayActorError  # noqa: PLC0415
+
+    inner = getattr(error, "health_check_failure", error)
+    text = " ".join(str(inner).split())
+    if isinstance(inner, RayActorError):
+        if inner.preempted:
+            return Failure("preempted", "")
+        if "low on memory" in text:
+            return Failure("died", "its machine ran out of memory")
+        return Failure("gone", "") if "node has died" in text or "node is dead" in text else Failure("died", "")
+    if type(inner).__module__.startswith("ray."):
+        return Failure("died", type(inner).__name__)
+    return Failure("raised", f"{type(inner).__name__}: {text[:300]}")
+
+
+def _follow(ray: Any, fit: _Fit, board: Any, config: RunConfig, console: Console, signals: "_Signals") -> None:
+    """Prints what the workers say until Ray Train is done."""
+    over = False
+    while not over:
+        over = fit.is_over
+        try:
+            news = ray.get(board.read.remote(), timeout=60)
+        except ray.exceptions.RayError as error:
+            raise WorkersLostError(
+                f"The Ray cluster was lost ({type(error).__name__}); run the same command to go on from the last "
+                "checkpoint."
+            ) from error
+        for line in news.lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if over:
+            return
+        if signals.name is not None and (signals.twice or news.num_workers == 0):
+            raise Interrupted(
+                f"Stopped by {signals.name}, with nothing saved since the last checkpoint: run the same "
+                "command to go on."
+            )
+        if news.num_workers == 0 and news.idle_s > config.ray.wait_s:
+            raise WorkersLostError(_too_few(ray, config))
+        time.sleep(READ_S)
+
+
+def _too_few(ray: Any, config: RunConfig) -> str:
+    have = ray.cluster_resources()
+    return (
+        f"No {config.ray.least_workers} worker(s) could be had for {config.ray.wait_s:.0f} s: each needs "
+        f"{config.ray.cpus_per_worker:g} CPUs and {config.ray.gpus_per_worker or 0} GPUs, and the cluster has "
+        f"{have.get('CPU', 0):g} and {have.get('GPU', 0):g}; add nodes or lower ray.num_workers, then run the same "
+        "command to go on."
+    )
+
+
+class _Signals:
+    """While it lasts, SIGINT and SIGTERM ask the workers to stop; a second SIGINT ends this process."""
+
+    def __init__(self, request: Callable[[str], Any]):
+        self.name: str | None = None
+        self.twice = False
+        self._request = request
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        self.twice = self.twice or (self.name is not None and number == signal.SIGINT)
+        if self.name is None:
+            self.name = signal.Signals(number).name
+            self._request(self.name)
+
+
+def _note_for_jobs(config: RunConfig, console: Console) -> None:
+    """Says what a job that was not sent by `ebmscale submit` should know."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    if "RAY_JOB_STOP_WAIT_TIME_S" not in os.environ:
+        console.print(
+            "note: `ray job stop` leaves this job 3 s to save; `ebmscale submit`, or RAY_JOB_STOP_WAIT_TIME_S among "
+            "the env_vars of its runtime environment, gives it longer",
+            soft_wrap=True,
+        )
+    if "://" not in config.storage.url and not Path(config.storage.url).is_absolute():
+        console.print(
+            f"note: storage.url is {config.storage.url}, a temporary folder of this job; give one that lasts",
+            soft_wrap=True,
+        )
+
+
+def _with_addresses(config: RunConfig) -> RunConfig:
+    """The configuration with folders made absolute, as workers are in other places."""
+    blocks = {
+        name: block.model_copy(update={"url": open_storage(block).url})
+        for name, block in (("storage", config.storage), ("data", config.data))
+    }
+    return config.model_copy(update=blocks)
+
+
+def _with_devices(config: RunConfig, ray: Any) -> RunConfig:
+    """The configuration with each worker's device and threads settled."""
+    block = config.ray
+    gpus = block.gpus_per_worker
+    if gpus is None:
+        there = ray.cluster_resources().get("GPU", 0) > 0
+        gpus = 1 if config.device == "cuda" or (config.device == "auto" and there) else 0
+    if config.device == "cuda" and not gpus:
+        raise ConfigError("device is cuda and ray.gpus_per_worker is 0; leave one of them out.")
+    return config.model_copy(
+        update={
+            "ray": block.model_copy(update={"gpus_per_worker": gpus}),
+            "device": "cuda" if gpus else "cpu",
+            "num_threads": config.num_threads or max(1, int(block.cpus_per_worker)),
+        }
+    )
+
+
+def _here(ray: Any) -> dict[str, Any]:
+    """Options that keep an actor on this machine."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def _longest(config: RunConfig) -> int:
+    """Seconds that a collective operation may take: longer than the watch waits for anything."""
+    limits = config.ray.limits
+    longest = max(limits.setup_s, limits.update_s, limits.chain_s, limits.checkpoint_s)
+    unlimited = 0 in (limits.setup_s, limits.update_s, limits.chain_s, limits.checkpoint_s)
+    return 7 * 86400 if unlimited else int(2 * longest) + 60

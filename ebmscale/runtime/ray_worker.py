@@ -1,0 +1,190 @@
+"""What Ray Train runs in each worker: the same body as on one machine, with a watch and gauges beside it."""
+
+import contextlib
+import logging
+import os
+import traceback
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from ebmscale.config import RunConfig
+from ebmscale.data.stream import Batch
+from ebmscale.errors import EbmscaleError, Interrupted
+from ebmscale.runtime.board import LEAVING, Beat, Order
+from ebmscale.runtime.gauges import Gauges
+from ebmscale.runtime.ray_session import this_place
+from ebmscale.runtime.watch import LineWriter, Watch
+from ebmscale.runtime.worker import run_worker
+from ebmscale.training.guard import StopSignal
+from ebmscale.training.metrics import PARTS
+from ebmscale.training.run import Run
+from ebmscale.training.view import View
+
+FINISHED = "finished"
+CALL_S = 20.0  # for the board to answer
+LINE_WIDTH = 200
+
+
+class WorkerSettings(NamedTuple):
+    """What a worker is started with.
+
+    Attributes:
+        config: of the run.
+        board: handle of the board's actor.
+        all_ranks: whether ranks other than the first say what they do as well.
+    """
+
+    config: RunConfig
+    board: Any
+    all_ranks: bool
+
+
+class RemoteBoard:
+    """The board in another process; see `watch.BoardLink`."""
+
+    def __init__(self, actor: Any):
+        self._actor = actor
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        import ray  # noqa: PLC0415
+
+        return ray.get(getattr(self._actor, method).remote(*arguments), timeout=CALL_S)
+
+    def beat(self, beat: Beat) -> Order:
+        """See `Board.beat`."""
+        return self._call("beat", beat)
+
+    def batch(self, attempt: str, rank: int, start: int, keys: tuple[str, ...] | None) -> None:
+        """See `Board.batch`."""
+        self._call("batch", attempt, rank, start, keys)
+
+    def overdue(self, attempt: str, rank: int, seconds: float, stacks: str) -> bool:
+        """See `Board.overdue`."""
+        return self._call("overdue", attempt, rank, seconds, stacks)
+
+    def leave(self, attempt: str, rank: int) -> None:
+        """See `Board.leave`."""
+        self._call("leave", attempt, rank)
+
+    def reason(self) -> str | None:
+        """See `Board.reason`."""
+        return self._call("reason")
+
+
+class WorkerView(View):
+    """Shows a run on rank 0 as anywhere, sets the gauges, and keeps the watch informed."""
+
+    def __init__(self, console: Console, watch: Watch, all_ranks: bool, run_name: str):
+        super().__init__(console)
+        self._watch = watch
+        self._all_ranks = all_ranks
+        self._run_name = run_name
+        self._gauges: Gauges | None = None
+
+    def start(self, run: Run) -> None:
+        """Set-up is over."""
+        super().start(run)
+        self._watch.begin(run)
+        if run.world.is_first:
+            self._gauges = Gauges(self._run_name)
+            self._gauges.begin(run.samples_seen, run.world.size)
+        elif self._all_ranks:
+            self._watch.say(f"[rank {run.world.rank}] joined on {this_place()}, {run.world.device}")
+
+    def batch(self, run: Run, batch: Batch) -> None:
+        """A batch is about to be trained."""
+        super().batch(run, batch)
+        self._watch.batch(batch.start, batch.keys)
+
+    def event(self, run: Run, event: dict[str, Any]) -> None:
+        """A measurement of evidence."""
+        super().event(run, event)
+        if self._gauges is not None:
+            self._gauges.event(event)
+
+    def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
+        """An interval's metrics."""
+        super().metrics(run, metrics)
+        if self._gauges is not None:
+            self._gauges.metrics(run.samples_seen, metrics)
+        elif self._all_ranks:
+            times = metrics["time"]
+            total = max(times["total_s"], 1e-9)
+            parts = " ".join(f"{part} {times.get(f'{part}_s', 0.0) / total:.0%}" for part in PARTS)
+            self._watch.say(f"[rank {run.world.rank}] {run.samples_seen:>9,} samples  {parts}")
+
+
+def ray_worker(settings: WorkerSettings) -> str:
+    """Trains in one of Ray's workers.
+
+    Returns:
+        `finished`, or for which of the cluster's reasons it has saved and left.
+
+    Raises:
+        EbmscaleError: as `run_worker`.
+    """
+    config, board = settings.config, RemoteBoard(settings.board)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    attempt = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    _take_device(config)
+    stop = StopSignal()
+    watch = Watch(board, attempt, rank, size, this_place(), config.ray.limits, stop, _preempted)
+    console = _console(watch, rank, settings.all_ranks)
+    watch.start()
+    try:
+        run_worker(config, console, WorkerView(console, watch, settings.all_ranks, config.run.name), stop)
+        return FINISHED
+    except Interrupted as error:
+        reason = board.reason() or "another worker"
+        if reason in LEAVING:
+            return reason
+        raise Interrupted(str(error).replace("another worker", reason)) from None
+    except EbmscaleError:
+        raise
+    except Exception as error:
+        if not _is_of_others(error):
+            watch.say(f"rank {rank} fails:\n{traceback.format_exc()}")
+        raise
+    finally:
+        watch.close()
+        with contextlib.suppress(Exception):  # without a board there is nobody to tell
+            board.leave(attempt, rank)
+
+
+def _is_of_others(error: Exception) -> bool:
+    """Whether an error only says that another worker is gone."""
+    text = str(error).lower()
+    return any(word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
+
+
+def _take_device(config: RunConfig) -> None:
+    """Makes LOCAL_RANK the number of the device that Ray gave this worker, and the compilers' threads its cores."""
+    cores = str(max(1, int(config.ray.cpus_per_worker)))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(config.num_threads or cores)
+    if config.device == "cuda":
+        from ray.train.torch import get_device  # noqa: PLC0415
+
+        os.environ["LOCAL_RANK"] = str(get_device().index or 0)
+
+
+def _console(watch: Watch, rank: int, all_ranks: bool) -> Console:
+    """Where this worker's lines and log go: to the driver, from rank 0 alone or from all."""
+    writer = LineWriter(watch.say, "" if rank == 0 else f"[rank {rank}] ")
+    console = Console(file=writer, soft_wrap=True, highlight=False, width=LINE_WIDTH)  # type: ignore[arg-type]
+    ours = logging.getLogger("ebmscale")
+    ours.handlers = [logging.StreamHandler(writer)]
+    ours.setLevel(logging.INFO if rank == 0 or all_ranks else logging.ERROR)
+    ours.propagate = False
+    return console
+
+
+def _preempted() -> bool:
+    """Whether Ray has said that a machine of this group will be taken away."""
+    try:
+        from ray.train.v2._internal.execution.context import get_train_context  # noqa: PLC0415
+
+        return get_train_context().preemption_context.preemption_info is not None
+    except Exception:  # the public call is a collective one, which a thread cannot make
+        return False

@@ -1,0 +1,200 @@
+"""Sends a run to a Ray cluster as a job, follows its log through lost connections, and ends as the job did."""
+
+import asyncio
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ebmscale.config import RunConfig, load_config
+from ebmscale.errors import ConfigError, Interrupted, WorkersLostError
+from ebmscale.runtime.package import examine_folder
+from ebmscale.runtime.ray_session import INSTALL, import_ray, is_refusal, refusal
+
+UNREACHABLE_S = 600.0  # then following is given up; the job goes on
+LONGEST_PAUSE_S = 15.0
+STOP_MARGIN_S = 60  # that `ray job stop` waits beyond the run's own grace
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def submit(
+    config_file: str,
+    overrides: Sequence[str],
+    address: str | None,
+    console: Console,
+    *,
+    working_dir: str = ".",
+    passed_on: Sequence[str] = (),
+    all_ranks: bool = False,
+) -> tuple[Any, str]:
+    """Checks what can be checked here, uploads the working directory and submits the job; the job checks its nodes.
+
+    Args:
+        config_file: of the run.
+        overrides: `key=value`.
+        address: of the cluster's job server, else RAY_API_SERVER_ADDRESS or RAY_ADDRESS counts.
+        console: where progress is shown.
+        working_dir: what is uploaded.
+        passed_on: names of this environment's variables that the job gets, or NAME=VALUE.
+        all_ranks: whether ranks other than the first are shown as well.
+
+    Returns:
+        The client, and the job's submission id.
+
+    Raises:
+        ConfigError: the configuration, the folder or the cluster cannot be used.
+    """
+    import_ray()
+    config = load_config(config_file, overrides)
+    _check(config)
+    package = examine_folder(Path(working_dir))
+    console.print(f"uploading {package.folder}: {package.summary()}", soft_wrap=True)
+    package.check()
+    client = connect(address)
+    words = [*overrides, *(["--all-ranks"] if all_ranks else [])]
+    path = Path(config_file)
+    if package.holds(path):
+        entrypoint = _command(str(path.resolve().relative_to(package.folder.resolve())), words)
+    else:  # it would stay behind: its text goes along with the command
+        entrypoint = f"printf %s {shlex.quote(path.read_text())} | {_command('/dev/stdin', words)}"
+    variables = _variables(passed_on) | {
+        "RAY_JOB_STOP_WAIT_TIME_S": str(int(config.checkpoint.grace_s) + STOP_MARGIN_S)
+    }
+    try:
+        job = client.submit_job(
+            entrypoint=entrypoint, runtime_env={"working_dir": str(package.folder), "env_vars": variables}
+        )
+    except Exception as error:
+        raise _unusable(address, error) from error
+    console.print(f"job {job} is submitted; this follows it, and `ebmscale submit --attach {job}` does so again")
+    return client, job
+
+
+def connect(address: str | None) -> Any:
+    """A client of the cluster's job server.
+
+    Raises:
+        ConfigError: ray[default] is missing, nobody answers, or the token is refused.
+    """
+    import_ray()
+    try:
+        from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
+
+        return JobSubmissionClient(address)
+    except ImportError as error:
+        raise ConfigError(f"Jobs need ray[default] ({error}); install it: {INSTALL}.") from None
+    except Exception as error:
+        raise _unusable(address, error) from error
+
+
+def follow(client: Any, job: str, write: Callable[[str], object], patience_s: float = UNREACHABLE_S) -> int:
+    """Writes the job's log as it grows until the job ends, however often the connection is lost.
+
+    Returns:
+        The job's own exit code; 130 where it was stopped.
+
+    Raises:
+        Interrupted: Ctrl-C here; the job goes on.
+        WorkersLostError: the job server cannot be reached any more, or knows no such job.
+    """
+    log, pause_s, reached = _Log(write), 0.5, time.monotonic()
+    while True:
+        try:
+            asyncio.run(_tail(client, job, log))
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"No longer following; the job goes on: `ebmscale submit --attach {job}` follows it again, "
+                f"`ray job stop {job}` ends it with a checkpoint."
+            ) from None
+        except Exception:  # the connection is gone; the status below tells for how long
+            pass
+        try:
+            info = client.get_job_info(job)
+            reached, pause_s = time.monotonic(), 0.5
+            if str(info.status.value) in _ENDED:
+                log.take(client.get_job_logs(job), 0)
+                return _exit_code(info)
+        except Exception as error:
+            if "does not exist" in str(error) or "404" in str(error):
+                raise WorkersLostError(
+                    f"The cluster knows no job {job}: it may be a new one; submit the run again to go on."
+                ) from error
+            if time.monotonic() - reached > patience_s:
+                raise WorkersLostError(
+                    f"The job server could not be reached for {patience_s:.0f} s; the job may go on: "
+                    f"`ebmscale submit --attach {job}` follows it again."
+                ) from error
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+class _Log:
+    """What is written of a job's log; every connection brings it from its beginning."""
+
+    def __init__(self, write: Callable[[str], object]):
+        self._write = write
+        self._written = 0
+
+    def take(self, text: str, start: int) -> int:
+        """Writes what is new in text that begins at character `start`; where it ends."""
+        fresh = text[max(0, self._written - start) :]
+        if fresh:
+            self._write(fresh)
+            self._written = start + len(text)
+        return start + len(text)
+
+
+async def _tail(client: Any, job: str, log: _Log) -> None:
+    """Writes what a connection brings."""
+    end = 0
+    async for text in client.tail_job_logs(job):
+        end = log.take(text, end)
+
+
+def _exit_code(info: Any) -> int:
+    status = str(info.status.value)
+    if status == "SUCCEEDED":
+        return 0
+    if status == "STOPPED":
+        return Interrupted.exit_code
+    return int(info.driver_exit_code or WorkersLostError.exit_code)
+
+
+def _command(config: str, words: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "ebmscale", "train", config, *words])
+
+
+def _check(config: RunConfig) -> None:
+    """Refuses what cannot work from another machine."""
+    if not config.ray.num_workers:
+        raise ConfigError("ray.num_workers is 0, which trains in one process; give the job workers: ray.num_workers=2.")
+    for key, url in (("storage.url", config.storage.url), ("data.url", config.data.url)):
+        if "://" not in url and not Path(url).expanduser().is_absolute():
+            raise ConfigError(
+                f"{key} is {url}, which in a job lies in a temporary folder of one machine; "
+                f"give an address that every node reaches, such as {key}=s3://BUCKET/PATH."
+            )
+
+
+def _variables(passed_on: Sequence[str]) -> dict[str, str]:
+    variables = {}
+    for word in passed_on:
+        name, equals, value = word.partition("=")
+        if not equals and name not in os.environ:
+            raise ConfigError(f"--env {name}: this environment has no such variable; set it, or give {name}=VALUE.")
+        variables[name] = value if equals else os.environ[name]
+    return variables
+
+
+def _unusable(address: str | None, error: Exception) -> ConfigError:
+    if is_refusal(error):
+        return ConfigError(refusal(address))
+    text = " ".join(str(error).split())[:300].rstrip(".")
+    return ConfigError(
+        f"The job server {address or 'of RAY_ADDRESS'} cannot be used ({text or type(error).__name__}); check "
+        "--address: it is the dashboard's, such as http://HEAD:8265."
+    )

@@ -1,0 +1,103 @@
+"""The configuration's `ray` block, and how its settings reach Ray; no cluster is started."""
+
+import pytest
+
+from ebmscale.config import RunConfig, changed_keys, parse_config
+from ebmscale.errors import ConfigError
+from ebmscale.runtime.ray_session import given_address, import_ray
+from ebmscale.runtime.ray_train import _failure, _longest, _with_devices
+
+TEXT = "run: {name: a}\ndata: {url: /data}\ntrain: {max_samples: 1}"
+
+
+def config(*overrides: str) -> RunConfig:
+    return parse_config(TEXT, overrides)
+
+
+@pytest.mark.parametrize(("text", "least", "most"), [("0", 0, 0), ("3", 3, 3), ("[2, 8]", 2, 8), ("[1, 1]", 1, 1)])
+def test_numbers_of_workers(text, least, most):
+    block = config(f"ray.num_workers={text}").ray
+    assert (block.least_workers, block.most_workers) == (least, most)
+
+
+@pytest.mark.parametrize("text", ["-1", "two", "[2]", "[2, 1]", "[0, 2]", "[1, 2, 3]", "1.5", "{}"])
+def test_what_is_no_number_of_workers(text):
+    with pytest.raises(ConfigError, match="num_workers"):
+        config(f"ray.num_workers={text}")
+
+
+def test_a_run_may_go_on_elsewhere():
+    old, new = config(), parse_config(config("ray.num_workers=[2, 8]", "ray.max_failures=9").dump())
+    assert new.ray.num_workers == (2, 8)
+    assert changed_keys(old, new) == []
+
+
+class Cluster:
+    """What is asked of Ray."""
+
+    def __init__(self, gpus: float):
+        self.gpus = gpus
+
+    def cluster_resources(self):
+        return {"CPU": 8.0, "GPU": self.gpus}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "expected"),
+    [
+        (0, [], ("cpu", 0)),
+        (4, [], ("cuda", 1)),
+        (4, ["device=cpu"], ("cpu", 0)),
+        (4, ["ray.gpus_per_worker=0"], ("cpu", 0)),
+        (0, ["device=cuda"], ("cuda", 1)),
+        (4, ["ray.gpus_per_worker=2"], ("cuda", 2)),
+    ],
+)
+def test_devices(gpus, overrides, expected):
+    found = _with_devices(config("ray.num_workers=2", *overrides), Cluster(gpus))
+    assert (found.device, found.ray.gpus_per_worker) == expected
+
+
+def test_threads_are_the_cores_of_a_worker_unless_they_are_given():
+    assert _with_devices(config("ray.cpus_per_worker=4"), Cluster(0)).num_threads == 4
+    assert _with_devices(config("ray.cpus_per_worker=0.5"), Cluster(0)).num_threads == 1
+    assert _with_devices(config("ray.cpus_per_worker=4", "num_threads=2"), Cluster(0)).num_threads == 2
+
+
+def test_cuda_without_gpus_is_refused():
+    with pytest.raises(ConfigError, match="gpus_per_worker is 0"):
+        _with_devices(config("device=cuda", "ray.gpus_per_worker=0"), Cluster(4))
+
+
+def test_collectives_outlast_every_limit():
+    limits = config("ray.limits={setup_s: 10, update_s: 20, chain_s: 30, checkpoint_s: 40}")
+    assert _longest(limits) > 40
+    assert _longest(config("ray.limits.chain_s=0")) > 10**5
+
+
+def test_addresses(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert given_address(config().ray) is None
+    assert given_address(config("ray.address=local").ray) is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert given_address(config().ray) == "10.0.0.1:6379"
+    assert given_address(config("ray.address=auto").ray) == "auto"
+    with pytest.raises(ConfigError, match="ebmscale submit"):
+        given_address(config("ray.address=http://10.0.0.1:8265").ray)
+
+
+def test_without_ray_a_sentence_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"ebmscale\[cluster\]"):
+        import_ray()
+
+
+def test_how_workers_failed():
+    exceptions = pytest.importorskip("ray.exceptions")
+    assert _failure(exceptions.ActorDiedError()).kind == "died"
+    assert _failure(exceptions.ActorUnavailableError("its node has died", None)).kind == "gone"
+    assert _failure(exceptions.RayActorError(preempted=True)).kind == "preempted"
+    assert _failure(RuntimeError("Connection closed by peer [10.0.0.2]")) == (
+        "raised",
+        "RuntimeError: Connection closed by peer [10.0.0.2]",
+    )
