@@ -239,6 +239,11 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
         StorageError: the run's storage cannot be written.
         Interrupted: a rank was asked to stop before training began.
     """
+    if world.size > config.data.num_streams:
+        raise ConfigError(
+            f"{world.size} workers cannot share out {config.data.num_streams} streams; start at most that many, or "
+            "begin another run with a larger data.num_streams."
+        )
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     storage, data = run_storage(config), open_storage(config.data)

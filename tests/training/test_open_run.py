@@ -6,7 +6,7 @@ import pytest
 from ebmscale.config import parse_config
 from ebmscale.data.formats import open_source
 from ebmscale.data.pack import pack
-from ebmscale.errors import DataError
+from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.run import open_run
@@ -24,6 +24,11 @@ def test_remote_data_are_kept_in_the_cache(digits_url, tiny_text, tmp_path, is_r
     run.stream.close()
     copy.delete("")
     assert any(folder.glob("*.block")) == is_remote
+
+
+def test_more_workers_than_streams_are_refused(tiny):
+    with pytest.raises(ConfigError, match="5 workers cannot share out 4 streams"):
+        open_run(tiny, World(0, 5, World.alone().device), StopSignal())
 
 
 @pytest.mark.parametrize(("dtype", "shape"), [("float32", (1, 8, 8)), ("uint8", (3, 4, 4, 4))])
