@@ -24,4 +24,10 @@ def train(config: "RunConfig") -> str:
     from ebmscale.training.view import View  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415
 
+    if config.ray.num_workers:
+        from rich.console import Console  # noqa: PLC0415
+
+        from ebmscale.runtime.ray_train import train_on_ray  # noqa: PLC0415
+
+        return train_on_ray(config, Console(quiet=True))
     return train_loop(config, View(quiet=True), World.from_environment(config.device), StopSignal())

@@ -29,7 +29,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("bf16 on CPU", bf16 or None, "in hardware" if bf16 else "emulated: precision=fp32 is faster here")
     yield _cuda()
     yield _package("deepspeed", "engine=deepspeed", "pip install deepspeed")
-    yield _package("ray", "cluster runs and searches", "pip install 'ray[tune]'")
+    yield _package("ray", "cluster runs and searches", "pip install 'ebmscale[cluster]'")
     yield _package("s3fs", "s3:// storage", "pip install s3fs")
     yield _package("tensorboardX", "TensorBoard files", "pip install tensorboardX")
 

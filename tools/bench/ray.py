@@ -41,9 +41,9 @@ BATCH, LATENT, SIGMA, NUM_IMAGES = 100, 100, 0.3, 4000
 POSTERIOR_STEPS, POSTERIOR_SIZE = 20, 0.1
 PRIOR_STEPS, PRIOR_SIZE, NUM_CHAINS = 5, 0.2, 500
 RATIO_UPDATES, RATIO_BATCH, BUFFER = 8, 256, 3200
-WARM = 5  # updates left out
+WARM = 2  # updates left out
 LINE = r"^ +\S+ samples .*/s"
-INTERVAL = 5  # updates from one line of metrics to the next
+INTERVAL = 2  # updates from one line of metrics to the next
 
 
 def settings(folder: Path, name: str, num_updates: int, num_workers: int, interval: int = INTERVAL) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def cpu_seconds(pid: int) -> float:
 
 def overhead(folder: Path, quick: bool) -> None:
     """Bare and system in turn."""
-    rounds, num_updates = (1, 20) if quick else (3, 40)
+    rounds, num_updates = (1, 8) if quick else (3, 30)
     bare: list[dict[str, Any]] = []
     system: list[dict[str, Any]] = []
     for number in range(rounds):
@@ -217,7 +217,7 @@ def overhead(folder: Path, quick: bool) -> None:
 
 def scaling(folder: Path, quick: bool) -> None:
     """One worker and two in turn."""
-    rounds, num_updates = (1, 20) if quick else (3, 40)
+    rounds, num_updates = (1, 8) if quick else (3, 30)
     found: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
     for number in range(rounds):
         for size, results in found.items():
