@@ -6,7 +6,8 @@ if TYPE_CHECKING:
     from ebmscale.config import RunConfig
     from ebmscale.training.model import LatentModel
 
-__version__ = "0.1.0"
+from ebmscale.version import __version__
+
 __all__ = ["__version__", "load", "train"]
 
 

@@ -17,7 +17,6 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
-import ebmscale
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.stream import read_split
 from ebmscale.density.langevin import ChainTrace
@@ -27,6 +26,7 @@ from ebmscale.evaluate.record import Line, Record, kind_of, number, shares
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.model import LatentModel, open_model
 from ebmscale.training.tasks import to_pixels
+from ebmscale.version import __version__
 
 REPORT_FILE, SAMPLES_FILE = "report.html", "samples.png"
 SEED = 0  # of the samples; samples.png is `model.sample(64, SEED)`
@@ -108,7 +108,7 @@ def write_report(run: Storage) -> str:
         **_time(record),
         config=_without_credentials(model.config.dump()),
         address=_without_credentials(run.url),
-        versions={"ebmscale": ebmscale.__version__, "torch": torch.__version__, "Python": platform.python_version()},
+        versions={"ebmscale": __version__, "torch": torch.__version__, "Python": platform.python_version()},
     )
     run.publish(SAMPLES_FILE, samples)
     run.publish(REPORT_FILE, page.encode())
