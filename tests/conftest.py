@@ -59,6 +59,7 @@ def server(tmp_path_factory):
         patch.setenv("AWS_ACCESS_KEY_ID", KEY)
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_ENDPOINT_URL", server.url)
+        s3fs.S3FileSystem.clear_instance_cache()  # those of another module's server
         try:
             server.start()
             s3fs.S3FileSystem(endpoint_url=server.url).mkdir("bucket")

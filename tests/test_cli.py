@@ -180,7 +180,7 @@ def test_a_run_whose_every_checkpoint_is_damaged_stops(config: Path, tmp_path: P
     call("train", config, "train.max_samples=640")
     run = tmp_path / "runs" / "tiny"
     (checkpoint,) = (run / "checkpoints").iterdir()
-    tensors = checkpoint / "generator.safetensors"
+    tensors = checkpoint / "generator-0000-000.safetensors"
     content = bytearray(tensors.read_bytes())
     content[-1] ^= 1
     tensors.write_bytes(bytes(content))

@@ -9,7 +9,8 @@ compared with the same run whose saving is taken out. Four parts, one after anot
 
     stall     how long the loop is held up by a checkpoint every `--interval` seconds, and the wall time of both runs
     memory    the highest resident memory of both runs: what saving needs, against the size of the state
-    flat      resident memory over `--checkpoints` checkpoints, one begun as soon as the one before is written
+    flat      resident memory over `--checkpoints` checkpoints, one begun as soon as the one before is written, of a
+              smaller state, since the server is slow to give back the memory of deleted objects
     restore   opening the run again, without the opening of a new run; and a plain s3fs download of the same objects
 
 Needs about 12 times the state's size in memory, most of it for the server's store.
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=60.0, help="seconds between checkpoints")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each of the two runs that are compared")
     parser.add_argument("--checkpoints", type=int, default=50, help="of the part flat; 0 leaves it out")
+    parser.add_argument("--flat-millions", type=float, default=20.0, help="parameters in the part flat")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args()
     if missing := missing_programs():
@@ -91,10 +93,7 @@ def s3_server(folder: Path, millions: float) -> Iterator[None]:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All parts; prints what they give."""
-    config_file = folder / "run.yaml"
-    hidden, width = (round(math.sqrt(share * arguments.millions * MEGA)) for share in (0.75, 0.25 / 128))
-    config_file.write_text(RUN.format(width=width, hidden=hidden, batch=BATCH, metrics=METRICS_EVERY * BATCH))
-    child = functools.partial(run_child, folder, config_file)
+    child = functools.partial(run_child, folder, write_config(folder, arguments.millions))
     first = child("train", "without", WARM_BATCHES * 3)
     batch_s = first["batch_s"]
     num_batches = round(arguments.minutes * 60 / batch_s)
@@ -109,8 +108,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.checkpoints:
         took_s = fmean(saving["write_s"]) + fmean(saving["begin_s"])
         enough = math.ceil((arguments.checkpoints + 1) * (took_s / batch_s * 1.3 + 2))
-        many = child(
-            "train", "many", enough,
+        many = run_child(
+            folder, write_config(folder, arguments.flat_millions), "train", "many", enough,
             f"checkpoint.every_samples={BATCH}", CHECKPOINTS=str(arguments.checkpoints),
         )  # fmt: skip
         numbers["flat"] = flat(many)
@@ -118,6 +117,14 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     numbers["restore"] = restored = child("restore", "saving", 1)
     print_restore(restored)
     return numbers
+
+
+def write_config(folder: Path, millions: float) -> Path:
+    """A run with that many parameters, three quarters of them in the ratio network."""
+    hidden, width = (round(math.sqrt(share * millions * MEGA)) for share in (0.75, 0.25 / 128))
+    file = folder / f"{millions:g}-million.yaml"
+    file.write_text(RUN.format(width=width, hidden=hidden, batch=BATCH, metrics=METRICS_EVERY * BATCH))
+    return file
 
 
 def run_child(
