@@ -152,13 +152,16 @@ class CheckpointStore:
 
     def finished(self) -> list[str]:
         """The folders that have a manifest, valid or not, newest first."""
-        return [name for name in self.names() if self.storage.exists(f"{FOLDER}/{name}/{MANIFEST_FILE}")]
+        return [name for name in self.names() if self._is_finished(name)]
 
     def candidates(self) -> list[str]:
         """`finished`, with a warning for every folder that is not."""
-        finished = self.finished()
-        for name in set(self.names()) - set(finished):
-            log.warning("passing over checkpoint %s: it was never finished", name)
+        finished = []
+        for name in self.names():
+            if self._is_finished(name):
+                finished.append(name)
+            else:
+                log.warning("passing over checkpoint %s: it was never finished", name)
         return finished
 
     def pass_over(self, name: str, problem: str) -> None:
@@ -181,9 +184,9 @@ class CheckpointStore:
 
     def describe(self) -> list[CheckpointInfo]:
         """Every checkpoint, oldest first, with stage, size and validity (every file is read and verified)."""
-        finished, infos = set(self.finished()), []
+        infos = []
         for name in reversed(self.names()):
-            stage, num_bytes, problem = None, 0, None if name in finished else "it was never finished"
+            stage, num_bytes, problem = None, 0, None if self._is_finished(name) else "it was never finished"
             if problem is None:
                 try:
                     saved = self.open(name)
@@ -247,6 +250,9 @@ class CheckpointStore:
         for file in self.storage.list(RATIO_FOLDER):
             if f"{RATIO_FOLDER}/{file}" not in files | {_copy_of(one) for one in files}:
                 self.storage.delete(f"{RATIO_FOLDER}/{file}")
+
+    def _is_finished(self, name: str) -> bool:
+        return self.storage.exists(f"{FOLDER}/{name}/{MANIFEST_FILE}")
 
 
 def kept_by(settings: CheckpointBlock, metrics: Mapping[str, Mapping[str, float]]) -> set[str]:
