@@ -1,0 +1,33 @@
+"""Commands that look and tell."""
+
+import click
+from rich.table import Table
+
+from ebmscale.cli.group import cli, console
+
+
+@cli.command()
+@click.argument("url")
+def inspect(url: str) -> None:
+    """Say what a run, an export or a set of shards holds, and verify its checksums."""
+    from ebmscale.runtime.inspection import inspect as examine  # noqa: PLC0415
+
+    found = examine(url)
+    console.print(found.title)
+    table = Table(*found.columns)
+    for row in found.rows:
+        table.add_row(*row)
+    console.print(table)
+    if found.failure is not None:
+        raise found.failure
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what this machine can do, what is missing, and how to get it."""
+    from ebmscale.runtime.doctor import examine  # noqa: PLC0415
+
+    table = Table("", "what", "detail")
+    for finding in examine():
+        table.add_row({True: "ok", False: "FAIL", None: "-"}[finding.ok], finding.what, finding.detail)
+    console.print(table)

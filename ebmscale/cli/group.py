@@ -1,0 +1,14 @@
+"""The group that every command joins, and the console they print on."""
+
+import click
+from rich.console import Console
+
+import ebmscale
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(ebmscale.__version__, prog_name="ebmscale")
+def cli() -> None:
+    """Latent-space energy-based priors by adaptive multi-stage density ratio estimation."""

@@ -1,0 +1,110 @@
+"""Commands that train, here or on a cluster."""
+
+import re
+import sys
+
+import click
+from rich.table import Table
+
+from ebmscale.cli.group import cli, console
+from ebmscale.config import RunConfig, load_config
+from ebmscale.errors import ConfigError
+
+
+@cli.command()
+@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--dry-run", is_flag=True, help="One update of every kind, one save, one load; says what the run needs.")
+@click.option("--all-ranks", is_flag=True, help="On Ray, show what every worker says and not only rank 0.")
+def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks: bool) -> None:
+    """Train a run, or resume it: the same command goes on where the run stopped."""
+    from ebmscale.evaluate.report import write_report  # noqa: PLC0415 (commands import what they use)
+    from ebmscale.runtime.worker import run_worker  # noqa: PLC0415
+    from ebmscale.training.run import run_storage  # noqa: PLC0415
+
+    config = load_config(config_file, overrides)
+    if dry_run:
+        _dry_run(config)
+        return
+    if config.ray.num_workers:
+        from ebmscale.runtime.ray_train import train_on_ray  # noqa: PLC0415
+
+        url, is_first = train_on_ray(config, console, all_ranks), True
+    else:
+        url, world = run_worker(config, console)
+        is_first = world.is_first
+    if is_first:
+        report = write_report(run_storage(config))
+        console.print(f"run      {url}\nsamples  {url}/samples.png\nmetrics  {url}/metrics.jsonl\nreport   {report}")
+
+
+def _dry_run(config: RunConfig) -> None:
+    from ebmscale.runtime.dryrun import dry_run  # noqa: PLC0415
+    from ebmscale.world import World  # noqa: PLC0415
+
+    forecast = dry_run(config, World.from_environment(config.device))
+    table = Table(title="dry run: every part works; the run will need", show_header=False)
+    table.add_row("parameters", "{:,} generator and encoder, {:,} a ratio".format(*forecast.num_parameters))
+    table.add_row("updates", f"{forecast.num_batches:,}")
+    table.add_row("seconds an update", f"{forecast.first_batch_s:.3f} at first, {forecast.last_batch_s:.3f} at the end")
+    table.add_row("time", f"at most {forecast.train_s / 60:.1f} min")
+    table.add_row("memory", f"{forecast.memory_bytes / 1e9:.2f} GB a process")
+    free = "" if forecast.free_bytes is None else f", {forecast.free_bytes / 1e9:.1f} GB are free"
+    table.add_row("a checkpoint", f"{forecast.checkpoint_bytes / 1e6:.1f} MB, {config.checkpoint.keep_last} kept{free}")
+    console.print(table)
+
+
+@cli.command()
+@click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--address", metavar="URL", help="The cluster's job server, such as http://HEAD:8265.")
+@click.option("--attach", metavar="ID", help="Follow a job that was submitted before.")
+@click.option("--working-dir", default=".", show_default=True, help="Uploaded with the job, as ignore files allow.")
+@click.option("--env", "-e", "passed_on", multiple=True, metavar="NAME[=VALUE]", help="A variable that the job gets.")
+@click.option("--no-wait", is_flag=True, help="Do not follow the job.")
+@click.option("--all-ranks", is_flag=True, help="Show what every worker says and not only rank 0.")
+def submit(
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    address: str | None,
+    attach: str | None,
+    working_dir: str,
+    passed_on: tuple[str, ...],
+    no_wait: bool,
+    all_ranks: bool,
+) -> None:
+    """Train CONFIG as a job on a Ray cluster: checks, uploads, follows the log, and ends as the job does."""
+    from ebmscale.runtime import submit as jobs  # noqa: PLC0415
+
+    if (config_file is None) == (attach is None):
+        raise ConfigError("Give a CONFIG to submit, or --attach ID to follow a job.")
+    if config_file is not None:
+        client, job = jobs.submit(
+            config_file, overrides, address, console, working_dir=working_dir, passed_on=passed_on, all_ranks=all_ranks
+        )
+    else:
+        client, job = jobs.connect(address), str(attach)
+    if not no_wait:
+        sys.exit(jobs.follow(client, job, lambda text: print(text, end="", flush=True)))
+
+
+@cli.command()
+@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--workers", default="8,64,512,1024", show_default=True, help="Numbers of workers, with commas.")
+@click.option("--bandwidth-gbit", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True)
+@click.option("--latency-us", type=click.FloatRange(min=0), default=50.0, show_default=True)
+@click.option("--measure/--no-measure", default=True, help="Time updates here; without, memory and messages alone.")
+def plan(
+    config_file: str, overrides: tuple[str, ...], workers: str, bandwidth_gbit: float, latency_us: float, measure: bool
+) -> None:
+    """Forecast memory, messages, time and efficiency of a run on many workers, from one measured here."""
+    from ebmscale.runtime.plan import Network  # noqa: PLC0415
+    from ebmscale.runtime.plan import plan as forecast  # noqa: PLC0415
+    from ebmscale.runtime.plan_table import assumption_lines, breakdown_table, forecast_table  # noqa: PLC0415
+
+    if not re.fullmatch(r"\d+(,\d+)*", workers):
+        raise ConfigError(f"--workers {workers} must be numbers with commas, such as 8,64,512.")
+    config = load_config(config_file, overrides)
+    found = forecast(config, [int(size) for size in workers.split(",")], Network(bandwidth_gbit, latency_us), measure)
+    console.print(forecast_table(found), breakdown_table(found, config), assumption_lines(found), sep="\n")

@@ -1,0 +1,92 @@
+"""Commands that make data sets."""
+
+import re
+
+import click
+from rich.progress import Progress, TaskID
+
+from ebmscale.cli.group import cli, console
+from ebmscale.errors import ConfigError
+
+
+@cli.command()
+@click.argument("format_name", metavar="FORMAT")
+@click.argument("src", metavar="SRC")
+@click.argument("url", metavar="URL")
+@click.option("--encoding", type=click.Choice(["raw", "png", "jpeg"]), help="Default: raw, for large images png.")
+@click.option("--size", type=click.IntRange(1), help="folder, celeba: crop to the centre square, resize to this side.")
+@click.option("--grey", is_flag=True, help="folder, celeba: one channel.")
+@click.option("--attribute", metavar="NAME", help="celeba: label images by this attribute, as Smiling.")
+@click.option("--shard-samples", type=click.IntRange(1), default=4096, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="That load and encode images (default: one a core).")
+def pack(
+    format_name: str,
+    src: str,
+    url: str,
+    encoding: str | None,
+    size: int | None,
+    grey: bool,
+    attribute: str | None,
+    shard_samples: int,
+    threads: int | None,
+) -> None:
+    """Pack a data set into shards; the same command goes on where it was killed.
+
+    FORMAT is digits (embedded; SRC is -), idx (the MNIST family), cifar10, svhn, celeba, folder (of images; class =
+    first folder below) or npy (arrays, latents: .npy, .npz or a folder of .npy). JPEG is of quality 95.
+    """
+    from ebmscale.data.formats import open_source  # noqa: PLC0415
+    from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
+    from ebmscale.storage import Storage  # noqa: PLC0415
+
+    source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"packing {format_name}")
+        manifest = write_shards(
+            source,
+            Storage.at(url),
+            encoding=encoding,
+            shard_samples=shard_samples,
+            num_threads=threads,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    skipped = f", {source.num_skipped:,} other files passed over" if source.num_skipped else ""
+    console.print(f"{url}: {manifest.summary()}{skipped}")
+
+
+@cli.command()
+@click.argument("name", metavar="NAME")
+@click.argument("folder", metavar="DIR")
+@click.option("--mirror", metavar="URL", help="An address that has the same files, instead of the official ones.")
+def fetch(name: str, folder: str, mirror: str | None) -> None:
+    """Download a data set's official files to DIR: mnist, fashion_mnist, cifar10 or svhn; celeba: says how to get it.
+
+    Checksums are verified; the same command goes on with what was broken off.
+    """
+    from ebmscale.data.fetch import fetch as download  # noqa: PLC0415
+
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(file: str, num_bytes: int, total: int | None) -> None:
+            if file not in tasks:
+                tasks[file] = progress.add_task(file)
+            progress.update(tasks[file], completed=num_bytes, total=total)
+
+        files = download(name, folder, mirror=mirror, progress=show)
+    console.print(f"{name}: {', '.join(file.name for file in files)} in {folder}")
+
+
+@cli.command()
+@click.argument("url")
+@click.option("--shape", help="C,H,W of raw .bin members, which do not carry it.")
+def index(url: str, shape: str | None) -> None:
+    """Write the manifest of WebDataset shards that others made: they are read once, and can then be trained on."""
+    from ebmscale.data.index import index as write_manifest  # noqa: PLC0415
+    from ebmscale.storage import Storage  # noqa: PLC0415
+
+    if shape is not None and not re.fullmatch(r"\d+,\d+,\d+", shape):
+        raise ConfigError(f"--shape {shape} must be three numbers, such as 3,32,32.")
+    channels, height, width = map(int, (shape or "0,0,0").split(","))
+    manifest = write_manifest(Storage.at(url), image_shape=(channels, height, width) if shape else None)
+    console.print(f"{url}: {manifest.summary()}")
