@@ -124,8 +124,12 @@ class PriorBlock(ChainBlock):
 
 
 class StagesBlock(Block):
-    """How a ratio is trained and when its stage moves on (see `density.schedule.Criteria`)."""
+    """How a ratio is trained and when its stage moves on (see `density.schedule.Criteria`).
 
+    Ratios are trained from `start_samples` on; before, the prior is p_0.
+    """
+
+    start_samples: NonNegative = 0
     max_stages: NonNegative = 3
     loss: Literal["nce", "n2ce"] = "nce"
     magnification: PositiveFloat = 1.0
@@ -171,10 +175,17 @@ class RatioOptimizerBlock(OptimizerBlock):
 
 
 class GeneratorOptimizerBlock(OptimizerBlock):
-    """Adam of generator and encoder; the rate falls along a cosine to `final_factor` of itself at the run's end."""
+    """Adam of generator and encoder; the rate falls along a cosine to `final_factor` of itself at the end.
+
+    The end is the run's, or `stop_samples` where it is given: from there on both networks stay as they are, so that
+    the ratios learn the posterior of a fixed model (two-stage training, as NCP-VAE does). With `ema_samples` an
+    exponential moving average of the weights is kept, of this half-life in samples, and used for all but training.
+    """
 
     rate: PositiveFloat = 1e-3
     final_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stop_samples: NonNegative = 0
+    ema_samples: NonNegative = 0
 
 
 class TrainBlock(Block):
@@ -288,10 +299,19 @@ class RayBlock(Block):
         return self
 
 
+Method = Literal["adaptive", "nce", "tre", "lebm", "gaussian"]
+
+
 class RunConfig(Block):
-    """Everything that defines a run. `num_threads` is for each process; 0 leaves it to torch."""
+    """Everything that defines a run. `num_threads` is for each process; 0 leaves it to torch.
+
+    `method` says how the prior is learned, and is all that the baselines differ in: `adaptive`, stages one after the
+    other; `nce`, one stage that lasts the whole run; `tre`, `stages.max_stages` ratios at once along a fixed bridge
+    (Rhodes et al. 2020); `lebm`, one energy by maximum likelihood (Pang et al. 2020); `gaussian`, p_0 itself.
+    """
 
     run: RunBlock
+    method: Method = "adaptive"
     storage: StorageBlock = StorageBlock()
     data: DataBlock
     model: ModelBlock = ModelBlock()
@@ -308,6 +328,24 @@ class RunConfig(Block):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: NonNegative = 0
+
+    @property
+    def num_live(self) -> int:
+        """How many ratios are trained at once and make the prior as they are now; 0 where stages freeze them."""
+        return {"lebm": 1, "tre": self.stages.max_stages}.get(self.method, 0)
+
+    @property
+    def generator_stops(self) -> int:
+        """The `samples_seen` from which on the generator stays as it is."""
+        return self.train.generator.stop_samples or self.train.max_samples
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> "RunConfig":
+        if self.method == "tre" and self.stages.max_stages == 0:
+            raise ValueError("stages.max_stages must be above 0 for method tre: it is the number of ratios")
+        if self.stages.start_samples >= self.train.max_samples:
+            raise ValueError("stages.start_samples must be below train.max_samples, or no ratio is ever trained")
+        return self
 
     @model_validator(mode="after")
     def _streams_fit(self) -> "RunConfig":

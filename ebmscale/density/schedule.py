@@ -33,6 +33,8 @@ class Criteria:
         min_ess: an effective sample size (a fraction) below this is a divergence; 0 switches it off, since the
             first stage across a wide gap has few effective samples by right.
         max_rollbacks: roll-backs of one stage before the run counts as diverged.
+        ends_at: `samples_seen` at the run's end; the last stage settles in time to be frozen there. None: no end.
+        evidence_every: samples between measurements, so that settling is begun at the last one that leaves the time.
     """
 
     max_stages: int
@@ -46,6 +48,8 @@ class Criteria:
     auc_drop: float = 0.2
     min_ess: float = 0.0
     max_rollbacks: int = 3
+    ends_at: int | None = None
+    evidence_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,9 @@ def _explore(state: StageState, criteria: Criteria, now: int) -> tuple[Decision,
         return Hold(f"settling begins: no better loss in {state.stale} measurements"), settling
     if age >= criteria.max_samples - criteria.settle_samples:
         return Hold("settling begins: the stage's time is nearly used"), settling
+    last = now + criteria.settle_samples
+    if criteria.ends_at is not None and last <= criteria.ends_at < last + criteria.evidence_every:
+        return Hold("settling begins: the run's time is nearly used"), settling
     return Hold("exploring"), state
 
 

@@ -4,7 +4,7 @@ from ebmscale.models.blocks import count_parameters, initialise
 from ebmscale.models.encoder import LOG_STD_BOUND, Encoder, build_encoder
 from ebmscale.models.forms import FORMS, Form, ImageShape, Layer, find_form
 from ebmscale.models.generator import Generator, build_generator
-from ebmscale.models.ratio_net import ACTIVATIONS, RatioNet, build_ratio_net
+from ebmscale.models.ratio_net import ACTIVATIONS, RatioNet, RatioNets, build_ratio_net
 
 __all__ = [
     "ACTIVATIONS",
@@ -16,6 +16,7 @@ __all__ = [
     "ImageShape",
     "Layer",
     "RatioNet",
+    "RatioNets",
     "build_encoder",
     "build_generator",
     "build_ratio_net",

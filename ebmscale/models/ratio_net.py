@@ -3,7 +3,7 @@
 Shapes: ... any leading axes, Z latent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -58,3 +58,20 @@ def build_ratio_net(
 ) -> RatioNet:
     """A `RatioNet` on the CPU whose weights come from `generator` alone; the other arguments are the constructor's."""
     return build(lambda: RatioNet(latent_dim, hidden, activation), generator)
+
+
+class RatioNets(nn.Module):
+    """K ratio networks of the same form, each fed its own latents: (K, N, Z) to (K, N)."""
+
+    def __init__(self, nets: Sequence[RatioNet]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """f_k(z_k) for every k."""
+        return torch.stack([net(part) for net, part in zip(self.nets, z, strict=True)])
+
+    def stacked(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of this module as the stacked weights (K, ...) of a `density.prior.RatioSequence`."""
+        names = self.nets[0].state_dict()
+        return {name: torch.stack([weights[f"nets.{k}.{name}"] for k in range(len(self.nets))]) for name in names}

@@ -44,12 +44,12 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
     stopping = False
     try:
         while True:
-            if run.due("evidence", config.stages.evidence_every) and not stopping:
+            done = run.samples_seen >= config.train.max_samples
+            if run.due("evidence", config.stages.evidence_every, done) and not stopping:
                 stopping = not _measure(run, view, log)
-            if run.due("metrics", config.metrics.every_samples) and not stopping:
+            if run.due("metrics", config.metrics.every_samples, done) and not stopping:
                 _report_metrics(run, view, log)
 
-            done = run.samples_seen >= config.train.max_samples
             last = stopping or done
             if last or (run.due("checkpoint", config.checkpoint.every_samples) and run.saver.phase == "idle"):
                 with run.timer.part("checkpoint"):
@@ -118,14 +118,11 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
         sample = infer(run, x, noise)
     chain_step_s = (time.perf_counter() - begin) / max(config.posterior.num_steps, 1)
     with timer.part("generator"):
-        mean, encoded = run.generator(sample.z, x)
-        loss, squared_error = generator_loss(x, mean, config.model.sigma, encoded, sample)
+        if run.generator_trains:
+            squared_error, grad_norm = _update_generator(run, x, sample)
+        else:
+            squared_error, grad_norm = _squared_error(run, x, sample.z), 0.0
         error = squared_error.sum() / max(len(x), 1)
-        limit = guard.error_limit if sample.num_lost <= MOST_LOST * len(x) else -math.inf
-        scaled = loss.sum() * (run.world.size / config.train.batch_size)
-        run.generator.backward(spoil(scaled, error, limit))
-        grad_norm = run.generator.step(run.generator_rate())
-        run.sampling.refresh()
     if not math.isfinite(grad_norm):
         return BatchReport(squared_error.sum(), len(x), None, True, chain_step_s)
     with timer.part("prior"):
@@ -155,6 +152,28 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     )
 
 
+def _update_generator(run: Run, x: Tensor, sample: PosteriorSample) -> tuple[Tensor, float]:
+    """One update of generator and encoder; squared errors per pixel (B,) and the gradient's norm."""
+    config, guard = run.config, run.guard
+    mean, encoded = run.generator(sample.z, x)
+    loss, squared_error = generator_loss(x, mean, config.model.sigma, encoded, sample)
+    limit = guard.error_limit if sample.num_lost <= MOST_LOST * len(x) else -math.inf
+    scaled = loss.sum() * (run.world.size / config.train.batch_size)
+    run.generator.backward(spoil(scaled, squared_error.sum() / max(len(x), 1), limit))
+    grad_norm = run.generator.step(run.generator_rate())
+    run.sampling.refresh()
+    if run.average is not None and math.isfinite(grad_norm):
+        run.average.update(config.train.batch_size / config.train.generator.ema_samples)
+    return squared_error, grad_norm
+
+
+@torch.no_grad()
+def _squared_error(run: Run, x: Tensor, z: Tensor) -> Tensor:
+    """Squared errors per pixel (B,) of the sampling copy's images at latents z (B, Z)."""
+    mean = run.sampling.model.generator(z.to(next(run.sampling.model.parameters()).dtype)).float()
+    return (x - mean).square().flatten(1).mean(1)
+
+
 def infer(run: Run, x: Tensor, noise: StreamNoise) -> PosteriorSample:
     """Posterior latents of images x (B, C, H, W) under the current prior, by the configured chain."""
     settings = langevin_settings(run.config.posterior)
@@ -170,6 +189,7 @@ def infer(run: Run, x: Tensor, noise: StreamNoise) -> PosteriorSample:
         settings,
         run.config.guard.chain_bound,
         run.poll,
+        scored=run.generator_trains,
     )
 
 
@@ -183,15 +203,14 @@ def take_evidence(run: Run) -> dict[str, Any]:
         seed, position = run.config.run.seed, run.samples_seen
         noise = StreamNoise(seed, "held-out-posterior", position, run.held_out_streams, run.world.device)
         sample = infer(run, run.held_out, noise)
-        mean = run.sampling.model.generator(sample.z.to(next(run.sampling.model.parameters()).dtype)).float()
-        errors = (run.held_out - mean).square().flatten(1).mean(1).double().sum()
+        errors = _squared_error(run, run.held_out, sample.z).double().sum()
         counts = run.world.sum(errors.new_tensor([float(errors), len(run.held_out)]))
         event: dict[str, Any] = {
             "stage": run.stages.state.stage,
-            "num_frozen": run.stages.prior.num_stages,
+            "num_frozen": run.stages.frozen.num_stages,
             "held_out_mse": float(counts[0] / counts[1]),
         }
-        if run.stages.state.finished or not run.stages.buffer.is_ready():
+        if not run.stages.trains_at(position):
             return event
         evidence = run.stages.evidence(sample.z, position)
         decision = run.stages.decide(evidence, position)
@@ -211,7 +230,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
     return {
         **means,
         "stage": run.stages.state.stage,
-        "num_frozen": run.stages.prior.num_stages,
+        "num_frozen": run.stages.frozen.num_stages,
         "damaged": sum(run.stream.damaged.values()) if run.stream is not None else 0,
         "rollbacks": run.guard.state.rollbacks,
         "time": {"total_s": total, **{f"{part}_s": value for part, value in seconds.items()}},

@@ -20,7 +20,7 @@ from ebmscale.models import ImageShape
 from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
-from ebmscale.training.networks import build_model, build_ratio_network
+from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
 from ebmscale.training.parts import parse_tensors, whole_spans
 from ebmscale.training.run import load_run_config
 from ebmscale.training.tasks import ImageModel, langevin_settings, log_likelihood, sample_posterior
@@ -150,13 +150,24 @@ def _load_run(storage: Storage) -> LatentModel:
 
 
 def _from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
-    """Reads the weights; the optimisers' state is left where it is."""
-    shapes = {name: size for name, size in saved.shapes("generator").items() if name.startswith("weights/")}
-    flat = {span.name: values for span, values in saved.read("generator", whole_spans(shapes)).items()}
-    networks = {name.removeprefix("weights/"): flat[name].view(size) for name, size in shapes.items()}
-    frozen = saved.ratios()
-    ratios = {name: torch.stack([ratio[name] for ratio in frozen]) for name in _names(frozen)}
+    """Reads the weights, averaged ones where the run has them; the optimisers' state is left where it is."""
+    if config.train.generator.ema_samples:
+        networks = _read(saved, "average", "")
+    else:
+        networks = _read(saved, "generator", "weights/")
+    if config.num_live:
+        ratios = build_live_networks(config).stacked(_read(saved, "ratio", "weights/"))
+    else:
+        frozen = saved.ratios()
+        ratios = {name: torch.stack([ratio[name] for ratio in frozen]) for name in _names(frozen)}
     return _assemble(config, saved.values("state")["image_shape"], saved.samples_seen, networks, ratios)
+
+
+def _read(saved: SavedCheckpoint, stem: str, prefix: str) -> dict[str, Tensor]:
+    """The whole tensors of a stem whose names begin with a prefix, by the rest of their names."""
+    shapes = {name: size for name, size in saved.shapes(stem).items() if name.startswith(prefix)}
+    flat = {span.name: values for span, values in saved.read(stem, whole_spans(shapes)).items()}
+    return {name.removeprefix(prefix): flat[name].view(size) for name, size in shapes.items()}
 
 
 def _load_export(storage: Storage) -> LatentModel:

@@ -1,7 +1,7 @@
 """The networks that a configuration describes, with the run's seeded initial weights."""
 
 from ebmscale.config import RunConfig
-from ebmscale.models import ImageShape, RatioNet, build_encoder, build_generator, build_ratio_net
+from ebmscale.models import ImageShape, RatioNet, RatioNets, build_encoder, build_generator, build_ratio_net
 from ebmscale.seeds import torch_generator
 from ebmscale.training.tasks import ImageModel
 
@@ -20,12 +20,17 @@ def build_model(config: RunConfig, shape: ImageShape) -> ImageModel:
     )
 
 
-def build_ratio_network(config: RunConfig) -> RatioNet:
-    """The ratio network of the first stage: the zero function."""
+def build_live_networks(config: RunConfig) -> RatioNets:
+    """The ratio networks of a live prior, which are trained at once: zero functions."""
+    return RatioNets([build_ratio_network(config, stage) for stage in range(1, config.num_live + 1)])
+
+
+def build_ratio_network(config: RunConfig, stage: int = 1) -> RatioNet:
+    """The ratio network of a stage as it starts: the zero function."""
     model = config.model
     return build_ratio_net(
         model.latent_dim,
         model.ratio_hidden,
         model.ratio_activation,
-        generator=torch_generator(config.run.seed, "ratio-weights", 1, 0),
+        generator=torch_generator(config.run.seed, "ratio-weights", stage, 0),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmscale.config import OptimizerBlock, RunConfig, changed_keys, parse_config
+from ebmscale.config import OptimizerBlock, RunConfig, StagesBlock, changed_keys, parse_config
 from ebmscale.data.cache import RangeCache
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
@@ -23,10 +23,11 @@ from ebmscale.storage import Storage, open_storage
 from ebmscale.training.checkpoint import RATIO_FOLDER, CheckpointStore, SavedCheckpoint
 from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings, make_engine
 from ebmscale.training.guard import Guard, StopPoll, StopSignal, on_first
+from ebmscale.training.live import LiveTrainer
 from ebmscale.training.metrics import MeanMeter, PartTimer
-from ebmscale.training.networks import build_model, build_ratio_network
+from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
 from ebmscale.training.parts import Piece, Span
-from ebmscale.training.sampling import SamplingCopy
+from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
 from ebmscale.training.stages import StageTrainer
 from ebmscale.training.streams import owned_rows
@@ -52,6 +53,7 @@ class Run:
     held_out_streams: Tensor
     generator: Engine
     sampling: SamplingCopy
+    average: AverageWeights | None
     stages: StageTrainer
     guard: Guard
     saver: Saver
@@ -63,8 +65,10 @@ class Run:
     done_at: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("evidence", "metrics", "checkpoint"), 0))
     measured: dict[str, float] = field(default_factory=dict)
 
-    def due(self, what: str, every: int) -> bool:
-        """Whether a multiple of `every` samples was passed since `what` was last done."""
+    def due(self, what: str, every: int, last: bool = False) -> bool:
+        """Whether a multiple of `every` samples was passed since `what` was last done, or this is the last time."""
+        if last:
+            return self.done_at[what] != self.samples_seen
         return self.done_at[what] // every != self.samples_seen // every
 
     def batches(self) -> Iterator[Batch]:
@@ -82,7 +86,14 @@ class Run:
 
     def share(self) -> dict[str, list[Piece]]:
         """This rank's share of the state, as views."""
-        return {"generator": self.generator.share(), "ratio": self.stages.engine.share(), "chains": self.stages.share()}
+        share = {"generator": self.generator.share(), "ratio": self.stages.engine.share()}
+        average = {"average": self.average.share(self.world)} if self.average is not None else {}
+        return share | average | {"chains": self.stages.share()}
+
+    @property
+    def generator_trains(self) -> bool:
+        """Whether the generator is still training at `samples_seen`."""
+        return self.samples_seen < self.config.generator_stops
 
     def save(self) -> None:
         """Copies the state now and writes a checkpoint in the background (collective)."""
@@ -92,6 +103,8 @@ class Run:
             "ratio": self.stages.engine.shapes(),
             "chains": self.stages.shapes(),
         }
+        if self.average is not None:
+            shapes["average"] = self.average.shapes()
         state = {
             "samples_seen": self.samples_seen,
             "done_at": self.done_at,
@@ -110,7 +123,8 @@ class Run:
             "metrics": dict(self.measured),
             "tensors": {stem: {name: list(size) for name, size in sizes.items()} for stem, sizes in shapes.items()},
         }
-        ratios = [self.stages.prior.stage_weights(k + 1) for k in range(self.stages.prior.num_stages)]
+        frozen = self.stages.frozen
+        ratios = [frozen.stage_weights(k + 1) for k in range(frozen.num_stages)]
         draft = Draft(about, {"state": json.loads(json.dumps(state)), "clock": self.timer.state()}, ratios)
         self.saver.begin(self.samples_seen, self.share(), draft)
 
@@ -149,6 +163,8 @@ class Run:
                 "ratio": self.stages.engine.wanted(),
                 "chains": self.stages.wanted(),
             }
+            if self.average is not None:
+                wanted["average"] = self.average.wanted()
             loaded = (
                 {stem: saved.read(stem, spans) for stem, spans in wanted.items()},
                 saved.values("state"),
@@ -177,10 +193,12 @@ class Run:
     ) -> None:
         self.generator.restore(tensors["generator"])
         self.stages.engine.restore(tensors["ratio"])
-        prior = self.stages.prior.prefix(0)
+        prior = self.stages.frozen.prefix(0)
         for weights in ratios:
             prior = prior.append({name: weight.to(self.world.device) for name, weight in weights.items()})
         self.stages.restore(prior, tensors["chains"], state["stages"])
+        if self.average is not None:
+            self.average.restore(tensors["average"])
         self.guard.load_values(state["guard"])
         if len(state["meters"]) == self.world.size:
             self.meter.load_state(state["meters"][self.world.rank])
@@ -218,9 +236,9 @@ class Run:
         return saved.samples_seen
 
     def generator_rate(self) -> float:
-        """The generator's learning rate now: a cosine from the rate to its final factor at the run's end."""
+        """The generator's learning rate now: a cosine from the rate to its final factor where its training ends."""
         settings = self.config.train.generator
-        progress = min(self.samples_seen / self.config.train.max_samples, 1.0)
+        progress = min(self.samples_seen / self.config.generator_stops, 1.0)
         factor = 1 - (1 - settings.final_factor) * 0.5 * (1 - math.cos(math.pi * progress))
         return settings.rate * factor * self.guard.state.rate_scale
 
@@ -264,6 +282,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
         held_out_streams=held_out_streams,
         generator=generator,
         sampling=SamplingCopy(generator, build_model(config, image_shape), settings.dtype, world.device),
+        average=AverageWeights(generator) if config.train.generator.ema_samples else None,
         stages=_stages(config, settings, world, poll),
         guard=Guard(config.guard),
         saver=Saver(CheckpointStore(storage, config.checkpoint), world, config.checkpoint),
@@ -281,20 +300,29 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
 
 
 def _stages(config: RunConfig, settings: EngineSettings, world: World, poll: StopPoll) -> StageTrainer:
-    engine = make_engine(build_ratio_network(config), _adam(config.train.ratio), settings, world)
     prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config).to(world.device))
-    return StageTrainer(
-        engine,
+    network = build_live_networks(config) if config.num_live else build_ratio_network(config)
+    arguments = (
+        make_engine(network, _adam(config.train.ratio), settings, world),
         prior,
-        config.stages,
+        _stages_block(config),
         config.prior,
         config.train.ratio,
         world,
         config.run.seed,
         config.data.num_streams,
-        chain_bound=config.guard.chain_bound,
-        after_step=poll,
     )
+    settings_of_chains: dict[str, Any] = {"chain_bound": config.guard.chain_bound, "after_step": poll}
+    if config.num_live:
+        return LiveTrainer(build_live_networks(config), config.method, *arguments, **settings_of_chains)
+    return StageTrainer(*arguments, ends_at=config.train.max_samples, **settings_of_chains)
+
+
+def _stages_block(config: RunConfig) -> StagesBlock:
+    """The stages that the method has: none for `gaussian`, one that lasts the whole run for `nce`."""
+    whole_run = {"max_stages": 1, "min_samples": config.train.max_samples, "max_samples": 2 * config.train.max_samples}
+    changes = {"gaussian": {"max_stages": 0}, "nce": whole_run}
+    return config.stages.model_copy(update=changes.get(config.method, {}))
 
 
 def _prepare(config: RunConfig, storage: Storage, data: Storage, check: Callable[[], None]) -> None:

@@ -5,12 +5,15 @@ channels-last. So the training state may be sharded in any way while the inner p
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ebmscale.training.engine import Engine
+from ebmscale.training.parts import Piece, Span, piece, share_of, whole_spans
 from ebmscale.training.tasks import ImageModel
+from ebmscale.world import World
 
 
 class SamplingCopy:
@@ -35,3 +38,41 @@ class SamplingCopy:
         """Takes the engine's present weights (collective)."""
         for name, weight in self._engine.working_weights().items():
             self._targets[name].copy_(weight)
+
+
+class AverageWeights:
+    """An exponential moving average of an engine's weights, whole and in fp32 on every rank.
+
+    Args:
+        engine: whose weights are averaged.
+    """
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._weights = engine.full_weights()
+
+    def update(self, half_lives: float) -> None:
+        """Takes the present weights after `half_lives` half-lives since the last time (collective)."""
+        for name, weight in self._engine.full_weights().items():
+            if weight.is_floating_point():
+                self._weights[name].lerp_(weight, 1 - 0.5**half_lives)
+            else:
+                self._weights[name] = weight
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Every weight's shape."""
+        return {name: weight.shape for name, weight in self._weights.items()}
+
+    def share(self, world: World) -> list[Piece]:
+        """What this rank writes of them."""
+        return share_of([piece(name, weight) for name, weight in self._weights.items()], world.rank, world.size)
+
+    def wanted(self) -> list[Span]:
+        """The spans that `restore` needs: all, on every rank."""
+        return whole_spans(self.shapes())
+
+    def restore(self, values: Mapping[Span, Tensor]) -> None:
+        """Takes what the ranks' shares hold."""
+        for span in self.wanted():
+            weight = self._weights[span.name]
+            weight.copy_(values[span].view(weight.shape))

@@ -59,6 +59,7 @@ class StageTrainer:
         seed: the run's seed.
         num_streams: S.
         target_moves: whether a generator is training beside it (see `Criteria`).
+        ends_at: `samples_seen` at the run's end (see `Criteria`).
         chain_bound: root mean square of a latent beyond which a chain starts again from p_0.
         after_step: called after every step of the long chains, those of `evidence` and `decide`; where it raises,
             nothing has changed.
@@ -75,14 +76,17 @@ class StageTrainer:
         seed: int,
         num_streams: int,
         target_moves: bool = True,
+        ends_at: int | None = None,
         chain_bound: float = math.inf,
         after_step: Callable[[], None] = lambda: None,
     ):
         self.engine = engine
         self.prior = prior
-        self.state = StageState(finished=stages.max_stages == 0)
+        self.state = StageState(started=stages.start_samples, finished=stages.max_stages == 0)
         self.criteria = Criteria(
-            target_moves=target_moves, **stages.model_dump(include=set(Criteria.__dataclass_fields__))
+            target_moves=target_moves,
+            ends_at=ends_at,
+            **stages.model_dump(include=set(Criteria.__dataclass_fields__)),
         )
         self._stages = stages
         self._chains = chains
@@ -112,6 +116,16 @@ class StageTrainer:
         return {"buffer": self.buffer, **self._pools}
 
     @property
+    def frozen(self) -> RatioSequence:
+        """The base with the ratios that are frozen, which checkpoints keep apart."""
+        return self.prior
+
+    def trains_at(self, position: int) -> bool:
+        """Whether a ratio is in training at `samples_seen` (collective until there is something to train on)."""
+        begun = position >= self._stages.start_samples and not self.state.finished
+        return begun and self.buffer.is_ready()
+
+    @property
     def is_first_stage(self) -> bool:
         """Whether the prior is still p_0, whose samples are exact draws."""
         return self.prior.num_stages == 0
@@ -139,7 +153,7 @@ class StageTrainer:
             rate_scale: factor of the learning rate.
             limit: an update whose loss on any rank is above it is left out, as one that is not finite.
         """
-        if self.state.finished or not self.buffer.is_ready():
+        if not self.trains_at(position):
             return None
         rows = owned_rows(self._stages.batch_size, self._num_streams, self._world)
         num_updates = self._stages.updates_per_batch

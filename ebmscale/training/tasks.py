@@ -124,6 +124,7 @@ def sample_posterior(
     settings: LangevinSettings,
     bound: float = math.inf,
     after_step: Callable[[], None] = lambda: None,
+    scored: bool = True,
 ) -> PosteriorSample:
     """Draws z ~ p(z | x) by short-run Langevin from p_0, or from the encoder where the model has one.
 
@@ -137,6 +138,7 @@ def sample_posterior(
         settings: of the chain.
         bound: root mean square of a latent beyond which its chain has diverged.
         after_step: see `run_chain`.
+        scored: whether the score at the start is wanted; an encoder alone (T = 0) can then do without a generator.
     """
     target = posterior_target(prior, model.generator, x, sigma)
     if model.encoder is None:
@@ -145,6 +147,8 @@ def sample_posterior(
         with torch.no_grad():
             location, log_std = model.encoder(x.to(next(model.parameters()).dtype))
         z = location.float() + log_std.float().exp() * start_noise
+        if settings.num_steps == 0 and not scored:
+            return PosteriorSample(z, start_noise, None, ChainTrace(*[z.new_zeros(0)] * 3))
     first = start(target, z)
     last, trace = run_chain(target, first, chain_noise, settings, after_step)
     gone = lost(last.z, bound)
