@@ -52,6 +52,23 @@ class StorageBlock(AddressBlock):
     url: str = "runs"
 
 
+class HeldOutBlock(Block):
+    """A class of the set that training never sees, so that its samples can serve as anomalies; no `label`, no such.
+
+    `label` is the class's name in the set. Protocol `official` trains on the official train part without the class and
+    tests on the whole official test part. `pooled` puts both parts together: 80 % of the normal samples are there to
+    train on (validation is taken from them), the other 20 % and every sample of the class are the test split.
+    """
+
+    label: str | None = None
+    protocol: Literal["official", "pooled"] = "official"
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _is_a_name(cls, value: Any) -> Any:
+        return str(value) if type(value) is int else value  # digits, which YAML reads as numbers
+
+
 class DataBlock(AddressBlock):
     """The packed data set. With `format`, an empty `url` is packed first from `source`.
 
@@ -61,6 +78,7 @@ class DataBlock(AddressBlock):
     format: str | None = None
     source: str | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    held_out: HeldOutBlock = HeldOutBlock()
     num_streams: Positive = 64
     shuffle_window: Positive = 512
     verify: Literal["sha256", "size", "none"] = "sha256"

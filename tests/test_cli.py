@@ -146,6 +146,7 @@ def test_pack_then_pack_again(tmp_path: Path) -> None:
         ("train.ratio.rate=1.0e+20", 5, "Training diverged"),
         ("model.form=svhn", 2, "32x32"),
         ("data.validation_fraction=1.0e-4", 3, "raise data.validation_fraction"),
+        ("data.held_out.label=11", 2, "has no class '11'; did you mean '1'?"),
     ],
 )
 def test_a_bad_setting_gets_one_sentence_and_its_exit_code(config: Path, override: str, code: int, words: str) -> None:

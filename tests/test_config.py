@@ -40,6 +40,8 @@ def test_overrides_are_dotted_and_typed() -> None:
         ("run.name=../escape", "run.name"),
         ("no-equals-sign", "key=value"),
         ("run.name.deeper=1", "holds a value"),
+        ("data.held_out.lable=1", "did you mean data.held_out.label"),
+        ("data.held_out.protocol=pool", "'official' or 'pooled'"),
     ],
 )
 def test_a_bad_override_gets_one_sentence(override: str, words: str) -> None:
@@ -81,3 +83,11 @@ def test_only_what_the_run_computes_forbids_a_resume() -> None:
     harmless = ["train.max_samples=9", "checkpoint.every_samples=5", "engine=plain", "storage.url=elsewhere"]
     assert changed_keys(config, parse_config(MINIMAL, harmless)) == []
     assert changed_keys(config, parse_config(MINIMAL, ["model.sigma=1"])) == ["model.sigma"]
+
+
+def test_the_class_that_is_held_out_forbids_a_resume() -> None:
+    config = parse_config(MINIMAL, ["data.held_out.label=1"])
+    assert config.data.held_out.label == "1"
+    assert changed_keys(parse_config(MINIMAL), config) == ["data.held_out.label"]
+    pooled = parse_config(MINIMAL, ["data.held_out.label=1", "data.held_out.protocol=pooled"])
+    assert changed_keys(config, pooled) == ["data.held_out.protocol"]

@@ -1,19 +1,25 @@
 """Which samples belong to train, validation and test: a property of each sample's key, never of chance or order.
 
 `test` is the official test part. `validation` is that fraction of the official train part whose keys hash lowest,
-`train` is the rest. So a split does not change when a set is sharded otherwise. Shapes: N samples of the split.
+`train` is the rest. So a split does not change when a set is sharded otherwise. With a class held out as anomalies
+its samples are in no split but test (see `config.HeldOutBlock`). Shapes: N samples of the split.
 """
 
+import difflib
 import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
+from ebmscale.config import HeldOutBlock
 from ebmscale.data.manifest import Manifest
 from ebmscale.errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "test")
 VALIDATION_FRACTION = 0.05
+POOLED_TEST_FRACTION = 0.2  # of the normal samples, in the pooled protocol
+POOLED_SALT = "pooled test/"  # makes this choice independent of which samples are validation
+NOTHING_HELD_OUT = HeldOutBlock()
 
 
 @dataclass(frozen=True)
@@ -41,31 +47,70 @@ def key_hash(key: str) -> float:
     return (int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 11) / 2**53
 
 
-def select(manifest: Manifest, split: str, validation_fraction: float = VALIDATION_FRACTION) -> Selection:
+def select(
+    manifest: Manifest,
+    split: str,
+    validation_fraction: float = VALIDATION_FRACTION,
+    held_out: HeldOutBlock = NOTHING_HELD_OUT,
+) -> Selection:
     """The samples of a split.
 
+    Args:
+        manifest: of the set.
+        split: "train", "validation" or "test".
+        validation_fraction: share of what there is to train on that is validation.
+        held_out: a class that is never trained on.
+
     Raises:
-        ConfigError: no such split, or a fraction outside [0, 1).
-        DataError: the split is empty, for instance because the set has no test part.
+        ConfigError: no such split or class, or a fraction outside [0, 1).
+        DataError: the split is empty, for instance because the set has no test part; a class is to be held out and
+            samples have no label.
     """
     if split not in SPLITS:
         raise ConfigError(f"There is no split {split!r}; choose one of {', '.join(SPLITS)}.")
     if not 0 <= validation_fraction < 1:
         raise ConfigError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1.")
-    part = "test" if split == "test" else "train"
+    anomalous = class_index(manifest, held_out)
+    pooled = anomalous is not None and held_out.protocol == "pooled"
     shards, samples, labels, keys = [], [], [], []
     for index, shard in enumerate(manifest.shards):
-        if shard.part != part:
+        if not pooled and (shard.part == "test") != (split == "test"):
             continue
-        for sample, key in enumerate(shard.keys):
-            if part == "test" or (key_hash(key) < validation_fraction) == (split == "validation"):
+        for sample, (key, label) in enumerate(zip(shard.keys, shard.labels, strict=True)):
+            is_anomaly = label == anomalous
+            is_test = is_anomaly or key_hash(POOLED_SALT + key) < POOLED_TEST_FRACTION if pooled else split == "test"
+            if is_test != (split == "test") or (is_anomaly and not is_test):
+                continue
+            if is_test or (key_hash(key) < validation_fraction) == (split == "validation"):
                 shards.append(index)
                 samples.append(sample)
-                labels.append(shard.labels[sample])
+                labels.append(label)
                 keys.append(key)
     if not keys:
         raise DataError(_why_empty(manifest, split, validation_fraction))
     return Selection(np.array(shards), np.array(samples), np.array(labels), keys)
+
+
+def class_index(manifest: Manifest, held_out: HeldOutBlock) -> int | None:
+    """The label of the class that is held out, an index into the manifest's classes; None where none is.
+
+    Raises:
+        ConfigError: the set has no such class.
+        DataError: samples have no label, so that the class cannot be told from the others.
+    """
+    if held_out.label is None:
+        return None
+    num_unlabelled = sum(label < 0 for shard in manifest.shards for label in shard.labels)
+    if num_unlabelled or not manifest.classes:
+        raise DataError(
+            f"{num_unlabelled:,} samples of {manifest.name} have no label, so its class {held_out.label!r} cannot be "
+            "held out; pack a labelled set, or leave data.held_out.label away."
+        )
+    if held_out.label not in manifest.classes:
+        match = difflib.get_close_matches(held_out.label, manifest.classes, n=1, cutoff=0.4)
+        known = f"did you mean {match[0]!r}?" if match else f"choose one of {', '.join(manifest.classes)}."
+        raise ConfigError(f"data.held_out.label: {manifest.name} has no class {held_out.label!r}; {known}")
+    return manifest.classes.index(held_out.label)
 
 
 def _why_empty(manifest: Manifest, split: str, validation_fraction: float) -> str:

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebmscale.config import HeldOutBlock
 from ebmscale.data.ahead import ReadAhead
 from ebmscale.data.assign import locate, rows_of
 from ebmscale.data.cache import RangeCache
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.order import Order
 from ebmscale.data.reader import ShardReader
-from ebmscale.data.split import VALIDATION_FRACTION, key_hash, select
+from ebmscale.data.split import NOTHING_HELD_OUT, VALIDATION_FRACTION, key_hash, select
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 
@@ -99,7 +100,8 @@ class ImageStream:
         size: readers in all.
         start: samples_seen to begin at.
         max_damaged: different damaged samples that this rank leaves out before it gives up.
-        validation_fraction: share of the official train part held out as validation.
+        validation_fraction: share of what there is to train on that is held out as validation.
+        held_out: a class that is never trained on.
         cache: of the storage on this machine, if there is one.
 
     Attributes:
@@ -127,6 +129,7 @@ class ImageStream:
         start: int = 0,
         max_damaged: int = MAX_DAMAGED,
         validation_fraction: float = VALIDATION_FRACTION,
+        held_out: HeldOutBlock = NOTHING_HELD_OUT,
         cache: RangeCache | None = None,
     ):
         if min(batch_size, num_streams, window) < 1 or start < 0:
@@ -145,7 +148,7 @@ class ImageStream:
         self.damaged: dict[str, int] = {}
         self._storage = storage
         self._manifest = manifest
-        self._selection = select(manifest, split, validation_fraction)
+        self._selection = select(manifest, split, validation_fraction, held_out)
         self.num_samples = len(self._selection)
         self._order = Order(self._selection.shards, seed=seed, num_streams=num_streams, window=window)
         self._reader = ShardReader(storage, manifest, cache)
@@ -253,6 +256,7 @@ def read_split(
     split: str,
     limit: int | None = None,
     validation_fraction: float = VALIDATION_FRACTION,
+    held_out: HeldOutBlock = NOTHING_HELD_OUT,
 ) -> tuple[Tensor, Tensor, list[str]]:
     """A whole split, or `limit` samples of it, in memory.
 
@@ -265,7 +269,7 @@ def read_split(
     Raises:
         DataError: an empty split, a missing shard, or a damaged sample.
     """
-    selection = select(manifest, split, validation_fraction)
+    selection = select(manifest, split, validation_fraction, held_out)
     chosen = np.argsort([key_hash(key) for key in selection.keys], kind="stable")[:limit]
     images = np.empty((len(chosen), *manifest.image_shape), manifest.dtype)
     reader = ShardReader(storage, manifest)

@@ -128,7 +128,9 @@ def _held_out(model: LatentModel) -> tuple[HeldOut | None, str | None]:
         manifest = Manifest.load(storage)
         if manifest.image_shape != model.image_shape:
             raise DataError(f"{storage.url} now holds images of shape {manifest.image_shape}.")
-        images, _, _ = read_split(storage, manifest, "validation", NUM_HELD_OUT, block.validation_fraction)
+        images, _, _ = read_split(
+            storage, manifest, "validation", NUM_HELD_OUT, block.validation_fraction, block.held_out
+        )
     except (DataError, StorageError) as error:
         return None, _without_credentials(str(error))
     x = to_pixels(images)

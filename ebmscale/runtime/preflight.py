@@ -8,6 +8,7 @@ from rich.console import Console
 import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.data.manifest import Manifest
+from ebmscale.data.split import class_index
 from ebmscale.errors import ConfigError, DataError, EbmscaleError, StorageError
 from ebmscale.storage import Storage, open_storage
 
@@ -116,6 +117,7 @@ def _read_some(data: Storage, config: RunConfig) -> None:
     if config.data.format is not None and not data.exists("manifest.json"):
         return  # packed when the run begins
     manifest = Manifest.load(data)
+    class_index(manifest, config.data.held_out)
     for shard in (manifest.shards[0], manifest.shards[-1]):
         try:
             found = data.read_range(shard.file, 0, 512)

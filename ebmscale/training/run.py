@@ -390,22 +390,24 @@ def _open_stream(config: RunConfig, data: Storage, manifest: Manifest, world: Wo
         start=start,
         max_damaged=block.max_damaged,
         validation_fraction=block.validation_fraction,
+        held_out=block.held_out,
         cache=RangeCache(data, manifest, block.cache, block.cache_bytes) if block.cache and remote else None,
     )
 
 
 def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World) -> tuple[Tensor, Tensor]:
     """This rank's held-out images, as pixels (B, C, H, W), and their streams (B,)."""
+    block = config.data
     images, _, _ = read_split(
-        data, manifest, "validation", config.stages.evidence_samples, config.data.validation_fraction
+        data, manifest, "validation", config.stages.evidence_samples, block.validation_fraction, block.held_out
     )
     if len(images) < LEAST_HELD_OUT:
         raise DataError(
             f"{data.url} has only {len(images)} held-out images, too few to decide on; raise data.validation_fraction "
-            f"(now {config.data.validation_fraction}) until it has {LEAST_HELD_OUT}."
+            f"(now {block.validation_fraction}) until it has {LEAST_HELD_OUT}."
         )
-    rows = owned_rows(len(images), config.data.num_streams, world)
-    return to_pixels(images[rows]).to(world.device), rows % config.data.num_streams
+    rows = owned_rows(len(images), block.num_streams, world)
+    return to_pixels(images[rows]).to(world.device), rows % block.num_streams
 
 
 def load_run_config(storage: Storage) -> RunConfig:

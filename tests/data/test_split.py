@@ -1,11 +1,24 @@
+import contextlib
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ebmscale.config import HeldOutBlock
 from ebmscale.data.pack import pack
-from ebmscale.data.split import key_hash, select
-from ebmscale.data.stream import read_split
+from ebmscale.data.split import SPLITS, key_hash, select
+from ebmscale.data.stream import ImageStream, read_split
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
+
+
+@pytest.fixture(scope="module")
+def held_out_set(make_source, tmp_path_factory):
+    storage = Storage.at(tmp_path_factory.mktemp("held-out"))
+    return storage, pack(make_source(num_train=150, num_test=50), storage, shard_samples=32)
 
 
 def test_train_and_validation_share_out_the_train_part(make_source, storage):
@@ -65,3 +78,93 @@ def test_read_split_names_a_damaged_shard(make_source, storage, flip_byte):
     flip_byte(storage, manifest.shards[3], 0)
     with pytest.raises(DataError, match=r"toy-train-000003\.tar has damaged samples"):
         read_split(storage, manifest, "train", validation_fraction=0)
+
+
+def _sets(manifest, held_out, fraction=0.2):
+    return {split: set(select(manifest, split, fraction, held_out).keys) for split in SPLITS}
+
+
+def _labels(manifest):
+    return {
+        key: manifest.classes[label]
+        for shard in manifest.shards
+        for key, label in zip(shard.keys, shard.labels, strict=True)
+    }
+
+
+@pytest.mark.parametrize("label", ["a", "b", "c"])
+def test_the_official_protocol_trains_without_the_class_and_tests_on_the_whole_test_part(make_source, storage, label):
+    manifest = pack(make_source(num_train=400, num_test=30), storage, shard_samples=64)
+    labels = _labels(manifest)
+    found, plain = (_sets(manifest, held_out) for held_out in (HeldOutBlock(label=label), HeldOutBlock()))
+    assert found["test"] == plain["test"] == {key for key in labels if key.startswith("test")}
+    for split in ("train", "validation"):
+        assert found[split] == {key for key in plain[split] if labels[key] != label}
+
+
+@pytest.mark.parametrize("label", ["a", "b", "c"])
+def test_the_pooled_protocol_tests_on_a_fifth_of_the_normal_samples_and_all_of_the_class(make_source, storage, label):
+    manifest = pack(make_source(num_train=2400, num_test=600), storage, shard_samples=64)
+    labels = _labels(manifest)
+    found = _sets(manifest, HeldOutBlock(label=label, protocol="pooled"))
+    assert not found["train"] & found["validation"]
+    assert not found["test"] & (found["train"] | found["validation"])
+    assert set.union(*found.values()) == set(labels)
+    assert {labels[key] for key in found["train"] | found["validation"]} == {"a", "b", "c"} - {label}
+    assert {key for key in labels if labels[key] == label} < found["test"]
+    normal = sum(labels[key] != label for key in found["test"])
+    assert abs(normal - 400) < 5 * (2000 * 0.2 * 0.8) ** 0.5  # binomial: 2,000 normal samples, a fifth of them
+    held = len(found["validation"])
+    assert abs(held - 320) < 5 * (1600 * 0.2 * 0.8) ** 0.5  # validation is chosen independently of test
+    assert any(key.startswith("test") for key in found["train"])
+
+
+def test_the_normal_test_samples_of_the_pooled_protocol_do_not_depend_on_the_class(make_source, storage):
+    manifest = pack(make_source(num_train=400, num_test=100), storage)
+    labels = _labels(manifest)
+    tests = [_sets(manifest, HeldOutBlock(label=label, protocol="pooled"))["test"] for label in "ab"]
+    assert {key for key in tests[0] if labels[key] == "c"} == {key for key in tests[1] if labels[key] == "c"}
+
+
+@settings(max_examples=20)
+@given(
+    protocol=st.sampled_from(["official", "pooled"]), label=st.sampled_from("abc"), size=st.sampled_from([1, 2, 3, 4])
+)
+def test_no_worker_ever_streams_a_held_out_sample(held_out_set, protocol, label, size):
+    storage, manifest = held_out_set
+    held_out = HeldOutBlock(label=label, protocol=protocol)
+    settings = {"batch_size": 24, "seed": 5, "num_streams": 12, "window": 8, "validation_fraction": 0.2}
+    whole = select(manifest, "train", 0.2, held_out)
+    seen = []
+    for rank in range(size):
+        stream = ImageStream(storage, manifest, split="train", rank=rank, size=size, held_out=held_out, **settings)
+        with contextlib.closing(stream):
+            for batch in itertools.islice(stream, -(-len(whole) // 24)):
+                seen += [(batch.start + row, key) for row, key in zip(batch.rows.tolist(), batch.keys, strict=True)]
+                assert manifest.classes.index(label) not in batch.labels
+    first_epoch = [key for _, key in sorted(seen)][: len(whole)]
+    assert sorted(first_epoch) == sorted(whole.keys)
+
+
+def test_held_out_samples_are_read_for_evaluation(held_out_set):
+    storage, manifest = held_out_set
+    held_out = HeldOutBlock(label="b", protocol="pooled")
+    _, labels, keys = read_split(storage, manifest, "test", held_out=held_out)
+    assert sorted(keys) == sorted(select(manifest, "test", held_out=held_out).keys)
+    assert labels.eq(1).sum() == sum(label == 1 for shard in manifest.shards for label in shard.labels)
+
+
+def test_a_class_that_the_set_has_not_is_refused(make_source, storage):
+    manifest = pack(make_source(), storage)
+    manifest = replace(manifest, classes=["anna", "bert", "carl"])
+    with pytest.raises(ConfigError, match=r"toy has no class 'berta'; did you mean 'bert'\?"):
+        select(manifest, "train", 0.1, HeldOutBlock(label="berta"))
+    with pytest.raises(ConfigError, match="choose one of anna, bert, carl"):
+        select(manifest, "train", 0.1, HeldOutBlock(label="9"))
+
+
+def test_a_class_of_an_unlabelled_set_cannot_be_held_out(make_source, storage):
+    manifest = pack(make_source(num_train=3), storage)
+    shard = replace(manifest.shards[0], labels=[0, -1, 1])
+    with pytest.raises(DataError, match="1 samples of toy have no label, so its class 'a' cannot be held out"):
+        select(replace(manifest, shards=[shard]), "train", 0.1, HeldOutBlock(label="a"))
