@@ -118,14 +118,14 @@ def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPD
             _train(run, batches, num_updates)
             world.barrier()
             total = time.perf_counter() - begin
-            seconds, _ = run.timer.take()
+            seconds = run.timer.take()
             begin = time.perf_counter()
             take_evidence(run)
             world.barrier()
             evidence = time.perf_counter() - begin
         finally:
             run.close()
-    parts = {part: seconds[part] / num_updates for part in UPDATE_PARTS}
+    parts = {part: seconds[f"{part}_s"] / num_updates for part in UPDATE_PARTS}
     return parts | {"evidence": evidence, "total": total / num_updates}
 
 

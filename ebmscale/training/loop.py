@@ -226,14 +226,14 @@ def take_evidence(run: Run) -> dict[str, Any]:
 def collect_metrics(run: Run) -> dict[str, Any]:
     """The interval's metrics, reduced over ranks (collective), and the time by part on this rank."""
     means = run.meter.reduce(run.world)
-    seconds, total = run.timer.take()
+    seconds = run.timer.take()
     return {
         **means,
         "stage": run.stages.state.stage,
         "num_frozen": run.stages.frozen.num_stages,
         "damaged": sum(run.stream.damaged.values()) if run.stream is not None else 0,
         "rollbacks": run.guard.state.rollbacks,
-        "time": {"total_s": total, **{f"{part}_s": value for part, value in seconds.items()}},
+        "time": seconds,
     }
 
 

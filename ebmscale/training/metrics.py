@@ -64,7 +64,7 @@ class MeanMeter:
 
 
 class PartTimer:
-    """Wall-clock seconds spent in each part of an update since the last `take`; the time between runs is not spent.
+    """Seconds spent in each part of an update since the last `take`; the time between runs is not spent.
 
     Attributes:
         current: the part that this process is in and the monotonic time when it came there; for watching threads.
@@ -77,7 +77,7 @@ class PartTimer:
 
     def _restart(self) -> None:
         self._seconds = dict.fromkeys(PARTS, 0.0)
-        self._since = time.perf_counter()
+        self._since, self._cpu_since = time.perf_counter(), time.process_time()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -92,20 +92,23 @@ class PartTimer:
                 torch.cuda.synchronize(self._device)
             self._seconds[name] += time.perf_counter() - begin
 
-    def take(self) -> tuple[dict[str, float], float]:
-        """Seconds by part, and all seconds, since the last call."""
-        taken, total = self._seconds, time.perf_counter() - self._since
+    def take(self) -> dict[str, float]:
+        """Since the last call: seconds by part (`data_s`, ...), all of them (`total_s`), and this process's seconds of
+        processor time on all cores (`cpu_s`)."""
+        seconds = {f"{name}_s": value for name, value in self._seconds.items()}
+        total = {"total_s": time.perf_counter() - self._since, "cpu_s": time.process_time() - self._cpu_since}
         self._restart()
-        return taken, total
+        return total | seconds
 
     def state(self) -> dict[str, Any]:
         """What `take` would give, without starting anew."""
-        return {"parts": dict(self._seconds), "total": time.perf_counter() - self._since}
+        now, cpu_now = time.perf_counter(), time.process_time()
+        return {"parts": dict(self._seconds), "total": now - self._since, "cpu": cpu_now - self._cpu_since}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on from what `state` gave."""
         self._seconds = dict(state["parts"])
-        self._since = time.perf_counter() - state["total"]
+        self._since, self._cpu_since = time.perf_counter() - state["total"], time.process_time() - state["cpu"]
 
 
 class RunLog:

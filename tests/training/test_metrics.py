@@ -39,9 +39,10 @@ def test_time_between_runs_is_not_spent() -> None:
     time.sleep(0.05)
     resumed = PartTimer(torch.device("cpu"))
     resumed.load_state(state)
-    parts, total = resumed.take()
-    assert parts["data"] == state["parts"]["data"] >= 0.02
-    assert 0.02 <= total < state["total"] + 0.04
+    taken = resumed.take()
+    assert taken["data_s"] == state["parts"]["data"] >= 0.02
+    assert 0.02 <= taken["total_s"] < state["total"] + 0.04
+    assert state["cpu"] <= taken["cpu_s"] < state["cpu"] + 0.04
 
 
 @pytest.mark.parametrize("url", ["folder", "memory://metrics-test"])
