@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ebmscale.cli.group import cli, console
 from ebmscale.config import RunConfig, load_config
-from ebmscale.errors import ConfigError
+from ebmscale.errors import ConfigError, EbmscaleError
 
 
 @cli.command()
@@ -108,3 +108,32 @@ def plan(
     config = load_config(config_file, overrides)
     found = forecast(config, [int(size) for size in workers.split(",")], Network(bandwidth_gbit, latency_us), measure)
     console.print(forecast_table(found), breakdown_table(found, config), assumption_lines(found), sep="\n")
+
+
+@cli.command()
+@click.argument("comparison_file", metavar="FILE", type=click.Path(dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--methods", help="Rows of the file, with commas (default: all).")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of each row.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at the same time.")
+def compare(comparison_file: str, overrides: tuple[str, ...], methods: str | None, seeds: int, jobs: int) -> None:
+    """Train and evaluate the rows of FILE under one budget, each with several seeds: one table, one page."""
+    from ebmscale.compare import compare as run_comparison  # noqa: PLC0415
+    from ebmscale.runtime.dryrun import dry_run  # noqa: PLC0415
+    from ebmscale.world import World  # noqa: PLC0415
+
+    names = [name.strip() for name in methods.split(",")] if methods else None
+    results, table, url = run_comparison(
+        comparison_file,
+        names,
+        seeds,
+        overrides,
+        lambda config: dry_run(config, World.alone()).cpu_s,
+        lambda line: console.print(line, markup=False),
+        jobs,
+    )
+    console.print(table, markup=False)
+    console.print(f"page     {url}")
+    failed = [result for result in results if result.failure]
+    if failed:
+        raise EbmscaleError(f"{len(failed)} of {len(results)} runs failed, the first with: {failed[0].failure}")

@@ -197,6 +197,21 @@ def speed_chart(edges: Sequence[float], speeds: Sequence[float]) -> bytes:
     return _svg(figure)
 
 
+@matplotlib.rc_context(STYLE)
+def dot_chart(values: Mapping[str, Sequence[float]]) -> bytes:
+    """A row for every name from top to bottom: a dot for each of its values, and a bar at their mean."""
+    figure, axes = _new_chart("")
+    figure.set_size_inches(WIDTH, max(HEIGHT, 0.6 + 0.28 * len(values)))
+    for place, row in enumerate(values.values()):
+        axes.plot(row, [place] * len(row), "o", color=POSTERIOR_COLOUR, alpha=0.6, markersize=4)
+        mean = sum(row) / len(row)
+        axes.plot([mean, mean], [place - 0.3, place + 0.3], color=PRIOR_COLOUR)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    return _svg(figure)
+
+
 def _new_chart(xlabel: str, ylabel: str = "") -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()

@@ -19,7 +19,7 @@ from ebmscale.training.loop import take_evidence, train_batch
 from ebmscale.training.run import Run, open_run, run_storage
 from ebmscale.world import World
 
-WARM_BATCHES, TIMED_BATCHES = 2, 3
+WARM_BATCHES, TIMED_BATCHES = 3, 8
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Forecast:
         last_batch_s: seconds of an update in the last stage, with all prior chains.
         evidence_s: seconds of one measurement of evidence.
         train_s: seconds of the whole run at most.
+        cpu_s: seconds of processor time of this process over the whole run, its stages coming one after another.
         memory_bytes: peak memory of this process, host or CUDA device.
         checkpoint_bytes: size of one checkpoint.
         free_bytes: free space of the run's storage; None if it is not a local folder.
@@ -43,6 +44,7 @@ class Forecast:
     last_batch_s: float
     evidence_s: float
     train_s: float
+    cpu_s: float
     memory_bytes: int
     checkpoint_bytes: int
     free_bytes: int | None
@@ -76,17 +78,17 @@ def _measure(run: Run, storage: Storage) -> Forecast:
 
     for _ in range(WARM_BATCHES):
         update()
-    first_batch_s = _seconds(update)
-    evidence_s = _seconds(lambda: take_evidence(run), repeats=1)
+    first_batch_s, first_cpu_s = _seconds(update)
+    evidence_s, evidence_cpu_s = _seconds(lambda: take_evidence(run), repeats=1)
     run.save()
     run.saver.finish()
     saved = run.restore()
     if saved is None:
         raise EbmscaleError("The dry run's checkpoint could not be read back; check the disk and report this.")
-    for _ in range(run.config.stages.max_stages - 1):
+    for _ in range(run.stages.criteria.max_stages - 1 if not run.config.num_live else 0):
         run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
     update()
-    last_batch_s = _seconds(update)
+    last_batch_s, last_cpu_s = _seconds(update)
 
     config = run.config
     num_batches = -(-config.train.max_samples // config.train.batch_size)
@@ -97,6 +99,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         first_batch_s=first_batch_s,
         last_batch_s=last_batch_s,
         evidence_s=evidence_s,
+        cpu_s=num_batches * (first_cpu_s + last_cpu_s) / 2 + num_evidence * evidence_cpu_s,
         train_s=num_batches * max(first_batch_s, last_batch_s) + num_evidence * evidence_s,
         memory_bytes=_peak_memory(run.world),
         checkpoint_bytes=saved.num_bytes,
@@ -105,12 +108,12 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     )
 
 
-def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> float:
-    """Mean seconds of an action."""
-    begin = time.perf_counter()
+def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> tuple[float, float]:
+    """Mean seconds of an action, on the clock and of processor time."""
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         action()
-    return (time.perf_counter() - begin) / repeats
+    return (time.perf_counter() - begin) / repeats, (time.process_time() - cpu_begin) / repeats
 
 
 def _peak_memory(world: World) -> int:

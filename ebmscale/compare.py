@@ -1,0 +1,251 @@
+"""Methods side by side: the same data, budget and evaluation for every row, several seeds, one table.
+
+A comparison is a file of rows. Each row changes a shared training configuration, and is trained and evaluated by the
+commands `train` and `evaluate` in processes of their own, so a row is exactly what a person would get who ran it. What
+is done is kept in the storage: the same command goes on where it was stopped.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ebmscale.config import Block, NonNegative, Positive, PositiveFloat, RunConfig, load_config
+from ebmscale.errors import ConfigError, Interrupted
+from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
+from ebmscale.storage import Storage, open_storage
+from ebmscale.training.metrics import METRICS_FILE
+from ebmscale.training.run import run_storage
+
+PILOT_FILE = "budget.json"
+Settings = dict[str, Any]
+
+
+class BudgetBlock(Block):
+    """What every row may use: `samples`, or `cpu_s` seconds of processor time, as a dry run of each row forecasts."""
+
+    samples: Positive | None = None
+    cpu_s: PositiveFloat | None = None
+
+
+class EvaluationBlock(Block):
+    """What is measured on every row's final checkpoint, as `ebmscale evaluate` does it."""
+
+    metrics: tuple[Literal["reconstruction", "frechet", "anomaly", "likelihood"], ...] = ("reconstruction", "frechet")
+    features: str | None = None
+    num_samples: Positive | None = None
+
+
+class Comparison(Block):
+    """A comparison: rows by name, each a few dotted keys that change the configuration `config`.
+
+    `set` holds dotted keys for all rows; `config` is a path relative to this file.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    config: str
+    about: str = ""
+    set: Settings = Field(default_factory=dict)
+    rows: dict[str, Settings]
+    budget: BudgetBlock = BudgetBlock()
+    evaluation: EvaluationBlock = EvaluationBlock()
+    first_seed: NonNegative = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row and seed: the configuration of its run."""
+
+    row: str
+    config: RunConfig
+
+
+def load_comparison(path: str) -> Comparison:
+    """Reads a file of rows.
+
+    Raises:
+        ConfigError: it is missing, is not YAML, or has unknown keys or no rows.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the comparison {path}: {' '.join(str(error).split())}.") from None
+    try:
+        comparison = Comparison.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"{path}: {key}: {problem['msg']}; see configs/compare/ for examples.") from None
+    if not comparison.rows:
+        raise ConfigError(f"{path} compares nothing; give it rows.")
+    return comparison
+
+
+def make_jobs(path: str, methods: Sequence[str] | None, num_seeds: int, overrides: Sequence[str]) -> list[Job]:
+    """The runs of a comparison, seed by seed, every configuration checked.
+
+    Args:
+        path: of the comparison.
+        methods: names of rows; None takes all.
+        num_seeds: seeds of each row.
+        overrides: `key=value` for all rows, stronger than the file.
+
+    Raises:
+        ConfigError: there is no such row, or a row's configuration is wrong.
+    """
+    comparison = load_comparison(path)
+    unknown = [name for name in methods or () if name not in comparison.rows]
+    if unknown:
+        raise ConfigError(f"{path} has no row {unknown[0]}; its rows are {', '.join(comparison.rows)}.")
+    base = Path(path).parent / comparison.config
+    jobs = []
+    for seed in range(comparison.first_seed, comparison.first_seed + num_seeds):
+        for row in methods or comparison.rows:
+            settings = comparison.set | comparison.rows[row]
+            if comparison.budget.samples is not None:
+                settings = settings | {"train.max_samples": comparison.budget.samples}
+            given = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+            config = load_config(base, [*given, *overrides, f"run.seed={seed}", f"run.name={row}-seed{seed}"])
+            storage = config.storage.model_copy(update={"url": f"{config.storage.url}/compare-{comparison.name}"})
+            jobs.append(Job(row, config.model_copy(update={"storage": storage})))
+    return jobs
+
+
+def compare(
+    path: str,
+    methods: Sequence[str] | None,
+    num_seeds: int,
+    overrides: Sequence[str],
+    forecast_cpu_s: Callable[[RunConfig], float],
+    say: Callable[[str], None],
+    num_at_once: int = 1,
+) -> tuple[list[Result], str, str]:
+    """Trains and evaluates all rows, and writes table (Markdown, JSON) and page.
+
+    Args:
+        path: of the comparison; `methods`, `num_seeds`, `overrides` as in `make_jobs`.
+        forecast_cpu_s: seconds of processor time that a run will take, for a budget of such.
+        say: shows a line.
+        num_at_once: runs that are trained at the same time.
+
+    Returns:
+        The results, the table as Markdown, and the page's address.
+
+    Raises:
+        EbmscaleError: in a configuration; a run that fails is a row of the table that says why.
+    """
+    comparison = load_comparison(path)
+    jobs = make_jobs(path, methods, num_seeds, overrides)
+    storage = open_storage(jobs[0].config.storage)
+    storage.probe()
+    if comparison.budget.cpu_s is not None:
+        jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, forecast_cpu_s, say)
+    with ThreadPoolExecutor(num_at_once) as pool:
+        results = list(pool.map(lambda job: _carry_out(job, comparison.evaluation, say), jobs))
+    table = write_comparison(storage, comparison.name, comparison.about, results)
+    return results, table, storage.url_of(PAGE_FILE)
+
+
+def _budgeted(
+    jobs: list[Job],
+    cpu_s: float,
+    storage: Storage,
+    forecast_cpu_s: Callable[[RunConfig], float],
+    say: Callable[[str], None],
+) -> list[Job]:
+    """The jobs with as many samples as the budget pays for, the same for all seeds of a row; measured once."""
+    known: dict[str, int] = json.loads(storage.read_text(PILOT_FILE)) if storage.exists(PILOT_FILE) else {}
+    budgeted = []
+    for job in jobs:
+        train = job.config.train
+        if job.row not in known:
+            needed_s = forecast_cpu_s(job.config)
+            num_batches = max(round(train.max_samples / train.batch_size * cpu_s / needed_s), 1)
+            known[job.row] = num_batches * train.batch_size
+            storage.publish(PILOT_FILE, json.dumps(known, indent=1).encode())
+            say(f"{job.row}: {known[job.row]:,} samples in {cpu_s:g} CPU seconds")
+        changed = job.config.model_dump(mode="json")
+        changed["train"]["max_samples"] = known[job.row]
+        budgeted.append(Job(job.row, RunConfig.model_validate(changed)))
+    return budgeted
+
+
+def _carry_out(job: Job, evaluation: EvaluationBlock, say: Callable[[str], None]) -> Result:
+    """Trains and evaluates one run, each where it is not done yet; what goes wrong becomes the result."""
+    config, url = job.config, run_storage(job.config).url
+    result_file = f"results/{config.run.name}.json"
+    storage = open_storage(config.storage)
+    wanted = {"train": config.train.max_samples, "evaluation": evaluation.model_dump(mode="json")}
+    if storage.exists(result_file):
+        found = json.loads(storage.read_text(result_file))
+        if found["wanted"] == wanted:
+            return Result(job.row, config.run.seed, url, found["measured"], None)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ebmscale-compare-") as folder:
+            config_file = Path(folder) / f"{config.run.name}.yaml"
+            config_file.write_text(config.dump())
+            say(f"{config.run.name}: training")
+            _command("train", str(config_file))
+        say(f"{config.run.name}: evaluating")
+        _evaluate(url, evaluation)
+    except RunFailed as error:
+        say(f"{config.run.name}: {error}")
+        return Result(job.row, config.run.seed, url, {}, str(error))
+    measured = _measured(run_storage(config)) | _cost(run_storage(config), config)
+    storage.publish(result_file, json.dumps({"wanted": wanted, "measured": measured}, indent=1).encode())
+    say(f"{config.run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+    return Result(job.row, config.run.seed, url, measured, None)
+
+
+class RunFailed(Exception):
+    """A command ended with an error, whose sentence this is."""
+
+
+def _evaluate(url: str, evaluation: EvaluationBlock) -> None:
+    arguments = ["--metrics", ",".join(evaluation.metrics)]
+    if evaluation.features is not None:
+        arguments += ["--features", evaluation.features]
+    if evaluation.num_samples is not None:
+        arguments += ["--num-samples", str(evaluation.num_samples)]
+    _command("evaluate", url, *arguments)
+
+
+def _command(*arguments: str) -> None:
+    """Runs a command of the program in a process of its own.
+
+    Raises:
+        RunFailed: it ended with an error.
+        Interrupted: it was stopped.
+    """
+    done = subprocess.run([sys.executable, "-m", "ebmscale", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode == Interrupted.exit_code:
+        raise Interrupted("Stopped; what is done is kept: run the same command to go on.")
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        raise RunFailed(lines[-1] if lines else f"ended with exit code {done.returncode}")
+
+
+def _measured(run: Storage) -> dict[str, float]:
+    """The values of the newest evaluation of every metric."""
+    newest: dict[str, dict[str, Any]] = {}
+    for name in run.list("evaluation"):
+        record = json.loads(run.read_text(f"evaluation/{name}"))
+        key = record["metric"]
+        if key not in newest or newest[key]["samples_seen"] < record["samples_seen"]:
+            newest[key] = record
+    return {name: value for record in newest.values() for name, value in record["values"].items()}
+
+
+def _cost(run: Storage, config: RunConfig) -> dict[str, float]:
+    """What the training took: seconds of processor time, samples, and the stages that it made."""
+    lines = [json.loads(line) for line in run.read_text(METRICS_FILE).splitlines()]
+    cpu_s = sum(line["time"]["cpu_s"] for line in lines)
+    return {"stages": lines[-1]["num_frozen"] or config.num_live, "samples": lines[-1]["samples_seen"], "cpu_s": cpu_s}
