@@ -84,8 +84,13 @@ def open_features(url: str) -> Features:
 def _open_inception(storage: Storage) -> Features:
     folder, _, name = storage.url.rpartition("/")
     data = Storage.at(folder or "/").read_bytes(name)
-    inception = FidInception()
-    expected = {key: value for key, value in inception.state_dict().items() if not key.endswith("num_batches_tracked")}
+    with torch.device("meta"):
+        inception = FidInception()
+    counters: dict[str, Tensor] = {}
+    expected: dict[str, Tensor] = {}
+    for key, value in inception.state_dict().items():
+        counted = key.endswith("num_batches_tracked")  # of no use outside training, and absent in the file
+        (counters if counted else expected)[key] = torch.zeros(()).long() if counted else value
     found = {key: value for key, value in _weights(storage.url, data).items() if key in expected}
     wrong = [key for key, value in expected.items() if key not in found or found[key].shape != value.shape]
     if wrong:
@@ -93,7 +98,7 @@ def _open_inception(storage: Storage) -> Features:
             f"{storage.url} does not hold the weights of the standard FID network (pt_inception-2015-12-05): "
             f"{len(wrong)} of {len(expected)} tensors are missing or of another shape, the first is {wrong[0]}."
         )
-    inception.load_state_dict(found, strict=False)
+    inception.load_state_dict({key: value.float() for key, value in found.items()} | counters, assign=True)
     inception.eval().requires_grad_(False)
     return Features("FID", NUM_FEATURES, hashlib.sha256(data).hexdigest(), None, inception)
 
