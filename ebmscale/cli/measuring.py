@@ -1,0 +1,65 @@
+"""Commands that measure a trained run."""
+
+import click
+from rich.table import Table
+
+from ebmscale.cli.group import cli, console
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--data", "url", metavar="URL", help="A packed set (default: the one that the run was trained on).")
+@click.option("--metrics", default="reconstruction", show_default=True, help="reconstruction,frechet,anomaly")
+@click.option("--features", metavar="URL", help="For frechet: what tools/feature_net.py wrote, or Inception weights.")
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@click.option("--num-samples", type=click.IntRange(1), help="At most so many images, and for frechet so many samples.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def evaluate(
+    run: str, url: str | None, metrics: str, features: str | None, split: str, num_samples: int | None, seed: int
+) -> None:
+    """Measure RUN's newest valid checkpoint on held-out data: a table here, and JSON in RUN's folder `evaluation`.
+
+    Splits, and the class that was held out as anomalies, are those of RUN's configuration. Under `torchrun -m ebmscale`
+    the workers share the work.
+    """
+    from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (commands import what they use)
+    from ebmscale.evaluate.metrics import check_metrics, measure  # noqa: PLC0415
+    from ebmscale.storage import Storage, open_storage  # noqa: PLC0415
+    from ebmscale.training.model import open_model  # noqa: PLC0415
+    from ebmscale.world import World  # noqa: PLC0415
+
+    names = [name.strip() for name in metrics.split(",")]
+    check_metrics(names, features)
+    model, world = open_model(Storage.at(run)), World.from_environment("cpu")
+    data = open_storage(model.config.data) if url is None else Storage.at(url)
+    network = open_features(features) if features is not None and "frechet" in names else None
+    for name in names:
+        found = measure(model, data, name, network, split, num_samples, seed, world)
+        if not world.is_first:
+            continue
+        table = Table("metric", "value", title=f"{name}, {found.protocol['num_images']:,} images of {split}")
+        for key, value in found.values.items():
+            table.add_row(key, f"{value:,.0f}" if key.startswith("num_") else f"{value:.5g}")
+        console.print(table)
+        found.save(Storage.at(run))
+        console.print(f"record   {Storage.at(run).url_of(found.file)}")
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("url")
+@click.option("--out", required=True, help="FILE.parquet or FILE.csv: key, label and every score, one row an image.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def score(run: str, url: str, out: str, seed: int) -> None:
+    """Score how unlikely the images of the packed set at URL are under RUN's model; higher is less likely."""
+    from ebmscale.evaluate.images import open_all_images  # noqa: PLC0415
+    from ebmscale.evaluate.score_file import check_format, write_scores  # noqa: PLC0415
+    from ebmscale.storage import Storage  # noqa: PLC0415
+    from ebmscale.training.model import open_model  # noqa: PLC0415
+    from ebmscale.world import World  # noqa: PLC0415
+
+    check_format(out)
+    model, world = open_model(Storage.at(run)), World.from_environment("cpu")
+    num_scored = write_scores(model, open_all_images(model, Storage.at(url), world), out, seed)
+    if world.is_first:
+        console.print(f"{num_scored:,} images scored: {out}")

@@ -1,0 +1,115 @@
+"""Anomaly scores of images, and how well they tell the class that was held out from the others.
+
+Anomalies are the positives: area under the precision-recall curve (average precision) and under the ROC curve, of the
+joint score and of each of its parts. Shapes: N images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebmscale.data.chunks import Chunk
+from ebmscale.errors import ConfigError, DataError, DivergenceError
+from ebmscale.evaluate.images import ImageSet, chunk_seed
+from ebmscale.training.model import LatentModel
+from ebmscale.training.tasks import to_pixels
+
+
+@dataclass(frozen=True)
+class ScoredChunk:
+    """A chunk's keys, labels (N,) and scores, each (N,) float64 by the name of the part."""
+
+    index: int
+    keys: list[str]
+    labels: Tensor
+    scores: dict[str, Tensor]
+
+
+def score_chunks(model: LatentModel, images: ImageSet, seed: int) -> Iterator[ScoredChunk]:
+    """The scores of this rank's chunks; the noise of a chunk depends on the seed and its number alone.
+
+    Raises:
+        DivergenceError: a score is not finite.
+    """
+    for chunk in images.chunks():
+        yield _score(model, chunk, seed)
+
+
+def _score(model: LatentModel, chunk: Chunk, seed: int) -> ScoredChunk:
+    found = model.score(to_pixels(chunk.images), chunk_seed(seed, chunk.index))
+    scores = {part: values.double() for part, values in found._asdict().items()}
+    for part, values in scores.items():
+        if not values.isfinite().all():
+            raise DivergenceError(
+                f"The {part} score of {chunk.keys[int((~values.isfinite()).nonzero()[0])]} is not finite; the model "
+                "has diverged, so evaluate an earlier checkpoint or train again at a lower step_size."
+            )
+    return ScoredChunk(chunk.index, chunk.keys, chunk.labels, scores)
+
+
+def measure_anomaly(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
+    """AUPRC and AUROC of every part of the score, with the counts and the prevalence (collective).
+
+    Raises:
+        ConfigError: the run was trained on every class.
+        DataError: the images are all of one kind.
+    """
+    if images.anomalous is None:
+        raise ConfigError(
+            "The run was trained on every class, so there are no anomalies to detect; train one with "
+            "data.held_out.label=CLASS."
+        )
+    own = list(score_chunks(model, images, seed))
+    gathered = [chunk for part in images.world.gather_objects(own) for chunk in part]
+    gathered.sort(key=lambda chunk: chunk.index)
+    labels = torch.cat([chunk.labels for chunk in gathered])
+    values = detection({part: _joined(gathered, part) for part in gathered[0].scores}, labels == images.anomalous)
+    return values
+
+
+def detection(scores: dict[str, Tensor], is_anomaly: Tensor) -> dict[str, float]:
+    """`auprc_PART` and `auroc_PART` of scores (N,), with the counts and the prevalence, which is chance's AUPRC.
+
+    Raises:
+        DataError: there are no anomalies, or nothing but anomalies.
+    """
+    num_anomalies = int(is_anomaly.sum())
+    if num_anomalies in (0, len(is_anomaly)):
+        raise DataError(
+            f"{num_anomalies} of the {len(is_anomaly)} images are anomalies; detection is measured on images of both "
+            "kinds, so choose the test split of a set that has them."
+        )
+    values = {f"auprc_{part}": average_precision(score, is_anomaly) for part, score in scores.items()}
+    values |= {f"auroc_{part}": roc_area(score, is_anomaly) for part, score in scores.items()}
+    counts = {"num_anomalies": float(num_anomalies), "num_normal": float(len(is_anomaly) - num_anomalies)}
+    return values | counts | {"prevalence": num_anomalies / len(is_anomaly)}
+
+
+def average_precision(score: Tensor, is_positive: Tensor) -> float:
+    """Area under the precision-recall curve, as the sum of precision times the step in recall."""
+    from torchmetrics.functional.classification import binary_average_precision  # noqa: PLC0415 (slow to import)
+
+    return float(binary_average_precision(_ranks(score), is_positive.long()))
+
+
+def roc_area(score: Tensor, is_positive: Tensor) -> float:
+    """Area under the ROC curve: how often a positive has the higher score, ties counting half."""
+    from torchmetrics.functional.classification import binary_auroc  # noqa: PLC0415 (slow to import)
+
+    return float(binary_auroc(_ranks(score), is_positive.long()))
+
+
+def _ranks(score: Tensor) -> Tensor:
+    """Scores in [0, 1] in the same order, equal where they are equal.
+
+    The areas depend on order alone, and torchmetrics passes what lies beyond [0, 1] through a sigmoid, in which
+    scores in the thousands would all become 1.
+    """
+    values, places = score.unique(return_inverse=True)
+    return places.double() / max(len(values) - 1, 1)
+
+
+def _joined(chunks: list[ScoredChunk], part: str) -> Tensor:
+    return torch.cat([chunk.scores[part] for chunk in chunks])

@@ -1,0 +1,175 @@
+"""The classifier behind `FD-...`: trained on a set's own labels, kept as safetensors and JSON.
+
+Shapes: B batch, F features, C channels, H height, W width.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from ebmscale.data.chunks import iter_chunks, take
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.split import VALIDATION_FRACTION, select
+from ebmscale.data.stream import ImageStream
+from ebmscale.errors import DataError, StorageError
+from ebmscale.models import ImageShape
+from ebmscale.models.feature_net import FeatureNet, build_feature_net
+from ebmscale.seeds import torch_generator
+from ebmscale.storage import Storage
+from ebmscale.training.parts import parse_tensors
+from ebmscale.training.tasks import to_pixels
+
+KIND, VERSION = "ebmscale-feature-net", 1
+WEIGHTS_FILE, ABOUT_FILE = "feature_net.safetensors", "feature_net.json"
+NUM_STREAMS, WINDOW = 64, 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained: AdamW with a rate that rises for a fifth of the time and then falls to 0."""
+
+    width: int = 16
+    epochs: float = 3.0
+    batch_size: int = 128
+    rate: float = 3e-3
+    weight_decay: float = 1e-2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class About:
+    """What is kept beside the weights.
+
+    Attributes:
+        name: the metric is called `FD-` and this.
+        image_shape: (C, H, W).
+        classes: names of the labels.
+        width: channels of the first layer.
+        sha256: of the file of weights.
+        accuracy: share of the held-out images that were classified rightly.
+        held_out: the split they are of, and how many: "test, 10,000 images".
+        recipe: how it was trained.
+    """
+
+    name: str
+    image_shape: ImageShape
+    classes: list[str]
+    width: int
+    sha256: str
+    accuracy: float
+    held_out: str
+    recipe: Recipe
+
+
+def train_classifier(
+    data: Storage, manifest: Manifest, recipe: Recipe, report: Callable[[int, int, float], None] = lambda *_: None
+) -> FeatureNet:
+    """Trains a classifier on the train split of a set.
+
+    Args:
+        data: where the shards are.
+        manifest: what they hold.
+        recipe: how.
+        report: called after every update with its number, how many there are, and the loss.
+
+    Raises:
+        DataError: the set has no labels, or no images.
+    """
+    shape = check_labelled_images(data, manifest)
+    source = torch_generator(recipe.seed, "feature-net-weights")
+    network = build_feature_net(shape, len(manifest.classes), recipe.width, generator=source)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
+    stream = ImageStream(
+        data,
+        manifest,
+        split="train",
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        num_streams=min(NUM_STREAMS, recipe.batch_size),
+        window=WINDOW,
+    )
+    num_updates = max(math.ceil(recipe.epochs * stream.num_samples / recipe.batch_size), 1)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=num_updates + 1, pct_start=0.2)
+    network.train()
+    with closing(stream):
+        for number, batch in enumerate(itertools.islice(stream, num_updates), 1):
+            loss = nn.functional.cross_entropy(network(to_pixels(batch.images)), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rates.step()
+            report(number, num_updates, loss.item())
+    return network.eval().requires_grad_(False)
+
+
+def held_out_split(manifest: Manifest) -> str:
+    """The split on which a classifier is measured: test, or validation where the set has no test part."""
+    return "test" if manifest.counts().get("test") else "validation"
+
+
+@torch.no_grad()
+def measure_accuracy(network: FeatureNet, data: Storage, manifest: Manifest, split: str) -> tuple[float, int]:
+    """The share of a split that the network classifies rightly, and the split's size."""
+    selection = take(select(manifest, split, VALIDATION_FRACTION), None)
+    right = 0
+    for chunk in iter_chunks(data, manifest, selection):
+        right += int((network(to_pixels(chunk.images)).argmax(1) == chunk.labels).sum())
+    return right / len(selection), len(selection)
+
+
+def save_classifier(
+    storage: Storage, network: FeatureNet, manifest: Manifest, recipe: Recipe, accuracy: float, held_out: str, name: str
+) -> About:
+    """Writes weights and description, and returns the description."""
+    weights = save_tensors({key: value.contiguous() for key, value in network.state_dict().items()})
+    channels, height, width = manifest.image_shape
+    digest = hashlib.sha256(weights).hexdigest()
+    shape = (channels, height, width)
+    about = About(name, shape, manifest.classes, recipe.width, digest, accuracy, held_out, recipe)
+    storage.publish(WEIGHTS_FILE, weights)
+    storage.publish(ABOUT_FILE, json.dumps({"kind": KIND, "version": VERSION} | asdict(about), indent=1).encode())
+    return about
+
+
+def load_classifier(storage: Storage) -> tuple[FeatureNet, About]:
+    """What `save_classifier` wrote, with its sha256 checked.
+
+    Raises:
+        StorageError: it is damaged, or of another version.
+    """
+    where = storage.url_of(ABOUT_FILE)
+    try:
+        fields = json.loads(storage.read_bytes(ABOUT_FILE))
+        if (fields.pop("kind"), fields.pop("version")) != (KIND, VERSION):
+            raise ValueError("another kind or version")
+        about = About(**fields | {"recipe": Recipe(**fields["recipe"]), "image_shape": tuple(fields["image_shape"])})
+        network = build_feature_net(
+            about.image_shape, len(about.classes), about.width, generator=torch_generator(0, "feature-net-weights")
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(
+            f"{where} does not describe a classifier of this version ({error}); train one with tools/feature_net.py."
+        ) from None
+    weights = storage.read_bytes(WEIGHTS_FILE)
+    if hashlib.sha256(weights).hexdigest() != about.sha256:
+        raise StorageError(f"{storage.url_of(WEIGHTS_FILE)} is damaged: its sha256 is not that in {where}.")
+    network.load_state_dict(parse_tensors(storage.url_of(WEIGHTS_FILE), weights))
+    return network.eval().requires_grad_(False), about
+
+
+def check_labelled_images(data: Storage, manifest: Manifest) -> ImageShape:
+    """(C, H, W) of a labelled set of images; others are refused."""
+    if manifest.dtype != "uint8" or len(manifest.image_shape) != 3:
+        raise DataError(f"{data.url} holds {manifest.dtype} arrays of shape {manifest.image_shape}; give uint8 images.")
+    if not manifest.classes or any(label < 0 for shard in manifest.shards for label in shard.labels):
+        raise DataError(f"{data.url} has samples without a label; a classifier needs a label for each.")
+    channels, height, width = manifest.image_shape
+    return channels, height, width

@@ -1,0 +1,117 @@
+"""Where the features of a Frechet distance come from: the standard Inception network, or a set's own classifier.
+
+Only with Inception's weights is the distance called FID; with a classifier's it is `FD-` and the classifier's name,
+and compares within one table only. Shapes: B batch, F features, C channels, H height, W width.
+"""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmscale.errors import DataError, StorageError
+from ebmscale.evaluate import classifier
+from ebmscale.models import ImageShape
+from ebmscale.models.inception import NUM_FEATURES, FidInception
+from ebmscale.storage import Storage
+from ebmscale.training.parts import parse_tensors
+from ebmscale.training.tasks import to_pixels
+
+ROWS_AT_ONCE = 50
+
+
+@dataclass(frozen=True)
+class Features:
+    """A map from images to features.
+
+    Attributes:
+        name: of the distance, "FID" or "FD-...".
+        num_features: F.
+        sha256: of the file of weights.
+        image_shape: (C, H, W) that it takes; None takes any image of 1 or 3 channels.
+        extract: uint8 images (B, C, H, W) to features (B, F).
+    """
+
+    name: str
+    num_features: int
+    sha256: str
+    image_shape: ImageShape | None
+    extract: Callable[[Tensor], Tensor]
+
+    def check(self, image_shape: ImageShape) -> None:
+        """Refuses images that the network does not take, with a DataError."""
+        if self.image_shape is not None and self.image_shape != image_shape:
+            raise DataError(
+                f"{self.name} takes images of shape {self.image_shape} and the run's are {image_shape}; train features "
+                "on the run's own data set with tools/feature_net.py."
+            )
+        if self.image_shape is None and image_shape[0] not in (1, 3):
+            raise DataError(f"{self.name} takes images of 1 or 3 channels and the run's are of shape {image_shape}.")
+
+    def protocol(self) -> dict[str, str]:
+        """What a record says about them."""
+        return {"features": self.name, "features_sha256": self.sha256}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (B, F) of uint8 images (B, C, H, W), a few images at a time."""
+        return torch.cat([self.extract(part) for part in images.split(ROWS_AT_ONCE)])
+
+
+def open_features(url: str) -> Features:
+    """Features from an address: a folder that tools/feature_net.py wrote, or a file of Inception's weights.
+
+    Raises:
+        StorageError: nothing is there, or it is neither.
+    """
+    storage = Storage.at(url)
+    if storage.exists(classifier.ABOUT_FILE):
+        network, about = classifier.load_classifier(storage)
+
+        def extract(images: Tensor) -> Tensor:
+            return network.features(to_pixels(images))
+
+        num_features = network.output.in_features
+        return Features(f"FD-{about.name}", num_features, about.sha256, about.image_shape, extract)
+    return _open_inception(storage)
+
+
+def _open_inception(storage: Storage) -> Features:
+    folder, _, name = storage.url.rpartition("/")
+    data = Storage.at(folder or "/").read_bytes(name)
+    with torch.device("meta"):
+        inception = FidInception()
+    counters: dict[str, Tensor] = {}
+    expected: dict[str, Tensor] = {}
+    for key, value in inception.state_dict().items():
+        counted = key.endswith("num_batches_tracked")  # of no use outside training, and absent in the file
+        (counters if counted else expected)[key] = torch.zeros(()).long() if counted else value
+    found = {key: value for key, value in _weights(storage.url, data).items() if key in expected}
+    wrong = [key for key, value in expected.items() if key not in found or found[key].shape != value.shape]
+    if wrong:
+        raise StorageError(
+            f"{storage.url} does not hold the weights of the standard FID network (pt_inception-2015-12-05): "
+            f"{len(wrong)} of {len(expected)} tensors are missing or of another shape, the first is {wrong[0]}."
+        )
+    inception.load_state_dict({key: value.float() for key, value in found.items()} | counters, assign=True)
+    inception.eval().requires_grad_(False)
+    return Features("FID", NUM_FEATURES, hashlib.sha256(data).hexdigest(), None, inception)
+
+
+def _weights(url: str, data: bytes) -> dict[str, Any]:
+    """The tensors of a file of torch (nothing but tensors is unpickled) or of safetensors."""
+    if url.endswith(".safetensors"):
+        return parse_tensors(url, data)
+    try:
+        weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise StorageError(f"{url} is no file of weights ({reason}); give the .pth file as published.") from None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise StorageError(f"{url} holds no table of tensors; give the .pth file as published.")
+    return weights

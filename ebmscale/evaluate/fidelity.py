@@ -1,0 +1,94 @@
+"""How well a model gives images back, and how much its samples are like the data.
+
+Shapes: B images of a chunk, N of a set, F features, C H W image with pixels in [-1, 1].
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ebmscale.data.chunks import CHUNK_SAMPLES
+from ebmscale.errors import DivergenceError
+from ebmscale.evaluate.features import Features
+from ebmscale.evaluate.frechet import Moments, frechet_distance
+from ebmscale.evaluate.images import ImageSet, chunk_seed
+from ebmscale.evaluate.manifold import MAX_POINTS, compare_manifolds
+from ebmscale.seeds import derive
+from ebmscale.training.model import LatentModel
+from ebmscale.training.tasks import to_images, to_pixels
+from ebmscale.world import World
+
+SAMPLES_AT_ONCE = 1000
+BEST_PSNR = 100.0  # decibels, that an image given back without any error counts as
+
+Part = tuple[int, Tensor]  # place of the first of some features in the whole set, and the features (B, F)
+
+
+def measure_reconstruction(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
+    """`mse` per pixel in [-1, 1], `mse_unit` in [0, 1], and the mean over images of their PSNR (collective).
+
+    Raises:
+        DivergenceError: an image that is given back is not finite.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)  # squared error, PSNR, images
+    for chunk in images.chunks():
+        x = to_pixels(chunk.images)
+        error = (model.reconstruct(x, chunk_seed(seed, chunk.index)).double() - x.double()).square().flatten(1).mean(1)
+        sums += torch.stack([error.sum(), psnr(error).sum(), torch.tensor(float(len(x)))])
+    error, decibels, count = images.world.sum(sums).tolist()
+    if not math.isfinite(error):
+        raise DivergenceError("The model gives back images that are not finite; it has diverged, so train it again.")
+    return {"mse": error / count, "mse_unit": error / count / 4, "psnr": decibels / count}
+
+
+def psnr(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in decibels of errors (N,) per pixel in [-1, 1], whose peak is 2; at most 100."""
+    return (10 * torch.log10(4 / mse)).clamp_max(BEST_PSNR)
+
+
+def measure_frechet(
+    model: LatentModel, images: ImageSet, features: Features, num_samples: int, seed: int
+) -> dict[str, float]:
+    """The Frechet distance of samples to images, and precision, recall, density and coverage (collective).
+
+    Samples pass through uint8, as images do, and are drawn in parts that have a seed of their own each, so that the
+    ranks may share them out. The four others are of equally many samples and images.
+
+    Raises:
+        DivergenceError: a sample is not finite.
+    """
+    world = images.world
+    real, real_points = _collect(_real_features(images, features), features.num_features, world)
+    generated = _sample_features(model, features, num_samples, seed, world)
+    fake, fake_points = _collect(generated, features.num_features, world)
+    most = min(len(real_points), len(fake_points))
+    manifold = compare_manifolds(real_points[:most], fake_points[:most], world)
+    return {features.name: frechet_distance(real, fake)} | manifold._asdict() | {"num_manifold": float(most)}
+
+
+def _real_features(images: ImageSet, features: Features) -> Iterator[Part]:
+    for chunk in images.chunks():
+        yield chunk.index * CHUNK_SAMPLES, features(chunk.images)
+
+
+def _sample_features(model: LatentModel, features: Features, num: int, seed: int, world: World) -> Iterator[Part]:
+    for index in range(world.rank, -(-num // SAMPLES_AT_ONCE), world.size):
+        first = index * SAMPLES_AT_ONCE
+        z, _ = model.sample_prior(min(SAMPLES_AT_ONCE, num - first), derive(seed, "evaluate-samples", index))
+        pixels = model.decode(z)
+        if not pixels.isfinite().all():
+            raise DivergenceError("The model draws samples that are not finite; it has diverged, so train it again.")
+        yield first, features(to_images(pixels))
+
+
+def _collect(parts: Iterator[Part], num_features: int, world: World) -> tuple[Moments, Tensor]:
+    """The moments over all ranks, and the first `MAX_POINTS` features (N, F) in their order."""
+    moments, kept = Moments(num_features), []
+    for first, features in parts:
+        moments.add(features)
+        if first < MAX_POINTS:
+            kept.append((first, features))
+    gathered = sorted((part for own in world.gather_objects(kept) for part in own), key=lambda part: part[0])
+    return moments.over(world), torch.cat([features for _, features in gathered])[:MAX_POINTS]

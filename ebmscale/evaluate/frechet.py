@@ -1,0 +1,80 @@
+"""The Frechet distance between two sets of features, from means and covariances that are streamed in float64.
+
+d^2 = |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)), the squared 2-Wasserstein distance of the Gaussians that have
+these moments. Shapes: N samples, F features.
+"""
+
+import torch
+from torch import Tensor
+
+from ebmscale.errors import DataError
+from ebmscale.world import World
+
+
+class Moments:
+    """Mean and covariance of features that come in parts; never more in memory than one part and F x F numbers.
+
+    Args:
+        num_features: F.
+
+    Attributes:
+        count: samples so far.
+        mean: (F,) float64.
+    """
+
+    def __init__(self, num_features: int):
+        self.count = 0
+        self.mean = torch.zeros(num_features, dtype=torch.float64)
+        self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64)  # sum of (f - mean)(f - mean)^T
+
+    def add(self, features: Tensor) -> None:
+        """Takes in features (N, F)."""
+        if not len(features):
+            return
+        part = features.double()
+        mean = part.mean(0)
+        centred = part - mean
+        self._merge(len(part), mean, centred.T @ centred)
+
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.count + count
+        shift = mean - self.mean
+        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    def over(self, world: World) -> "Moments":
+        """Those of all ranks' samples together (collective)."""
+        counts = torch.cat(world.gather(torch.tensor([self.count], dtype=torch.float64)))
+        means = torch.stack(world.gather(self.mean))
+        whole = Moments(len(self.mean))
+        whole.count = int(counts.sum())
+        if whole.count:
+            whole.mean = (counts[:, None] * means).sum(0) / counts.sum()
+        shift = self.mean - whole.mean
+        whole._scatter = world.sum(self._scatter + self.count * torch.outer(shift, shift))
+        return whole
+
+    @property
+    def covariance(self) -> Tensor:
+        """(F, F), unbiased.
+
+        Raises:
+            DataError: fewer than two samples have none.
+        """
+        if self.count < 2:
+            raise DataError(f"A Frechet distance needs at least 2 images on each side, and there are {self.count}.")
+        return self._scatter / (self.count - 1)
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """The (squared) Frechet distance of two sets of features.
+
+    tr (C_1 C_2)^(1/2) is the sum of the square roots of the eigenvalues of C_1^(1/2) C_2 C_1^(1/2), a symmetric matrix
+    without negative ones: exact also where a covariance is singular, as it is where a feature is constant.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(first.covariance)
+    root = (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ second.covariance @ root).clamp_min(0).sqrt().sum()
+    distance = (first.mean - second.mean).square().sum() + first.covariance.trace() + second.covariance.trace()
+    return float(distance - 2 * cross)

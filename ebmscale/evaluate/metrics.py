@@ -1,0 +1,125 @@
+"""Evaluation of a model: which metrics there are, what each is measured on, and the record that is kept."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ebmscale.errors import ConfigError
+from ebmscale.evaluate.anomaly import measure_anomaly
+from ebmscale.evaluate.features import Features
+from ebmscale.evaluate.fidelity import measure_frechet, measure_reconstruction
+from ebmscale.evaluate.images import open_images
+from ebmscale.evaluate.manifold import NEIGHBOURS
+from ebmscale.storage import Storage
+from ebmscale.training.model import LatentModel
+from ebmscale.version import __version__
+from ebmscale.world import World
+
+METRICS = ("reconstruction", "frechet", "anomaly")
+FOLDER = "evaluation"
+FRECHET_SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric's values and how they came about.
+
+    Attributes:
+        metric: one of `METRICS`.
+        values: by name.
+        protocol: split, counts, seeds, features, and whatever else a reader must know.
+        samples_seen: of the checkpoint.
+    """
+
+    metric: str
+    values: dict[str, float]
+    protocol: dict[str, Any]
+    samples_seen: int
+
+    @property
+    def file(self) -> str:
+        """Where its record lies in a run."""
+        features = f"-{self.protocol['features']}" if "features" in self.protocol else ""
+        return f"{FOLDER}/{self.metric}{features}-{self.protocol['split']}-{self.samples_seen:012d}.json"
+
+    def save(self, run: Storage) -> None:
+        """Writes the record into a run, in the place of an earlier one of the same checkpoint."""
+        run.publish(self.file, json.dumps({"ebmscale": __version__} | asdict(self), indent=1).encode())
+
+
+def evaluate(
+    model: LatentModel,
+    data: Storage,
+    metrics: Sequence[str],
+    *,
+    features: Features | None = None,
+    split: str = "test",
+    num_samples: int | None = None,
+    seed: int = 0,
+    world: World | None = None,
+) -> dict[str, float]:
+    """The values of several metrics in one table; see `measure`."""
+    found = [measure(model, data, metric, features, split, num_samples, seed, world) for metric in metrics]
+    return {name: value for one in found for name, value in one.values.items()}
+
+
+def measure(
+    model: LatentModel,
+    data: Storage,
+    metric: str,
+    features: Features | None = None,
+    split: str = "test",
+    num_samples: int | None = None,
+    seed: int = 0,
+    world: World | None = None,
+) -> Measured:
+    """One metric (collective; the values are the same on every rank, and for any number of them up to rounding).
+
+    Args:
+        model: what is evaluated.
+        data: a packed set; the model's configuration says what is validation and which class is held out.
+        metric: one of `METRICS`.
+        features: of the Frechet distance.
+        split: "test", "validation" or "train". Images of a class that was held out count for `anomaly` alone.
+        num_samples: at most so many images, and, for the Frechet distance, so many samples
+            (not given: all images; at most 10,000 images and as many samples for the Frechet distance).
+        seed: of the posterior chains and the samples.
+        world: the ranks that share the work.
+
+    Raises:
+        ConfigError: an unknown metric or split, no features for a Frechet distance, no class held out for anomalies.
+        DataError: the set is missing, empty, or of another shape.
+        DivergenceError: the model gives what is not finite.
+    """
+    ranks = world or World.alone()
+    check_metrics([metric], features)
+    if num_samples is None and metric == "frechet":
+        num_samples = FRECHET_SAMPLES
+    images = open_images(model, data, split, ranks, num_samples, with_anomalies=metric == "anomaly")
+    protocol = images.protocol() | {"seed": seed, "run_seed": model.config.run.seed, "num_workers": ranks.size}
+    if metric == "reconstruction":
+        values = measure_reconstruction(model, images, seed)
+    elif metric == "anomaly":
+        values = measure_anomaly(model, images, seed)
+        protocol |= {"positives": f"class {images.held_out.label}", "chance_auprc": values["prevalence"]}
+    else:
+        assert features is not None
+        assert num_samples is not None
+        features.check(model.image_shape)
+        values = measure_frechet(model, images, features, num_samples, seed)
+        protocol |= {"num_generated": num_samples, "neighbours": NEIGHBOURS, "covariance": "float64"}
+        protocol |= features.protocol()
+    return Measured(metric, values, protocol, model.samples_seen)
+
+
+def check_metrics(metrics: Sequence[str], features: Features | str | None) -> None:
+    """Refuses metrics that do not exist, and a Frechet distance without features."""
+    for metric in metrics:
+        if metric not in METRICS:
+            raise ConfigError(f"There is no metric {metric!r}; choose from {', '.join(METRICS)}.")
+    if "frechet" in metrics and features is None:
+        raise ConfigError(
+            "A Frechet distance needs features: give a folder that tools/feature_net.py wrote, or a file with the "
+            "weights of the standard Inception network, by --features."
+        )

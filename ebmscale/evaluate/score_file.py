@@ -1,0 +1,144 @@
+"""A file of anomaly scores, written row by row: Parquet or CSV, with a sample's key, its class and every score.
+
+Shapes: N images of a chunk.
+"""
+
+import csv
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from ebmscale.errors import ConfigError, StorageError
+from ebmscale.evaluate.anomaly import ScoredChunk, score_chunks
+from ebmscale.evaluate.images import ImageSet
+from ebmscale.storage import Storage
+from ebmscale.training.model import LatentModel
+
+FORMATS = (".parquet", ".csv")
+
+Columns = dict[str, list[Any]]
+
+
+class _Writer(Protocol):
+    def write(self, columns: Columns) -> None: ...
+    def close(self) -> None: ...
+
+
+class _CsvWriter:
+    def __init__(self, path: Path):
+        self._file = path.open("w", newline="")
+        self._rows = csv.writer(self._file)
+        self._begun = False
+
+    def write(self, columns: Columns) -> None:
+        if not self._begun:
+            self._rows.writerow(columns)
+        self._begun = True
+        self._rows.writerows(zip(*columns.values(), strict=True))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _ParquetWriter:
+    def __init__(self, path: Path):
+        self._path = path
+        self._writer: Any = None
+
+    def write(self, columns: Columns) -> None:
+        import pyarrow as pa  # noqa: PLC0415 (slow to import)
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        types = {name: pa.string() if name in ("key", "label") else pa.float64() for name in columns}
+        table = pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def write_scores(model: LatentModel, images: ImageSet, out: str, seed: int) -> int:
+    """Scores every image, a chunk in memory at a time, and writes the file where rank 0 is (collective).
+
+    Args:
+        model: what scores.
+        images: what is scored.
+        out: FILE.parquet or FILE.csv, here or at an address.
+        seed: of the posterior chains.
+
+    Returns:
+        How many images were scored.
+
+    Raises:
+        ConfigError: the file's ending names no format.
+        StorageError: it cannot be written.
+    """
+    check_format(out)
+    world, classes, total = images.world, images.manifest.classes, 0
+    chunks = score_chunks(model, images, seed)
+    if not world.is_first:
+        for _ in _rounds(chunks, images):
+            pass
+        return len(images)
+    with _published(out) as path:
+        writer: _Writer = _CsvWriter(path) if out.endswith(".csv") else _ParquetWriter(path)
+        try:
+            for chunk in _rounds(chunks, images):
+                writer.write(_columns(chunk, classes))
+                total += len(chunk.keys)
+        finally:
+            writer.close()
+    return total
+
+
+def check_format(out: str) -> None:
+    """Refuses a file whose ending names no format, with a ConfigError."""
+    if not out.endswith(FORMATS):
+        raise ConfigError(f"--out {out} must end in {' or '.join(FORMATS)}.")
+
+
+def _rounds(chunks: Iterator[ScoredChunk], images: ImageSet) -> Iterator[ScoredChunk]:
+    """All ranks' chunks in their order, one of each rank at a time (collective)."""
+    while True:
+        found = [chunk for chunk in images.world.gather_objects(next(chunks, None)) if chunk is not None]
+        if not found:
+            return
+        yield from found
+
+
+def _columns(chunk: ScoredChunk, classes: list[str]) -> Columns:
+    labels = [classes[label] if 0 <= label < len(classes) else None for label in chunk.labels.tolist()]
+    columns: Columns = {"key": chunk.keys, "label": labels}
+    return columns | {part: values.tolist() for part, values in chunk.scores.items()}
+
+
+@contextmanager
+def _published(out: str) -> Iterator[Path]:
+    """A path to write to; what lies there afterwards is put in the place of `out` as a whole."""
+    folder, _, name = out.rpartition("/")
+    storage = Storage.at(folder or ".") if folder or not out.startswith("/") else Storage.at("/")
+    target = storage.local_path(name)
+    try:
+        if target is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        where = tempfile.mkdtemp(prefix=".ebmscale-scores-", dir=target.parent if target is not None else None)
+    except OSError as error:
+        raise StorageError(f"Cannot write {out} ({error.strerror}); choose another place.") from None
+    try:
+        path = Path(where) / name
+        yield path
+        if target is not None:
+            os.replace(path, target)
+        else:
+            storage.publish(name, path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"Cannot write {out} ({error.strerror}); make room, or choose another place.") from None
+    finally:
+        shutil.rmtree(where, ignore_errors=True)

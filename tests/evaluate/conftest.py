@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from ebmscale.config import parse_config
+from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.storage import Storage
+from ebmscale.training.model import LatentModel
+from ebmscale.training.networks import build_model, build_ratio_network
+from tests.conftest import TINY
+
+HELD_OUT = "data.held_out={label: 1, protocol: pooled}"
+
+
+@pytest.fixture(scope="session")
+def make_model(digits_url):
+    """A function that makes a model of the digits with random weights and two stages, as a value."""
+
+    def make(*overrides):
+        config = parse_config(TINY.replace("DATA", digits_url), [f"data.url={digits_url}", *overrides])
+        prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config))
+        source = torch.Generator().manual_seed(1)
+        for _ in range(2):
+            weights = prior.network.state_dict()
+            prior = prior.append({key: torch.randn(w.shape, generator=source) * 0.3 for key, w in weights.items()})
+        networks = build_model(config, (1, 8, 8)).requires_grad_(False)
+        return LatentModel(config, networks, prior, (1, 8, 8), 640)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits(digits_url):
+    return Storage.at(digits_url)
+
+
+@pytest.fixture(scope="session")
+def classifier_url(digits_url, tmp_path_factory):
+    """A classifier of the digits, trained by the tool."""
+    from ebmscale.evaluate.classifier import Recipe
+    from tools.feature_net import run
+
+    folder = tmp_path_factory.mktemp("features")
+    run(digits_url, str(folder), None, Recipe(width=8, epochs=12.0, batch_size=64))
+    return str(folder)

@@ -1,0 +1,223 @@
+"""Metrics of a model on the digits: against direct computation, on several workers, and as commands."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from ebmscale.data.formats import Record, Source
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.pack import pack
+from ebmscale.data.stream import read_split
+from ebmscale.errors import ConfigError, DataError, DivergenceError
+from ebmscale.evaluate import fidelity
+from ebmscale.evaluate.features import Features, open_features
+from ebmscale.evaluate.fidelity import psnr
+from ebmscale.evaluate.images import chunk_seed, open_all_images, open_images
+from ebmscale.evaluate.metrics import evaluate, measure
+from ebmscale.evaluate.score_file import write_scores
+from ebmscale.seeds import derive
+from ebmscale.storage import Storage
+from ebmscale.training.tasks import to_images, to_pixels
+from ebmscale.world import World
+from tests.evaluate.conftest import HELD_OUT
+
+ALONE = World.alone()
+PIXELS = Features("FD-pixels", 64, "0" * 64, None, lambda images: images.flatten(1).float())
+
+
+def test_psnr_of_known_errors():
+    """An error of the whole range everywhere is 0 dB; a tenth of it, 20 dB; none counts as 100 dB."""
+    assert psnr(torch.tensor([4.0, 0.04, 0.0], dtype=torch.float64)).tolist() == pytest.approx(
+        [0.0, 20.0, 100.0], abs=1e-9
+    )
+
+
+def test_reconstruction_is_what_it_says(make_model, digits):
+    model = make_model()
+    found = measure(model, digits, "reconstruction", split="validation", seed=3)
+    images = torch.cat([chunk.images for chunk in open_images(model, digits, "validation", ALONE).chunks()])
+    assert len(images) < 500  # one chunk
+    x = to_pixels(images)
+    error = (model.reconstruct(x, chunk_seed(3, 0)) - x).double().square().mean((1, 2, 3))
+    assert found.values["mse"] == pytest.approx(float(error.mean()), rel=1e-6)
+    unit = ((x + 1) / 2 - (model.reconstruct(x, chunk_seed(3, 0)) + 1) / 2).double().square().mean()
+    assert found.values["mse_unit"] == pytest.approx(float(unit), rel=1e-6)
+    assert found.values["psnr"] == pytest.approx(float((-10 * torch.log10(error / 4)).mean()), rel=1e-6)
+    assert found.protocol["num_images"] == len(images)
+
+
+def test_frechet_distance_of_samples_agrees_with_torchmetrics(make_model, digits, monkeypatch):
+    monkeypatch.setattr(fidelity, "SAMPLES_AT_ONCE", 50)
+    model = make_model()
+    found = measure(model, digits, "frechet", PIXELS, "validation", num_samples=120, seed=2)
+    drawn = [model.sample_prior(num, derive(2, "evaluate-samples", i))[0] for i, num in enumerate((50, 50, 20))]
+    fake = to_images(model.decode(torch.cat(drawn)))
+    real = torch.cat([chunk.images for chunk in open_images(model, digits, "validation", ALONE, 120).chunks()])
+    oracle = FrechetInceptionDistance(torch.nn.Flatten(), input_img_size=(1, 8, 8)).set_dtype(torch.float64)
+    oracle.update(real.float(), real=True)
+    oracle.update(fake.float(), real=False)
+    assert found.values["FD-pixels"] == pytest.approx(float(oracle.compute()), rel=1e-6)
+    assert found.protocol["num_generated"] == found.protocol["num_images"] == 120
+
+
+def test_anomalies_are_the_class_that_was_held_out(make_model, digits):
+    model = make_model(HELD_OUT)
+    found = measure(model, digits, "anomaly", seed=5)
+    joint, labels = [], []
+    for chunk in open_images(model, digits, "test", ALONE, with_anomalies=True).chunks():
+        joint.append(model.score(to_pixels(chunk.images), chunk_seed(5, chunk.index)).joint)
+        labels.append(chunk.labels)
+    expected = average_precision_score(torch.cat(labels) == 1, torch.cat(joint))
+    assert found.values["auprc_joint"] == pytest.approx(expected, abs=1e-6)
+    assert set(found.values) >= {"auprc_prior", "auroc_prior", "auprc_reconstruction", "auroc_joint"}
+    assert found.values["num_anomalies"] == 182  # all there are
+    assert found.protocol["held_out"] == {"label": "1", "protocol": "pooled"}
+    assert found.protocol["chance_auprc"] == 182 / found.protocol["num_images"]
+
+
+def test_other_metrics_leave_the_anomalies_out(make_model, digits):
+    model = make_model(HELD_OUT)
+    labels = torch.cat([chunk.labels for chunk in open_images(model, digits, "test", ALONE).chunks()])
+    assert 1 not in labels
+    block = model.config.data
+    _, tested, _ = read_split(digits, Manifest.load(digits), "test", None, block.validation_fraction, block.held_out)
+    assert len(labels) == int((tested != 1).sum())
+
+
+def test_one_table_of_several_metrics(make_model, digits):
+    model = make_model(HELD_OUT)
+    table = evaluate(model, digits, ["reconstruction", "frechet", "anomaly"], features=PIXELS, num_samples=100)
+    assert set(table) >= {"mse", "psnr", "FD-pixels", "precision", "recall", "density", "coverage", "auprc_joint"}
+    assert all(np.isfinite(value) for value in table.values())
+
+
+def test_what_cannot_be_measured_gets_a_sentence(make_model, digits, tmp_path):
+    model = make_model()
+    with pytest.raises(ConfigError, match=r"trained on every class.*data\.held_out\.label=CLASS"):
+        measure(model, digits, "anomaly", split="validation")
+    with pytest.raises(DataError, match="digits has no test part"):
+        measure(model, digits, "reconstruction")
+    with pytest.raises(ConfigError, match="no metric 'fid'; choose from reconstruction, frechet, anomaly"):
+        measure(model, digits, "fid")
+    with pytest.raises(ConfigError, match="needs features"):
+        measure(model, digits, "frechet", split="validation")
+    with pytest.raises(DataError, match="0 of the 72 images are anomalies"):
+        measure(make_model(HELD_OUT), digits, "anomaly", split="validation", num_samples=72)
+    with pytest.raises(DataError, match="does not exist"):
+        measure(model, Storage.at(tmp_path / "nothing"), "reconstruction")
+    model.networks.generator.get_parameter(_first_name(model)).fill_(torch.nan)
+    with pytest.raises(DivergenceError, match="not finite"):
+        measure(model, digits, "reconstruction", split="validation")
+
+
+def _first_name(model):
+    return next(iter(dict(model.networks.generator.named_parameters())))
+
+
+@pytest.mark.parametrize(
+    ("shape", "label", "words"),
+    [
+        ((1, 9, 8), 0, r"shape \(1, 9, 8\), and the model takes uint8 images of shape \(1, 8, 8\)"),
+        ((1, 8, 8), -1, "3 samples of odd have no label, so its class '1' cannot be held out"),
+    ],
+)
+def test_a_set_that_does_not_fit_gets_a_sentence(make_model, tmp_path, shape, label, words):
+    records = [Record(f"a-{i}", np.zeros(shape, np.uint8), label, "test") for i in range(3)]
+    source = Source("odd", "toy", shape, "uint8", ["0", "1"], {"test": 3}, lambda: iter(records))
+    storage = Storage.at(tmp_path)
+    pack(source, storage)
+    with pytest.raises(DataError, match=words):
+        measure(make_model(HELD_OUT), storage, "anomaly")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_file_of_scores_has_a_row_for_every_image(make_model, digits, tmp_path, ending):
+    model, out = make_model(), str(tmp_path / "deep" / f"scores.{ending}")
+    images = open_all_images(model, digits, ALONE)
+    assert write_scores(model, images, out, seed=1) == len(images) == 1797
+    if ending == "csv":
+        with open(out) as file:
+            rows = list(csv.DictReader(file))
+    else:
+        rows = pq.read_table(out).to_pylist()
+    assert [row["key"] for row in rows] == images.selection.keys
+    assert [int(row["label"]) for row in rows] == images.selection.labels.tolist()
+    chunk = next(iter(images.chunks()))
+    expected = model.score(to_pixels(chunk.images), chunk_seed(1, 0))
+    for part, values in expected._asdict().items():
+        assert [float(row[part]) for row in rows[:500]] == pytest.approx(values.tolist(), rel=1e-6)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == [f"scores.{ending}"]
+
+
+def test_scores_go_to_an_address_too(make_model, digits):
+    model = make_model()
+    out = "memory://scores/of.csv"
+    write_scores(model, open_all_images(model, digits, ALONE), out, seed=1)
+    assert Storage.at("memory://scores").read_text("of.csv").startswith("key,label,joint,reconstruction,prior")
+    with pytest.raises(ConfigError, match=r"must end in \.parquet or \.csv"):
+        write_scores(model, open_all_images(model, digits, ALONE), "scores.txt", seed=1)
+
+
+COMMANDS = """
+import sys
+from ebmscale.cli import cli
+model, data, features, out = sys.argv[1:]
+cli(["evaluate", model, "--metrics", "reconstruction,frechet,anomaly", "--features", features, "--num-samples", "1100"],
+    standalone_mode=False)
+cli(["score", model, data, "--out", out], standalone_mode=False)
+"""
+
+
+def _on_two_ranks(*arguments):
+    """What rank 0 prints of the commands above, which two processes run together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "COLUMNS": "200"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", COMMANDS, *arguments],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    found = [rank.communicate(timeout=200) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], found
+    assert found[1][0] == ""
+    return found[0][0]
+
+
+def test_two_workers_give_the_numbers_of_one(make_model, digits, digits_url, classifier_url, tmp_path):
+    """The commands on two processes against the functions on one; both ranks have chunks of images and of samples."""
+    model = make_model(HELD_OUT)
+    model.export(Storage.at(tmp_path / "model"))
+    printed = _on_two_ranks(str(tmp_path / "model"), digits_url, classifier_url, str(tmp_path / "two.csv"))
+    assert "auprc_joint" in printed
+    assert "1,797 images scored" in printed
+    features = open_features(classifier_url)
+    for metric in ("reconstruction", "frechet", "anomaly"):
+        alone = measure(model, digits, metric, features, num_samples=1100)
+        record = json.loads((tmp_path / "model" / alone.file).read_text())
+        assert record["values"] == pytest.approx(alone.values, rel=1e-9)
+        assert record["protocol"] == alone.protocol | {"num_workers": 2}
+        assert record["samples_seen"] == 640
+    write_scores(model, open_all_images(model, digits, ALONE), str(tmp_path / "one.csv"), seed=0)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+    frechet = json.loads(
+        (tmp_path / "model/evaluation/frechet-FD-digits-classifier-test-000000000640.json").read_text()
+    )
+    assert frechet["protocol"]["features_sha256"] == features.sha256
