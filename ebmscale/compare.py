@@ -21,6 +21,8 @@ from pydantic import Field, ValidationError
 from ebmscale.config import Block, NonNegative, Positive, PositiveFloat, RunConfig, load_config
 from ebmscale.errors import ConfigError, Interrupted
 from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
+from ebmscale.evaluate.features import open_features
+from ebmscale.evaluate.metrics import check_metrics
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.metrics import METRICS_FILE
 from ebmscale.training.run import run_storage
@@ -146,6 +148,9 @@ def compare(
     jobs = make_jobs(path, methods, num_seeds, overrides)
     storage = open_storage(jobs[0].config.storage)
     storage.probe()
+    check_metrics(comparison.evaluation.metrics, comparison.evaluation.features)
+    if comparison.evaluation.features is not None:
+        open_features(comparison.evaluation.features)
     if comparison.budget.cpu_s is not None:
         jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, forecast_cpu_s, say)
     with ThreadPoolExecutor(num_at_once) as pool:
