@@ -90,7 +90,8 @@ class DataBlock(AddressBlock):
 class ModelBlock(Block):
     """Latent size, networks, and the standard deviation `sigma` of p(x|z) for pixels in [-1, 1].
 
-    `form` names a generator's form where an image size has several (see `models.forms`).
+    `form` names a generator's form where an image size has several (see `models.forms`). `ratio_components` adds a
+    mixture of so many terms, each of rank `ratio_rank`, to the ratio network (see `models.ratio_net.MixtureHead`).
     """
 
     latent_dim: Positive = 16
@@ -100,6 +101,8 @@ class ModelBlock(Block):
     encoder_width: Positive = 32
     ratio_hidden: tuple[Positive, ...] = (200, 200)
     ratio_activation: Literal["silu", "leaky_relu", "gelu"] = "silu"
+    ratio_components: NonNegative = 0
+    ratio_rank: Positive = 8
 
 
 class ChainBlock(Block):

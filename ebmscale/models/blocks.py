@@ -13,6 +13,7 @@ from torch import Tensor, nn
 LEAKY_SLOPE = 0.2
 HE_GAIN = math.sqrt(2 / (1 + LEAKY_SLOPE**2))
 IMAGE_GAIN = 0.1
+QUIET_GAIN = 0.6
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -45,6 +46,26 @@ class ZeroLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+class ZeroScale(nn.Module):
+    """Multiplies by one number, which starts at exactly zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def reset_parameters(self) -> None:
+        """Sets the number to zero."""
+        nn.init.zeros_(self.weight)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """`value`, scaled."""
+        return self.weight * value
+
+
+class QuietLinear(nn.Linear):
+    """A linear layer that starts with smaller weights (`QUIET_GAIN`), for outputs that are squared."""
+
+
 class ImageLayer(nn.ConvTranspose2d):
     """The generator's last layer, which starts small (`IMAGE_GAIN`), so that the posterior chain starts stable.
 
@@ -73,19 +94,19 @@ def build(make: Callable[[], Network], generator: torch.Generator) -> Network:
 
 @torch.no_grad()
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draws every weight of `module` anew from `generator`; biases and `ZeroLinear` layers become zero.
+    """Draws every weight of `module` anew from `generator`; biases, `ZeroLinear` and `ZeroScale` become zero.
 
     Weights are normal with He's variance for LeakyReLU(0.2), which keeps the scale of the features through any depth,
-    and smaller in `ImageLayer`. They are drawn in float32 on the generator's device, in the order of
+    and smaller in `ImageLayer` and `QuietLinear`. They are drawn in float32 on the generator's device, in the order of
     `module.modules()`: the same generator gives the same weights wherever the module lies.
     """
     for layer in module.modules():
-        if isinstance(layer, ZeroLinear):
+        if isinstance(layer, (ZeroLinear, ZeroScale)):
             layer.reset_parameters()
         elif isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, LatentToGrid)):
-            gain = IMAGE_GAIN if isinstance(layer, ImageLayer) else HE_GAIN
+            quiet = {ImageLayer: IMAGE_GAIN, QuietLinear: QUIET_GAIN}
             noise = torch.randn(layer.weight.shape, generator=generator, device=generator.device)
-            layer.weight.copy_(noise * (gain / math.sqrt(_fan_in(layer))))
+            layer.weight.copy_(noise * (quiet.get(type(layer), HE_GAIN) / math.sqrt(_fan_in(layer))))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

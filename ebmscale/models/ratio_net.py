@@ -3,6 +3,7 @@
 Shapes: ... any leading axes, Z latent.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
-from ebmscale.models.blocks import LEAKY_SLOPE, ZeroLinear, build
+from ebmscale.models.blocks import LEAKY_SLOPE, QuietLinear, ZeroLinear, ZeroScale, build
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -20,21 +21,50 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class MixtureHead(nn.Module):
+    """The log of a mean of C bumps, log (1/C) sum_c exp(a_c + b_c z - |W_c z + w_c|^2 / 2), for latents (..., Z).
+
+    A multilayer perceptron draws a posterior of many narrow clusters out of p_0 slowly; here a cluster is one term,
+    with a precision W_c' W_c of low rank R. `scale`, which starts at 0, multiplies the whole.
+    """
+
+    def __init__(self, latent_dim: int, num_components: int, rank: int) -> None:
+        super().__init__()
+        self.num_components, self.rank = num_components, rank
+        self.roots = QuietLinear(latent_dim, num_components * rank)
+        self.linear = QuietLinear(latent_dim, num_components)
+        self.scale = ZeroScale()
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps latents (..., Z) to (...)."""
+        squares = self.roots(z).unflatten(-1, (self.num_components, self.rank)).square().sum(-1)
+        return self.scale(torch.logsumexp(self.linear(z) - 0.5 * squares, dim=-1) - math.log(self.num_components))
+
+
 class RatioNet(nn.Module):
-    """A multilayer perceptron from latents (..., Z) to one log_ratio each (...).
+    """A multilayer perceptron from latents (..., Z) to one log_ratio each (...), plus a `MixtureHead` if asked for.
 
     It starts as the zero function, so that a new stage changes nothing until it is trained. No buffers, no state:
     `torch.func.functional_call` under `torch.vmap` evaluates the stacked weights of all stages together.
     `build_ratio_net` makes one with seeded weights.
     """
 
-    def __init__(self, latent_dim: int, hidden: Sequence[int] = (200, 200), activation: str = "silu") -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden: Sequence[int] = (200, 200),
+        activation: str = "silu",
+        num_components: int = 0,
+        rank: int = 8,
+    ) -> None:
         """Makes the layers.
 
         Args:
             latent_dim: Z.
             hidden: the widths of the hidden layers.
             activation: a name in `ACTIVATIONS`.
+            num_components: C of the mixture head; 0 leaves it away.
+            rank: R of the mixture head.
 
         Raises:
             ConfigError: there is no such activation.
@@ -47,17 +77,25 @@ class RatioNet(nn.Module):
         for in_features, out_features in pairwise(widths):
             layers += [nn.Linear(in_features, out_features), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers, ZeroLinear(widths[-1], 1))
+        self.mixture = MixtureHead(latent_dim, num_components, rank) if num_components else None
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps latents (..., Z) to log_ratio (...)."""
-        return self.layers(z).squeeze(-1)
+        value = self.layers(z).squeeze(-1)
+        return value if self.mixture is None else value + self.mixture(z)
 
 
 def build_ratio_net(
-    latent_dim: int, hidden: Sequence[int] = (200, 200), activation: str = "silu", *, generator: torch.Generator
+    latent_dim: int,
+    hidden: Sequence[int] = (200, 200),
+    activation: str = "silu",
+    num_components: int = 0,
+    rank: int = 8,
+    *,
+    generator: torch.Generator,
 ) -> RatioNet:
     """A `RatioNet` on the CPU whose weights come from `generator` alone; the other arguments are the constructor's."""
-    return build(lambda: RatioNet(latent_dim, hidden, activation), generator)
+    return build(lambda: RatioNet(latent_dim, hidden, activation, num_components, rank), generator)
 
 
 class RatioNets(nn.Module):

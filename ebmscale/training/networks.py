@@ -32,5 +32,7 @@ def build_ratio_network(config: RunConfig, stage: int = 1) -> RatioNet:
         model.latent_dim,
         model.ratio_hidden,
         model.ratio_activation,
+        model.ratio_components,
+        model.ratio_rank,
         generator=torch_generator(config.run.seed, "ratio-weights", stage, 0),
     )

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -302,6 +302,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
 def _stages(config: RunConfig, settings: EngineSettings, world: World, poll: StopPoll) -> StageTrainer:
     prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config).to(world.device))
     network = build_live_networks(config) if config.num_live else build_ratio_network(config)
+    settings = replace(settings, precision="fp32")  # so small a network gains nothing by bf16, and its ratio loses
     arguments = (
         make_engine(network, _adam(config.train.ratio), settings, world),
         prior,
