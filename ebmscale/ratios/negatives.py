@@ -128,10 +128,9 @@ class MovedParticles:
         settings, target = self._settings.moves, self._sequence.evaluate
         noise, scale = GeneratorNoise(self._generator, len(z)), z.std(0, keepdim=True).clamp(min=1e-12)
         state: ChainState = start(target, z)
-        for _ in range(settings.num_moves):
-            steps = self._step.expand(len(z))
-            state, accepted = move(state, noise.normal(z.shape[1]), noise.uniform(), target, steps, scale, settings)
-            self._step = adapted(self._step, accepted.mean()[None].double(), settings)
+        steps = self._step.expand(len(z))
+        state, accepted = move(state, noise.normal(z.shape[1]), noise.uniform(), target, steps, scale, settings)
+        self._step = adapted(self._step, accepted.mean()[None].double(), settings)
         return state.z
 
 
