@@ -14,98 +14,24 @@ Shapes: G groups, N particles of a group, Z latent, K legs, R rungs.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from ebmscale.density.estimates import bisect, bridge, conditional_ess, tilted_mean
+from ebmscale.density.estimates import bisect, bridge, conditional_ess, pooled, tilted_mean
 from ebmscale.density.langevin import differentiate, start
 from ebmscale.density.moves import MoveSettings, Noise, adapted, chosen, move
-from ebmscale.density.prior import RatioSequence
+from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, Plan
 from ebmscale.density.resampling import resample_systematically
 
-LogDensity = Callable[[Tensor], Tensor]
 MAX_RUNGS = 2000
 
 
-class Leg(NamedTuple):
-    """A piece of a path; both functions map z (M, Z) to (M,), each entry depending on its own row.
-
-    Attributes:
-        log_density: of the leg's start, up to a constant.
-        increment: what is added to it by the leg's end.
-    """
-
-    log_density: LogDensity
-    increment: LogDensity
-
-    def reversed(self) -> "Leg":
-        """The leg walked the other way."""
-        return Leg(lambda z: self.log_density(z) + self.increment(z), lambda z: -self.increment(z))
-
-
-@dataclass(frozen=True)
-class Annealing:
-    """How a path is walked.
-
-    Attributes:
-        ess: the conditional effective sample size, as a fraction, that a step to the next rung keeps.
-        resample_below: groups whose effective sample size, as a fraction, is below are resampled; 0 is annealed
-            importance sampling, 1 resamples at every rung.
-        moves: the kernel.
-    """
-
-    ess: float = 0.7
-    resample_below: float = 0.5
-    moves: MoveSettings = field(default_factory=MoveSettings)
-
-
-@dataclass
-class Annealed:
-    """What a walk ended with.
-
-    Attributes:
-        z: (G, N, Z) particles.
-        log_weights: (G, N), normalised in every group.
-        log_z: (G, K) log of the ratio of the normalisers of every leg's ends.
-        log_z_bridge: (G, K) the same by stepping stones: the ratio over every step from the particles on both its ends
-            (Bennett 1976), those of the upper end after they were moved. Where the two disagree by more than their
-            error, the particles did not follow the path.
-        end: (G,) where the last leg ended; 1 unless it was told to stop earlier.
-        rungs: of every leg, the rungs (G, R) that were walked.
-        step_size: (G,) of the kernel at the end.
-        acceptance: mean acceptance probability of every rung, over groups.
-        ess: least effective sample size, as a fraction, before resampling, over rungs and groups.
-    """
-
-    z: Tensor
-    log_weights: Tensor
-    log_z: Tensor
-    log_z_bridge: Tensor
-    end: Tensor
-    step_size: Tensor
-    rungs: list[Tensor] = field(default_factory=list)
-    acceptance: list[float] = field(default_factory=list)
-    ess: float = 1.0
-
-    @property
-    def num_rungs(self) -> int:
-        """Over all legs."""
-        return sum(rungs.shape[1] for rungs in self.rungs)
-
-
-def stage_legs(prior: RatioSequence) -> list[Leg]:
-    """The path p_0, p_1, ..., p_K of a ratio sequence, a leg for every stage."""
-
-    def ratio(stage: int) -> LogDensity:
-        weights = prior.stage_weights(stage)
-        return lambda z: functional_call(prior.network, weights, (z,))
-
-    return [Leg(prior.prefix(k - 1).log_density, ratio(k)) for k in range(1, prior.num_stages + 1)]
+def normaliser(walked: Annealed) -> Normaliser:
+    """log Z over all legs of a walk, from the spread of its groups."""
+    log_z, error = pooled(walked.log_z.sum(1))
+    return Normaliser(log_z, error, pooled(walked.log_z_bridge.sum(1))[0])
 
 
 def anneal(
@@ -114,7 +40,7 @@ def anneal(
     noise: Callable[[int, int], Noise],
     settings: Annealing,
     *,
-    rungs: Sequence[Tensor] | None = None,
+    plans: Sequence[Plan] | None = None,
     until: float | None = None,
     limit: float = 1.0,
 ) -> Annealed:
@@ -125,8 +51,8 @@ def anneal(
         z: the particles.
         noise: gives the noise, of G * N rows, of a rung; called with (leg, rung), both counted from 0.
         settings: how it is walked.
-        rungs: of every leg, where to stop on the way (G, R), ending at 1; None looks for them. Only with given rungs
-            is the estimate of Z unbiased.
+        plans: of every leg, how it is walked; None looks for rungs and kernels on the way. Only with plans that other
+            particles have made, and an adjusted kernel, is the estimate of Z unbiased.
         until: ends the last leg where the mean of its increment has risen to this value.
         limit: where the last leg ends at the latest.
 
@@ -151,7 +77,7 @@ def anneal(
             state,
             partial(noise, index),
             settings,
-            given=None if rungs is None else rungs[index],
+            plan=None if plans is None else plans[index],
             until=until if is_last else None,
             limit=limit if is_last else 1.0,
         )
@@ -163,43 +89,50 @@ def _walk(
     state: Annealed,
     noise: Callable[[int], Noise],
     settings: Annealing,
-    given: Tensor | None,
+    plan: Plan | None,
     until: float | None,
     limit: float,
 ) -> None:
     """Walks one leg; `state` is brought to its end."""
-    num_groups = len(state.z)
-    t = torch.zeros(num_groups, dtype=torch.float64, device=state.z.device)
+    t = torch.zeros(len(state.z), dtype=torch.float64, device=state.z.device)
     done = torch.zeros_like(t, dtype=torch.bool)
-    forward, bridged, visited = torch.zeros_like(t), torch.zeros_like(t), []
+    forward, bridged = torch.zeros_like(t), torch.zeros_like(t)
+    walked: list[Plan] = []
     increment = _increment(leg, state.z)
-    rung = 0
     while not bool(done.all()):
+        rung = len(walked)
         if rung == MAX_RUNGS:
             raise ValueError(f"a leg needs more than {MAX_RUNGS} rungs: its ends are too far apart for the particles")
-        draws = noise(rung)
-        if given is not None:
-            step = torch.as_tensor(given[:, rung], dtype=t.dtype) - t
-            ends = torch.full_like(done, rung == given.shape[1] - 1)
-        else:
+        if plan is None:
             step, ends = _next_step(increment, state.log_weights, limit - t, settings.ess, until)
+            scale = None
+        else:
+            step = plan.rungs[:, rung] - t
+            ends = torch.full_like(done, rung == plan.rungs.shape[1] - 1)
+            state.step_size, scale = plan.step_size[:, rung], plan.scale[:, rung]
         step = torch.where(done, 0.0, step)
-        lower, lower_weights = step[:, None] * increment, state.log_weights
+        lower, lower_weights = _raised(step, increment), state.log_weights
         gain = (lower_weights + lower).logsumexp(dim=1)
         forward += gain
         state.log_weights = lower_weights + lower - gain[:, None]
-        t = torch.where(ends & ~done & (given is None) & (until is None), limit, t + step)
+        t = t + step
+        draws = noise(rung)
         _resample(state, draws, settings.resample_below, ~done)
-        state.acceptance.append(_move(leg, state, t, draws, settings.moves, ~done))
+        scale = _spread(state) if scale is None else scale
+        walked.append(Plan(t[:, None], state.step_size[:, None], scale[:, None]))
+        _move(leg, state, t, draws, settings.moves, scale, active=~done, adapts=plan is None)
         increment = _increment(leg, state.z)
-        bridged += bridge(lower, lower_weights.exp(), step[:, None] * increment, state.log_weights.exp(), gain)
-        visited.append(t.clone())
+        bridged += bridge(lower, lower_weights.exp(), _raised(step, increment), state.log_weights.exp(), gain)
         done = done | ends
-        rung += 1
-    state.rungs.append(torch.stack(visited, dim=1))
+    state.plans.append(Plan(*(torch.cat(part, dim=1) for part in zip(*walked, strict=True))))
     state.log_z = torch.cat([state.log_z, forward[:, None]], dim=1)
     state.log_z_bridge = torch.cat([state.log_z_bridge, bridged[:, None]], dim=1)
     state.end = t
+
+
+def _raised(step: Tensor, increment: Tensor) -> Tensor:
+    """step (G,) times increment (G, N), where no step leaves even a weight of zero as it is."""
+    return torch.where(step[:, None] == 0, 0.0, step[:, None] * increment)
 
 
 def _increment(leg: Leg, z: Tensor) -> Tensor:
@@ -238,22 +171,32 @@ def _resample(state: Annealed, draws: Noise, threshold: float, active: Tensor) -
     state.log_weights = torch.where(uneven, -math.log(num), state.log_weights)
 
 
-def _move(leg: Leg, state: Annealed, t: Tensor, draws: Noise, settings: MoveSettings, active: Tensor) -> float:
-    """Moves the particles of the active groups under the rung's density; the mean acceptance probability."""
+def _move(
+    leg: Leg,
+    state: Annealed,
+    t: Tensor,
+    draws: Noise,
+    settings: MoveSettings,
+    scale: Tensor,
+    active: Tensor,
+    adapts: bool,
+) -> None:
+    """Moves the particles of the active groups under the rung's density."""
     num_groups, num, dim = state.z.shape
     rows = t.to(state.z.dtype).repeat_interleave(num)
     target = differentiate(lambda z: leg.log_density(z) + rows * leg.increment(z))
-    scale = _spread(state).repeat_interleave(num, dim=0)
+    scales = scale.repeat_interleave(num, dim=0)
     chains = start(target, state.z.flatten(0, 1))
     moving, acceptance = active.repeat_interleave(num), torch.ones_like(t)
     for _ in range(settings.num_moves):
         steps = state.step_size.repeat_interleave(num)
-        moved, probability = move(chains, draws.normal(dim), draws.uniform(), target, steps, scale, settings)
+        moved, probability = move(chains, draws.normal(dim), draws.uniform(), target, steps, scales, settings)
         chains = chosen(moving, moved, chains)
         acceptance = probability.view(num_groups, num).mean(1).double()
-        state.step_size = torch.where(active, adapted(state.step_size, acceptance, settings), state.step_size)
+        if adapts:
+            state.step_size = torch.where(active, adapted(state.step_size, acceptance, settings), state.step_size)
     state.z = chains.z.view_as(state.z)
-    return float(acceptance[active].mean())
+    state.acceptance.append(float(acceptance[active].mean()))
 
 
 def _spread(state: Annealed) -> Tensor:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ebmscale.density.bases import SampledOnly
 from ebmscale.density.evidence import Evidence
+from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DataError
-from ebmscale.ratios.negatives import Normaliser
 
 ROWS_AT_ONCE = 8192
+POOR = 0.05
+"""Fewer effective samples of p than this, as a fraction, are said to be few."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,20 @@ class FittedRatio:
             raise DataError("log q needs a base density: fit with base='gaussian', or give p as a density.")
         rows = self._rows(x)
         return total(self.sequence, rows) + self.sequence.base.log_density(rows) - self.normaliser.log_z
+
+    def lines(self) -> list[str]:
+        """What was found, in plain lines."""
+        found = self.calibration
+        said = [
+            f"KL(q || p) {self.kl:.4f} ± {self.kl_error:.4f} nats, {self.num_stages} stage(s), "
+            f"log Z {self.normaliser.log_z:.4f} ± {self.normaliser.error:.4f}",
+            f"on samples that took no part: AUC {found.auc:.4f}, calibration error {found.calibration_error:.4f}",
+        ]
+        if self.effective < 1:
+            said.append(f"{100 * self.effective:.1f} % of p's samples count in the last prior")
+        if any("cannot follow" in row.reason for row in self.stages) or self.effective < POOR:
+            said.append("p's samples hardly reach q, so the ratio is too small: use another base, or more samples of p")
+        return said
 
     def _rows(self, x: Any) -> Tensor:
         x = torch.as_tensor(x).detach().float()

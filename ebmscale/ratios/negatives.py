@@ -4,27 +4,19 @@ Shapes: N samples, P particles, Z coordinates.
 """
 
 import math
-from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ebmscale.density.estimates import importance_estimate, pooled
+from ebmscale.density.estimates import importance_estimate
 from ebmscale.density.langevin import ChainState, start
 from ebmscale.density.moves import GeneratorNoise, adapted, move
+from ebmscale.density.path import Leg, Normaliser, stage_legs
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.density.resampling import resample_systematically
-from ebmscale.density.smc import Leg, anneal, stage_legs
+from ebmscale.density.smc import anneal, normaliser
 from ebmscale.ratios.settings import FitSettings
-
-
-class Normaliser(NamedTuple):
-    """log Z_K of a sequence and its standard error; `bridge` is the estimate by stepping stones."""
-
-    log_z: float
-    error: float
-    bridge: float
 
 
 class Negatives(Protocol):
@@ -94,9 +86,7 @@ class MovedParticles:
             [leg], training[None], self._noise(len(training)), annealing, until=mean_q, limit=self._settings.gain_limit
         )
         if float(first.end) > 0:
-            moves = replace(annealing.moves, step_size=float(first.step_size))
-            again = replace(annealing, moves=moves)
-            second = anneal([leg], held_out[None], self._noise(len(held_out)), again, rungs=first.rungs)
+            second = anneal([leg], held_out[None], self._noise(len(held_out)), annealing, plans=first.plans)
             self._step = first.step_size
             self._pools = [self._even(one.z[0], one.log_weights) for one in (first, second)]
         return float(first.end)
@@ -110,8 +100,7 @@ class MovedParticles:
         groups, size = self._settings.groups, self._settings.group_size
         z = self._fresh(groups * size).view(groups, size, -1)
         walked = anneal(stage_legs(sequence), z, self._noise(groups * size), self._settings.annealing)
-        log_z, error = pooled(walked.log_z.sum(1))
-        return Normaliser(log_z, error, pooled(walked.log_z_bridge.sum(1))[0])
+        return normaliser(walked)
 
     def _fresh(self, num: int) -> Tensor:
         return self._base.from_noise(torch.randn(num, self._base.dim, generator=self._generator))

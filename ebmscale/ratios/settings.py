@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ebmscale.density.moves import MoveSettings
+from ebmscale.density.path import Annealing
 from ebmscale.density.schedule import Criteria
-from ebmscale.density.smc import Annealing
 from ebmscale.errors import ConfigError
 
 

@@ -29,9 +29,7 @@ def draws(num: int = NUM, seed: int = 0) -> GeneratorNoise:
 def one_move(z: Tensor, momentum: Tensor, settings: MoveSettings, scale: Tensor | None = None, uniform: float = 0.0):
     scale = torch.ones(1, DIM) if scale is None else scale
     steps, uniforms = (torch.full((len(z),), value, dtype=torch.float64) for value in (STEP, uniform))
-    return move(
-        start(TARGET, z), momentum, torch.full((len(z),), uniform, dtype=torch.float64), TARGET, steps, scale, settings
-    )
+    return move(start(TARGET, z), momentum, uniforms, TARGET, steps, scale, settings)
 
 
 def test_mala_is_in_detailed_balance() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ebmscale.density.estimates import pooled
 from ebmscale.density.moves import GeneratorNoise, MoveSettings, Noise
+from ebmscale.density.path import Annealed, Annealing, Leg, stage_legs
 from ebmscale.density.prior import RatioSequence, StandardNormal
-from ebmscale.density.smc import Annealed, Annealing, Leg, anneal, stage_legs
+from ebmscale.density.smc import anneal
 from ebmscale.seeds import StreamNoise
 
 SHARPNESS, MEAN = 3.0, torch.tensor([1.5, 0.0, -1.0], dtype=torch.float64)
@@ -61,27 +62,32 @@ def test_langevin_moves_come_close() -> None:
 
 
 def test_annealed_importance_sampling_is_unbiased() -> None:
-    """With given rungs the mean of Z over repetitions is Z, even with four particles and a coarse path."""
-    z, noise = particles(6000, 4)
-    rungs = torch.tensor([0.1, 0.3, 0.6, 1.0], dtype=torch.float64).expand(6000, -1)
-    settings = Annealing(resample_below=0.0, moves=MoveSettings("mala", num_moves=1, step_size=0.8, acceptance=0.0))
-    frozen = Annealing(0.7, 0.0, MoveSettings("hmc", num_moves=1, num_leapfrog=1, step_size=0.8, acceptance=0.8))
-    for choice in (settings, frozen):
-        walked = anneal([LEG], z, noise, choice, rungs=[rungs])
-        ratio = torch.exp(walked.log_z.sum(1) - LOG_Z)
-        error = float(ratio.std() / math.sqrt(len(ratio)))
-        assert error < 0.05
-        assert float(ratio.mean()) == pytest.approx(1, abs=4 * error)
-        assert float(walked.log_z.sum(1).mean()) < LOG_Z - 0.1  # the logarithm is a lower bound, and a loose one here
+    """By a plan that other particles made, the mean of Z over repetitions is Z, even with four particles each."""
+    settings = Annealing(ess=0.5, resample_below=0.0, moves=MoveSettings("mala", num_moves=1))
+    z, noise = particles(1, 200)
+    plans = [plan._replace(**{name: part.expand(6000, *part.shape[1:]) for name, part in plan._asdict().items()})
+             for plan in anneal([LEG], z, noise, settings).plans]  # fmt: skip
+    z, noise = particles(6000, 4, seed=1)
+    walked = anneal([LEG], z, noise, settings, plans=plans)
+    ratio = torch.exp(walked.log_z.sum(1) - LOG_Z)
+    error = float(ratio.std() / math.sqrt(len(ratio)))
+    assert error < 0.02
+    assert float(ratio.mean()) == pytest.approx(1, abs=4 * error)
+    assert float(walked.log_z.sum(1).mean()) < LOG_Z - 0.1  # the logarithm is a lower bound, and a loose one here
 
 
 def test_walking_down_gives_the_other_sign() -> None:
     """From exact samples of the end, the reversed leg estimates -log Z: together a bound from both sides."""
     z, noise = particles(16, 500)
     exact = SHARPNESS / (1 + SHARPNESS) * MEAN + z / math.sqrt(1 + SHARPNESS)
-    walked = anneal([LEG.reversed()], exact, noise, Annealing())
-    log_z, error = pooled(walked.log_z.sum(1))
-    assert log_z == pytest.approx(-LOG_Z, abs=4 * error)
+    plans = [plan.reversed() for plan in anneal([LEG], z, noise, Annealing()).plans]
+    for walked in (
+        anneal([LEG.reversed()], exact, noise, Annealing()),
+        anneal([LEG.reversed()], exact, noise, Annealing(), plans=plans),
+    ):
+        log_z, error = pooled(walked.log_z.sum(1))
+        assert log_z == pytest.approx(-LOG_Z, abs=4 * error)
+        assert bool((walked.end == 1).all())
 
 
 class Quadratic(nn.Module):
@@ -107,7 +113,7 @@ def test_the_stages_of_a_sequence_are_the_path() -> None:
     for legs, expected in ((walked.log_z[:, :1], first), (walked.log_z, LOG_Z + 0.5)):
         log_z, error = pooled(legs.sum(1))
         assert log_z == pytest.approx(expected, abs=4 * error)
-    assert len(walked.rungs) == 2
+    assert len(walked.plans) == 2
 
 
 def test_groups_know_nothing_of_each_other() -> None:
@@ -144,12 +150,23 @@ def test_steeper_paths_get_more_rungs() -> None:
     assert numbers == sorted(set(numbers))
 
 
-def test_the_same_rungs_again_are_walked_as_given() -> None:
+def test_a_plan_is_walked_as_it_is() -> None:
     z, noise = particles(3, 200)
     walked = anneal([LEG], z, noise, Annealing(ess=0.9))
-    again = anneal([LEG], z, noise, Annealing(ess=0.9), rungs=walked.rungs)
-    assert torch.equal(again.rungs[0], walked.rungs[0])
-    assert bool((walked.rungs[0][:, -1] == 1).all())
+    again = anneal([LEG], z, noise, Annealing(ess=0.9), plans=walked.plans)
+    for name in ("rungs", "step_size", "scale"):
+        torch.testing.assert_close(getattr(again.plans[0], name), getattr(walked.plans[0], name))
+    assert bool((walked.end == 1).all())
+
+
+def test_a_weight_of_zero_is_allowed() -> None:
+    """A half-space: P(z_0 > 0) = 1/2."""
+    z, noise = particles(8, 500)
+    leg = Leg(BASE.log_density, lambda z: torch.where(z[:, 0] > 0, 0.0, -math.inf))
+    walked = anneal([leg], z, noise, Annealing(ess=0.1))
+    log_z, error = pooled(walked.log_z.sum(1))
+    assert log_z == pytest.approx(math.log(0.5), abs=4 * error)
+    assert bool((walked.log_weights[walked.z[..., 0] <= 0] == -math.inf).all())
 
 
 def test_what_is_not_a_number_is_refused() -> None:
