@@ -1,14 +1,15 @@
 """ebmscale: latent-space energy-based priors by adaptive multi-stage density ratio estimation."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ebmscale.config import RunConfig
+    from ebmscale.ratios import FittedRatio
     from ebmscale.training.model import LatentModel
 
 from ebmscale.version import __version__
 
-__all__ = ["__version__", "load", "train"]
+__all__ = ["__version__", "fit_ratio", "load", "train"]
 
 
 def load(url: str) -> "LatentModel":
@@ -16,6 +17,13 @@ def load(url: str) -> "LatentModel":
     from ebmscale.training.model import load as load_model  # noqa: PLC0415 (importing ebmscale stays light)
 
     return load_model(url)
+
+
+def fit_ratio(p: Any, q: Any, **settings: Any) -> "FittedRatio":
+    """Fits log q - log p of any two sets of samples, by as many stages as it takes; see `ebmscale.ratios.fit_ratio`."""
+    from ebmscale.ratios import fit_ratio as fit  # noqa: PLC0415
+
+    return fit(p, q, **settings)
 
 
 def train(config: "RunConfig") -> str:

@@ -131,8 +131,8 @@ class PosteriorBlock(ChainBlock):
 class PriorBlock(ChainBlock):
     """Prior chains of p_{k-1}: `persistent` ones move on by num_steps a batch, `short_run` ones restart from p_0.
 
-    A new stage brings persistent chains to the new prior by equilibrate_steps of `langevin`, or draws them anew by
-    `smc` from p_0 through every stage, that many steps each.
+    A new stage brings persistent chains to the new prior by equilibrate_steps of `langevin`, or by `smc`: resampled and
+    moved along rungs from the old prior to the new one, then that many steps.
     """
 
     kind: Literal["persistent", "short_run"] = "persistent"

@@ -21,3 +21,11 @@ def resample(log_weights: Tensor, uniform: Tensor) -> Tensor:
     cumulative = torch.softmax(log_weights.double(), dim=1).cumsum(dim=1)
     points = (torch.arange(num_draws, device=uniform.device) + uniform.double()) / num_draws
     return torch.searchsorted(cumulative, points).clamp(max=log_weights.shape[1] - 1)
+
+
+def resample_systematically(log_weights: Tensor, uniform: Tensor, num_draws: int) -> Tensor:
+    """Indices (G, N) as `resample`, all N = `num_draws` of a group placed by one draw of `uniform` (G,).
+
+    A candidate of normalised weight w is drawn floor(N w) or ceil(N w) times: never fewer, never more.
+    """
+    return resample(log_weights, uniform[:, None].expand(-1, num_draws))

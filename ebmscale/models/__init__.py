@@ -4,23 +4,28 @@ from ebmscale.models.blocks import count_parameters, initialise
 from ebmscale.models.encoder import LOG_STD_BOUND, Encoder, build_encoder
 from ebmscale.models.forms import FORMS, Form, ImageShape, Layer, find_form
 from ebmscale.models.generator import Generator, build_generator
+from ebmscale.models.ratio_heads import ConvRatioNet, QuadraticHead, Standardised, vector_ratio
 from ebmscale.models.ratio_net import ACTIVATIONS, RatioNet, RatioNets, build_ratio_net
 
 __all__ = [
     "ACTIVATIONS",
     "FORMS",
     "LOG_STD_BOUND",
+    "ConvRatioNet",
     "Encoder",
     "Form",
     "Generator",
     "ImageShape",
     "Layer",
+    "QuadraticHead",
     "RatioNet",
     "RatioNets",
+    "Standardised",
     "build_encoder",
     "build_generator",
     "build_ratio_net",
     "count_parameters",
     "find_form",
     "initialise",
+    "vector_ratio",
 ]

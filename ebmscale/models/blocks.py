@@ -41,9 +41,10 @@ class ZeroLinear(nn.Linear):
     """A linear layer that starts at exactly zero, so that the network starts as the zero function."""
 
     def reset_parameters(self) -> None:
-        """Sets weight and bias to zero."""
+        """Sets weight and, if there is one, bias to zero."""
         nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class ZeroScale(nn.Module):

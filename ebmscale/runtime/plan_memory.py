@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ebmscale.config import RunConfig
 from ebmscale.data.reader import KEPT_BYTES
@@ -21,7 +20,6 @@ from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.models import Encoder, Generator, ImageShape, RatioNet
 from ebmscale.runtime.footprint import FP32, EngineChoice, Footprint
 from ebmscale.runtime.live_bytes import LiveBytes
-from ebmscale.training.stages import CANDIDATES
 from ebmscale.training.tasks import ImageModel, PosteriorSample, generator_loss, posterior_target
 
 SIMULATED_STEPS = 2
@@ -189,10 +187,6 @@ def _computations(
         n2ce(f_q, f_p, config.stages.magnification).backward()
 
     def new_stage(num_chains: int) -> None:
-        if config.prior.equilibrate == "smc":
-            with torch.no_grad():
-                rows = torch.empty(num_chains, CANDIDATES, dim, device="meta").flatten(0, 1)
-                functional_call(prior.network, dict(network.state_dict()), (rows,))
         chains(num_chains, config.prior.equilibrate_steps)
 
     def chains(num_chains: int, num_steps: int) -> None:

@@ -14,16 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from ebmscale.config import PriorBlock, RatioOptimizerBlock, StagesBlock
 from ebmscale.density import evidence as evidence_of
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace, run_chain, start
 from ebmscale.density.losses import magnitude_penalty, n2ce
+from ebmscale.density.moves import MoveSettings
+from ebmscale.density.path import Annealing, stage_legs
 from ebmscale.density.prior import RatioSequence
-from ebmscale.density.resampling import resample
+from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
+from ebmscale.density.smc import anneal
 from ebmscale.models import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.training.engine import Engine
@@ -33,8 +35,8 @@ from ebmscale.training.streams import StreamTable, owned_rows
 from ebmscale.training.tasks import langevin_settings, lost
 from ebmscale.world import World
 
-CANDIDATES = 32
-"""Draws of p_0 for every chain of a pool that is drawn anew by sequential Monte Carlo."""
+ANNEALING = Annealing(ess=0.7, moves=MoveSettings(kind="mala", num_moves=2))
+"""How a pool is brought to a new prior by sequential Monte Carlo."""
 
 
 @dataclass(frozen=True)
@@ -277,32 +279,33 @@ class StageTrainer:
         return network.state_dict()
 
     def _equilibrated(self, name: str, prior: RatioSequence, position: int) -> Tensor:
-        """The chains of a pool under a new prior, from where they are or by sequential Monte Carlo along the stages."""
+        """The chains of a pool under a new prior, by Langevin steps or by sequential Monte Carlo."""
         if self._chains.equilibrate == "smc":
-            return self._renewed(name, prior, position)
+            return self._annealed(name, prior, position)
         steps = self._chains.equilibrate_steps
         return self._moved(name, prior, position, steps, purpose="equilibrate", long=True)[0]
 
-    @torch.no_grad()
-    def _renewed(self, name: str, prior: RatioSequence, position: int) -> Tensor:
-        """A pool drawn anew: p_0, then for every stage resampling by r_k = e^f_k and Langevin steps under p_k.
+    def _annealed(self, name: str, prior: RatioSequence, position: int) -> Tensor:
+        """The chains of a pool, samples of p_{k-1}, brought to the new prior p_k along rungs p_{k-1} r_k^t.
 
         Langevin steps alone leave the chains in whichever modes they started near, and an error in how many there
-        are in a mode is then invisible to all later ratios. Streams are resampled one by one.
+        are in a mode is then invisible to all later ratios. Streams are groups that never mix.
         """
-        table, dim = self._pools[name], prior.base.dim
-        num_streams, num_slots = table.z.shape[:2]
+        table = self._pools[name]
+
+        def noise(leg: int, rung: int) -> StreamNoise:
+            purpose = f"anneal-{name}-{rung}"
+            return StreamNoise(self._seed, purpose, position, table.row_streams, self._world.device)
+
+        self._after_step()
+        walked = anneal(stage_legs(prior)[-1:], table.z, noise, ANNEALING)
+        placed = noise(0, -1).uniform().view(table.z.shape[:2])[:, 0]
+        chosen = resample_systematically(walked.log_weights, placed, table.z.shape[1])
+        rows = walked.z.gather(1, chosen[:, :, None].expand(-1, -1, prior.base.dim)).flatten(0, 1)
         settings = langevin_settings(self._chains, self._chains.equilibrate_steps)
-        noise = StreamNoise(self._seed, f"renew-{name}", position, table.row_streams, self._world.device)
-        rows = prior.base.from_noise(noise.normal(CANDIDATES, dim).flatten(0, 1))
-        for stage in range(1, prior.num_stages + 1):
-            log_ratio = functional_call(prior.network, prior.stage_weights(stage), (rows,))
-            chosen = resample(log_ratio.view(num_streams, -1), noise.uniform().view(num_streams, num_slots))
-            rows = rows.view(num_streams, -1, dim).gather(1, chosen[:, :, None].expand(-1, -1, dim)).flatten(0, 1)
-            target = prior.prefix(stage).evaluate
-            chain_noise = noise.normal(settings.num_steps, dim)
-            rows = run_chain(target, start(target, rows), chain_noise, settings, self._after_step)[0].z
-        return self._kept(rows, name, position)
+        noise_after = noise(0, -2).normal(settings.num_steps, prior.base.dim)
+        state, _ = run_chain(prior.evaluate, start(prior.evaluate, rows), noise_after, settings, self._after_step)
+        return self._kept(state.z, name, position)
 
     def _moved(
         self,

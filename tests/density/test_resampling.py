@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebmscale.density.resampling import resample
+from ebmscale.density.resampling import resample, resample_systematically
 
 
 def draw_uniform(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,3 +46,18 @@ def test_resampled_points_follow_the_target() -> None:
     drawn = z[resample(z[None] - 0.5, draw_uniform(1, 50_000))[0]]
     assert float(drawn.mean()) == pytest.approx(1, abs=5 / 50_000**0.5)
     assert float(drawn.var()) == pytest.approx(1, abs=5 * (2 / 50_000) ** 0.5)
+
+
+@given(seed=st.integers(0, 1000), uniform=st.floats(0, 1, exclude_max=True))
+def test_systematic_draws_are_within_one_of_the_weights(seed: int, uniform: float) -> None:
+    log_weights = torch.randn(2, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn = resample_systematically(log_weights, torch.full((2,), uniform, dtype=torch.float64), 50)
+    counts = torch.stack([torch.bincount(row, minlength=9) for row in drawn])
+    assert (counts - 50 * torch.softmax(log_weights, 1)).abs().max() < 1 + 1e-9
+
+
+def test_systematic_draws_are_unbiased() -> None:
+    weights = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64)
+    drawn = resample_systematically(weights.log().expand(50_000, 3), draw_uniform(50_000), 2)
+    share = torch.bincount(drawn.flatten()) / 100_000
+    torch.testing.assert_close(share, weights, rtol=0, atol=0.007, check_dtype=False)

@@ -1,0 +1,91 @@
+"""Commands on sets of samples: their density ratio."""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.table import Table
+
+from ebmscale.cli.group import cli, console
+from ebmscale.errors import ConfigError
+
+
+@cli.command()
+@click.argument("p")
+@click.argument("q")
+@click.option(
+    "--base",
+    type=click.Choice(["samples", "gaussian", "normal"]),
+    default="samples",
+    show_default=True,
+    help="samples: nothing is assumed of p. gaussian: by way of the Gaussian with p's moments. normal: p is N(0, I).",
+)
+@click.option("--quadratic", is_flag=True, help="Add a quadratic head to the perceptron.")
+@click.option("--hidden", default="128,128", show_default=True, help="Widths, with commas; '' is none.")
+@click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", help="FILE.npz for log q - log p at the samples of both, and FILE.json beside it.")
+def ratio(p: str, q: str, base: str, quadratic: bool, hidden: str, max_stages: int, seed: int, out: str | None) -> None:
+    """Fit log q - log p of the samples in P and Q (.npy, .npz or shards), and say how far they are apart.
+
+    With --base normal, P is '-' or the number of coordinates plays no role: p is the standard normal.
+    """
+    from ebmscale.density.prior import StandardNormal  # noqa: PLC0415 (commands import what they use)
+    from ebmscale.ratios import FitSettings, fit_ratio  # noqa: PLC0415
+    from ebmscale.ratios.read import read_samples  # noqa: PLC0415
+
+    if out is not None and not out.endswith(".npz"):
+        raise ConfigError(f"--out {out} must end in .npz.")
+    try:
+        widths = tuple(int(width) for width in hidden.split(",") if width)
+    except ValueError:
+        raise ConfigError(f"--hidden {hidden} must be numbers with commas, such as 128,128.") from None
+    samples_q = read_samples(q, "q")
+    samples_p = StandardNormal(samples_q[0].numel()) if base == "normal" else read_samples(p, "p")
+    settings = FitSettings(hidden=widths, quadratic=quadratic, max_stages=max_stages)
+    table = Table("stage", "updates", "held-out loss", "KL bound", "gain", "why it ended")
+    fitted = fit_ratio(
+        samples_p,
+        samples_q,
+        base="gaussian" if base == "gaussian" else "samples",
+        settings=settings,
+        seed=seed,
+        progress=lambda row: table.add_row(
+            str(row.stage),
+            str(row.updates),
+            f"{row.evidence.loss:.4f}",
+            f"{row.evidence.kl_bound:.4f} ± {row.evidence.kl_bound_error:.4f}",
+            f"{row.gain:.3f}",
+            row.reason,
+        ),
+    )
+    console.print(table)
+    for line in fitted.lines():
+        console.print(line)
+    if out is not None:
+        sets = {"log_ratio_q": samples_q} | ({} if base == "normal" else {"log_ratio_p": samples_p})
+        _write(out, {name: fitted.log_ratio(rows).numpy() for name, rows in sets.items()}, fitted)
+
+
+def _write(out: str, arrays: dict[str, np.ndarray], fitted: Any) -> None:
+    from ebmscale.storage import Storage  # noqa: PLC0415
+
+    about = {
+        "kl": fitted.kl,
+        "kl_error": fitted.kl_error,
+        "log_z": fitted.normaliser.log_z,
+        "log_z_error": fitted.normaliser.error,
+        "effective": fitted.effective,
+        "calibration": asdict(fitted.calibration),
+        "stages": [asdict(row) for row in fitted.stages],
+    }
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    storage = Storage.at(Path(out).parent)
+    storage.publish(Path(out).name, content.getvalue())
+    storage.publish(Path(out).with_suffix(".json").name, json.dumps(about, indent=1).encode())
+    console.print(f"log ratios in {out}")

@@ -1,0 +1,77 @@
+"""Estimates from weighted particles: normalisers with their errors, and how far weights may be raised.
+
+Shapes: G groups, N particles of a group.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SMALLEST_STEP = 1e-13
+
+
+def pooled(log_z: Tensor) -> tuple[float, float]:
+    """log of the mean of independent estimates e^log_z (G,) of Z, and its standard error by the delta method.
+
+    One estimate has no standard error that it could tell: NaN.
+    """
+    num = len(log_z)
+    log_mean = torch.logsumexp(log_z.double(), 0) - math.log(num)
+    relative = torch.exp(log_z.double() - log_mean)
+    error = float(relative.std() / math.sqrt(num)) if num > 1 else math.nan
+    return float(log_mean), error
+
+
+def importance_estimate(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """log of the mean of weights e^log_weights (..., N) of independent particles, and its standard error (...)."""
+    num = log_weights.shape[-1]
+    log_mean = log_weights.double().logsumexp(-1) - math.log(num)
+    return log_mean, torch.exp(log_weights.double() - log_mean[..., None]).std(-1) / math.sqrt(num)
+
+
+def bridge(lower: Tensor, lower_weights: Tensor, upper: Tensor, upper_weights: Tensor, near: Tensor) -> Tensor:
+    """log of the ratio of two normalisers (G,) from weighted particles on both sides (Bennett's acceptance ratio).
+
+    Args:
+        lower: (G, N) log density of the upper side minus that of the lower one, at particles of the lower one.
+        lower_weights: (G, N), normalised.
+        upper: (G, N) the same at particles of the upper one.
+        upper_weights: (G, N), normalised.
+        near: (G,) a first guess.
+    """
+    ends = torch.stack([lower.amin(1), upper.amin(1), lower.amax(1), upper.amax(1), near]).clamp(-1e300, 1e300)
+    low, high = ends.amin(0), ends.amax(0)
+    for _ in range(80):
+        c = 0.5 * (low + high)
+        taken = (lower_weights * torch.sigmoid(lower - c[:, None])).sum(1)
+        given = (upper_weights * torch.sigmoid(c[:, None] - upper)).sum(1)
+        low, high = torch.where(taken > given, c, low), torch.where(taken > given, high, c)
+    return 0.5 * (low + high)
+
+
+def conditional_ess(increment: Tensor, log_weights: Tensor, step: Tensor) -> Tensor:
+    """Of weights W e^(s increment), as a fraction (G,) (Zhou, Johansen & Aston 2016); 1 for s = 0."""
+    raised = step[:, None] * increment
+    return torch.exp(2 * (log_weights + raised).logsumexp(1) - (log_weights + 2 * raised).logsumexp(1))
+
+
+def tilted_mean(increment: Tensor, log_weights: Tensor, step: Tensor) -> Tensor:
+    """The increment's mean (G,) under weights W e^(s increment)."""
+    weights = torch.softmax(log_weights + step[:, None] * increment, dim=1)
+    return torch.where(weights > 0, weights * increment, 0.0).sum(1)
+
+
+def bisect(holds: Callable[[Tensor], Tensor], room: Tensor) -> Tensor:
+    """The largest s <= room (G,) for which a condition holds that holds below and fails above it.
+
+    The logarithm of s is bisected, since a step may have to be tiny where an increment is steep.
+    """
+    low, high = (SMALLEST_STEP * room).clamp(min=1e-300).log(), room.clamp(min=1e-300).log()
+    whole = holds(room)
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        good = holds(middle.exp())
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    return torch.where(whole, room, low.exp())

@@ -1,0 +1,206 @@
+"""Sequential Monte Carlo and annealed importance sampling: log Z with error bars, and samples at the end of a path.
+
+A *path* is a list of legs. A leg goes from one unnormalised density to the next along rungs
+log p_t = log p_start + t * increment, 0 <= t <= 1; the stages of a `RatioSequence` are legs, and a likelihood is one.
+Rungs are put where the effective sample size asks for them, or given. At every rung particles are weighted by the
+step, resampled where their weights have become uneven, and moved by a kernel that leaves the rung's density as it is.
+
+Particles come in groups that never mix: every group is an unbiased estimate of Z of its own (with given rungs and an
+adjusted kernel), so their spread is the standard error, and they may be spread over workers. No group knows of another:
+its noise depends on (leg, rung) alone.
+
+Shapes: G groups, N particles of a group, Z latent, K legs, R rungs.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ebmscale.density.estimates import bisect, bridge, conditional_ess, pooled, tilted_mean
+from ebmscale.density.langevin import differentiate, start
+from ebmscale.density.moves import MoveSettings, Noise, adapted, chosen, move
+from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, Plan
+from ebmscale.density.resampling import resample_systematically
+
+MAX_RUNGS = 2000
+
+
+def normaliser(walked: Annealed) -> Normaliser:
+    """log Z over all legs of a walk, from the spread of its groups."""
+    log_z, error = pooled(walked.log_z.sum(1))
+    return Normaliser(log_z, error, pooled(walked.log_z_bridge.sum(1))[0])
+
+
+def anneal(
+    legs: Sequence[Leg],
+    z: Tensor,
+    noise: Callable[[int, int], Noise],
+    settings: Annealing,
+    *,
+    plans: Sequence[Plan] | None = None,
+    until: float | None = None,
+    limit: float = 1.0,
+) -> Annealed:
+    """Walks particles z (G, N, Z), exact samples of the path's start, to its end.
+
+    Args:
+        legs: the path.
+        z: the particles.
+        noise: gives the noise, of G * N rows, of a rung; called with (leg, rung), both counted from 0.
+        settings: how it is walked.
+        plans: of every leg, how it is walked; None looks for rungs and kernels on the way. Only with plans that other
+            particles have made, and an adjusted kernel, is the estimate of Z unbiased.
+        until: ends the last leg where the mean of its increment has risen to this value.
+        limit: where the last leg ends at the latest.
+
+    Raises:
+        ValueError: an increment is not a number, or a leg needs more than `MAX_RUNGS` rungs.
+    """
+    num_groups, num, _ = z.shape
+    ones = torch.ones(num_groups, dtype=torch.float64, device=z.device)
+    nothing = ones[:, None][:, :0]
+    state = Annealed(
+        z=z,
+        log_weights=-math.log(num) * ones[:, None].expand(-1, num),
+        log_z=nothing,
+        log_z_bridge=nothing,
+        end=ones,
+        step_size=settings.moves.step_size * ones,
+    )
+    for index, leg in enumerate(legs):
+        is_last = index == len(legs) - 1
+        _walk(
+            leg,
+            state,
+            partial(noise, index),
+            settings,
+            plan=None if plans is None else plans[index],
+            until=until if is_last else None,
+            limit=limit if is_last else 1.0,
+        )
+    return state
+
+
+def _walk(
+    leg: Leg,
+    state: Annealed,
+    noise: Callable[[int], Noise],
+    settings: Annealing,
+    plan: Plan | None,
+    until: float | None,
+    limit: float,
+) -> None:
+    """Walks one leg; `state` is brought to its end."""
+    t = torch.zeros(len(state.z), dtype=torch.float64, device=state.z.device)
+    done = torch.zeros_like(t, dtype=torch.bool)
+    forward, bridged = torch.zeros_like(t), torch.zeros_like(t)
+    walked: list[Plan] = []
+    increment = _increment(leg, state.z)
+    while not bool(done.all()):
+        rung = len(walked)
+        if rung == MAX_RUNGS:
+            raise ValueError(f"a leg needs more than {MAX_RUNGS} rungs: its ends are too far apart for the particles")
+        if plan is None:
+            step, ends = _next_step(increment, state.log_weights, limit - t, settings.ess, until)
+            scale = None
+        else:
+            step = plan.rungs[:, rung] - t
+            ends = torch.full_like(done, rung == plan.rungs.shape[1] - 1)
+            state.step_size, scale = plan.step_size[:, rung], plan.scale[:, rung]
+        step = torch.where(done, 0.0, step)
+        lower, lower_weights = _raised(step, increment), state.log_weights
+        gain = (lower_weights + lower).logsumexp(dim=1)
+        forward += gain
+        state.log_weights = lower_weights + lower - gain[:, None]
+        t = t + step
+        draws = noise(rung)
+        _resample(state, draws, settings.resample_below, ~done)
+        scale = _spread(state) if scale is None else scale
+        walked.append(Plan(t[:, None], state.step_size[:, None], scale[:, None]))
+        _move(leg, state, t, draws, settings.moves, scale, active=~done, adapts=plan is None)
+        increment = _increment(leg, state.z)
+        bridged += bridge(lower, lower_weights.exp(), _raised(step, increment), state.log_weights.exp(), gain)
+        done = done | ends
+    state.plans.append(Plan(*(torch.cat(part, dim=1) for part in zip(*walked, strict=True))))
+    state.log_z = torch.cat([state.log_z, forward[:, None]], dim=1)
+    state.log_z_bridge = torch.cat([state.log_z_bridge, bridged[:, None]], dim=1)
+    state.end = t
+
+
+def _raised(step: Tensor, increment: Tensor) -> Tensor:
+    """step (G,) times increment (G, N), where no step leaves even a weight of zero as it is."""
+    return torch.where(step[:, None] == 0, 0.0, step[:, None] * increment)
+
+
+def _increment(leg: Leg, z: Tensor) -> Tensor:
+    """The increment at particles (G, N, Z), as (G, N) in float64."""
+    with torch.no_grad():
+        value = leg.increment(z.flatten(0, 1)).double().view(z.shape[:2])
+    if bool(value.isnan().any()):
+        raise ValueError("the increment of a leg is not a number at some particle")
+    return value
+
+
+def _next_step(
+    increment: Tensor, log_weights: Tensor, room: Tensor, ess: float, until: float | None
+) -> tuple[Tensor, Tensor]:
+    """The longest steps (G,) that keep the conditional effective sample size, and which of them end the leg."""
+    step = bisect(lambda s: conditional_ess(increment, log_weights, s) >= ess, room)
+    if until is None:
+        return step, step >= room
+    stop = bisect(lambda s: tilted_mean(increment, log_weights, s) <= until, room)
+    stop = torch.where(tilted_mean(increment, log_weights, torch.zeros_like(room)) >= until, 0.0, stop)
+    return torch.minimum(step, stop), (stop <= step) | (step >= room)
+
+
+def _resample(state: Annealed, draws: Noise, threshold: float, active: Tensor) -> None:
+    """Resamples the groups whose weights have become uneven."""
+    num_groups, num, dim = state.z.shape
+    ess = torch.exp(-(2 * state.log_weights).logsumexp(dim=1)) / num
+    state.ess = min(state.ess, float(ess.min()))
+    if threshold == 0:
+        return
+    placed = draws.uniform().view(num_groups, num)[:, 0]
+    indices = resample_systematically(state.log_weights, placed, num)
+    uneven = (active & (ess < threshold))[:, None]
+    indices = torch.where(uneven, indices, torch.arange(num, device=indices.device))
+    state.z = state.z.gather(1, indices[:, :, None].expand(-1, -1, dim))
+    state.log_weights = torch.where(uneven, -math.log(num), state.log_weights)
+
+
+def _move(
+    leg: Leg,
+    state: Annealed,
+    t: Tensor,
+    draws: Noise,
+    settings: MoveSettings,
+    scale: Tensor,
+    active: Tensor,
+    adapts: bool,
+) -> None:
+    """Moves the particles of the active groups under the rung's density."""
+    num_groups, num, dim = state.z.shape
+    rows = t.to(state.z.dtype).repeat_interleave(num)
+    target = differentiate(lambda z: leg.log_density(z) + rows * leg.increment(z))
+    scales = scale.repeat_interleave(num, dim=0)
+    chains = start(target, state.z.flatten(0, 1))
+    moving, acceptance = active.repeat_interleave(num), torch.ones_like(t)
+    for _ in range(settings.num_moves):
+        steps = state.step_size.repeat_interleave(num)
+        moved, probability = move(chains, draws.normal(dim), draws.uniform(), target, steps, scales, settings)
+        chains = chosen(moving, moved, chains)
+        acceptance = probability.view(num_groups, num).mean(1).double()
+        if adapts:
+            state.step_size = torch.where(active, adapted(state.step_size, acceptance, settings), state.step_size)
+    state.z = chains.z.view_as(state.z)
+    state.acceptance.append(float(acceptance[active].mean()))
+
+
+def _spread(state: Annealed) -> Tensor:
+    """The particles' weighted standard deviation in every coordinate (G, Z)."""
+    weights = state.log_weights.exp()[:, :, None].to(state.z.dtype)
+    mean = (weights * state.z).sum(1, keepdim=True)
+    return (weights * (state.z - mean).square()).sum(1).sqrt().clamp(min=1e-12)

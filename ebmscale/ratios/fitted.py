@@ -1,0 +1,127 @@
+"""A fitted density ratio as a value: what it says at any point, and how far it can be trusted.
+
+Shapes: N points, ... the shape of one point, Z coordinates.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmscale.density.bases import SampledOnly
+from ebmscale.density.evidence import Evidence
+from ebmscale.density.path import Normaliser
+from ebmscale.density.prior import RatioSequence
+from ebmscale.errors import DataError
+
+ROWS_AT_ONCE = 8192
+POOR = 0.05
+"""Fewer effective samples of p than this, as a fraction, are said to be few."""
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What a stage ended with.
+
+    Attributes:
+        stage: k, from 1.
+        updates: of its network.
+        evidence: at the end, on samples that it was not trained on.
+        gain: what its ratio is multiplied by; 0 where it was not kept.
+        reason: why it ended.
+    """
+
+    stage: int
+    updates: int
+    evidence: Evidence
+    gain: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class FittedRatio:
+    """log q - log p of two sets of samples, as a product of K ratios, normalised.
+
+    Attributes:
+        sequence: the base density with its ratios.
+        normaliser: log Z_K, by which they are normalised.
+        shape: of one point.
+        kl: KL(q || p) in nats, the mean of the log ratio over samples of q that took no part in the fit: up to
+            its error a lower bound, which falls short by KL(q || p e^(log ratio)).
+        kl_error: its standard error.
+        calibration: of the whole log ratio as a classifier between samples of q and of p that took no part.
+        stages: how every stage ended.
+        effective: with samples of p alone, the fraction of them that still counts in the last prior; 1 otherwise.
+        reference: where base and p differ, the ratio of p to the base, which is subtracted.
+    """
+
+    sequence: RatioSequence
+    normaliser: Normaliser
+    shape: tuple[int, ...]
+    kl: float
+    kl_error: float
+    calibration: Evidence
+    stages: tuple[StageRow, ...]
+    effective: float = 1.0
+    reference: "FittedRatio | None" = None
+
+    @property
+    def num_stages(self) -> int:
+        """K."""
+        return self.sequence.num_stages
+
+    def log_ratio(self, x: Any) -> Tensor:
+        """log q - log p at points x (N, ...), as (N,).
+
+        Raises:
+            DataError: the points have another shape than those it was fitted to.
+        """
+        rows = self._rows(x)
+        value = total(self.sequence, rows) - self.normaliser.log_z
+        return value if self.reference is None else value - self.reference.log_ratio(x)
+
+    def log_density(self, x: Any) -> Tensor:
+        """log q at points x (N, ...), as (N,), where the base density is known.
+
+        Raises:
+            DataError: the base is known by samples alone, or the points have another shape.
+        """
+        if isinstance(self.sequence.base, SampledOnly):
+            raise DataError("log q needs a base density: fit with base='gaussian', or give p as a density.")
+        rows = self._rows(x)
+        return total(self.sequence, rows) + self.sequence.base.log_density(rows) - self.normaliser.log_z
+
+    def lines(self) -> list[str]:
+        """What was found, in plain lines."""
+        found = self.calibration
+        said = [
+            f"KL(q || p) {self.kl:.4f} ± {self.kl_error:.4f} nats, {self.num_stages} stage(s), "
+            f"log Z {self.normaliser.log_z:.4f} ± {self.normaliser.error:.4f}",
+            f"on samples that took no part: AUC {found.auc:.4f}, calibration error {found.calibration_error:.4f}",
+        ]
+        if self.effective < 1:
+            said.append(f"{100 * self.effective:.1f} % of p's samples count in the last prior")
+        if any("cannot follow" in row.reason for row in self.stages) or self.effective < POOR:
+            said.append("p's samples hardly reach q, so the ratio is too small: use another base, or more samples of p")
+        return said
+
+    def _rows(self, x: Any) -> Tensor:
+        x = torch.as_tensor(x).detach().float()
+        x = x[:, None] if x.dim() == 1 and self.shape == (1,) else x
+        if tuple(x.shape[1:]) != self.shape:
+            raise DataError(f"The points have the shape {tuple(x.shape[1:])}; the ratio was fitted to {self.shape}.")
+        return x.flatten(1)
+
+
+@torch.no_grad()
+def total(sequence: RatioSequence, rows: Tensor) -> Tensor:
+    """f_1 + ... + f_K at rows (N, Z), as (N,)."""
+    return torch.cat([sequence.log_ratios(part).sum(0) for part in rows.split(ROWS_AT_ONCE)])
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean of values (N,) and its standard error."""
+    values = values.double()
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
