@@ -42,6 +42,7 @@ class EvaluationBlock(Block):
     """What is measured on every row's final checkpoint, as `ebmscale evaluate` does it."""
 
     metrics: tuple[Literal["reconstruction", "frechet", "anomaly", "likelihood"], ...] = ("reconstruction", "frechet")
+    split: Literal["test", "validation"] = "test"
     features: str | None = None
     num_samples: Positive | None = None
 
@@ -215,7 +216,7 @@ class RunFailed(Exception):
 
 
 def _evaluate(url: str, evaluation: EvaluationBlock) -> None:
-    arguments = ["--metrics", ",".join(evaluation.metrics)]
+    arguments = ["--metrics", ",".join(evaluation.metrics), "--split", evaluation.split]
     if evaluation.features is not None:
         arguments += ["--features", evaluation.features]
     if evaluation.num_samples is not None:
