@@ -65,8 +65,7 @@ def measure_anomaly(model: LatentModel, images: ImageSet, seed: int) -> dict[str
     gathered = [chunk for part in images.world.gather_objects(own) for chunk in part]
     gathered.sort(key=lambda chunk: chunk.index)
     labels = torch.cat([chunk.labels for chunk in gathered])
-    values = detection({part: _joined(gathered, part) for part in gathered[0].scores}, labels == images.anomalous)
-    return values
+    return detection({part: _joined(gathered, part) for part in gathered[0].scores}, labels == images.anomalous)
 
 
 def detection(scores: dict[str, Tensor], is_anomaly: Tensor) -> dict[str, float]:
