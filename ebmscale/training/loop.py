@@ -19,6 +19,7 @@ from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.seeds import StreamNoise
 from ebmscale.training.guard import Stopped, StopSignal, check_rollbacks, spoil
 from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, RunLog
+from ebmscale.training.residuals import measure_residuals
 from ebmscale.training.run import Run, open_run
 from ebmscale.training.tasks import PosteriorSample, generator_loss, langevin_settings, sample_posterior, to_pixels
 from ebmscale.training.view import View
@@ -121,7 +122,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
         if run.generator_trains:
             squared_error, grad_norm = _update_generator(run, x, sample)
         else:
-            squared_error, grad_norm = _squared_error(run, x, sample.z), 0.0
+            squared_error, grad_norm = (x - _decode(run, sample.z)).square().flatten(1).mean(1), 0.0
         error = squared_error.sum() / max(len(x), 1)
     if not math.isfinite(grad_norm):
         return BatchReport(squared_error.sum(), len(x), None, True, chain_step_s)
@@ -168,10 +169,9 @@ def _update_generator(run: Run, x: Tensor, sample: PosteriorSample) -> tuple[Ten
 
 
 @torch.no_grad()
-def _squared_error(run: Run, x: Tensor, z: Tensor) -> Tensor:
-    """Squared errors per pixel (B,) of the sampling copy's images at latents z (B, Z)."""
-    mean = run.sampling.model.generator(z.to(next(run.sampling.model.parameters()).dtype)).float()
-    return (x - mean).square().flatten(1).mean(1)
+def _decode(run: Run, z: Tensor) -> Tensor:
+    """The sampling copy's images at latents z (B, Z), in fp32."""
+    return run.sampling.model.generator(z.to(next(run.sampling.model.parameters()).dtype)).float()
 
 
 def infer(run: Run, x: Tensor, noise: StreamNoise) -> PosteriorSample:
@@ -203,7 +203,9 @@ def take_evidence(run: Run) -> dict[str, Any]:
         seed, position = run.config.run.seed, run.samples_seen
         noise = StreamNoise(seed, "held-out-posterior", position, run.held_out_streams, run.world.device)
         sample = infer(run, run.held_out, noise)
-        errors = _squared_error(run, run.held_out, sample.z).double().sum()
+        mean = _decode(run, sample.z)
+        run.residuals = measure_residuals(run.held_out, mean, run.world)
+        errors = (run.held_out - mean).square().flatten(1).mean(1).double().sum()
         counts = run.world.sum(errors.new_tensor([float(errors), len(run.held_out)]))
         event: dict[str, Any] = {
             "stage": run.stages.state.stage,

@@ -5,7 +5,7 @@ Needs neither DeepSpeed nor Ray. Shapes: B batch, N samples, Z latent, C H W ima
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
 from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
 from ebmscale.training.parts import parse_tensors, whole_spans
+from ebmscale.training.residuals import Residuals, parse_residuals
 from ebmscale.training.run import load_run_config
 from ebmscale.training.tasks import ImageModel, langevin_settings, log_likelihood, sample_posterior
 
@@ -31,11 +32,20 @@ ROWS_AT_ONCE = 500
 
 
 class AnomalyScore(NamedTuple):
-    """-log p(x, z) up to constants at a posterior latent z, and its two parts, each (B,); higher = less likely."""
+    """How unlikely images are at their posterior latents z, each (B,); higher = less likely.
+
+    Attributes:
+        joint: -log p(x, z) up to constants, the sum of the next two.
+        reconstruction: -log p(x | z), every pixel on its own.
+        prior: -log p_K(z).
+        balanced: `prior` plus the reconstruction's energy as `training.residuals` counts it, from what errors are on
+            held-out images; equal to `joint` where a model knows nothing of them.
+    """
 
     joint: Tensor
     reconstruction: Tensor
     prior: Tensor
+    balanced: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class LatentModel:
         prior: the ratio sequence.
         image_shape: (C, H, W).
         samples_seen: how far it was trained.
+        residuals: of reconstructions of held-out images, if they were measured.
     """
 
     config: RunConfig
@@ -55,6 +66,7 @@ class LatentModel:
     prior: RatioSequence
     image_shape: ImageShape
     samples_seen: int
+    residuals: Residuals | None = None
 
     def sample(self, num: int, seed: int = 0, num_stages: int | None = None) -> Tensor:
         """Images (N, C, H, W) in [-1, 1] from the prior, or from the prior after its first `num_stages` stages."""
@@ -83,15 +95,21 @@ class LatentModel:
             traces.append(trace)
         return z, traces
 
-    def infer(self, x: Tensor, seed: int = 0) -> tuple[Tensor, ChainTrace]:
-        """Posterior latents (B, Z) of images x (B, C, H, W) by the run's own chain, and the first chunk's trace."""
+    def infer(self, x: Tensor, seed: int = 0, at_mean: bool = False) -> tuple[Tensor, ChainTrace]:
+        """Posterior latents (B, Z) of images x (B, C, H, W) by the run's own chain, and the first chunk's trace.
+
+        `at_mean` starts at the mean of the encoder, if there is one, and not at a draw.
+        """
         settings = langevin_settings(self.config.posterior)
         dim, sigma = self.prior.base.dim, self.config.model.sigma
         parts = []
         for index, part in enumerate(x.split(ROWS_AT_ONCE)):
             noise = _noise(seed, f"infer-{index}", len(part))
             first, steps = noise.normal(dim), noise.normal(settings.num_steps, dim)
-            parts.append(sample_posterior(self.networks, sigma, self.prior, part, first, steps, settings))
+            if at_mean and self.networks.encoder is not None:
+                first = torch.zeros_like(first)
+            chain = (first, steps, settings)
+            parts.append(sample_posterior(self.networks, sigma, self.prior, part, *chain, scored=False))
         return torch.cat([part.z for part in parts]), parts[0].trace
 
     def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
@@ -106,10 +124,12 @@ class LatentModel:
     @torch.no_grad()
     def score(self, x: Tensor, seed: int = 0) -> AnomalyScore:
         """How unlikely images x (B, C, H, W) are, at posterior latents."""
-        z = self.infer(x, seed)[0]
-        reconstruction = -log_likelihood(x, self.decode(z), self.config.model.sigma)
+        z = self.infer(x, seed, at_mean=True)[0]
+        mean = self.decode(z)
+        reconstruction = -log_likelihood(x, mean, self.config.model.sigma)
         prior = self.prior.energy(z)
-        return AnomalyScore(reconstruction + prior, reconstruction, prior)
+        balanced = prior + (self.residuals.energy(x, mean) if self.residuals is not None else reconstruction)
+        return AnomalyScore(reconstruction + prior, reconstruction, prior, balanced)
 
     def export(self, storage: Storage) -> None:
         """Writes `model.safetensors` and `model.json`, which `load` opens."""
@@ -120,6 +140,7 @@ class LatentModel:
             "samples_seen": self.samples_seen,
             "num_stages": self.prior.num_stages,
             "image_shape": self.image_shape,
+            "residuals": asdict(self.residuals) if self.residuals is not None else None,
             "config": self.config.model_dump(mode="json"),
         }
         storage.publish(TENSOR_FILE, save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}))
@@ -160,7 +181,9 @@ def _from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
     else:
         frozen = saved.ratios()
         ratios = {name: torch.stack([ratio[name] for ratio in frozen]) for name in _names(frozen)}
-    return _assemble(config, saved.values("state")["image_shape"], saved.samples_seen, networks, ratios)
+    state = saved.values("state")
+    model = _assemble(config, state["image_shape"], saved.samples_seen, networks, ratios)
+    return replace(model, residuals=parse_residuals(state.get("residuals")))
 
 
 def _read(saved: SavedCheckpoint, stem: str, prefix: str) -> dict[str, Tensor]:
@@ -175,10 +198,12 @@ def _load_export(storage: Storage) -> LatentModel:
         about = json.loads(storage.read_bytes(ABOUT_FILE))
         config = parse_config(json.dumps(about["config"]), source=storage.url_of(ABOUT_FILE))
         shape, samples_seen = about["image_shape"], about["samples_seen"]
+        residuals = parse_residuals(about.get("residuals"))
     except (ValueError, KeyError, TypeError):
         raise StorageError(f"{storage.url_of(ABOUT_FILE)} is damaged: it does not describe an export.") from None
     tensors = parse_tensors(storage.url_of(TENSOR_FILE), storage.read_bytes(TENSOR_FILE))
-    return _assemble(config, shape, samples_seen, _below(tensors, "networks/"), _below(tensors, "ratios/"))
+    model = _assemble(config, shape, samples_seen, _below(tensors, "networks/"), _below(tensors, "ratios/"))
+    return replace(model, residuals=residuals)
 
 
 def _assemble(

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from ebmscale.training.live import LiveTrainer
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
 from ebmscale.training.parts import Piece, Span
+from ebmscale.training.residuals import Residuals, parse_residuals
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
 from ebmscale.training.stages import StageTrainer
@@ -64,6 +65,7 @@ class Run:
     samples_seen: int = 0
     done_at: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("evidence", "metrics", "checkpoint"), 0))
     measured: dict[str, float] = field(default_factory=dict)
+    residuals: Residuals | None = None
 
     def due(self, what: str, every: int, last: bool = False) -> bool:
         """Whether a multiple of `every` samples was passed since `what` was last done, or this is the last time."""
@@ -113,6 +115,7 @@ class Run:
             "stages": self.stages.values(),
             "guard": self.guard.values(),
             "measured": self.measured,
+            "residuals": asdict(self.residuals) if self.residuals is not None else None,
             "meters": self.world.gather_objects(self.meter.state()),
         }
         about = {
@@ -204,6 +207,7 @@ class Run:
             self.meter.load_state(state["meters"][self.world.rank])
         self.timer.load_state(clock)
         self.measured, self.done_at = state["measured"], state["done_at"]
+        self.residuals = parse_residuals(state.get("residuals"))
         self.samples_seen = saved.samples_seen
         self.saver.last_saved = saved.samples_seen
         self.sampling.refresh()
