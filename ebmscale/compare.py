@@ -242,11 +242,9 @@ def _command(*arguments: str) -> None:
 def _measured(run: Storage) -> dict[str, float]:
     """The values of the newest evaluation of every metric."""
     newest: dict[str, dict[str, Any]] = {}
-    for name in run.list("evaluation"):
-        record = json.loads(run.read_text(f"evaluation/{name}"))
-        key = record["metric"]
-        if key not in newest or newest[key]["samples_seen"] < record["samples_seen"]:
-            newest[key] = record
+    records = [json.loads(run.read_text(f"evaluation/{name}")) for name in run.list("evaluation")]
+    for record in sorted(records, key=lambda one: (one["samples_seen"], one["protocol"]["num_stages"])):
+        newest[record["metric"]] = record
     return {name: value for record in newest.values() for name, value in record["values"].items()}
 
 

@@ -14,8 +14,16 @@ from ebmscale.cli.group import cli, console
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @click.option("--num-samples", type=click.IntRange(1), help="At most so many images, and for frechet so many samples.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--stage", type=click.IntRange(0), help="Measure the prior after this many stages (default: all).")
 def evaluate(
-    run: str, url: str | None, metrics: str, features: str | None, split: str, num_samples: int | None, seed: int
+    run: str,
+    url: str | None,
+    metrics: str,
+    features: str | None,
+    split: str,
+    num_samples: int | None,
+    seed: int,
+    stage: int | None,
 ) -> None:
     """Measure RUN's newest valid checkpoint on held-out data: a table here, and JSON in RUN's folder `evaluation`.
 
@@ -31,6 +39,8 @@ def evaluate(
     names = [name.strip() for name in metrics.split(",")]
     check_metrics(names, features)
     model, world = open_model(Storage.at(run)), World.from_environment("cpu")
+    if stage is not None:
+        model = model.at_stage(stage)
     data = open_storage(model.config.data) if url is None else Storage.at(url)
     network = open_features(features) if features is not None and "frechet" in names else None
     for name in names:

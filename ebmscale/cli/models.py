@@ -27,9 +27,9 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None) -> None:
     if Path(out).suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out} must end in .png or .npz.")
     model = ebmscale.load(run)
-    if stage is not None and stage > model.prior.num_stages:
-        raise ConfigError(f"--stage {stage} is beyond the {model.prior.num_stages} stages that the run has.")
-    z, _ = model.sample_prior(num, seed, stage)
+    if stage is not None:
+        model = model.at_stage(stage)
+    z, _ = model.sample_prior(num, seed)
     images = model.decode(z)
     if Path(out).suffix == ".png":
         data = sample_grid(model, images, math.ceil(math.sqrt(num)))

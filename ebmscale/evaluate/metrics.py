@@ -41,7 +41,8 @@ class Measured:
     def file(self) -> str:
         """Where its record lies in a run."""
         features = f"-{self.protocol['features']}" if "features" in self.protocol else ""
-        return f"{FOLDER}/{self.metric}{features}-{self.protocol['split']}-{self.samples_seen:012d}.json"
+        stage = f"-stage{self.protocol['num_stages']}"
+        return f"{FOLDER}/{self.metric}{features}-{self.protocol['split']}{stage}-{self.samples_seen:012d}.json"
 
     def save(self, run: Storage) -> None:
         """Writes the record into a run, in the place of an earlier one of the same checkpoint."""
@@ -97,7 +98,8 @@ def measure(
     if num_samples is None and metric == "frechet":
         num_samples = FRECHET_SAMPLES
     images = open_images(model, data, split, ranks, num_samples, with_anomalies=metric == "anomaly")
-    protocol = images.protocol() | {"seed": seed, "run_seed": model.config.run.seed, "num_workers": ranks.size}
+    protocol = images.protocol() | {"num_stages": model.prior.num_stages, "num_workers": ranks.size}
+    protocol |= {"seed": seed, "run_seed": model.config.run.seed}
     if metric == "reconstruction":
         values = measure_reconstruction(model, images, seed)
     elif metric == "anomaly":

@@ -15,7 +15,7 @@ from torch import Tensor
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.density.langevin import ChainTrace, run_chain, start
 from ebmscale.density.prior import RatioSequence, StandardNormal
-from ebmscale.errors import StorageError
+from ebmscale.errors import ConfigError, StorageError
 from ebmscale.models import ImageShape
 from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
@@ -67,6 +67,16 @@ class LatentModel:
     image_shape: ImageShape
     samples_seen: int
     residuals: Residuals | None = None
+
+    def at_stage(self, stage: int) -> "LatentModel":
+        """The model with the prior after its first stages.
+
+        Raises:
+            ConfigError: it has not so many.
+        """
+        if stage > self.prior.num_stages:
+            raise ConfigError(f"Stage {stage} is beyond the {self.prior.num_stages} stages that the run has.")
+        return replace(self, prior=self.prior.prefix(stage))
 
     def sample(self, num: int, seed: int = 0, num_stages: int | None = None) -> Tensor:
         """Images (N, C, H, W) in [-1, 1] from the prior, or from the prior after its first `num_stages` stages."""

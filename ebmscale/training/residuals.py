@@ -3,7 +3,8 @@
 -log N(x; G(z), sigma^2 I) takes pixels for independent and equally noisy. Neither is so: errors sit on edges, so an
 image of few edges is reconstructed well whatever it is, and the errors of an image go together, so the term outweighs
 the prior many times over. Here the error of an image is divided by the error that its reconstruction leads one to
-expect (a mean for every level of grey), and counted as noise in as many dimensions as its spread on normal images shows.
+expect (a mean for every level of grey), and counted as noise in as many dimensions as its spread on normal images
+shows.
 Only images that training holds out are used, never anomalies.
 
 Shapes: B images, C H W image, L levels of grey.

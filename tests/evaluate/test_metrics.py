@@ -218,6 +218,6 @@ def test_two_workers_give_the_numbers_of_one(make_model, digits, digits_url, cla
     write_scores(model, open_all_images(model, digits, ALONE), str(tmp_path / "one.csv"), seed=0)
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
     frechet = json.loads(
-        (tmp_path / "model/evaluation/frechet-FD-digits-classifier-test-000000000640.json").read_text()
+        (tmp_path / "model/evaluation/frechet-FD-digits-classifier-test-stage2-000000000640.json").read_text()
     )
     assert frechet["protocol"]["features_sha256"] == features.sha256
