@@ -6,6 +6,7 @@ is done is kept in the storage: the same command goes on where it was stopped.
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -116,7 +117,8 @@ def make_jobs(path: str, methods: Sequence[str] | None, num_seeds: int, override
             if comparison.budget.samples is not None:
                 settings = settings | {"train.max_samples": comparison.budget.samples}
             given = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-            config = load_config(base, [*given, *overrides, f"run.seed={seed}", f"run.name={row}-seed{seed}"])
+            name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', row)}-seed{seed}"
+            config = load_config(base, [*given, *overrides, f"run.seed={seed}", f"run.name={name}"])
             storage = config.storage.model_copy(update={"url": f"{config.storage.url}/compare-{comparison.name}"})
             jobs.append(Job(row, config.model_copy(update={"storage": storage})))
     return jobs
