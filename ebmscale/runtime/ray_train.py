@@ -52,8 +52,12 @@ def train_on_ray(
         config = _with_devices(config, ray)
         board = ray.remote(num_cpus=0, max_restarts=0)(Board).options(**_here(ray)).remote(config.ray.max_failures)
         fit = _Fit(config, WorkerSettings(config, board, all_ranks), body)
-        if joined:
-            preflight(ray, config, console)  # while Ray Train's controller starts, which takes as long
+        try:
+            if joined:
+                preflight(ray, config, console)  # while Ray Train's controller starts, which takes as long
+        except BaseException:
+            fit.give_up()
+            raise
         board.clear.remote()
         with _Signals(board.request.remote) as signals:
             while True:
@@ -75,6 +79,7 @@ class _Fit:
 
     def __init__(self, config: RunConfig, settings: WorkerSettings, body: Body | None):
         self._make = lambda: _trainer(config, settings, body)
+        self._made, self._given_up = threading.Event(), False
         self._value: str | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._go, name="ray-train", daemon=True)
@@ -82,9 +87,19 @@ class _Fit:
 
     def _go(self) -> None:
         try:
-            self._value = self._make().fit().return_value
+            trainer = self._make()
+            self._made.set()
+            if not self._given_up:
+                self._value = trainer.fit().return_value
         except BaseException as error:
             self._error = error
+        finally:
+            self._made.set()
+
+    def give_up(self) -> None:
+        """Starts nothing any more; waits for the imports, since a process that ends amid them crashes."""
+        self._given_up = True
+        self._made.wait()
 
     @property
     def is_over(self) -> bool:
