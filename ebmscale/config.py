@@ -221,7 +221,8 @@ class TrainBlock(Block):
 class CheckpointBlock(Block):
     """When checkpoints are written and which are kept.
 
-    Kept are the last `keep_last`, every multiple of `keep_every` samples, and the `keep_best` best by `best_metric`.
+    Kept are the last `keep_last`, the first at or after every multiple of `keep_every` samples (one that is put off by
+    a slow storage counts too), and the `keep_best` best by `best_metric`.
     A storage that fails is tried again for `retry_s` seconds while training goes on; a stop waits up to `grace_s`
     seconds for its checkpoint.
     """

@@ -18,22 +18,23 @@ from ebmscale.errors import ConfigError, EbmscaleError
 @click.option("--all-ranks", is_flag=True, help="On Ray, show what every worker says and not only rank 0.")
 def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks: bool) -> None:
     """Train a run, or resume it: the same command goes on where the run stopped."""
-    from ebmscale.evaluate.report import write_report  # noqa: PLC0415 (commands import what they use)
-    from ebmscale.runtime.worker import run_worker  # noqa: PLC0415
-    from ebmscale.training.run import run_storage  # noqa: PLC0415
-
     config = load_config(config_file, overrides)
     if dry_run:
         _dry_run(config)
         return
     if config.ray.num_workers:
-        from ebmscale.runtime.ray_train import train_on_ray  # noqa: PLC0415
+        from ebmscale.runtime.ray_train import train_on_ray  # noqa: PLC0415 (commands import what they use)
 
         url, is_first = train_on_ray(config, console, all_ranks), True
     else:
+        from ebmscale.runtime.worker import run_worker  # noqa: PLC0415
+
         url, world = run_worker(config, console)
         is_first = world.is_first
     if is_first:
+        from ebmscale.evaluate.report import write_report  # noqa: PLC0415
+        from ebmscale.training.run import run_storage  # noqa: PLC0415
+
         report = write_report(run_storage(config))
         console.print(f"run      {url}\nsamples  {url}/samples.png\nmetrics  {url}/metrics.jsonl\nreport   {report}")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from ebmscale.evaluate.pictures import Curve, Mark
 from ebmscale.storage import Storage
-from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, PARTS, read_lines
+from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, read_lines
+from ebmscale.training.part_names import PARTS
 
 Line = dict[str, Any]
 OTHER = "other"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from ebmscale.runtime.losses import Loss, reason_to_stop
-from ebmscale.training.metrics import PARTS
+from ebmscale.training.part_names import PARTS
 
 SILENT_S = 15.0  # without a beat a worker is taken for stopped or cut off
 LEAVING = ("preemption", "resize")
@@ -114,6 +114,7 @@ class Board:
         self._told: list[tuple[int, Failure]] = []
         self._lines: list[str] = []
         self._stop: str | None = None
+        self._is_clear = False
         self._careful_until = -1
         self._heard = clock()
 
@@ -151,6 +152,14 @@ class Board:
         """Takes note that a worker has saved and left."""
         if attempt == self._group.attempt and rank in self._group.members:
             self._group.members[rank].left = True
+
+    def clear(self) -> None:
+        """Every check is done: workers may start."""
+        self._is_clear = True
+
+    def is_clear(self) -> bool:
+        """Whether workers may start."""
+        return self._is_clear
 
     def all_left(self) -> bool:
         """Whether no worker is at work any more."""

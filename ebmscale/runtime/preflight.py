@@ -32,7 +32,7 @@ def preflight(ray: Any, config: RunConfig, console: Console) -> None:
         DataError: the shards cannot be read everywhere.
         StorageError: the run's storage cannot be written everywhere, or is not the same place everywhere.
     """
-    storage, name = _storage(config), f".ebmscale-preflight-{uuid.uuid4().hex}"
+    storage, name = storage_of_run(config), f".ebmscale-preflight-{uuid.uuid4().hex}"
     storage.probe()
     storage.publish(name, name.encode())
     try:
@@ -98,7 +98,7 @@ def check_node(config: RunConfig, name: str, place: str, version: str) -> Findin
     try:
         if ebmscale.__version__ != version:
             raise ConfigError(f"ebmscale {ebmscale.__version__} is installed, but this is {version}; install that.")
-        storage = _storage(config)
+        storage = storage_of_run(config)
         storage.probe()
         if not storage.exists(name):
             raise StorageError(
@@ -127,6 +127,6 @@ def _read_some(data: Storage, config: RunConfig) -> None:
             raise DataError(f"{data.url_of(shard.file)} is empty; pack the data set again.")
 
 
-def _storage(config: RunConfig) -> Storage:
+def storage_of_run(config: RunConfig) -> Storage:
     """Where the run lives; as `training.run.run_storage`, without the weight of torch."""
     return open_storage(config.storage).child(config.run.name)

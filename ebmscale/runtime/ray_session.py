@@ -14,7 +14,7 @@ from ebmscale.errors import ConfigError
 INSTALL = "pip install 'ebmscale[cluster]'"
 
 SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how often Ray Train looks after its workers
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how often Ray Train looks after its workers
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker that does not answer that long is replaced
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # then the number of workers is thought over
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
@@ -24,6 +24,9 @@ SETTINGS = {
     "RAY_TQDM_PATCH_PRINT": "0",
 }
 """What Ray Train reads from the environment, unless the user has set it."""
+
+LOCAL_SETTINGS = {"RAY_worker_niceness": "0"}
+"""The same for a Ray that is started here: its workers are not to give way to everything else, as by default."""
 
 NODE_SETTINGS = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
 """The same for processes on the cluster, which Ray does not pass on by itself."""
@@ -39,7 +42,6 @@ def import_ray() -> Any:
         os.environ.setdefault(name, value)
     try:
         import ray  # noqa: PLC0415
-        import ray.train  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(f"This needs Ray ({error}); install it: {INSTALL}.") from None
     return ray
@@ -73,6 +75,8 @@ def ray_session(block: RayBlock) -> Iterator[Any]:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         if address is None:
+            for name, value in LOCAL_SETTINGS.items():
+                os.environ.setdefault(name, value)
             cores = math.ceil(max(os.cpu_count() or 1, block.most_workers * block.cpus_per_worker))
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **common)
         else:

@@ -14,23 +14,22 @@ from rich.console import Console
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, WorkersLostError
-from ebmscale.runtime.board import Board, Failure
-from ebmscale.runtime.preflight import preflight
+from ebmscale.runtime.board import Board
+from ebmscale.runtime.preflight import preflight, storage_of_run
 from ebmscale.runtime.ray_backend import torch_config
-from ebmscale.runtime.ray_session import given_address, ray_session
-from ebmscale.runtime.ray_worker import FINISHED, WorkerSettings, ray_worker
+from ebmscale.runtime.ray_controller import callbacks
+from ebmscale.runtime.ray_entry import FINISHED, Body, WorkerSettings, enter
+from ebmscale.runtime.ray_session import INSTALL, given_address, ray_session
 from ebmscale.storage import open_storage
-from ebmscale.training.run import run_storage
 
 READ_S = 0.5
-RESIZE_POLL_S = 0.2
 
 
 def train_on_ray(
     config: RunConfig,
     console: Console,
     all_ranks: bool = False,
-    body: Callable[[WorkerSettings], str] = ray_worker,
+    body: Body | None = None,
 ) -> str:
     """Trains or resumes a run on Ray, and goes on without a person when workers are lost or come back.
 
@@ -38,7 +37,7 @@ def train_on_ray(
         config: of the run, with `ray.num_workers` above 0.
         console: where the run's progress is shown.
         all_ranks: whether ranks other than the first are shown as well.
-        body: what a worker does.
+        body: what a worker does instead of training.
 
     Returns:
         The run's address.
@@ -51,26 +50,36 @@ def train_on_ray(
     joined = given_address(config.ray) is not None
     with ray_session(config.ray) as ray:
         config = _with_devices(config, ray)
-        if joined:
-            preflight(ray, config, console)
         board = ray.remote(num_cpus=0, max_restarts=0)(Board).options(**_here(ray)).remote(config.ray.max_failures)
+        fit = _Fit(config, WorkerSettings(config, board, all_ranks), body)
+        try:
+            if joined:
+                preflight(ray, config, console)  # while Ray Train's controller starts, which takes as long
+        except BaseException:
+            fit.give_up()
+            raise
+        board.clear.remote()
         with _Signals(board.request.remote) as signals:
             while True:
-                fit = _Fit(config, WorkerSettings(config, board, all_ranks), body)
                 _follow(ray, fit, board, config, console, signals)
                 reason = fit.result()
                 if reason == FINISHED:
-                    return run_storage(config).url
+                    return storage_of_run(config).url
                 sentence = ray.get(board.restart.remote(reason))
                 if sentence is not None:
                     raise WorkersLostError(sentence)
+                fit = _Fit(config, WorkerSettings(config, board, all_ranks), body)
 
 
 class _Fit:
-    """One run of Ray Train, in a thread of its own: Ray would take SIGINT for itself in the main thread."""
+    """One run of Ray Train, in a thread of its own: Ray would take SIGINT for itself in the main thread.
 
-    def __init__(self, config: RunConfig, settings: WorkerSettings, body: Callable[[WorkerSettings], str]):
-        self._trainer = _trainer(config, settings, body)
+    The thread imports Ray Train, and with it torch, while the main thread has other things to wait for.
+    """
+
+    def __init__(self, config: RunConfig, settings: WorkerSettings, body: Body | None):
+        self._make = lambda: _trainer(config, settings, body)
+        self._made, self._given_up = threading.Event(), False
         self._value: str | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._go, name="ray-train", daemon=True)
@@ -78,9 +87,19 @@ class _Fit:
 
     def _go(self) -> None:
         try:
-            self._value = self._trainer.fit().return_value
+            trainer = self._make()
+            self._made.set()
+            if not self._given_up:
+                self._value = trainer.fit().return_value
         except BaseException as error:
             self._error = error
+        finally:
+            self._made.set()
+
+    def give_up(self) -> None:
+        """Starts nothing any more; waits for the imports, since a process that ends amid them crashes."""
+        self._given_up = True
+        self._made.wait()
 
     @property
     def is_over(self) -> bool:
@@ -103,9 +122,12 @@ class _Fit:
         return f"{type(cause).__name__}: {' '.join(str(cause).split())[-400:]}"
 
 
-def _trainer(config: RunConfig, settings: WorkerSettings, body: Callable[[WorkerSettings], str]) -> Any:
-    from ray.train.torch import TorchTrainer  # noqa: PLC0415
-    from ray.train.v2.api import config as train  # noqa: PLC0415
+def _trainer(config: RunConfig, settings: WorkerSettings, body: Body | None) -> Any:
+    try:
+        from ray.train.torch import TorchTrainer  # noqa: PLC0415
+        from ray.train.v2.api import config as train  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(f"This needs Ray Train ({error}); install it: {INSTALL}.") from error
 
     block, gpus = config.ray, config.ray.gpus_per_worker or 0
     resources: dict[str, float] = {"CPU": block.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
@@ -113,11 +135,11 @@ def _trainer(config: RunConfig, settings: WorkerSettings, body: Callable[[Worker
         name=config.run.name,
         storage_path=str(Path(tempfile.gettempdir()) / "ebmscale-ray-train"),  # it stays empty: checkpoints are ours
         failure_config=train.FailureConfig(max_failures=-1, max_preemption_failures=-1),
-        callbacks=_callbacks(settings.board, config.checkpoint.grace_s),
+        callbacks=callbacks(settings.board, config.checkpoint.grace_s),
         logging_config=train.LoggingConfig("ERROR"),
     )
     return TorchTrainer(
-        _call,
+        enter,
         train_loop_config={"body": body, "settings": settings},
         torch_config=torch_config(_longest(config)),
         scaling_config=train.ScalingConfig(
@@ -128,60 +150,6 @@ def _trainer(config: RunConfig, settings: WorkerSettings, body: Callable[[Worker
         ),
         run_config=run_config,
     )
-
-
-def _call(parameters: dict[str, Any]) -> Any:
-    return parameters["body"](parameters["settings"])
-
-
-def _callbacks(board: Any, grace_s: float) -> list[Any]:
-    """What runs in Ray Train's controller."""
-    import ray  # noqa: PLC0415
-    from ray.train import UserCallback  # noqa: PLC0415
-    from ray.train.v2._internal.execution.callback import ControllerCallback  # noqa: PLC0415
-
-    class Judge(UserCallback):
-        """Errors that no new worker would mend end the run; what others mean, the board decides."""
-
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for error in worker_exceptions.values():
-                if isinstance(error, EbmscaleError):
-                    raise error
-            failures = {rank: _failure(error) for rank, error in worker_exceptions.items()}
-            sentence = ray.get(board.lost.remote(failures))
-            if sentence is not None:
-                raise WorkersLostError(sentence)
-
-    class SaveFirst(ControllerCallback):
-        """Workers save before others take their place, so that growing loses nothing."""
-
-        def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-            deadline = time.monotonic() + grace_s
-            if ray.get(board.all_left.remote()):
-                return
-            ray.get(board.request.remote("resize"))
-            while time.monotonic() < deadline and not ray.get(board.all_left.remote()):
-                time.sleep(RESIZE_POLL_S)
-            ray.get(board.end_group.remote())
-
-    return [Judge(), SaveFirst()]
-
-
-def _failure(error: BaseException) -> Failure:
-    """How a worker failed, from what Ray says of it."""
-    from ray.exceptions import RayActorError  # noqa: PLC0415
-
-    inner = getattr(error, "health_check_failure", error)
-    text = " ".join(str(inner).split())
-    if isinstance(inner, RayActorError):
-        if inner.preempted:
-            return Failure("preempted", "")
-        if "low on memory" in text:
-            return Failure("died", "its machine ran out of memory")
-        return Failure("gone", "") if "node has died" in text or "node is dead" in text else Failure("died", "")
-    if type(inner).__module__.startswith("ray."):
-        return Failure("died", type(inner).__name__)
-    return Failure("raised", f"{type(inner).__name__}: {text[:300]}")
 
 
 def _follow(ray: Any, fit: _Fit, board: Any, config: RunConfig, console: Console, signals: "_Signals") -> None:

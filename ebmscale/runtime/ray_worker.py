@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import traceback
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
@@ -13,31 +13,17 @@ from ebmscale.data.stream import Batch
 from ebmscale.errors import EbmscaleError, Interrupted
 from ebmscale.runtime.board import LEAVING, Beat, Order
 from ebmscale.runtime.gauges import Gauges
+from ebmscale.runtime.ray_entry import FINISHED, WorkerSettings
 from ebmscale.runtime.ray_session import this_place
 from ebmscale.runtime.watch import LineWriter, Watch
 from ebmscale.runtime.worker import run_worker
 from ebmscale.training.guard import StopSignal
-from ebmscale.training.metrics import PARTS
+from ebmscale.training.part_names import PARTS
 from ebmscale.training.run import Run
 from ebmscale.training.view import View
 
-FINISHED = "finished"
 CALL_S = 20.0  # for the board to answer
 LINE_WIDTH = 200
-
-
-class WorkerSettings(NamedTuple):
-    """What a worker is started with.
-
-    Attributes:
-        config: of the run.
-        board: handle of the board's actor.
-        all_ranks: whether ranks other than the first say what they do as well.
-    """
-
-    config: RunConfig
-    board: Any
-    all_ranks: bool
 
 
 class RemoteBoard:

@@ -15,6 +15,7 @@ from ebmscale.training.guard import StopSignal
 from ebmscale.training.run import Run
 
 BEAT_S = 1.0
+SOON_S = 0.1  # after a line was said: what is said with it goes along
 CAREFUL_S = 30.0  # where workers were lost is known to about a beat
 HUNG_EXIT_CODE = 13
 _CHAINS = ("posterior", "prior")
@@ -76,6 +77,7 @@ class Watch:
         self._lines: list[str] = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._said = threading.Event()
         self._thread = threading.Thread(target=self._go, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -105,17 +107,22 @@ class Watch:
         """Prints lines where the driver is."""
         with self._lock:
             self._lines.extend(text.splitlines())
+        self._said.set()
 
     def close(self) -> None:
         """Ends watching; what was said is delivered."""
         self._closed.set()
+        self._said.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
 
     def _go(self) -> None:
         over = False
         while not over:
-            over = self._closed.wait(BEAT_S)
+            if self._said.wait(BEAT_S):
+                self._closed.wait(SOON_S)
+            self._said.clear()
+            over = self._closed.is_set()
             try:
                 self._beat()
                 if not over:

@@ -260,7 +260,8 @@ def kept_by(settings: CheckpointBlock, metrics: Mapping[str, Mapping[str, float]
     newest_first = sorted(metrics, reverse=True)
     kept = set(newest_first[: settings.keep_last])
     if settings.keep_every:
-        kept |= {name for name in metrics if position_of(name) % settings.keep_every == 0}
+        first = {position_of(name) // settings.keep_every: name for name in newest_first}  # the oldest comes last
+        kept |= {name for number, name in first.items() if number > 0}
     sign = 1 if settings.best_mode == "min" else -1
     measured = [name for name in newest_first if settings.best_metric in metrics[name]]
     measured.sort(key=lambda name: sign * metrics[name][settings.best_metric])

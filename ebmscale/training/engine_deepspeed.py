@@ -4,6 +4,7 @@ All that is DeepSpeed's own is in this file. Torch's Adam is handed to it, so no
 canonical state is read and written through its tensor API, so its checkpoint formats are not used.
 """
 
+import importlib
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import compiler
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -218,10 +220,23 @@ def _prepare(world: World) -> None:
         raise ConfigError(f"DeepSpeed computes on {found} but device is {wanted}: set DS_ACCELERATOR={wanted}.")
     # On CPU it would compile, for about a minute, a shared-memory all-reduce that only inference uses.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})
+    _import_muon()
     log = logging.getLogger("DeepSpeed")
     log.handlers.clear()  # it writes to stdout; its warnings go where the program's own go
     log.propagate = True
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+
+
+def _import_muon() -> None:
+    """Imports DeepSpeed's Muon, which it looks at for any optimiser, without the compiler that its kernels ask for.
+
+    Nobody trains with it here, and importing torch's compiler takes a second.
+    """
+    asked, compiler.compile = compiler.compile, lambda *_, **__: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = asked
 
 
 def _join_group(world: World) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ebmscale.errors import StorageError
 from ebmscale.storage import Storage
+from ebmscale.training.part_names import PARTS
 from ebmscale.world import World
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 GUARD_FILE = "guard.jsonl"
 FLUSH_EVERY_S = 15.0  # of a log off local folders
-PARTS = ("data", "posterior", "generator", "prior", "ratio", "evidence", "checkpoint")
-"""The parts of an update whose time is told apart."""
 
 
 class MeanMeter:

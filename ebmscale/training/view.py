@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ebmscale.data.stream import Batch
-from ebmscale.training.metrics import PARTS
+from ebmscale.training.part_names import PARTS
 from ebmscale.training.run import Run
 
 EVENTS_SHOWN = 8

@@ -35,6 +35,12 @@ def test_lines_are_read_once_and_in_order(board):
     assert board.read().lines == []
 
 
+def test_workers_may_start_when_every_check_is_done(board):
+    assert not board.is_clear()
+    board.clear()
+    assert board.is_clear()
+
+
 def test_a_stop_reaches_every_worker_and_a_person_goes_first(board):
     assert board.beat(beat()).stop is None
     board.request("resize")

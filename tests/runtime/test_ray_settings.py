@@ -1,11 +1,16 @@
 """The configuration's `ray` block, and how its settings reach Ray; no cluster is started."""
 
+import subprocess
+import sys
+
 import pytest
 
 from ebmscale.config import RunConfig, changed_keys, parse_config
 from ebmscale.errors import ConfigError
+from ebmscale.runtime.ray_controller import failure_of
 from ebmscale.runtime.ray_session import given_address, import_ray
-from ebmscale.runtime.ray_train import _failure, _longest, _with_devices
+from ebmscale.runtime.ray_train import _longest, _with_devices
+from tests.runtime.local_cluster import ROOT
 
 TEXT = "run: {name: a}\ndata: {url: /data}\ntrain: {max_samples: 1}"
 
@@ -92,12 +97,26 @@ def test_without_ray_a_sentence_says_how_to_get_it(monkeypatch):
         import_ray()
 
 
+@pytest.mark.parametrize("name", ["ray_train", "ray_controller", "ray_entry", "board", "preflight"])
+def test_what_starts_before_the_workers_does_without_torch(name):
+    """Driver, controller, board and preflight are processes of their own, one after the other, and torch takes a second
+    to import."""
+    code = f"import sys, ebmscale.runtime.{name}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_benchmark_does_not_hide_the_package():
+    pytest.importorskip("ray")
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools' / 'bench')!r}); import ray; ray.ObjectRef"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_how_workers_failed():
     exceptions = pytest.importorskip("ray.exceptions")
-    assert _failure(exceptions.ActorDiedError()).kind == "died"
-    assert _failure(exceptions.ActorUnavailableError("its node has died", None)).kind == "gone"
-    assert _failure(exceptions.RayActorError(preempted=True)).kind == "preempted"
-    assert _failure(RuntimeError("Connection closed by peer [10.0.0.2]")) == (
+    assert failure_of(exceptions.ActorDiedError()).kind == "died"
+    assert failure_of(exceptions.ActorUnavailableError("its node has died", None)).kind == "gone"
+    assert failure_of(exceptions.RayActorError(preempted=True)).kind == "preempted"
+    assert failure_of(RuntimeError("Connection closed by peer [10.0.0.2]")) == (
         "raised",
         "RuntimeError: Connection closed by peer [10.0.0.2]",
     )

@@ -22,6 +22,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(
     with running(pair.command(*train_command(make_config("killed"), TWO))) as run:
         run.wait_for(MID)
         first, second = pair.processes("ray::RayTrainWorker")
+        assert os.getpriority(os.PRIO_PROCESS, first) == os.getpriority(os.PRIO_PROCESS, 0)
         os.kill(second, signal.SIGKILL)
         assert "rank" in run.wait_for("^lost: ")
         run.wait_for(r"resumed at (2,880|3,840) samples.* 2 worker")

@@ -64,6 +64,14 @@ def test_what_is_said_arrives_at_the_latest_on_closing(board, make_watch):
     assert board.read().lines == ["[rank 0] first", "[rank 0] second"]
 
 
+def test_what_is_said_does_not_wait_for_the_next_beat(board, make_watch, monkeypatch):
+    monkeypatch.setattr(module, "BEAT_S", 10 * PATIENCE_S)
+    one = make_watch()
+    one.watch.start()
+    one.watch.say("first update")
+    wait_until(lambda: board.read().lines == ["first update"])
+
+
 def test_a_request_reaches_the_stop_signal(board, make_watch):
     one = make_watch()
     one.watch.start()

@@ -1,0 +1,291 @@
+"""What Ray and the rest of the system cost, how two workers scale, and how soon a run begins and recovers.
+
+    python tools/bench/ray.py overhead   the whole system against a bare PyTorch loop of the same updates
+    python tools/bench/ray.py scaling    two workers of one core against one, and what the two cores themselves allow
+    python tools/bench/ray.py latency    seconds to the first update, and from kill -9 to the next one
+
+The preset is SVHN's (3.4 million parameters, 20 posterior steps, batches of 100) on random images, fp32, one thread a
+worker, a checkpoint every 8 updates. Variants run in turn, so that other load on the machine meets all alike; every
+measurement is added to results.jsonl in --folder, and the table shows medians of all that are there. Beside the wall
+time it shows CPU seconds: of the busiest worker, and of all processes of the run over the cores it had (with Ray's
+own), which load by others hardly changes; and how much of the machine others took. Needs ray[default] and two cores.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)
+
+from ebmscale.data.formats import Record, Source
+from ebmscale.data.pack import pack
+from ebmscale.storage import Storage
+from tests.runtime.local_cluster import LocalCluster, running, train_command
+from tools.bench import bare
+
+BATCH = bare.BATCH
+LINE = r"^ +\S+ samples .*/s"
+INTERVAL = 2  # updates from one line of metrics to the next
+CHECKPOINT_EVERY = 8  # updates
+MARK = "EBMSCALE_BENCH"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def settings(folder: Path, name: str, num_updates: int, num_workers: int, interval: int = INTERVAL) -> dict[str, Any]:
+    """The configuration whose updates `bare` does as well: a first stage, without its evidence."""
+    never = BATCH * 10**6
+    return {
+        "run": {"name": name},
+        "storage": {"url": str(folder / "runs")},
+        "data": {"url": str(folder / "data"), "num_streams": 20, "verify": "none"},
+        "model": {
+            "latent_dim": bare.LATENT, "generator_width": 64, "sigma": bare.SIGMA, "ratio_activation": "leaky_relu",
+        },
+        "posterior": {"num_steps": bare.POSTERIOR_STEPS, "step_size": bare.POSTERIOR_SIZE},
+        "prior": {"num_steps": bare.PRIOR_STEPS, "step_size": bare.PRIOR_SIZE, "num_chains": bare.NUM_CHAINS},
+        "stages": {
+            "max_stages": 1, "updates_per_batch": bare.RATIO_UPDATES, "batch_size": bare.RATIO_BATCH,
+            "buffer_samples": bare.BUFFER, "min_samples": never // 4, "max_samples": never,
+            "settle_samples": never // 4, "evidence_every": never, "evidence_samples": 200,
+        },
+        "train": {"batch_size": BATCH, "max_samples": num_updates * BATCH, "generator": {"rate": 1e-4}},
+        "checkpoint": {"every_samples": CHECKPOINT_EVERY * BATCH},
+        "metrics": {"every_samples": interval * BATCH},
+        "engine": "deepspeed",
+        "num_threads": 1,
+        "ray": {"num_workers": num_workers},
+    }  # fmt: skip
+
+
+def make_data(folder: Path) -> None:
+    """Random images in shards, once."""
+    if (folder / "data" / "manifest.json").exists():
+        return
+    images = np.random.default_rng(0).integers(0, 256, (bare.NUM_IMAGES, 3, 8, 8), np.uint8).repeat(4, 2).repeat(4, 3)
+    records = (Record(f"{i:06d}", image, 0, "train") for i, image in enumerate(images))
+    pack(Source("random", "random", (3, 32, 32), "uint8", ["none"], {"train": bare.NUM_IMAGES}, lambda: records),
+         Storage.at(folder / "data"))  # fmt: skip
+
+
+def measure_bare(num_updates: int, num_processes: int) -> dict[str, float]:
+    """The bare loop in fresh processes side by side, a core each, which share a batch without a word to each other."""
+    command = [sys.executable, str(bare.__file__), "--updates", str(num_updates), "--share", str(1 / num_processes)]
+    window = Window("")
+    started = [
+        subprocess.Popen(
+            [*command, "--core", str(core)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for core in range(num_processes)
+    ]
+    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in started]
+    cpu = [one["cpu_s"] for one in found]
+    spent = sum(one["all_cpu_s"] for one in found)
+    return {
+        "wall_s": max(one["wall_s"] for one in found),
+        "worker_cpu_s": max(cpu),
+        "cpu_a_core_s": statistics.mean(cpu),
+        "others": window.close(1, 1, spent)["others"],
+    }
+
+
+def measure_system(folder: Path, num_updates: int, num_workers: int, num_cores: int) -> dict[str, float]:
+    """A run with a Ray of its own, all of it on the first cores, from its first line of metrics to the last but one."""
+    mark = uuid.uuid4().hex
+    path = folder / f"{mark}.yaml"
+    path.write_text(yaml.safe_dump(settings(folder, f"{num_workers}-{mark}", num_updates, num_workers)))
+    command = ["taskset", "-c", f"0-{num_cores - 1}", *train_command(path)]
+    with running(command, **{MARK: mark}) as run:
+        run.wait_for(LINE, 600)
+        window = Window(mark)
+        num_lines = num_updates // INTERVAL - 2  # with the last line the workers may be gone
+        for _ in range(num_lines):
+            run.wait_for(LINE, 600)
+        found = window.close(num_lines * INTERVAL, num_cores)
+        if run.end(600) != 0:
+            sys.exit(run.text)
+    return found
+
+
+class Window:
+    """CPU seconds of a run's processes, which a mark in their environment tells, and of all else, while it is open."""
+
+    def __init__(self, mark: str):
+        self._mark = f"{MARK}={mark}\0".encode()
+        self._wall, self._busy, self._ours = time.perf_counter(), busy_seconds(), self._processes()
+
+    def close(self, num_updates: int, num_cores: int, gone_s: float = 0.0) -> dict[str, float]:
+        """What an update took in it, and the share of the machine that others took.
+
+        Args:
+            num_updates: that were made.
+            num_cores: that the run had.
+            gone_s: CPU seconds of processes that are ours and have ended.
+        """
+        ours = self._processes()
+        wall_s, busy_s = time.perf_counter() - self._wall, busy_seconds() - self._busy
+        spent = {pid: (title, cpu - self._ours.get(pid, ("", 0.0))[1]) for pid, (title, cpu) in ours.items()}
+        all_s = gone_s + sum(cpu for _, cpu in spent.values())
+        workers = [cpu for title, cpu in spent.values() if title.startswith("ray::RayTrainWorker")]
+        return {
+            "wall_s": wall_s / num_updates,
+            "worker_cpu_s": max(workers, default=0.0) / num_updates,
+            "cpu_a_core_s": all_s / num_updates / num_cores,
+            "others": max(busy_s - all_s, 0.0) / wall_s / (os.cpu_count() or 1),
+        }
+
+    def _processes(self) -> dict[int, tuple[str, float]]:
+        found = {}
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                if self._mark in (entry / "environ").read_bytes() + b"\0":
+                    title = (entry / "cmdline").read_bytes().decode(errors="replace")
+                    found[int(entry.name)] = (title, cpu_seconds(entry))
+        return found
+
+
+def cpu_seconds(process: Path) -> float:
+    """Of a process's folder in /proc, so far."""
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def busy_seconds() -> float:
+    """Of all cores together, so far."""
+    user, nice, system, _idle, _wait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq) / TICKS
+
+
+VARIANTS: dict[str, Callable[[Path, int], dict[str, float]]] = {
+    "bare, one process": lambda folder, n: measure_bare(n, 1),
+    "bare, two side by side, half a batch each": lambda folder, n: measure_bare(n, 2),
+    "system, 1 worker on one core, Ray's own processes too": lambda folder, n: measure_system(folder, n, 1, 1),
+    "system, 1 worker on one core, Ray's own processes on another": lambda folder, n: measure_system(folder, n, 1, 2),
+    "system, 2 workers on two cores": lambda folder, n: measure_system(folder, n, 2, 2),
+}
+BARE, TWO_BARE, CONFINED, ONE, TWO = VARIANTS
+
+
+def take_turns(folder: Path, names: list[str], rounds: int, num_updates: int) -> dict[str, dict[str, float]]:
+    """Measures variants in turn, and gives medians of all that the folder has of them; prints both."""
+    file = folder / "results.jsonl"
+    for _ in range(rounds):
+        for name in names:
+            found = VARIANTS[name](folder, num_updates) | {"load": os.getloadavg()[0]}
+            with file.open("a") as out:
+                out.write(json.dumps({"name": name, **found}) + "\n")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    medians = {}
+    print(f"{'seconds an update (medians)':62} rounds    wall  worker CPU  CPU a core  others  load")
+    for name in names:
+        mine = [line for line in lines if line["name"] == name]
+        middle = {key: statistics.median(one[key] for one in mine) for key in mine[0] if key != "name"}
+        medians[name] = middle
+        print(
+            f"{name:62} {len(mine):6} {middle['wall_s']:7.2f} {middle['worker_cpu_s']:11.2f} "
+            f"{middle['cpu_a_core_s']:11.2f} {middle['others']:7.0%} {middle['load']:5.1f}"
+        )
+    return medians
+
+
+def overhead(folder: Path, rounds: int, num_updates: int) -> None:
+    """Bare and system in turn."""
+    found = take_turns(folder, [BARE, ONE], rounds, num_updates)
+    for what, key in (("wall", "wall_s"), ("CPU of the worker", "worker_cpu_s")):
+        print(f"system against bare, {what}: {found[ONE][key] / found[BARE][key]:.3f} (aim: at most 1.03)")
+
+
+def scaling(folder: Path, rounds: int, num_updates: int) -> None:
+    """One worker and two in turn, and what the cores allow."""
+    found = take_turns(folder, list(VARIANTS), rounds, num_updates)
+    for what, one, two in (
+        ("bare: the machine's ceiling", BARE, TWO_BARE),
+        ("system, one core against two", CONFINED, TWO),
+        ("system, one worker with a core for Ray against two without", ONE, TWO),
+    ):
+        ratios = ", ".join(
+            f"{label} {found[one][key] / found[two][key]:.2f}"
+            for label, key in (
+                ("wall", "wall_s"),
+                ("busiest worker's CPU", "worker_cpu_s"),
+                ("CPU a core", "cpu_a_core_s"),
+            )
+            if not (key == "cpu_a_core_s" and one == ONE)  # it had two cores
+        )
+        print(f"samples/s of two over one, {what}: {ratios} (aim: at least 1.9)")
+
+
+def latency(folder: Path, rounds: int, _num_updates: int) -> None:
+    """On a running cluster of two nodes, with a small model, so that the figures are Ray's and not the update's."""
+    cluster = LocalCluster(Path(tempfile.mkdtemp(prefix="ebm", dir="/tmp")) / "c")
+    cluster.up(2, "--cpus", "1")
+    found: list[tuple[float, float]] = []
+    try:
+        for number in range(rounds):
+            found.append(start_and_recover(cluster, folder, f"latency-{number}"))
+            print("first update {:.1f} s, after kill -9 {:.1f} s".format(*found[-1]), f"load {os.getloadavg()[0]:.1f}")
+    finally:
+        cluster.down()
+    first_s, again_s = (statistics.median(one[part] for one in found) for part in (0, 1))
+    print(f"command to first update {first_s:.1f} s (aim at most 20)")
+    print(f"kill -9 of a worker to the next update {again_s:.1f} s (aim at most 30)")
+
+
+def start_and_recover(cluster: LocalCluster, folder: Path, name: str) -> tuple[float, float]:
+    """Seconds from the command to the first line of metrics, and from the death of a worker to the next one."""
+    small = settings(folder, name + uuid.uuid4().hex[:8], 10**5, 2, interval=1)
+    small["model"]["generator_width"] = 2
+    small["checkpoint"]["every_samples"] = 20 * BATCH
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(small))
+    begin = time.monotonic()
+    with running(cluster.command(*train_command(path))) as run:
+        run.wait_for(LINE)
+        first_s = time.monotonic() - begin
+        for _ in range(30):
+            run.wait_for(LINE)
+        os.kill(cluster.processes("ray::RayTrainWorker")[1], signal.SIGKILL)
+        begin = time.monotonic()
+        run.wait_for("2 worker")
+        run.wait_for(LINE)
+        again_s = time.monotonic() - begin
+        run.process.send_signal(signal.SIGTERM)
+        run.end()
+    return first_s, again_s
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts: dict[str, Callable[[Path, int, int], None]] = {"overhead": overhead, "scaling": scaling, "latency": latency}
+    parser.add_argument("what", choices=parts)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=20, help="of each run, an even number of at least 8")
+    parser.add_argument("--folder", type=Path, help="for data, runs and results (default: a temporary one)")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ebmscale-bench-") as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        make_data(folder)
+        parts[given.what](folder, given.rounds, given.updates)
+
+
+if __name__ == "__main__":
+    main()
