@@ -1,18 +1,23 @@
 """Every method of sampling against a prior that is a known Gaussian, and what it says of itself."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
+from ebmscale.cli import cli
 from ebmscale.config import RunConfig
 from ebmscale.density.langevin import LangevinSettings
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError
 from ebmscale.evaluate.sampling import chain_diagnostics, draw
+from ebmscale.storage import Storage
 from ebmscale.training.model import LatentModel
-from ebmscale.training.networks import build_model
+from ebmscale.training.networks import build_model, build_ratio_network
 
 MEAN = 1.2
 
@@ -81,3 +86,18 @@ def test_a_model_knows_its_normalised_log_prior(model: LatentModel) -> None:
     exact = torch.distributions.Normal(MEAN / 2, 0.5**0.5).log_prob(z).sum(1)
     torch.testing.assert_close(model.log_prior(z, found), exact, rtol=0, atol=5 * found.error)
     assert torch.equal(replace(model).log_prior(z), model.prior.log_density(z))
+
+
+@pytest.mark.parametrize(("method", "words"), [("chain", "R-hat"), ("smc", "stepping stones"), ("sir", "Pareto k")])
+def test_the_command_says_how_far_to_trust_its_samples(
+    model: LatentModel, tmp_path: Path, method: str, words: str
+) -> None:
+    network = build_ratio_network(model.config)
+    ratio = {name: weight + 0.1 for name, weight in network.state_dict().items()}
+    prior = RatioSequence(model.prior.base, network).append(ratio)
+    replace(model, prior=prior).export(Storage.at(tmp_path / "model"))
+    arguments = ["sample", str(tmp_path / "model"), "-n", "5", "--method", method, "--out", str(tmp_path / "x.npz")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    assert words in done.output
+    assert np.load(tmp_path / "x.npz")["z"].shape == (5, 4)
