@@ -18,9 +18,17 @@ from ebmscale.errors import ConfigError
 @click.option("--out", required=True, help="FILE.png (a grid) or FILE.npz (uint8 images and latents).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--stage", type=click.IntRange(0), help="From the prior after this many stages (default: all).")
-def sample(run: str, num: int, out: str, seed: int, stage: int | None) -> None:
-    """Draw samples from RUN's newest valid checkpoint, or from an export."""
+@click.option(
+    "--method",
+    type=click.Choice(["chain", "smc", "sir"]),
+    default="chain",
+    show_default=True,
+    help="Langevin chains; sequential Monte Carlo along the stages; or draws of p_0 resampled by the ratios.",
+)
+def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: str) -> None:
+    """Draw samples from RUN's newest valid checkpoint, or from an export, and say how far to trust them."""
     from ebmscale.evaluate.report import sample_grid  # noqa: PLC0415
+    from ebmscale.evaluate.sampling import draw  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.training.tasks import to_images  # noqa: PLC0415
 
@@ -29,8 +37,8 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None) -> None:
     model = ebmscale.load(run)
     if stage is not None:
         model = model.at_stage(stage)
-    z, _ = model.sample_prior(num, seed)
-    images = model.decode(z)
+    drawn = draw(model, num, method, seed)
+    z, images = drawn.z, model.decode(drawn.z)
     if Path(out).suffix == ".png":
         data = sample_grid(model, images, math.ceil(math.sqrt(num)))
     else:
@@ -38,6 +46,8 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None) -> None:
         np.savez_compressed(arrays, images=to_images(images), z=z.numpy())
         data = arrays.getvalue()
     Storage.at(Path(out).parent).publish(Path(out).name, data)
+    for line in drawn.lines():
+        console.print(line)
     console.print(f"{num} samples in {out}")
 
 

@@ -32,7 +32,7 @@ from ebmscale.errors import ConfigError
 def ratio(p: str, q: str, base: str, quadratic: bool, hidden: str, max_stages: int, seed: int, out: str | None) -> None:
     """Fit log q - log p of the samples in P and Q (.npy, .npz or shards), and say how far they are apart.
 
-    With --base normal, P is '-' or the number of coordinates plays no role: p is the standard normal.
+    With --base normal, p is the standard normal, and P is not read: write -.
     """
     from ebmscale.density.prior import StandardNormal  # noqa: PLC0415 (commands import what they use)
     from ebmscale.ratios import FitSettings, fit_ratio  # noqa: PLC0415

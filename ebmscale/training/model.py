@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.density.langevin import ChainTrace, run_chain, start
+from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, StorageError
 from ebmscale.models import ImageShape
@@ -21,6 +22,7 @@ from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
 from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
+from ebmscale.training.normaliser import measure_normaliser
 from ebmscale.training.parts import parse_tensors, whole_spans
 from ebmscale.training.residuals import Residuals, parse_residuals
 from ebmscale.training.run import load_run_config
@@ -127,9 +129,13 @@ class LatentModel:
         return self.decode(self.infer(x, seed)[0])
 
     @torch.no_grad()
-    def log_prior(self, z: Tensor) -> Tensor:
-        """log p_K(z) (N,) up to the constant log Z_K."""
-        return self.prior.log_density(z)
+    def log_prior(self, z: Tensor, normaliser: Normaliser | None = None) -> Tensor:
+        """log p_K(z) (N,), normalised where `log_normaliser` is given, else up to the constant log Z_K."""
+        return self.prior.log_density(z) - (normaliser.log_z if normaliser is not None else 0.0)
+
+    def log_normaliser(self, seed: int = 0) -> Normaliser:
+        """log Z_K with its standard error, by sequential Monte Carlo along the stages."""
+        return measure_normaliser(self.prior, seed)
 
     @torch.no_grad()
     def score(self, x: Tensor, seed: int = 0) -> AnomalyScore:

@@ -145,9 +145,9 @@ def summary(fitted: FittedRatio) -> dict[str, Any]:
 
 def toy_case(name: str, seed: int) -> dict[str, Any]:
     toy = toys()[name]
-    q = toy.sample(2 * NUM_SAMPLES, torch_generator(seed, "toy"))
+    q = toy.sample(NUM_SAMPLES, torch_generator(seed, "toy"))
     settings = FitSettings(
-        max_stages=4, max_updates=4000, settle_updates=3000, min_updates=500, num_particles=6144, groups=16, ess=0.8
+        max_stages=4, max_updates=3000, settle_updates=2200, num_particles=4096, groups=12, group_size=1024, ess=0.7
     )
     fitted = fit_ratio(StandardNormal(2), q, settings=settings, seed=seed)
     kl, log_z = on_grid(fitted, toy)

@@ -1,0 +1,234 @@
+"""Log likelihood of images under p(x) = integral p_K(z) N(x; G(z), sigma^2 I) dz, with bounds from both sides.
+
+For every image a Gaussian is fitted to draws of its posterior chain. Importance sampling from it, and annealed
+importance sampling from it to p(x, z), give unbiased estimates of p(x), so their logarithms are lower bounds on
+average. Annealing the other way, from a posterior sample, gives an unbiased estimate of 1 / p(x), hence an upper bound:
+exact for images drawn from the model together with their latents, else as good as the samples that it starts from.
+
+Shapes: B images, N particles of an image, Z latent, D = C H W pixels.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebmscale.density.estimates import importance_estimate
+from ebmscale.density.path import Annealing, Leg, Normaliser
+from ebmscale.density.resampling import resample_systematically
+from ebmscale.density.smc import anneal
+from ebmscale.errors import DataError
+from ebmscale.seeds import StreamNoise, torch_generator
+from ebmscale.training.model import LatentModel
+from ebmscale.training.normaliser import measure_normaliser
+from ebmscale.training.tasks import log_likelihood
+
+CONVENTION = (
+    "bits per dimension of bytes v: pixels are (v + u - 1/2) / 127.5 - 1 with u uniform in [0, 1), so a level is "
+    "1 / 127.5 wide, and bits = -(log p(x) - D log 127.5) / (D log 2), an upper bound on the bits of the bytes "
+    "themselves; p(x|z) = N(x; G(z), sigma^2 I) with the run's fixed sigma, whose noise alone costs "
+    "log2(127.5 sigma sqrt(2 pi e)) bits."
+)
+PIXEL_LEVELS = 127.5
+
+
+class Proposals(NamedTuple):
+    """A Gaussian over latents for every image: mean (B, Z) and lower triangular cholesky (B, Z, Z)."""
+
+    mean: Tensor
+    cholesky: Tensor
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Samples (B, N, Z) from standard normal noise (B, N, Z)."""
+        return self.mean[:, None] + noise @ self.cholesky.mT
+
+    def log_density(self, rows: Tensor) -> Tensor:
+        """At rows (B * N, Z), those of an image together, as (B * N,)."""
+        num_images, dim = self.mean.shape
+        offsets = (rows.view(num_images, -1, dim) - self.mean[:, None]).mT
+        white = torch.linalg.solve_triangular(self.cholesky, offsets, upper=False)
+        constant = self.cholesky.diagonal(dim1=1, dim2=2).log().sum(1) + 0.5 * dim * math.log(2 * math.pi)
+        return (-0.5 * white.square().sum(1) - constant[:, None]).flatten()
+
+
+class Bounds(NamedTuple):
+    """Estimates of log p(x) in nats, each (B,), with standard errors: importance sampling, annealed, and from above."""
+
+    importance: Tensor
+    importance_error: Tensor
+    annealed: Tensor
+    annealed_error: Tensor
+    upper: Tensor
+    upper_error: Tensor
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log likelihoods of images.
+
+    Attributes:
+        bounds: of every image; the prior is normalised.
+        num_pixels: D.
+        normaliser: of the prior; its error is common to all images and not part of theirs.
+        exact_start: whether the upper bounds started from exact posterior samples.
+    """
+
+    bounds: Bounds
+    num_pixels: int
+    normaliser: Normaliser
+    exact_start: bool
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Means over the images, with the standard error over images."""
+        found: dict[str, float] = {}
+        for name in ("importance", "annealed", "upper"):
+            values = getattr(self.bounds, name)
+            found[f"log_likelihood_{name}"] = float(values.mean())
+            found[f"log_likelihood_{name}_error"] = float(values.std() / math.sqrt(len(values)))
+            found[f"bits_per_dim_{name}"] = float(bits_per_dim(values, self.num_pixels).mean())
+        found |= {"log_z": self.normaliser.log_z, "log_z_error": self.normaliser.error}
+        return found | {"gap": found["log_likelihood_upper"] - found["log_likelihood_annealed"]}
+
+
+def bits_per_dim(log_p: Tensor, num_pixels: int) -> Tensor:
+    """Bits per dimension (B,) of bytes whose dequantised pixels have the log density `log_p` (B,); see `CONVENTION`."""
+    return -(log_p / num_pixels - math.log(PIXEL_LEVELS)) / math.log(2)
+
+
+def likelihood(
+    model: LatentModel,
+    x: Tensor,
+    *,
+    num_particles: int = 32,
+    seed: int = 0,
+    latents: Tensor | None = None,
+    normaliser: Normaliser | None = None,
+    images_at_once: int = 32,
+    settings: Annealing | None = None,
+) -> Likelihood:
+    """Estimates log p(x) of images.
+
+    Args:
+        model: a trained model.
+        x: (B, C, H, W), bytes, which are dequantised, or pixels in [-1, 1].
+        num_particles: N for every image and estimate.
+        seed: of everything random.
+        latents: (B, Z) where x was drawn from the model with these latents: the upper bounds are exact then.
+        normaliser: of the prior; None measures it.
+        images_at_once: that are worked on together.
+        settings: of the annealing.
+
+    Raises:
+        DataError: no images, or images of another shape than the model's.
+    """
+    if not len(x) or tuple(x.shape[1:]) != tuple(model.image_shape):
+        raise DataError(f"Images of shape {tuple(model.image_shape)} are needed, at least one, not {tuple(x.shape)}.")
+    normaliser = normaliser or measure_normaliser(model.prior, seed)
+    pixels = dequantised(x, seed)
+    parts = []
+    for index, part in enumerate(pixels.split(images_at_once)):
+        first = index * images_at_once
+        known = None if latents is None else latents[first : first + len(part)]
+        parts.append(_of_images(model, part, num_particles, seed, first, known, normaliser, settings or Annealing()))
+    bounds = Bounds(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    return Likelihood(bounds, x[0].numel(), normaliser, latents is not None)
+
+
+def dequantised(x: Tensor, seed: int) -> Tensor:
+    """Bytes (B, C, H, W) as pixels with uniform noise of one level; pixels are left as they are."""
+    if x.dtype != torch.uint8:
+        return x.float()
+    noise = torch.rand(x.shape, generator=torch_generator(seed, "dequantise"))
+    return (x.float() + noise - 0.5) / PIXEL_LEVELS - 1
+
+
+def _of_images(
+    model: LatentModel,
+    x: Tensor,
+    num: int,
+    seed: int,
+    first: int,
+    latents: Tensor | None,
+    normaliser: Normaliser,
+    settings: Annealing,
+) -> Bounds:
+    sigma = model.config.model.sigma
+    copies = x.repeat_interleave(num, dim=0)
+    constant = normaliser.log_z + x[0].numel() * math.log(sigma * math.sqrt(2 * math.pi))
+
+    def log_joint(z: Tensor) -> Tensor:
+        return model.prior.log_density(z) + log_likelihood(copies, model.networks.generator(z), sigma) - constant
+
+    chains, _ = model.infer(copies, seed + first)
+    proposals = fit_proposals(chains.view(len(x), num, -1))
+    streams = torch.arange(first, first + len(x)).repeat_interleave(num)
+    return marginal(log_joint, proposals, num, seed, streams, settings, latents)
+
+
+def fit_proposals(z: Tensor) -> Proposals:
+    """Gaussians with the moments of draws (B, N, Z), the correlations shrunk as N is small beside Z."""
+    num, dim = z.shape[1:]
+    centred = z - z.mean(1, keepdim=True)
+    covariance = centred.mT @ centred / (num - 1)
+    diagonal = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2).clamp(min=1e-8))
+    kept = num / (num + 2 * dim)
+    return Proposals(z.mean(1), torch.linalg.cholesky(kept * covariance + (1 - kept) * diagonal + 1e-6 * diagonal))
+
+
+def marginal(
+    log_joint: Callable[[Tensor], Tensor],
+    proposals: Proposals,
+    num: int,
+    seed: int,
+    streams: Tensor,
+    settings: Annealing,
+    latents: Tensor | None = None,
+) -> Bounds:
+    """Bounds on log of the integral of e^log_joint over z, image by image.
+
+    A first walk with resampling finds rungs and kernels; the estimates follow its plan with other particles.
+
+    Args:
+        log_joint: maps rows (B * N, Z), those of an image together, to (B * N,).
+        proposals: where the walks start.
+        num: N.
+        seed: of the noise.
+        streams: (B * N,) to which stream of noise a row belongs.
+        settings: of the first walk.
+        latents: (B, Z) exact posterior samples, if there are any.
+    """
+    num_images, dim = proposals.mean.shape
+
+    def particles(purpose: str) -> Tensor:
+        noise = StreamNoise(seed, f"likelihood-{purpose}", 0, streams).normal(dim)
+        return proposals.from_noise(noise.view(num_images, num, dim).to(proposals.mean))
+
+    def noise(purpose: str) -> Callable[[int, int], StreamNoise]:
+        return lambda leg, rung: StreamNoise(seed, f"likelihood-{purpose}", 1 + rung, streams)
+
+    leg = Leg(proposals.log_density, lambda z: log_joint(z) - proposals.log_density(z))
+    pilot = anneal([leg], particles("pilot"), noise("pilot"), settings)
+    weighted_only = replace(settings, resample_below=0.0)
+    z = particles("annealed")
+    with torch.no_grad():
+        importance = importance_estimate(leg.increment(z.flatten(0, 1)).view(num_images, num))
+    walked = anneal([leg], z, noise("annealed"), weighted_only, plans=pilot.plans)
+    annealed = importance_estimate(_weights(walked.log_weights, walked.log_z))
+    placed = StreamNoise(seed, "likelihood-choice", 0, streams).uniform().view(num_images, num)[:, 0]
+    chosen = resample_systematically(pilot.log_weights, placed, num)
+    exact = pilot.z.gather(1, chosen[:, :, None].expand(-1, -1, dim))
+    if latents is not None:
+        exact = latents.to(exact)[:, None].expand(-1, num, -1).contiguous()
+    plans = [plan.reversed() for plan in pilot.plans]
+    down = anneal([leg.reversed()], exact, noise("down"), weighted_only, plans=plans)
+    inverse, upper_error = importance_estimate(_weights(down.log_weights, down.log_z))
+    return Bounds(*importance, *annealed, -inverse, upper_error)
+
+
+def _weights(log_weights: Tensor, log_z: Tensor) -> Tensor:
+    """Importance weights (B, N) of a walk that never resampled; their mean is the estimate."""
+    return log_weights + math.log(log_weights.shape[1]) + log_z.sum(1, keepdim=True)

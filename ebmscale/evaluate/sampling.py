@@ -1,0 +1,155 @@
+"""Latents from the prior by chains, sequential Monte Carlo or importance resampling, with diagnostics.
+
+- chain: Langevin through the stages, as training does; quick, exact only as steps shrink and chains lengthen.
+- smc: particles along p_0, ..., p_K, weighted, resampled and moved; exact as the particles become many.
+- sir: candidates of p_0, resampled by the product of all ratios; exact as they become many, if p_0 reaches p_K at all.
+
+Shapes: N samples, M candidates, C chains, T steps, Z latent.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from arviz_stats.base.array import array_stats
+from torch import Tensor
+
+from ebmscale.density.estimates import importance_estimate
+from ebmscale.density.evidence import effective_sample_size
+from ebmscale.density.langevin import ChainState, LangevinSettings, start, transition
+from ebmscale.density.path import Annealing
+from ebmscale.density.prior import RatioSequence
+from ebmscale.density.resampling import resample_systematically
+from ebmscale.density.smc import normaliser
+from ebmscale.errors import ConfigError
+from ebmscale.seeds import StreamNoise, torch_generator
+from ebmscale.training.model import LatentModel
+from ebmscale.training.normaliser import walk_prior
+from ebmscale.training.tasks import langevin_settings
+
+Method = Literal["chain", "smc", "sir"]
+METHODS: tuple[str, ...] = get_args(Method)
+NUM_GROUPS, LEAST_PARTICLES, PARTICLES_A_SAMPLE = 8, 4096, 4
+CANDIDATES_A_SAMPLE, LEAST_CANDIDATES = 64, 32_768
+NUM_CHAINS, LONGER = 64, 4
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples, and what is known of them.
+
+    Attributes:
+        z: (N, Z).
+        diagnostics: names of figures and their values.
+    """
+
+    z: Tensor
+    diagnostics: dict[str, float]
+
+    def lines(self) -> list[str]:
+        """The diagnostics, one a line."""
+        return [f"{name}: {value:,.6g}" for name, value in self.diagnostics.items()]
+
+
+def draw(model: LatentModel, num: int, method: str = "chain", seed: int = 0, num_stages: int | None = None) -> Drawn:
+    """Latents of the prior, or of the prior after its first `num_stages` stages.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    prior = model.prior if num_stages is None else model.prior.prefix(num_stages)
+    if method == "chain":
+        z, _ = model.sample_prior(num, seed, num_stages)
+        settings = langevin_settings(model.config.prior, model.config.prior.sample_steps)
+        return Drawn(z, chain_diagnostics(prior, z, settings, seed) if prior.num_stages else {})
+    if method == "smc":
+        return _by_smc(prior, num, seed)
+    if method == "sir":
+        return _by_sir(prior, num, seed)
+    raise ConfigError(f"There is no method {method!r} of sampling; use one of {', '.join(METHODS)}.")
+
+
+def _by_smc(prior: RatioSequence, num: int, seed: int) -> Drawn:
+    size = math.ceil(max(LEAST_PARTICLES, PARTICLES_A_SAMPLE * num) / NUM_GROUPS)
+    walked = walk_prior(prior, seed, range(NUM_GROUPS), size, Annealing())
+    uniform = torch.rand(NUM_GROUPS, generator=torch_generator(seed, "smc-choice"))
+    within = walked.log_weights + walked.log_z.sum(1, keepdim=True)
+    chosen = resample_systematically(within.flatten()[None], uniform[:1], num)[0]
+    found = normaliser(walked)
+    return Drawn(
+        walked.z.flatten(0, 1)[_shuffled(chosen, seed)],
+        {
+            "log Z": found.log_z,
+            "log Z standard error": found.error,
+            "log Z by stepping stones": found.bridge,
+            "particles": NUM_GROUPS * size,
+            "rungs": walked.num_rungs,
+            "least effective sample size (fraction)": walked.ess,
+            "least mean acceptance": min(walked.acceptance, default=1.0),
+        },
+    )
+
+
+@torch.no_grad()
+def _by_sir(prior: RatioSequence, num: int, seed: int) -> Drawn:
+    size = max(LEAST_CANDIDATES, CANDIDATES_A_SAMPLE * num)
+    generator = torch_generator(seed, "sir")
+    z = prior.base.from_noise(torch.randn(size, prior.base.dim, generator=generator))
+    log_weights = prior.log_ratios(z).sum(0).double()
+    chosen = resample_systematically(log_weights[None], torch.rand(1, generator=generator), num)[0]
+    log_z, error = importance_estimate(log_weights)
+    figures = {
+        "log Z": float(log_z),
+        "log Z standard error": float(error),
+        "candidates": size,
+        "effective sample size": effective_sample_size(log_weights),
+        "different samples": len(chosen.unique()),
+    }
+    if float(log_weights.std()) > 0:
+        figures["Pareto k (above 0.7: weights not to be trusted)"] = float(array_stats.psislw(log_weights.numpy())[1])
+    return Drawn(z[_shuffled(chosen, seed)], figures)
+
+
+def chain_diagnostics(prior: RatioSequence, z: Tensor, settings: LangevinSettings, seed: int = 0) -> dict[str, float]:
+    """How the prior's chains go on from z (N, Z): mixing, and what an accept-or-reject step would say of their steps.
+
+    Up to `NUM_CHAINS` of them run `LONGER` times as long as a sample's chain. R-hat and effective sample size
+    (rank-normalised, Vehtari et al. 2021) are the worst over coordinates and log density. The drift is the change of
+    the mean log density from the first to the last quarter, in standard deviations of the log density.
+    """
+    num_steps, num = LONGER * settings.num_steps, min(len(z), NUM_CHAINS)
+    noise = StreamNoise(seed, "chain-diagnostics", 0, [0] * num)
+    state, path, log_densities, acceptance = start(prior.evaluate, z[:num]), [], [], []
+    for _ in range(num_steps):
+        moved, _ = transition(state, noise.normal(z.shape[1]), prior.evaluate, settings)
+        acceptance.append(_acceptance(state, moved, settings.step_size))
+        state = moved
+        path.append(state.z)
+        log_densities.append(state.log_density)
+    values = torch.cat([torch.stack(path, 1), torch.stack(log_densities, 1)[:, :, None]], dim=2)
+    figures = {"chains": float(num), "steps": float(num_steps), "acceptance": float(torch.stack(acceptance).mean())}
+    if num > 1 and num_steps >= 4 and bool(values.isfinite().all()):
+        series = values.double().permute(2, 0, 1).numpy()
+        quarter = num_steps // 4
+        change = values[:, -quarter:, -1].mean(1) - values[:, :quarter, -1].mean(1)
+        figures |= {
+            "largest R-hat": float(max(array_stats.rhat(one) for one in series)),
+            "least effective sample size": float(min(array_stats.ess(one) for one in series)),
+            "drift of the log density (standard deviations)": float(change.mean() / values[:, :, -1].std()),
+            "drift's standard error": float(change.std() / math.sqrt(num) / values[:, :, -1].std()),
+        }
+    return figures
+
+
+def _acceptance(before: ChainState, after: ChainState, step_size: float) -> Tensor:
+    """The probability (C,) with which MALA would accept a Langevin step."""
+    half = 0.5 * step_size**2
+    there = (after.z - before.z - half * before.score).square().sum(1)
+    back = (before.z - after.z - half * after.score).square().sum(1)
+    gain = after.log_density - before.log_density + 0.5 * (there - back) / step_size**2
+    return gain.double().exp().clamp(max=1).nan_to_num(0.0)
+
+
+def _shuffled(chosen: Tensor, seed: int) -> Tensor:
+    return chosen[torch.randperm(len(chosen), generator=torch_generator(seed, "shuffle"))]

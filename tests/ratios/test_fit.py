@@ -1,0 +1,148 @@
+"""`fit_ratio` between Gaussians, whose ratio is known, from every kind of base; and its errors, one sentence each."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ebmscale
+from ebmscale.density.bases import SampledOnly
+from ebmscale.density.prior import StandardNormal
+from ebmscale.errors import ConfigError, DataError
+from ebmscale.ratios import FitSettings, FittedRatio, StageRow, fit_ratio
+
+QUICK: dict[str, Any] = {
+    "hidden": (), "quadratic": True, "batch_size": 256, "rate": 0.01, "min_updates": 50, "max_updates": 300,
+    "settle_updates": 150, "evidence_every": 50, "patience": 2, "num_particles": 1024, "groups": 8, "group_size": 256,
+}  # fmt: skip
+SHIFT, SCALE = 1.0, 0.7
+KL_A_COORDINATE = 0.5 * (SCALE**2 - 1 - 2 * math.log(SCALE) + SHIFT**2)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def narrow(*shape: int, seed: int = 1) -> torch.Tensor:
+    """N(SHIFT, SCALE^2)."""
+    return SHIFT + SCALE * normal(*shape, seed=seed)
+
+
+def exact(x: torch.Tensor) -> torch.Tensor:
+    """log of N(SHIFT, SCALE^2) over N(0, 1), over all coordinates."""
+    return (0.5 * x.square() - 0.5 * ((x - SHIFT) / SCALE).square() - math.log(SCALE)).flatten(1).sum(1)
+
+
+def check(fitted: FittedRatio, dim: int, tolerance: float) -> None:
+    true = dim * KL_A_COORDINATE
+    assert fitted.kl == pytest.approx(true, abs=4 * fitted.kl_error)
+    assert fitted.kl_error < 0.15
+    x = narrow(500, dim, seed=5)
+    error = fitted.log_ratio(x) - exact(x)
+    assert float(error.square().mean().sqrt()) < tolerance
+    assert fitted.calibration.calibration_error < 0.06
+
+
+@pytest.mark.parametrize("base", ["known", "gaussian", "samples"])
+def test_two_gaussians(base: str) -> None:
+    rows: list[StageRow] = []
+    p = StandardNormal(2) if base == "known" else normal(6000, 2)
+    base = "samples" if base == "known" else base
+    fitted = fit_ratio(p, narrow(6000, 2), base=base, seed=1, progress=rows.append, **QUICK)
+    check(fitted, 2, tolerance=0.3)
+    assert fitted.num_stages == sum(row.gain > 0 for row in fitted.stages) >= 1
+    assert rows[-len(fitted.stages) :] == list(fitted.stages)
+    assert any("KL(q || p)" in line for line in fitted.lines())
+
+
+def test_the_log_density_is_normalised_where_the_base_is_known() -> None:
+    fitted = fit_ratio(StandardNormal(1), narrow(6000, 1), seed=1, **QUICK)
+    x = torch.linspace(-4, 6, 2001)
+    integral = float(fitted.log_density(x).exp().sum() * (x[1] - x[0]))
+    assert integral == pytest.approx(1, abs=5 * fitted.normaliser.error + 0.01)
+    of_samples = fit_ratio(normal(3000, 1), narrow(3000, 1), seed=1, **QUICK)
+    assert isinstance(of_samples.sequence.base, SampledOnly)
+    with pytest.raises(DataError, match="base density"):
+        of_samples.log_density(x)
+
+
+def test_a_wide_gap_is_crossed_in_stages() -> None:
+    """N(0, 1) and N(12, 0.5^2) lie 72 nats apart, where a single classifier tells nothing but which is which."""
+    q = 12 + 0.5 * normal(6000, 1)
+    fitted = fit_ratio(StandardNormal(1), q, seed=1, **QUICK)
+    true = 0.5 * (0.25 - 1 + 2 * math.log(2) + 144)
+    assert fitted.kl == pytest.approx(true, rel=0.03)
+    assert fitted.stages[0].evidence.kl_bound < 0.5 * true
+
+
+def test_equal_sides_have_no_ratio() -> None:
+    fitted = fit_ratio(StandardNormal(2), normal(6000, 2), seed=1, **{**QUICK, "significance": 3.0})
+    assert abs(fitted.kl) < 0.01
+    assert fitted.num_stages <= 1
+
+
+def test_images_are_told_apart_by_convolutions() -> None:
+    p, q = normal(3000, 1, 4, 4), narrow(3000, 1, 4, 4) * 0.5
+    fitted = fit_ratio(p, q, base="samples", seed=1, conv=(8,), **{**QUICK, "max_stages": 1, "gain_limit": 1.0})
+    assert fitted.shape == (1, 4, 4)
+    assert fitted.log_ratio(q).shape == (3000,)
+    assert fitted.calibration.auc > 0.9
+
+
+def test_the_same_seed_gives_the_same_ratio() -> None:
+    quick = {**QUICK, "max_stages": 1}
+    same = [fit_ratio(StandardNormal(2), narrow(2000, 2), seed=seed, **quick).kl for seed in (3, 3, 4)]
+    assert same[0] == same[1] != same[2]
+
+
+def test_a_light_import_offers_it() -> None:
+    fitted = ebmscale.fit_ratio(StandardNormal(1), narrow(500, 1).numpy(), **{**QUICK, "max_stages": 1})
+    assert isinstance(fitted, FittedRatio)
+
+
+def with_nan() -> np.ndarray:
+    values = np.ones((50, 2))
+    values[7, 1] = np.nan
+    return values
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "words"),
+    [
+        (np.ones((50, 3)), np.ones((50, 2)), "must be alike"),
+        (StandardNormal(3), np.ones((50, 2)), "must be alike"),
+        (np.ones((50, 2)), with_nan(), "the first is number 7"),
+        (np.ones((30, 40)), np.ones((30, 40)), "more samples than coordinates"),
+        (np.ones((5, 2)), np.ones((50, 2)), "at least 20"),
+        ("words", np.ones((50, 2)), "not an array of numbers"),
+        (np.ones((50, 2)), 3.0, "single number"),
+        (normal(500, 1), 100 + normal(500, 1), "do not overlap"),
+    ],
+    ids=["shapes", "density", "nan", "few", "fewer", "words", "scalar", "disjoint"],
+)
+def test_bad_samples_get_a_sentence(p: Any, q: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        fit_ratio(p, q, **QUICK)
+    assert str(caught.value).endswith(".")
+
+
+def test_a_gaussian_cannot_be_fitted_to_a_line() -> None:
+    line = normal(100, 1).expand(-1, 2)
+    with pytest.raises(DataError, match="fewer dimensions"):
+        fit_ratio(line, line, base="gaussian", **QUICK)
+
+
+def test_bad_settings_get_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="no setting widths"):
+        fit_ratio(normal(50, 1), normal(50, 1), widths=3)
+    with pytest.raises(ConfigError, match="There is no base"):
+        fit_ratio(normal(50, 1), normal(50, 1), base="uniform")
+    with pytest.raises(ConfigError, match="settle_updates"):
+        FitSettings(settle_updates=5000)
+    with pytest.raises(ConfigError, match="held_out"):
+        FitSettings(held_out=1.5)
+    fitted = fit_ratio(StandardNormal(1), narrow(100, 1), **{**QUICK, "max_stages": 1})
+    with pytest.raises(DataError, match="was fitted to"):
+        fitted.log_ratio(np.ones((3, 2)))
