@@ -33,8 +33,9 @@ class Criteria:
         min_ess: an effective sample size (a fraction) below this is a divergence; 0 switches it off, since the
             first stage across a wide gap has few effective samples by right.
         max_rollbacks: roll-backs of one stage before the run counts as diverged.
-        ends_at: `samples_seen` at the run's end; the last stage settles in time to be frozen there. None: no end.
-        evidence_every: samples between measurements, so that settling is begun at the last one that leaves the time.
+        ends_at: `samples_seen` at the run's end, where the last stage is to be frozen; None: no end.
+        evidence_every: samples between measurements. Settling begins at the last one that leaves it time before the
+            end, or, where there is none, at once and in the time that is left.
     """
 
     max_stages: int
@@ -109,7 +110,8 @@ def rate_factor(state: StageState, criteria: Criteria, now: int) -> float:
     """Factor of the ratio's learning rate at `now` samples: 1 while exploring, a falling half-cosine while settling."""
     if state.settling_since is None or criteria.settle_samples == 0:
         return state.rate_scale
-    progress = min((now - state.settling_since) / criteria.settle_samples, 1.0)
+    length = max(_settled_at(state.settling_since, criteria) - state.settling_since, 1)
+    progress = min((now - state.settling_since) / length, 1.0)
     return state.rate_scale * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -131,7 +133,7 @@ def decide(state: StageState, evidence: Evidence, criteria: Criteria, now: int) 
     )
     if state.settling_since is None:
         return _explore(state, criteria, now)
-    if now - state.settling_since < criteria.settle_samples:
+    if now < _settled_at(state.settling_since, criteria):
         return Hold("settling: the learning rate is falling"), state
     return _conclude(state, evidence, criteria, now)
 
@@ -155,10 +157,16 @@ def _explore(state: StageState, criteria: Criteria, now: int) -> tuple[Decision,
         return Hold(f"settling begins: no better loss in {state.stale} measurements"), settling
     if age >= criteria.max_samples - criteria.settle_samples:
         return Hold("settling begins: the stage's time is nearly used"), settling
-    last = now + criteria.settle_samples
-    if criteria.ends_at is not None and last <= criteria.ends_at < last + criteria.evidence_every:
+    next_chance = now + criteria.evidence_every + criteria.settle_samples
+    if criteria.ends_at is not None and now < criteria.ends_at < next_chance:
         return Hold("settling begins: the run's time is nearly used"), settling
     return Hold("exploring"), state
+
+
+def _settled_at(since: int, criteria: Criteria) -> int:
+    """When settling that began at `since` is over: after its time, or at the run's end if that comes first."""
+    end = since + criteria.settle_samples
+    return end if criteria.ends_at is None or since >= criteria.ends_at else min(end, criteria.ends_at)
 
 
 def _conclude(state: StageState, evidence: Evidence, criteria: Criteria, now: int) -> tuple[Decision, StageState]:
