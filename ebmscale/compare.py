@@ -30,6 +30,20 @@ from ebmscale.training.run import run_storage
 
 PILOT_FILE = "budget.json"
 Settings = dict[str, Any]
+METHOD_ROWS: dict[str, Settings] = {
+    "gaussian": {"method": "gaussian"},
+    "lebm": {
+        "method": "lebm",
+        "prior.num_steps": 60,
+        "prior.step_size": 0.4,
+        "prior.sample_steps": 60,
+        "stages.updates_per_batch": 1,
+    },
+    "nce": {"method": "nce"},
+    "tre": {"method": "tre"},
+    "adaptive": {"method": "adaptive"},
+}
+"""The rows of a comparison that is given as a training configuration: every method, LEBM with its authors' chains."""
 
 
 class BudgetBlock(Block):
@@ -73,7 +87,7 @@ class Job:
 
 
 def load_comparison(path: str) -> Comparison:
-    """Reads a file of rows.
+    """Reads a file of rows; a training configuration stands for one row a method, measured by its reconstruction.
 
     Raises:
         ConfigError: it is missing, is not YAML, or has unknown keys or no rows.
@@ -82,6 +96,10 @@ def load_comparison(path: str) -> Comparison:
         tree = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the comparison {path}: {' '.join(str(error).split())}.") from None
+    if isinstance(tree, dict) and "run" in tree and "rows" not in tree:
+        file = Path(path)
+        rows: dict[str, Any] = {"name": file.stem, "config": file.name, "rows": METHOD_ROWS}
+        tree = rows | {"evaluation": {"metrics": ["reconstruction"]}}
     try:
         comparison = Comparison.model_validate(tree)
     except ValidationError as error:
@@ -91,6 +109,15 @@ def load_comparison(path: str) -> Comparison:
     if not comparison.rows:
         raise ConfigError(f"{path} compares nothing; give it rows.")
     return comparison
+
+
+def with_features(comparison: Comparison, features: str | None) -> Comparison:
+    """The comparison with the Frechet distance in these features among what is measured."""
+    if features is None:
+        return comparison
+    metrics = tuple(dict.fromkeys((*comparison.evaluation.metrics, "frechet")))
+    evaluation = comparison.evaluation.model_copy(update={"features": features, "metrics": metrics})
+    return comparison.model_copy(update={"evaluation": evaluation})
 
 
 def make_jobs(path: str, methods: Sequence[str] | None, num_seeds: int, overrides: Sequence[str]) -> list[Job]:
@@ -132,6 +159,7 @@ def compare(
     forecast_cpu_s: Callable[[RunConfig], float],
     say: Callable[[str], None],
     num_at_once: int = 1,
+    features: str | None = None,
 ) -> tuple[list[Result], str, str]:
     """Trains and evaluates all rows, and writes table (Markdown, JSON) and page.
 
@@ -140,6 +168,7 @@ def compare(
         forecast_cpu_s: seconds of processor time that a run will take, for a budget of such.
         say: shows a line.
         num_at_once: runs that are trained at the same time.
+        features: of the Frechet distance, in the place of the file's.
 
     Returns:
         The results, the table as Markdown, and the page's address.
@@ -147,7 +176,7 @@ def compare(
     Raises:
         EbmscaleError: in a configuration; a run that fails is a row of the table that says why.
     """
-    comparison = load_comparison(path)
+    comparison = with_features(load_comparison(path), features)
     jobs = make_jobs(path, methods, num_seeds, overrides)
     storage = open_storage(jobs[0].config.storage)
     storage.probe()

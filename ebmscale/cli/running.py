@@ -117,8 +117,19 @@ def plan(
 @click.option("--methods", help="Rows of the file, with commas (default: all).")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of each row.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at the same time.")
-def compare(comparison_file: str, overrides: tuple[str, ...], methods: str | None, seeds: int, jobs: int) -> None:
-    """Train and evaluate the rows of FILE under one budget, each with several seeds: one table, one page."""
+@click.option("--features", metavar="URL", help="For the Frechet distance: what tools/feature_net.py wrote.")
+def compare(
+    comparison_file: str,
+    overrides: tuple[str, ...],
+    methods: str | None,
+    seeds: int,
+    jobs: int,
+    features: str | None,
+) -> None:
+    """Train and evaluate the rows of FILE under one budget, each with several seeds: one table, one page.
+
+    FILE is a comparison (see configs/compare/), or a training configuration: then every method is a row.
+    """
     from ebmscale.compare import compare as run_comparison  # noqa: PLC0415
     from ebmscale.runtime.dryrun import dry_run  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415
@@ -132,6 +143,7 @@ def compare(comparison_file: str, overrides: tuple[str, ...], methods: str | Non
         lambda config: dry_run(config, World.alone()).cpu_s,
         lambda line: console.print(line, markup=False),
         jobs,
+        features,
     )
     console.print(table, markup=False)
     console.print(f"page     {url}")
