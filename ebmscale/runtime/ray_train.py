@@ -18,7 +18,7 @@ from ebmscale.runtime.board import Board, Failure
 from ebmscale.runtime.preflight import preflight
 from ebmscale.runtime.ray_backend import torch_config
 from ebmscale.runtime.ray_session import given_address, ray_session
-from ebmscale.runtime.ray_worker import FINISHED, WorkerSettings, ray_worker
+from ebmscale.runtime.ray_worker import FINISHED, Report, WorkerSettings, ray_worker
 from ebmscale.storage import open_storage
 from ebmscale.training.run import run_storage
 
@@ -53,17 +53,40 @@ def train_on_ray(
         config = _with_devices(config, ray)
         if joined:
             preflight(ray, config, console)
-        board = ray.remote(num_cpus=0, max_restarts=0)(Board).options(**_here(ray)).remote(config.ray.max_failures)
-        with _Signals(board.request.remote) as signals:
-            while True:
-                fit = _Fit(config, WorkerSettings(config, board, all_ranks), body)
-                _follow(ray, fit, board, config, console, signals)
-                reason = fit.result()
-                if reason == FINISHED:
-                    return run_storage(config).url
-                sentence = ray.get(board.restart.remote(reason))
-                if sentence is not None:
-                    raise WorkersLostError(sentence)
+        return train_in_session(ray, config, console, all_ranks, body)
+
+
+def train_in_session(
+    ray: Any,
+    config: RunConfig,
+    console: Console,
+    all_ranks: bool = False,
+    body: Callable[[WorkerSettings], str] = ray_worker,
+    report: Report | None = None,
+    meanwhile: Callable[[], str | None] = lambda: None,
+) -> str:
+    """`train_on_ray` where Ray is connected and the run's devices are settled.
+
+    Args:
+        ray: connected.
+        config: of the run.
+        console: where the run's progress is shown.
+        all_ranks: whether ranks other than the first are shown as well.
+        body: what a worker does.
+        report: what rank 0 hands its events and metrics to.
+        meanwhile: called while the workers train; may say for which reason they are to save and leave.
+    """
+    board = ray.remote(num_cpus=0, max_restarts=0)(Board).options(**_here(ray)).remote(config.ray.max_failures)
+    with _Signals(board.request.remote) as signals:
+        while True:
+            fit = _Fit(config, WorkerSettings(config, board, all_ranks, report), body)
+            _follow(ray, fit, board, config, console, signals, meanwhile)
+            reason = fit.result()
+            if reason == FINISHED:
+                return run_storage(config).url
+            sentence = ray.get(board.restart.remote(reason))
+            if sentence is not None:
+                raise WorkersLostError(sentence)
 
 
 class _Fit:
@@ -184,7 +207,15 @@ def _failure(error: BaseException) -> Failure:
     return Failure("raised", f"{type(inner).__name__}: {text[:300]}")
 
 
-def _follow(ray: Any, fit: _Fit, board: Any, config: RunConfig, console: Console, signals: "_Signals") -> None:
+def _follow(
+    ray: Any,
+    fit: _Fit,
+    board: Any,
+    config: RunConfig,
+    console: Console,
+    signals: "_Signals",
+    meanwhile: Callable[[], str | None],
+) -> None:
     """Prints what the workers say until Ray Train is done."""
     over = False
     while not over:
@@ -198,6 +229,9 @@ def _follow(ray: Any, fit: _Fit, board: Any, config: RunConfig, console: Console
             ) from error
         for line in news.lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+        reason = meanwhile()
+        if reason is not None:
+            board.request.remote(reason)
         if over:
             return
         if signals.name is not None and (signals.twice or news.num_workers == 0):
