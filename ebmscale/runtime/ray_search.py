@@ -39,6 +39,7 @@ SETTINGS = {
     "TUNE_RESULT_BUFFER_LENGTH": "1",
     "TUNE_MAX_PENDING_TRIALS_PG": "1",  # a trial's values are chosen when there is room for it
     "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the one that can be silent
 }
 READ_S = 0.5
 STALE_ROUNDS = 3  # starts of Tune in which nothing at all got further

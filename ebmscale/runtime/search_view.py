@@ -8,8 +8,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ebmscale.search.ledger import Ledger, short
-from ebmscale.search.objectives import scores
+from ebmscale.search.ledger import Ledger, describe, short
+from ebmscale.search.objectives import pareto, scores
 from ebmscale.search.trial import Record
 
 LINES_SHOWN = 4
@@ -79,6 +79,19 @@ def trials_table(ledger: Ledger, most: int | None = None) -> Table:
         records = sorted(chosen, key=lambda record: record.number)
     for record in records:
         table.add_row(*_row(ledger, record, budget))
+    return table
+
+
+def front_table(ledger: Ledger) -> Table:
+    """The trials than which none is better in every objective."""
+    space = ledger.space
+    table = Table(title="Pareto front", title_justify="left")
+    table.add_column("trial", justify="right")
+    for objective in space.objectives:
+        table.add_column(f"{objective.name} ({objective.direction})", justify="right")
+    table.add_column("values")
+    for record in pareto(space, ledger.records.values()):
+        table.add_row(str(record.number), *(short(v) for v in scores(space, record)), describe(record.values))
     return table
 
 

@@ -28,7 +28,7 @@ def base_config(config: RunConfig, space: Space) -> RunConfig:
     Raises:
         ConfigError: they do not fit.
     """
-    return _with(config, space.overrides, "overrides")
+    return with_values(config, space.overrides, "overrides")
 
 
 def trial_config(config: RunConfig, space: Space, number: int, generation: int, values: Mapping[str, Any]) -> RunConfig:
@@ -44,7 +44,7 @@ def trial_config(config: RunConfig, space: Space, number: int, generation: int, 
     Raises:
         ConfigError: the values do not go together.
     """
-    made = _with(config, values, f"trial {number}")
+    made = with_values(config, values, f"trial {number}")
     storage = made.storage.model_copy(update={"url": f"{config.storage.url.rstrip('/')}/{config.run.name}/trials"})
     run = made.run.model_copy(update={"name": folder_of(number, generation)})
     checkpoint = made.checkpoint
@@ -174,7 +174,7 @@ def _own(config: RunConfig, key: str) -> Any:
     return value
 
 
-def _with(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
+def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
     """The configuration with other values of dotted keys."""
     words = [f"{key}={yaml.safe_dump(_listed(value), default_flow_style=True)}" for key, value in values.items()]
     return parse_config(config.dump(), words, source=source)
