@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import platform
 import re
 from collections import Counter
@@ -14,13 +15,12 @@ import numpy as np
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from ebmscale.config import RunConfig
+from ebmscale.config import RunConfig, with_values
 from ebmscale.evaluate import search_pictures as charts
 from ebmscale.evaluate.pictures import data_uri
 from ebmscale.evaluate.report import REPORT_FILE, Figure, Picture, _without_credentials
-from ebmscale.search.check import with_values
 from ebmscale.search.ledger import short
-from ebmscale.search.objectives import best, pareto, score, scores
+from ebmscale.search.objectives import EVALUATED, best, pareto, score, scores
 from ebmscale.search.space import Space
 from ebmscale.search.trial import Record, SearchStore
 from ebmscale.version import __version__
@@ -138,7 +138,7 @@ def _page(
         figures=_figures(space, records, winner),
         coordinates=_coordinates(space, records, good),
         pictures=_pictures(space, records, good, front),
-        importance_note=_importance_note(values),
+        importance_note=_importance_note(space, records),
         front=[_row(space, record) for record in front],
         head=[*space.space, *(f"{o.name} ({o.direction})" for o in space.objectives)],
         rows=[_row(space, record) for record in records],
@@ -220,15 +220,30 @@ def _pictures(
     return found
 
 
+def comparable(space: Space, records: Sequence[Record]) -> tuple[int | None, list[tuple[Record, float]]]:
+    """Trials with values of the first objective that can be compared, and the samples at which.
+
+    Where a scheduler stops trials, that is the place that all have reached; None is the end of finished trials.
+    """
+    first = space.objectives[0]
+    known = [record for record in records if record.status in ("finished", "stopped") and record.reports]
+    place = min((record.samples_seen for record in known), default=0)
+    if first.reach is not None or first.metric.startswith(EVALUATED) or all(r.status == "finished" for r in known):
+        known, at = [record for record in known if record.status == "finished"], None
+    else:
+        at = place
+    values = [(record, score(first, record, until=math.inf if at is None else at)) for record in known]
+    return at, [(record, value) for record, value in values if value is not None]
+
+
 def importance(space: Space, records: Sequence[Record]) -> dict[str, tuple[float, float]]:
     """How much the first objective depends on each key: permutation importance of a random forest (mean, sd).
 
-    Finished trials alone; none where these are too few. A key that a trial does not have counts as a value below
-    all others.
+    Of trials that can be compared; none where these are too few, or where values changed under way. A key that a
+    trial does not have counts as a value below all others.
     """
-    first = space.objectives[0]
-    known = [(r, value) for r in records if r.status == "finished" and (value := score(first, r)) is not None]
-    if len(known) < LEAST_FOR_IMPORTANCE:
+    _, known = comparable(space, records)
+    if len(known) < LEAST_FOR_IMPORTANCE or space.scheduler == "pbt":
         return {}
     from sklearn.ensemble import RandomForestRegressor  # noqa: PLC0415 (slow to import)
     from sklearn.inspection import permutation_importance  # noqa: PLC0415
@@ -254,13 +269,16 @@ def _place(space: Space, key: str, record: Record) -> float:
     return (value - low) / (high - low)
 
 
-def _importance_note(values: Sequence[float | None]) -> str:
-    num = sum(value is not None for value in values)
-    if num < LEAST_FOR_IMPORTANCE:
-        return f"Importances need {LEAST_FOR_IMPORTANCE} finished trials; there are {num}."
+def _importance_note(space: Space, records: Sequence[Record]) -> str:
+    at, known = comparable(space, records)
+    if space.scheduler == "pbt":
+        return "Values changed within trials, so no importances are given."
+    if len(known) < LEAST_FOR_IMPORTANCE:
+        return f"Importances need {LEAST_FOR_IMPORTANCE} trials that can be compared; there are {len(known)}."
+    where = "at their end" if at is None else f"at {at:,} samples, which all have reached"
     return (
-        f"Importances are those of a random forest on {num} finished trials: with few a hint and no more, and blind to "
-        "what the scheduler stopped."
+        f"Importances are those of a random forest on {len(known)} trials {where}: with few trials a hint and no more. "
+        "Dotted lines pass axes of keys that a trial does not have."
     )
 
 

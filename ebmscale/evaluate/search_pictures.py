@@ -49,9 +49,12 @@ def parallel_coordinates(axes: Sequence[Axis], goodness: Sequence[float | None])
     for trial in order:  # the best on top
         value = goodness[trial]
         y = np.array([np.nan if of_axis[trial] is None else of_axis[trial] for of_axis in heights], float)
-        known = ~np.isnan(y)
-        style = {"color": PALE, "lw": 1.0} if value is None else {"color": COLOURS(value), "lw": 1.6, "alpha": 0.9}
-        chart.plot(np.arange(len(axes))[known], y[known], marker="o", ms=3, clip_on=False, **style)  # type: ignore[arg-type]
+        style: dict[str, Any] = (
+            {"color": PALE, "lw": 1.0} if value is None else {"color": COLOURS(value), "lw": 1.6, "alpha": 0.9}
+        )
+        known = np.flatnonzero(~np.isnan(y))
+        chart.plot(known, y[known], linestyle=(0, (1, 2)), **style)  # past axes that the trial is not on
+        chart.plot(np.arange(len(axes)), y, marker="o", ms=3, clip_on=False, **style)
     chart.set(xlim=(-0.1, len(axes) - 0.9), ylim=(-0.08, 1.02))
     chart.axis("off")
     return _svg(figure)

@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import BaseModel
 
-from ebmscale.config import CheckpointBlock, RunConfig, known_keys, parse_config
+from ebmscale.config import CheckpointBlock, RunConfig, known_keys, with_values
 from ebmscale.errors import ConfigError
 from ebmscale.search.objectives import AT_EVIDENCE, AT_INTERVAL, EVALUATED
 from ebmscale.search.population import MUTABLE, interval
@@ -19,7 +18,7 @@ from ebmscale.search.trial import folder_of
 FIXED = ("run.name", "storage", "ray", "checkpoint", "metrics", "device", "num_threads", "data.url")
 """Keys that say where and how, and not what is computed."""
 
-TRIES = 40  # combinations of the other values with which a value is tried
+TRIES = 20  # combinations of the other values with which a value is tried
 
 
 def base_config(config: RunConfig, space: Space) -> RunConfig:
@@ -172,13 +171,3 @@ def _own(config: RunConfig, key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
-
-
-def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
-    """The configuration with other values of dotted keys."""
-    words = [f"{key}={yaml.safe_dump(_listed(value), default_flow_style=True)}" for key, value in values.items()]
-    return parse_config(config.dump(), words, source=source)
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(one) for one in value] if isinstance(value, list | tuple) else value
