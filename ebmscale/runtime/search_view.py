@@ -13,7 +13,7 @@ from ebmscale.search.objectives import pareto, scores
 from ebmscale.search.trial import Record
 
 LINES_SHOWN = 4
-COLOURS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
+COLOURS = {"waiting": "white", "running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
 HEAD_AND_FOOT = 6  # lines around the rows
 
 
@@ -33,7 +33,8 @@ class SearchView:
     def start(self, ledger: Ledger) -> None:
         """Says what is searched, and begins the display."""
         self._ledger = ledger
-        done, begun = ledger.wanted - ledger.left, sum(r.status == "running" for r in ledger.records.values())
+        done = ledger.wanted - ledger.left
+        begun = sum(record.status == "running" and bool(record.attempts) for record in ledger.records.values())
         state = f", {done} done, {begun} to go on with" if ledger.records else ""
         space = ledger.space
         text = f"search {ledger.store.storage.url}: {ledger.wanted} trials{state}; {space.searcher}, {space.scheduler}"
@@ -98,7 +99,8 @@ def front_table(ledger: Ledger) -> Table:
 def _row(ledger: Ledger, record: Record, budget: int) -> list[Any]:
     values = [short(record.values.get(key)) for key in ledger.space.space]
     seen = f"{record.samples_seen:,} {record.samples_seen / budget:.0%}"
-    state = Text(record.status, COLOURS[record.status])
+    status = record.status if record.attempts or record.status != "running" else "waiting"
+    state = Text(status, COLOURS[status])
     found = [short(value) for value in scores(ledger.space, record)]
     return [str(record.number), state, *values, seen, *found]
 

@@ -6,23 +6,24 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from ebmscale.config import load_config
 from ebmscale.search.objectives import ranked, score
 from ebmscale.search.trial import SearchStore
 from ebmscale.storage import Storage
-from tests.runtime.local_cluster import ROOT, LocalCluster, Running, running
+from tests.conftest import TINY
+from tests.runtime.conftest import SETTINGS
+from tests.runtime.local_cluster import ROOT, LocalCluster, Running, config_file, running
 from tests.s3_server import SECRET, S3Server
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600)]
 
 DONE = r"^trial \d+ (finished|is stopped)"
 AGAIN = r"^trial \d+ runs on .* again, from"
 TRIAL = "ray::ImplicitFunc"
+PATIENCE_S = 600.0  # for one trial on a busy machine
 
 
 @pytest.fixture
@@ -33,14 +34,16 @@ def two(make_cluster: Callable[..., LocalCluster]) -> Iterator[LocalCluster]:
     cluster.down()
 
 
-def space_file(folder: Path, **changes: Any) -> Path:
-    """The shipped space of the digits, with some values changed."""
-    tree = yaml.safe_load((ROOT / "configs" / "tune" / "digits.yaml").read_text())
-    for key, value in changes.items():
-        tree[key] = tree[key] | value if isinstance(value, dict) and key != "space" else value
-    path = folder / "space.yaml"
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
-    return path
+SPACE = """
+searcher: optuna
+scheduler: asha
+num_trials: 12
+objectives: [{metric: held_out_mse, direction: min}]
+asha: {first_samples: 3200, reduction: 3}
+space:
+  train.generator.rate: {loguniform: [1.0e-3, 1.0e-2]}
+  posterior.num_steps: {int: [2, 5]}
+"""
 
 
 def tune_command(config: Path, space: Path, *overrides: str) -> list[str]:
@@ -51,21 +54,21 @@ def interrupted_thrice(cluster: LocalCluster, command: list[str], **environment:
     """Runs a search to its end through the loss of its driver, a trial, and a machine; all lines, and the last run."""
     with running(cluster.command(*command), **environment) as first:
         for _ in range(2):
-            first.wait_for(DONE)
+            first.wait_for(DONE, PATIENCE_S)
         first.process.kill()
         first.end()
     with running(cluster.command(*command), **environment) as last:
-        last.wait_for(AGAIN)
-        last.wait_for(DONE)
+        last.wait_for(AGAIN, PATIENCE_S)
+        last.wait_for(DONE, PATIENCE_S)
         os.kill(cluster.processes(TRIAL)[0], signal.SIGKILL)
-        last.wait_for(r"^trial \d+ lost its process")
-        last.wait_for(AGAIN)
-        last.wait_for(DONE)
+        last.wait_for(r"^trial \d+ lost its process", PATIENCE_S)
+        last.wait_for(AGAIN, PATIENCE_S)
+        last.wait_for(DONE, PATIENCE_S)
         node = next(node for node in (1, 0) if node and cluster.processes(TRIAL, node))
         cluster.kill(node)
-        last.wait_for(r"^trial \d+ lost its process")
+        last.wait_for(r"^trial \d+ lost its process", PATIENCE_S)
         cluster.add()
-        assert last.end(600) == 0, last.text
+        assert last.end(1200) == 0, last.text
         return first.lines + last.lines, last
 
 
@@ -75,7 +78,7 @@ def check_twelve(store: SearchStore, lines: list[str]) -> None:
     assert sorted(records) == list(range(12))
     assert {record.status for record in records.values()} <= {"finished", "stopped"}
     done = [int(found[1]) for line in lines if (found := re.match(r"trial (\d+) (?:finished|is stopped)", line))]
-    assert sorted(done) == list(range(12))
+    assert len(done) == len(set(done)) >= 11  # the line of one may have died with the driver
     for record in records.values():
         seen = [report["samples_seen"] for report in record.reports]
         assert seen == sorted(set(seen))
@@ -108,10 +111,12 @@ def test_the_same_with_everything_in_s3(two: LocalCluster, server: S3Server, dig
     shards = Storage.at("s3://bucket/digits", endpoint_url=server.url)
     for path in Path(digits_url).iterdir():
         shards.publish(path.name, path.read_bytes())
-    space = space_file(tmp_path, overrides={"train.max_samples": 7500}, asha={"first_samples": 2500})
-    where = ("storage.url=s3://bucket/searches", "data.url=s3://bucket/digits")
-    lines, last = interrupted_thrice(two, tune_command(ROOT / "configs" / "digits.yaml", space, *where))
+    text = TINY.replace("DATA", "s3://bucket/digits")
+    settings = SETTINGS | {"train": {"max_samples": 9600}}
+    config = config_file(tmp_path, text, run={"name": "remote"}, storage={"url": "s3://bucket/searches"}, **settings)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    lines, last = interrupted_thrice(two, tune_command(config, tmp_path / "space.yaml"))
     assert SECRET not in last.text
-    store = SearchStore(Storage.at("s3://bucket/searches/digits", endpoint_url=server.url))
+    store = SearchStore(Storage.at("s3://bucket/searches/remote", endpoint_url=server.url))
     check_twelve(store, lines)
     assert {"best.yaml", "search.html", "trials.csv", "trials.parquet"} <= set(store.storage.list())
