@@ -5,7 +5,7 @@ All lengths of time are in samples; `train.batch_size` is global, over all worke
 
 import difflib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -425,6 +425,26 @@ def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config
         raise ConfigError(f"{source} must hold a mapping of keys, not a {type(tree).__name__}.")
     for override in overrides:
         _apply(tree, override)
+    return _validated(tree, source)
+
+
+def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
+    """The configuration with other values of dotted keys; `source` names them in errors.
+
+    Raises:
+        ConfigError: a key is unknown, a value has the wrong type or range, or they do not go together.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return _validated(tree, source)
+
+
+def _validated(tree: dict[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

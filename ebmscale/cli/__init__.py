@@ -9,11 +9,11 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ebmscale.cli import about, measuring, models, ratios, running, sets
+from ebmscale.cli import about, measuring, models, ratios, running, searching, sets
 from ebmscale.cli.group import cli
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
 
-__all__ = ["about", "cli", "main", "measuring", "models", "ratios", "running", "sets"]
+__all__ = ["about", "cli", "main", "measuring", "models", "ratios", "running", "searching", "sets"]
 
 
 def main() -> None:

@@ -7,6 +7,9 @@ from ebmscale.config import RunConfig
 
 FINISHED = "finished"
 
+Report = Callable[[dict[str, float]], None]
+"""Takes numbers by name, with `samples_seen`."""
+
 
 class WorkerSettings(NamedTuple):
     """What a worker is started with.
@@ -15,11 +18,13 @@ class WorkerSettings(NamedTuple):
         config: of the run.
         board: handle of the board's actor.
         all_ranks: whether ranks other than the first say what they do as well.
+        report: takes what rank 0 measures, where a search wants it.
     """
 
     config: RunConfig
     board: Any
     all_ranks: bool
+    report: Report | None = None
 
 
 Body = Callable[[WorkerSettings], str]

@@ -18,7 +18,7 @@ from ebmscale.runtime.board import Board
 from ebmscale.runtime.preflight import preflight, storage_of_run
 from ebmscale.runtime.ray_backend import torch_config
 from ebmscale.runtime.ray_controller import callbacks
-from ebmscale.runtime.ray_entry import FINISHED, Body, WorkerSettings, enter
+from ebmscale.runtime.ray_entry import FINISHED, Body, Report, WorkerSettings, enter
 from ebmscale.runtime.ray_session import INSTALL, given_address, ray_session
 from ebmscale.storage import open_storage
 
@@ -50,25 +50,51 @@ def train_on_ray(
     joined = given_address(config.ray) is not None
     with ray_session(config.ray) as ray:
         config = _with_devices(config, ray)
-        board = ray.remote(num_cpus=0, max_restarts=0)(Board).options(**_here(ray)).remote(config.ray.max_failures)
-        fit = _Fit(config, WorkerSettings(config, board, all_ranks), body)
-        try:
-            if joined:
-                preflight(ray, config, console)  # while Ray Train's controller starts, which takes as long
-        except BaseException:
-            fit.give_up()
-            raise
-        board.clear.remote()
-        with _Signals(board.request.remote) as signals:
-            while True:
-                _follow(ray, fit, board, config, console, signals)
-                reason = fit.result()
-                if reason == FINISHED:
-                    return storage_of_run(config).url
-                sentence = ray.get(board.restart.remote(reason))
-                if sentence is not None:
-                    raise WorkersLostError(sentence)
-                fit = _Fit(config, WorkerSettings(config, board, all_ranks), body)
+        check = (lambda: preflight(ray, config, console)) if joined else (lambda: None)
+        return train_in_session(ray, config, console, all_ranks, body, check=check)
+
+
+def train_in_session(
+    ray: Any,
+    config: RunConfig,
+    console: Console,
+    all_ranks: bool = False,
+    body: Body | None = None,
+    report: Report | None = None,
+    meanwhile: Callable[[], str | None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
+) -> str:
+    """`train_on_ray` where Ray is connected and the run's devices are settled.
+
+    Args:
+        ray: connected.
+        config: of the run.
+        console: where the run's progress is shown.
+        all_ranks: whether ranks other than the first are shown as well.
+        body: what a worker does instead of training.
+        report: what rank 0 hands its events and metrics to.
+        meanwhile: called while the workers train; may say for which reason they are to save and leave.
+        check: done while Ray Train's controller starts, which takes as long; no worker begins before it is over.
+    """
+    board = ray.remote(num_cpus=0, max_restarts=0)(Board).options(**_here(ray)).remote(config.ray.max_failures)
+    settings = WorkerSettings(config, board, all_ranks, report)
+    fit = _Fit(config, settings, body)
+    try:
+        check()
+    except BaseException:
+        fit.give_up()
+        raise
+    board.clear.remote()
+    with _Signals(board.request.remote) as signals:
+        while True:
+            _follow(ray, fit, board, config, console, signals, meanwhile)
+            reason = fit.result()
+            if reason == FINISHED:
+                return storage_of_run(config).url
+            sentence = ray.get(board.restart.remote(reason))
+            if sentence is not None:
+                raise WorkersLostError(sentence)
+            fit = _Fit(config, settings, body)
 
 
 class _Fit:
@@ -152,7 +178,15 @@ def _trainer(config: RunConfig, settings: WorkerSettings, body: Body | None) -> 
     )
 
 
-def _follow(ray: Any, fit: _Fit, board: Any, config: RunConfig, console: Console, signals: "_Signals") -> None:
+def _follow(
+    ray: Any,
+    fit: _Fit,
+    board: Any,
+    config: RunConfig,
+    console: Console,
+    signals: "_Signals",
+    meanwhile: Callable[[], str | None],
+) -> None:
     """Prints what the workers say until Ray Train is done."""
     over = False
     while not over:
@@ -166,6 +200,9 @@ def _follow(ray: Any, fit: _Fit, board: Any, config: RunConfig, console: Console
             ) from error
         for line in news.lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+        reason = meanwhile()
+        if reason is not None:
+            board.request.remote(reason)
         if over:
             return
         if signals.name is not None and (signals.twice or news.num_workers == 0):

@@ -13,10 +13,11 @@ from ebmscale.data.stream import Batch
 from ebmscale.errors import EbmscaleError, Interrupted
 from ebmscale.runtime.board import LEAVING, Beat, Order
 from ebmscale.runtime.gauges import Gauges
-from ebmscale.runtime.ray_entry import FINISHED, WorkerSettings
+from ebmscale.runtime.ray_entry import FINISHED, Report, WorkerSettings
 from ebmscale.runtime.ray_session import this_place
 from ebmscale.runtime.watch import LineWriter, Watch
 from ebmscale.runtime.worker import run_worker
+from ebmscale.search.objectives import evidence_report, interval_report
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.part_names import PARTS
 from ebmscale.training.run import Run
@@ -58,12 +59,38 @@ class RemoteBoard:
         return self._call("reason")
 
 
+class Reporter:
+    """Hands on what a run measures, as a search takes it.
+
+    Args:
+        report: takes it.
+    """
+
+    def __init__(self, report: Report):
+        self._report = report
+        self._last = 0
+
+    def start(self, run: Run) -> None:
+        """The run is open."""
+        self._last = run.samples_seen
+
+    def event(self, run: Run, event: dict[str, Any]) -> None:
+        """A measurement of evidence."""
+        self._report(evidence_report(run.samples_seen, event))
+
+    def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
+        """An interval's metrics."""
+        num, self._last = run.samples_seen - self._last, run.samples_seen
+        self._report(interval_report(run.samples_seen, metrics, num))
+
+
 class WorkerView(View):
     """Shows a run on rank 0 as anywhere, sets the gauges, and keeps the watch informed."""
 
-    def __init__(self, console: Console, watch: Watch, all_ranks: bool, run_name: str):
+    def __init__(self, console: Console, watch: Watch, all_ranks: bool, run_name: str, report: Report | None = None):
         super().__init__(console)
         self._watch = watch
+        self._reporter = Reporter(report) if report is not None else None
         self._all_ranks = all_ranks
         self._run_name = run_name
         self._gauges: Gauges | None = None
@@ -72,6 +99,8 @@ class WorkerView(View):
         """Set-up is over."""
         super().start(run)
         self._watch.begin(run)
+        if self._reporter is not None:
+            self._reporter.start(run)
         if run.world.is_first:
             self._gauges = Gauges(self._run_name)
             self._gauges.begin(run.samples_seen, run.world.size)
@@ -88,6 +117,8 @@ class WorkerView(View):
         super().event(run, event)
         if self._gauges is not None:
             self._gauges.event(event)
+        if self._reporter is not None and run.world.is_first:
+            self._reporter.event(run, event)
 
     def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
         """An interval's metrics."""
@@ -99,6 +130,8 @@ class WorkerView(View):
             total = max(times["total_s"], 1e-9)
             parts = " ".join(f"{part} {times.get(f'{part}_s', 0.0) / total:.0%}" for part in PARTS)
             self._watch.say(f"[rank {run.world.rank}] {run.samples_seen:>9,} samples  {parts}")
+        if self._reporter is not None and run.world.is_first:
+            self._reporter.metrics(run, metrics)
 
 
 def ray_worker(settings: WorkerSettings) -> str:
@@ -119,7 +152,8 @@ def ray_worker(settings: WorkerSettings) -> str:
     console = _console(watch, rank, settings.all_ranks)
     watch.start()
     try:
-        run_worker(config, console, WorkerView(console, watch, settings.all_ranks, config.run.name), stop)
+        view = WorkerView(console, watch, settings.all_ranks, config.run.name, settings.report)
+        run_worker(config, console, view, stop)
         return FINISHED
     except Interrupted as error:
         reason = board.reason() or "another worker"

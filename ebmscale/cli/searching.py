@@ -1,0 +1,31 @@
+"""Commands that search for good settings."""
+
+import click
+from rich.console import Console
+
+from ebmscale.cli.group import cli, console
+from ebmscale.config import load_config
+
+TABLE_WIDTH = 200  # where the output is no terminal
+
+
+@cli.command()
+@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--space", "space_file", required=True, metavar="FILE", help="What is tried (see configs/tune).")
+def tune(config_file: str, overrides: tuple[str, ...], space_file: str) -> None:
+    """Search for good settings of CONFIG on Ray: the same command goes on where a search stopped."""
+    from ebmscale.evaluate.search_page import write_search  # noqa: PLC0415 (commands import what they use)
+    from ebmscale.runtime.ray_search import search  # noqa: PLC0415
+    from ebmscale.runtime.search_view import front_table, trials_table  # noqa: PLC0415
+    from ebmscale.search.space import load_space  # noqa: PLC0415
+
+    config, space = load_config(config_file, overrides), load_space(space_file)
+    ledger = search(config, space, console)
+    written = write_search(ledger.store, ledger.config, ledger.space, list(ledger.records.values()))
+    wide = console if console.is_terminal else Console(width=TABLE_WIDTH, highlight=False)
+    wide.print(trials_table(ledger))
+    if len(space.objectives) > 1:
+        wide.print(front_table(ledger))
+    for name, url in zip(("best", "page", "table", "table")[-len(written) :], written, strict=True):
+        console.print(f"{name:<8} {url}")

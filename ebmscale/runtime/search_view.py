@@ -1,0 +1,111 @@
+"""What a person sees while a search runs: a live table on a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ebmscale.search.ledger import Ledger, describe, short
+from ebmscale.search.objectives import pareto, scores
+from ebmscale.search.trial import Record
+
+LINES_SHOWN = 4
+COLOURS = {"waiting": "white", "running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
+HEAD_AND_FOOT = 6  # lines around the rows
+
+
+class SearchView:
+    """Shows a search from `start` to `close`.
+
+    Args:
+        console: where to.
+    """
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._live: Live | None = None
+        self._ledger: Ledger | None = None
+        self._lines: list[str] = []
+
+    def start(self, ledger: Ledger) -> None:
+        """Says what is searched, and begins the display."""
+        self._ledger = ledger
+        done = ledger.wanted - ledger.left
+        begun = sum(record.status == "running" and bool(record.attempts) for record in ledger.records.values())
+        state = f", {done} done, {begun} to go on with" if ledger.records else ""
+        space = ledger.space
+        text = f"search {ledger.store.storage.url}: {ledger.wanted} trials{state}; {space.searcher}, {space.scheduler}"
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self._console.is_terminal and self._console.is_interactive:
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=2)
+            self._live.start()
+
+    def line(self, text: str) -> None:
+        """Something has happened."""
+        self._lines = [*self._lines, f"{time.strftime('%H:%M:%S')} {text}"][-LINES_SHOWN:]
+        if self._live is None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Ends the display; the table stays."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _render(self) -> Any:
+        assert self._ledger is not None
+        room = max(self._console.height - LINES_SHOWN - HEAD_AND_FOOT, 3)
+        lines = (Text(line, overflow="ellipsis", no_wrap=True) for line in self._lines)
+        return Group(trials_table(self._ledger, room), *lines)
+
+
+def trials_table(ledger: Ledger, most: int | None = None) -> Table:
+    """The trials; where there are more than `most`, those at work and the newest."""
+    space, budget = ledger.space, ledger.config.train.max_samples
+    done = ledger.wanted - ledger.left
+    table = Table(title=f"{done} of {ledger.wanted} trials done", title_justify="left")
+    table.add_column("trial", justify="right")
+    table.add_column("state")
+    for key in space.space:
+        table.add_column(_heading(key, list(space.space)), justify="right")
+    table.add_column("samples", justify="right")
+    for objective in space.objectives:
+        table.add_column(f"{objective.name} ({objective.direction})", justify="right")
+    records = sorted(ledger.records.values(), key=lambda record: record.number)
+    if most is not None and len(records) > most:
+        chosen = sorted(records, key=lambda r: (r.status != "running", -r.number))[:most]
+        records = sorted(chosen, key=lambda record: record.number)
+    for record in records:
+        table.add_row(*_row(ledger, record, budget))
+    return table
+
+
+def front_table(ledger: Ledger) -> Table:
+    """The trials than which none is better in every objective."""
+    space = ledger.space
+    table = Table(title="Pareto front", title_justify="left")
+    table.add_column("trial", justify="right")
+    for objective in space.objectives:
+        table.add_column(f"{objective.name} ({objective.direction})", justify="right")
+    table.add_column("values")
+    for record in pareto(space, ledger.records.values()):
+        table.add_row(str(record.number), *(short(v) for v in scores(space, record)), describe(record.values))
+    return table
+
+
+def _row(ledger: Ledger, record: Record, budget: int) -> list[Any]:
+    values = [short(record.values.get(key)) for key in ledger.space.space]
+    seen = f"{record.samples_seen:,} {record.samples_seen / budget:.0%}"
+    status = record.status if record.attempts or record.status != "running" else "waiting"
+    state = Text(status, COLOURS[status])
+    found = [short(value) for value in scores(ledger.space, record)]
+    return [str(record.number), state, *values, seen, *found]
+
+
+def _heading(key: str, keys: list[str]) -> str:
+    """The last part of a key, where that is enough."""
+    last = key.rsplit(".", 1)[-1]
+    return last if sum(other.rsplit(".", 1)[-1] == last for other in keys) == 1 else ".".join(key.split(".")[-2:])

@@ -1,0 +1,173 @@
+"""A space against the configuration that it varies: what cannot work is refused before anything starts."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from ebmscale.config import CheckpointBlock, RunConfig, known_keys, with_values
+from ebmscale.errors import ConfigError
+from ebmscale.search.objectives import AT_EVIDENCE, AT_INTERVAL, EVALUATED
+from ebmscale.search.population import MUTABLE, interval
+from ebmscale.search.propose import check_searcher, default_values
+from ebmscale.search.space import Parameter, Space
+from ebmscale.search.trial import folder_of
+
+FIXED = ("run.name", "storage", "ray", "checkpoint", "metrics", "device", "num_threads", "data.url")
+"""Keys that say where and how, and not what is computed."""
+
+TRIES = 20  # combinations of the other values with which a value is tried
+
+
+def base_config(config: RunConfig, space: Space) -> RunConfig:
+    """The configuration with the space's overrides.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    return with_values(config, space.overrides, "overrides")
+
+
+def trial_config(config: RunConfig, space: Space, number: int, generation: int, values: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a trial's run, which lies below the search.
+
+    Args:
+        config: of the search, with the overrides.
+        space: of the search.
+        number: of the trial.
+        generation: how often it took over a checkpoint.
+        values: of the space's keys.
+
+    Raises:
+        ConfigError: the values do not go together.
+    """
+    made = with_values(config, values, f"trial {number}")
+    storage = made.storage.model_copy(update={"url": f"{config.storage.url.rstrip('/')}/{config.run.name}/trials"})
+    run = made.run.model_copy(update={"name": folder_of(number, generation)})
+    checkpoint = made.checkpoint
+    if space.scheduler == "pbt":  # every place where trials are compared must be there to be taken over
+        every = interval(space, made)
+        tree = checkpoint.model_dump() | {"every_samples": every, "keep_last": made.train.max_samples // every + 2}
+        checkpoint = CheckpointBlock.model_validate(tree)
+    return made.model_copy(update={"storage": storage, "run": run, "checkpoint": checkpoint})
+
+
+def check_space(config: RunConfig, space: Space, evaluated: Callable[[], list[str]] = list) -> None:
+    """Tries every value in the configuration, and looks for every objective among what runs report.
+
+    Args:
+        config: with the overrides.
+        space: what is to be tried.
+        evaluated: names what can be measured on a finished run.
+
+    Raises:
+        ConfigError: something cannot work, in a sentence.
+    """
+    for key in space.space:
+        _check_key(key, space)
+    _check_objectives(space, evaluated)
+    check_searcher(space)
+    for key, parameter in space.space.items():
+        for value in parameter.choice or parameter.ends:
+            _check_value(config, space, key, value)
+    if space.default_first and space.searcher != "grid":
+        default_values(space, config)
+    _check_schedule(config, space)
+
+
+def _check_key(key: str, space: Space) -> None:
+    known = [name for name in known_keys(RunConfig) if not isinstance(_default(name), BaseModel)]
+    if key not in known:
+        match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        last = key.rsplit(".", 1)[-1]
+        match = match or [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
+        hint = f"did you mean {match[0]}?" if match else "give a key of the configuration, such as train.ratio.rate."
+        raise ConfigError(f"space: unknown key {key}; {hint}")
+    if any(key == fixed or key.startswith(fixed + ".") for fixed in FIXED):
+        raise ConfigError(f"space: {key} does not change what a run computes; leave it out.")
+    if space.scheduler == "pbt" and key not in MUTABLE:
+        raise ConfigError(
+            f"space: {key} cannot change within a run, as scheduler pbt changes values; use scheduler asha, or keys "
+            f"among {', '.join(MUTABLE)}."
+        )
+
+
+def _default(key: str) -> Any:
+    """What kind of key this is: blocks are models."""
+    block: Any = RunConfig
+    for part in key.split("."):
+        field = block.model_fields[part]
+        block = field.annotation
+    return block.model_construct() if isinstance(block, type) and issubclass(block, BaseModel) else None
+
+
+def _check_objectives(space: Space, evaluated: Callable[[], list[str]]) -> None:
+    for place, objective in enumerate(space.objectives):
+        known = [*AT_EVIDENCE, *AT_INTERVAL]
+        if objective.metric.startswith(EVALUATED):
+            known = evaluated()
+            if place == 0 and space.scheduler != "none":
+                raise ConfigError(
+                    f"objectives: {objective.metric} is measured when a trial has finished, so scheduler "
+                    f"{space.scheduler} cannot judge by it; list another one first, or use scheduler none."
+                )
+        if objective.metric not in known:
+            match = difflib.get_close_matches(objective.metric, known, n=1, cutoff=0.5)
+            hint = f"did you mean {match[0]}?" if match else f"there are {', '.join(known) or 'none of that kind'}."
+            raise ConfigError(f"objectives: nothing reports {objective.metric}; {hint}")
+
+
+def _check_value(config: RunConfig, space: Space, key: str, value: Any) -> None:
+    """Some combination of the other values must go together with this one."""
+    rng = np.random.default_rng(0)
+    problem: ConfigError | None = None
+    met = False
+    for attempt in range(TRIES):
+
+        def choose(name: str, parameter: Parameter, attempt: int = attempt) -> Any:
+            if name == key:
+                return value
+            own = _own(config, name)
+            return own if attempt == 0 and parameter.holds(own) else parameter.at(float(rng.random()))
+
+        values = space.draw(choose)
+        if key not in values:
+            continue
+        met = True
+        try:
+            trial_config(config, space, 0, 0, values)
+        except ConfigError as error:
+            problem = error
+        else:
+            return
+    if not met:
+        raise ConfigError(f"space.{key}: no trial would have it, since no value before it meets its `when`.")
+    assert problem is not None
+    raise ConfigError(f"space.{key}: the value {value} cannot be used ({str(problem).removeprefix('trial 0: ')})")
+
+
+def _check_schedule(config: RunConfig, space: Space) -> None:
+    budget, every = config.train.max_samples, config.stages.evidence_every
+    if space.scheduler == "pbt":
+        if interval(space, config) % every:
+            raise ConfigError(
+                f"pbt.every_samples ({interval(space, config)}) must be a multiple of stages.evidence_every ({every})."
+            )
+        if interval(space, config) >= budget:
+            raise ConfigError(f"pbt.every_samples must be below train.max_samples ({budget}).")
+    if space.scheduler == "asha" and (space.asha.first_samples or 0) >= budget:
+        raise ConfigError(f"asha.first_samples must be below train.max_samples ({budget}), or nothing is stopped.")
+    if config.ray.num_workers and (space.resources.cpus or space.resources.gpus):
+        raise ConfigError(
+            "resources.cpus and resources.gpus are for trials of one process; with ray.num_workers above 0 set "
+            "ray.cpus_per_worker and ray.gpus_per_worker."
+        )
+
+
+def _own(config: RunConfig, key: str) -> Any:
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value

@@ -1,0 +1,92 @@
+"""What a trial is worth: the objectives' values from its reports, the best trials, and the Pareto front."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from ebmscale.density.evidence import Evidence
+from ebmscale.search.space import Objective, Space
+from ebmscale.search.trial import Record
+
+AT_EVIDENCE = ("held_out_mse", "stage", "num_frozen", *(field.name for field in fields(Evidence)))
+"""Reported with every measurement of evidence; those of the ratio while one is trained."""
+
+AT_INTERVAL = (
+    *("train/mse", "train/generator_grad_norm", "train/ratio_loss", "train/ratio_grad_norm", "chain/restarted"),
+    *("chain/posterior_drift", "chain/posterior_log_density_first", "chain/posterior_log_density_last"),
+    *("chain/prior_drift", "chain/prior_log_density", "samples_per_s"),
+)
+"""Reported with every interval of metrics."""
+
+EVALUATED = "evaluate/"
+"""Begins the names of what is measured on a finished run."""
+
+
+def evidence_report(samples_seen: int, event: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of an event of the loop."""
+    named = {**event, **event.get("evidence", {})}
+    return _finite(samples_seen, {name: named.get(name) for name in AT_EVIDENCE})
+
+
+def interval_report(samples_seen: int, metrics: Mapping[str, Any], num_samples: int) -> dict[str, float]:
+    """The finite numbers of an interval's metrics; `num_samples` were trained in it."""
+    speed = num_samples / max(metrics["time"]["total_s"], 1e-9)
+    return _finite(samples_seen, {name: metrics.get(name) for name in AT_INTERVAL} | {"samples_per_s": speed})
+
+
+def _finite(samples_seen: int, values: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {name: float(v) for name, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+    return {"samples_seen": float(samples_seen), **numbers}
+
+
+def score(objective: Objective, record: Record, until: float = math.inf) -> float | None:
+    """The objective's value in a trial, from its reports up to `until` samples; None where nothing tells."""
+    if objective.metric.startswith(EVALUATED):
+        return record.measured.get(objective.metric)
+    found = [
+        (report["samples_seen"], report[objective.metric])
+        for report in record.reports
+        if objective.metric in report and report["samples_seen"] <= until
+    ]
+    if objective.reach is not None:
+        return next((seen for seen, value in found if objective.reached(value)), None)
+    if not found:
+        return None
+    values = [value for _, value in found]
+    return values[-1] if objective.over == "last" else min(values, key=lambda value: objective.sign * value)
+
+
+def scores(space: Space, record: Record) -> list[float | None]:
+    """The values of all objectives."""
+    return [score(objective, record) for objective in space.objectives]
+
+
+def ranked(space: Space, records: Iterable[Record]) -> list[Record]:
+    """The finished trials that have a value of the first objective, best first."""
+    first = space.objectives[0]
+    known = [(score(first, record), record) for record in records if record.status == "finished"]
+    return [r for _, r in sorted(((first.sign * v, r) for v, r in known if v is not None), key=lambda pair: pair[0])]
+
+
+def pareto(space: Space, records: Iterable[Record]) -> list[Record]:
+    """The finished trials than which none is at least as good in every objective and better in one."""
+    known = [(record, scores(space, record)) for record in ranked(space, records)]
+    signs = [objective.sign for objective in space.objectives]
+    points = [
+        (record, [sign * value for sign, value in zip(signs, values, strict=True) if value is not None])
+        for record, values in known
+        if None not in values
+    ]
+    return [record for record, point in points if not any(_dominates(other, point) for _, other in points)]
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether a point (smaller is better) is at least as good everywhere and better somewhere."""
+    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+
+def best(space: Space, records: Iterable[Record]) -> Record | None:
+    """The best trial; with several objectives, of the Pareto front by the first one."""
+    front = ranked(space, records) if len(space.objectives) == 1 else pareto(space, records)
+    return front[0] if front else None

@@ -1,0 +1,144 @@
+"""Population-based training, decided from records: who takes over whose checkpoint, and with which values.
+
+A trial is compared when it passes a multiple of the interval, with what every other trial had there, be that trial
+still at work or done; so the decision does not depend on how many trials run together or on who is faster. It then
+goes on from the donor's checkpoint at that same place.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ebmscale.config import RunConfig
+from ebmscale.errors import DamagedError, NotFoundError
+from ebmscale.search.objectives import score
+from ebmscale.search.space import Parameter, PbtBlock, Space
+from ebmscale.search.trial import Origin, Record
+from ebmscale.storage import Storage
+from ebmscale.training.checkpoint import FOLDER, CheckpointStore, position_of
+
+WAIT_S, WAIT_STEP_S = 60.0, 1.0
+
+MUTABLE = (
+    *("train.generator.rate", "train.generator.final_factor", "train.ratio.rate"),
+    *("posterior.num_steps", "posterior.step_size", "posterior.noise_scale", "posterior.temperature"),
+    *("prior.num_steps", "prior.step_size", "prior.noise_scale", "prior.temperature", "prior.equilibrate_steps"),
+    *("stages.updates_per_batch", "stages.batch_size", "stages.penalty", "guard.spike_factor", "guard.chain_bound"),
+)
+"""Keys whose change leaves the shapes and the meaning of a checkpoint alone."""
+
+
+class Exploit(NamedTuple):
+    """A trial goes on from another one's checkpoint, with other values."""
+
+    origin: Origin
+    values: dict[str, Any]
+
+
+def interval(space: Space, config: RunConfig) -> int:
+    """Samples between two comparisons."""
+    return space.pbt.every_samples or max(config.train.max_samples // 10, 1)
+
+
+def exploit(space: Space, config: RunConfig, number: int, records: Mapping[int, Record]) -> Exploit | None:
+    """What becomes of a trial whose last report has just come; None where it goes on as it is.
+
+    Args:
+        space: what may be tried.
+        config: of the search.
+        number: of the trial.
+        records: of all trials.
+    """
+    every, own = interval(space, config), records[number]
+    if len(own.reports) < 2:
+        return None
+    now, before = own.samples_seen, int(own.reports[-2]["samples_seen"])
+    mark = now // every
+    if before // every == mark or now >= config.train.max_samples:
+        return None
+    first = space.objectives[0]
+    there: dict[int, float] = {}
+    for other in records.values():
+        reached = [int(r["samples_seen"]) for r in other.reports if r["samples_seen"] // every >= mark]
+        value = score(first, other, until=reached[0]) if reached and other.status != "failed" else None
+        if value is not None:
+            there[other.number] = first.sign * value
+    if number not in there or len(there) < 2:
+        return None
+    order = sorted(there, key=lambda one: (there[one], one))
+    num = _num_moved(space.pbt, len(order))
+    if number not in order[-num:] or there[number] <= there[order[num - 1]]:
+        return None
+    rng = np.random.default_rng([space.seed, number, len(own.origins) + 1])
+    donor = records[order[int(rng.integers(num))]]
+    reached = [int(r["samples_seen"]) for r in donor.reports if r["samples_seen"] // every >= mark]
+    origin = Origin(donor=donor.number, folder=donor.folder, samples_seen=reached[0])
+    return Exploit(origin, explore(space, donor.values, rng))
+
+
+def _num_moved(pbt: PbtBlock, num: int) -> int:
+    return max(min(math.ceil(num * pbt.quantile), num // 2), 1)
+
+
+def explore(space: Space, values: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Values near these."""
+
+    def choose(key: str, parameter: Parameter) -> Any:
+        if key not in values or rng.random() < space.pbt.resample:
+            return parameter.at(float(rng.random()))
+        step, value = int(rng.integers(2)), values[key]
+        if parameter.choice is not None:
+            place = parameter.place(value) or 0
+            return parameter.choice[min(max(place + 2 * step - 1, 0), len(parameter.choice) - 1)]
+        moved = value * (0.8, 1.2)[step]
+        low, high = parameter.ends
+        if parameter.integer is not None:
+            moved = round(moved) if round(moved) != value else value + 2 * step - 1
+            return min(max(int(moved), int(low)), int(high))
+        return parameter.rounded(moved)
+
+    return space.draw(choose)
+
+
+def take_over(
+    origin: Origin, donor: Storage, run: Storage, wait_s: float = WAIT_S, sleep: Callable[[float], None] = time.sleep
+) -> int | None:
+    """Copies the donor's checkpoint nearest to the agreed place into a run that has none yet.
+
+    Args:
+        origin: what was agreed.
+        donor: the storage of its run.
+        run: the storage of the new one.
+        wait_s: how long the donor may take to write it.
+        sleep: waits that many seconds.
+
+    Returns:
+        Its samples_seen; None where the donor has no valid one.
+    """
+    store = CheckpointStore(donor)
+    while wait_s > 0 and not any(position_of(name) >= origin.samples_seen for name in store.finished()):
+        sleep(WAIT_STEP_S)
+        wait_s -= WAIT_STEP_S
+    for name in sorted(store.finished(), key=lambda one: abs(position_of(one) - origin.samples_seen)):
+        try:
+            _copy(name, donor, run)
+        except (DamagedError, NotFoundError):
+            continue
+        return position_of(name)
+    return None
+
+
+def _copy(name: str, donor: Storage, run: Storage) -> None:
+    """The manifest last, and verified, so that a copy that was broken off is no checkpoint."""
+    saved = CheckpointStore(donor).open(name)
+    saved.verify()
+    manifest = donor.read_bytes(f"{FOLDER}/{name}/manifest.json")
+    for ratio in saved.manifest["ratios"]:
+        run.publish(ratio["file"], donor.read_bytes(ratio["file"]))
+    for file in saved.manifest["files"]:
+        run.publish(f"{FOLDER}/{name}/{file}", donor.read_bytes(f"{FOLDER}/{name}/{file}"))
+    run.publish(f"{FOLDER}/{name}/manifest.json", manifest)
+    CheckpointStore(run).open(name).verify()

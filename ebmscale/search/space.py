@@ -1,0 +1,282 @@
+"""What a search may try: the file given with `--space`, strict as the configuration of a run is.
+
+space:
+  posterior.start: {choice: [base, encoder]}
+  posterior.num_steps: {int: [5, 40], when: {posterior.start: base}}     # only where the one above was so chosen
+  train.ratio.rate: {loguniform: [1.0e-4, 1.0e-2]}
+objectives: [{metric: held_out_mse, direction: min}]
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from ebmscale.config import Block, Fraction, NonNegative, Positive, PositiveFloat
+from ebmscale.errors import ConfigError
+
+Range = tuple[float, float]
+_KINDS = ("choice", "uniform", "loguniform", "integer")
+
+
+class Parameter(Block):
+    """The values of one key: exactly one of `choice`, `uniform`, `loguniform` and `int`, ends included.
+
+    `when` makes it a part of a trial only where keys listed before it have one of the given values. A grid takes
+    `points` values of a range.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    choice: tuple[Any, ...] | None = None
+    uniform: Range | None = None
+    loguniform: Range | None = None
+    integer: tuple[int, int] | None = Field(default=None, alias="int")
+    when: dict[str, Any] = Field(default_factory=dict)
+    points: Annotated[int, Field(ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> "Parameter":
+        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of choice, uniform, loguniform and int")
+        if self.choice is not None:
+            if not self.choice:
+                raise ValueError("the choice is empty; list the values to try")
+            if self.points is not None:
+                raise ValueError("points belongs to a range; a choice lists its values")
+            return self
+        low, high = self.ends
+        if low >= high:
+            raise ValueError(f"the range [{low:g}, {high:g}] is empty; give [low, high] with low below high")
+        if self.loguniform is not None and low <= 0:
+            raise ValueError(f"a loguniform range must be above 0, but it begins at {low:g}")
+        return self
+
+    @property
+    def ends(self) -> Range:
+        """The least and the greatest value of a range."""
+        ends = self.uniform or self.loguniform or self.integer
+        assert ends is not None
+        return ends
+
+    @property
+    def grid(self) -> list[Any] | None:
+        """The values that a grid takes; None for a range without `points`."""
+        if self.choice is not None:
+            return list(self.choice)
+        low, high = self.ends
+        if self.integer is not None and self.points is None:
+            return list(range(int(low), int(high) + 1))
+        if self.points is None:
+            return None
+        return list(dict.fromkeys(self.at(i / (self.points - 1)) for i in range(self.points)))
+
+    def at(self, fraction: float) -> Any:
+        """The value at a fraction in [0, 1] of the way through; a uniform fraction gives a draw."""
+        if self.choice is not None:
+            return self.choice[min(int(fraction * len(self.choice)), len(self.choice) - 1)]
+        low, high = self.ends
+        if self.integer is not None:
+            return min(int(low) + int(fraction * (high - low + 1)), int(high))
+        if self.loguniform is not None:
+            return self.rounded(math.exp(math.log(low) + fraction * (math.log(high) - math.log(low))))
+        return self.rounded(low + fraction * (high - low))
+
+    def rounded(self, value: float) -> float:
+        """A value of a range to four digits, so that tables show what was tried."""
+        low, high = self.ends
+        return min(max(float(f"{value:.4g}"), low), high)
+
+    def holds(self, value: Any) -> bool:
+        """Whether this value may be tried."""
+        if self.choice is not None:
+            return self.place(value) is not None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        low, high = self.ends
+        return low <= value <= high and (self.integer is None or float(value).is_integer())
+
+    def place(self, value: Any) -> int | None:
+        """Which of the choices a value is."""
+        places = [i for i, one in enumerate(self.choice or ()) if _plain(one) == _plain(value)]
+        return places[0] if places else None
+
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Whether a trial with these values has this parameter."""
+        for key, wanted in self.when.items():
+            allowed = wanted if isinstance(wanted, list) else [wanted]
+            if key not in values or _plain(values[key]) not in [_plain(one) for one in allowed]:
+                return False
+        return True
+
+
+class Objective(Block):
+    """What is made small or large: a reported metric, its `last` or `best` value in a trial.
+
+    With `reach` it is the time to a target instead: the samples seen when the metric first was that good.
+    """
+
+    metric: str
+    direction: Literal["min", "max"]
+    over: Literal["last", "best"] = "last"
+    reach: float | None = None
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        return self.metric if self.reach is None else f"samples until {self.metric} {self.reach:g}"
+
+    @property
+    def sign(self) -> int:
+        """1 where smaller values of the objective are better, else -1."""
+        return 1 if self.direction == "min" or self.reach is not None else -1
+
+    def reached(self, value: float) -> bool:
+        """Whether a value of the metric is as good as the target."""
+        assert self.reach is not None
+        return value <= self.reach if self.direction == "min" else value >= self.reach
+
+
+class ResourcesBlock(Block):
+    """What a trial gets where it trains in one process (not given: `ray.cpus_per_worker`, and a GPU as `device` says).
+
+    Trials of several workers take what the configuration's `ray` block says. As many trials run together as the
+    cluster has room for, and at most `max_trials`.
+    """
+
+    cpus: PositiveFloat | None = None
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    max_trials: Positive | None = None
+
+
+class AshaBlock(Block):
+    """Asynchronous successive halving, its clock in samples: at `first_samples`, times `reduction`, times
+    `reduction` squared, ..., a trial goes on only among the best 1/`reduction` of those that got there.
+
+    Not given, `first_samples` is a ninth of a trial's budget.
+    """
+
+    first_samples: Positive | None = None
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+
+
+class PbtBlock(Block):
+    """Population-based training: every `every_samples` samples (not given: a tenth of the budget), a trial among the
+    worst `quantile` takes over the checkpoint and the values of one among the best, and changes the values: drawn
+    anew with probability `resample`, else times 0.8 or 1.2, or to a neighbour in a choice.
+    """
+
+    every_samples: Positive | None = None
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    resample: Fraction = 0.25
+
+
+class Space(Block):
+    """The whole file.
+
+    Attributes:
+        searcher: how values are chosen; optuna learns from the trials that are done (TPE).
+        scheduler: what stops or changes trials under way; it judges by the first objective.
+        num_trials: how many there are in the end; a grid has all its points where this is not given.
+        default_first: the first trial has the configuration's own values.
+        overrides: keys of the configuration that are the same in all trials.
+        max_failures: how often the process of a trial may die with no progress between.
+    """
+
+    searcher: Literal["random", "grid", "optuna"] = "random"
+    scheduler: Literal["none", "asha", "pbt"] = "none"
+    num_trials: Positive | None = None
+    seed: NonNegative = 0
+    default_first: bool = True
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)]
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    resources: ResourcesBlock = ResourcesBlock()
+    asha: AshaBlock = AshaBlock()
+    pbt: PbtBlock = PbtBlock()
+    max_failures: NonNegative = 3
+    space: Annotated[dict[str, Parameter], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _is_in_order(self) -> "Space":
+        seen: set[str] = set()
+        for key, parameter in self.space.items():
+            for condition in parameter.when:
+                if condition not in seen:
+                    raise ValueError(f"{key} depends on {condition}, which must be a key of the space listed before it")
+            seen.add(key)
+        both = seen & set(self.overrides)
+        if both:
+            raise ValueError(f"{min(both)} is in the space and in the overrides; leave it out of one")
+        if len({objective.name for objective in self.objectives}) < len(self.objectives):
+            raise ValueError("an objective is listed twice")
+        if self.num_trials is None and self.searcher != "grid":
+            raise ValueError("num_trials is missing; say how many trials there are to be")
+        return self
+
+    def draw(self, choose: Callable[[str, Parameter], Any]) -> dict[str, Any]:
+        """The values of a trial: `choose` gives one for every parameter that the values before it leave active."""
+        values: dict[str, Any] = {}
+        for key, parameter in self.space.items():
+            if parameter.applies(values):
+                values[key] = choose(key, parameter)
+        return values
+
+    def dump(self) -> dict[str, Any]:
+        """As plain values, which `parse_space` reads."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def load_space(path: str | Path) -> Space:
+    """Reads a space from a YAML file.
+
+    Raises:
+        ConfigError: the file is missing or is not YAML, a key is unknown, a value is wrong, a range empty.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a text file"
+        raise ConfigError(f"cannot read the space {path}: {reason}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    return parse_space(tree, str(path))
+
+
+def parse_space(tree: Any, source: str = "space") -> Space:
+    """`load_space` from plain values; `source` names them in errors."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source} must hold a mapping of keys, not a {type(tree).__name__}.")
+    try:
+        return Space.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        last = str(problem["loc"][-1])
+        blocks = (Space, Objective, ResourcesBlock, AshaBlock, PbtBlock, Parameter)
+        known = ["int", *(name for block in blocks for name in block.model_fields if name != "integer")]
+        match = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
+        hint = f"did you mean {match[0]}?" if match else f"the file's keys are {', '.join(Space.model_fields)}."
+        return f"unknown key {key}; {hint}"
+    if problem["type"] == "missing":
+        return f"the key {key} is missing and has no default; add it."
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = "" if problem["type"] == "value_error" else f", but it is {problem['input']!r}"
+    return f"{key}: {message}{given}." if key else f"{message}."
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and lists are the same; true is not 1."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return (bool, value) if isinstance(value, bool) else value

@@ -1,0 +1,172 @@
+"""The record of a trial: one small JSON file in the search's storage, from which any process can go on.
+
+URL/NAME/search.yaml              the configuration and the space
+URL/NAME/records/0003.json        values, state, reports of trial 3
+URL/NAME/trials/0003/             its run, as any run; 0003-1 after it first took over another's checkpoint
+"""
+
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ebmscale.config import Block, RunConfig, parse_config
+from ebmscale.errors import ConfigError, DamagedError
+from ebmscale.search.space import Space, parse_space
+from ebmscale.storage import Storage
+
+SEARCH_FILE, RECORDS, TRIALS = "search.yaml", "records", "trials"
+
+
+class Attempt(Block):
+    """A process that worked on a trial: where, and from which sample on."""
+
+    place: str
+    samples_seen: int
+
+
+class Origin(Block):
+    """Where a generation of a trial comes from: another trial's checkpoint at about `samples_seen`."""
+
+    donor: int
+    folder: str
+    samples_seen: int
+
+
+class Record(BaseModel):
+    """What is known of a trial.
+
+    Attributes:
+        values: by key of the configuration.
+        status: `running` until it is `finished`, `stopped` by the scheduler, or `failed`.
+        reason: of a stop or a failure, in a sentence.
+        origins: of its generations after the first.
+        attempts: the processes that worked on it.
+        deaths: of its processes, since it last got further.
+        reports: numbers by name, with `samples_seen`, oldest first.
+        measured: what was measured once it had finished.
+    """
+
+    number: int
+    values: dict[str, Any]
+    status: Literal["running", "finished", "stopped", "failed"] = "running"
+    reason: str = ""
+    origins: list[Origin] = []
+    attempts: list[Attempt] = []
+    deaths: int = 0
+    reports: list[dict[str, float]] = []
+    measured: dict[str, float] = {}
+
+    @property
+    def folder(self) -> str:
+        """The name of its present run."""
+        return folder_of(self.number, len(self.origins))
+
+    @property
+    def samples_seen(self) -> int:
+        """Of the last report."""
+        return int(self.reports[-1]["samples_seen"]) if self.reports else 0
+
+    def add(self, report: dict[str, float]) -> bool:
+        """Takes a report, unless it is a repetition after a resume; whether it was new."""
+        if self.reports and report["samples_seen"] < self.samples_seen:
+            return False
+        if self.reports and report["samples_seen"] == self.samples_seen:
+            new = not report.items() <= self.reports[-1].items()
+            self.reports[-1] |= report
+            return new
+        self.reports.append(report)
+        return True
+
+
+def folder_of(number: int, generation: int) -> str:
+    """The name of a trial's run."""
+    return f"{number:04d}" + (f"-{generation}" if generation else "")
+
+
+class SearchStore:
+    """The files of one search.
+
+    Args:
+        storage: where they lie.
+    """
+
+    def __init__(self, storage: Storage):
+        self.storage = storage
+
+    def claim(self, config: RunConfig, space: Space) -> None:
+        """Writes down what is searched.
+
+        Raises:
+            ConfigError: a search of something else lies there.
+        """
+        tree = {"config": config.model_dump(mode="json"), "space": space.dump()}
+        if self.storage.exists(SEARCH_FILE):
+            old = yaml.safe_load(self.storage.read_text(SEARCH_FILE))
+            changed = _changed(old, tree)
+            if changed:
+                raise ConfigError(
+                    f"The search {self.storage.url} was made with other values of {', '.join(changed)}; choose another "
+                    "run.name, or set them back to go on with it."
+                )
+        self.storage.publish(SEARCH_FILE, yaml.safe_dump(tree, sort_keys=False).encode())
+
+    def load(self) -> tuple[RunConfig, Space]:
+        """What is searched.
+
+        Raises:
+            ConfigError: there is no search.
+        """
+        if not self.storage.exists(SEARCH_FILE):
+            raise ConfigError(f"There is no search at {self.storage.url}; `ebmscale tune` prints its address.")
+        tree = yaml.safe_load(self.storage.read_text(SEARCH_FILE))
+        source = self.storage.url_of(SEARCH_FILE)
+        return parse_config(yaml.safe_dump(tree["config"]), source=source), parse_space(tree["space"], source)
+
+    def records(self) -> dict[int, Record]:
+        """All records by number."""
+        names = [name for name in self.storage.list(RECORDS) if name.endswith(".json")]
+        return {record.number: record for record in (self._read(name) for name in names)}
+
+    def read(self, number: int) -> Record:
+        """A trial's record."""
+        return self._read(f"{number:04d}.json")
+
+    def write(self, record: Record) -> None:
+        """Writes a record, as a whole."""
+        self.storage.publish(f"{RECORDS}/{record.number:04d}.json", record.model_dump_json(indent=1).encode())
+
+    def run(self, folder: str) -> Storage:
+        """The storage of a trial's run."""
+        return self.storage.child(f"{TRIALS}/{folder}")
+
+    def _read(self, name: str) -> Record:
+        path = f"{RECORDS}/{name}"
+        try:
+            return Record.model_validate_json(self.storage.read_text(path))
+        except ValidationError:
+            raise DamagedError(
+                f"{self.storage.url_of(path)} is damaged: it is no record of a trial; delete it, and the trial is "
+                "made again."
+            ) from None
+
+
+_MAY_CHANGE = ("num_trials", "resources", "max_failures")
+_MAY_MOVE = ("storage", "ray", "checkpoint", "data.url", "data.cache", "device", "num_threads")
+
+
+def _changed(old: Any, new: dict[str, Any]) -> list[str]:
+    """Keys whose change makes another search; trials may be added, and be run elsewhere."""
+    before, after = _leaves(old), _leaves(new)
+    allowed = [f"space.{key}" for key in _MAY_CHANGE] + [f"config.{key}" for key in _MAY_MOVE]
+    return sorted(
+        key.partition(".")[2]
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key) and not any(key == a or key.startswith(a + ".") for a in allowed)
+    )
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for name, value in tree.items() for k, v in _leaves(value, f"{prefix}.{name}".strip(".")).items()}

@@ -1,0 +1,169 @@
+"""A space as a file: what is read, what is refused, and that every draw keeps to it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebmscale.config import load_config, parse_config
+from ebmscale.errors import ConfigError
+from ebmscale.search.check import base_config, check_space, trial_config
+from ebmscale.search.space import Parameter, load_space, parse_space
+
+ROOT = Path(__file__).parents[2]
+DIGITS = load_config(ROOT / "configs" / "digits.yaml")
+TEXT = """
+num_trials: 4
+objectives: [{metric: held_out_mse, direction: min}]
+space:
+  posterior.start: {choice: [base, encoder]}
+  posterior.num_steps: {int: [5, 40], when: {posterior.start: base}}
+  train.ratio.rate: {loguniform: [1.0e-4, 1.0e-2]}
+  model.sigma: {uniform: [0.1, 0.5]}
+"""
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    made = yaml.safe_load(TEXT)
+    for key, value in changes.items():
+        made[key] = made[key] | value if key == "space" else value
+    return made
+
+
+def digits(**changes: Any):
+    space = parse_space(tree(**changes))
+    return base_config(DIGITS, space), space
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+def test_the_shipped_spaces_fit_their_configurations(name: str) -> None:
+    space = load_space(ROOT / "configs" / "tune" / f"{name}.yaml")
+    check_space(base_config(load_config(ROOT / "configs" / f"{name}.yaml"), space), space)
+    assert parse_space(space.dump()) == space
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"serch": "random"}, "unknown key serch; did you mean searcher"),
+        ({"space": {"train.ratio.rate": {"loguniform": [1, 1]}}}, "train.ratio.rate: the range .* is empty"),
+        ({"space": {"train.ratio.rate": {"uniform": [2, 1]}}}, "the range .* is empty"),
+        ({"space": {"posterior.start": {"choice": []}}}, "the choice is empty"),
+        ({"space": {"train.ratio.rate": {"loguniform": [0, 1]}}}, "must be above 0"),
+        ({"space": {"train.ratio.rate": {"loguniform": [0.1, 1], "uniform": [0, 1]}}}, "exactly one of"),
+        ({"space": {"train.ratio.rate": {"lognormal": [0.1, 1]}}}, "unknown key .*lognormal; did you mean loguniform"),
+        ({"space": {"prior.num_steps": {"int": [1, 3], "when": {"prior.kind": "x"}}}}, "must be a key of the space"),
+        ({"objectives": []}, "objectives"),
+        ({"objectives": [{"metric": "auc", "direction": "up"}]}, "direction"),
+        ({"num_trials": None}, "num_trials is missing"),
+        ({"overrides": {"model.sigma": 0.2}}, "model.sigma is in the space and in the overrides"),
+    ],
+)
+def test_what_is_no_space_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_space(tree(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": {"train.ratio.rat": {"uniform": [0.1, 1]}}}, "key train.ratio.rat; did you mean train.ratio.rate"),
+        ({"space": {"train.ratio": {"choice": [{"rate": 1.0}]}}}, "unknown key train.ratio"),
+        ({"space": {"ray.num_workers": {"int": [1, 2]}}}, "does not change what a run computes"),
+        ({"space": {"train.ratio.rate": {"uniform": [-1, 1]}}}, "train.ratio.rate: the value -1.0 cannot be used"),
+        ({"space": {"model.latent_dim": {"choice": [16, "many"]}}}, "the value many cannot be used"),
+        ({"space": {"posterior.start": {"choice": ["base", "encodr"]}}}, "the value encodr cannot be used"),
+        ({"objectives": [{"metric": "kl_bond", "direction": "min"}]}, "nothing reports kl_bond; did you mean kl_bound"),
+        ({"objectives": [{"metric": "evaluate/FD", "direction": "min"}]}, "nothing reports evaluate/FD"),
+        ({"overrides": {"train.max_sample": 1}}, "unknown key train.max_sample"),
+        ({"searcher": "grid"}, "a grid needs points"),
+        ({"scheduler": "pbt"}, "posterior.start cannot change within a run"),
+        ({"scheduler": "asha", "asha": {"first_samples": 100000}}, "asha.first_samples must be below"),
+        ({"space": {"model.sigma": {"uniform": [0.4, 0.5]}}}, "own value 0.3 lies outside"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_configuration_is_refused(changes: dict[str, Any], words: str) -> None:
+    space = parse_space(tree(**changes))
+    with pytest.raises(ConfigError, match=words):
+        check_space(base_config(DIGITS, space), space)
+
+
+def test_a_value_that_only_goes_with_others_is_allowed() -> None:
+    blocks = {"posterior.num_steps": {"int": [0, 40], "when": {"posterior.start": "encoder"}}}
+    check_space(*digits(space=blocks))  # no steps from the base density would be refused
+    with pytest.raises(ConfigError, match="no trial would have it"):
+        check_space(*digits(space={"posterior.num_steps": {"int": [1, 40], "when": {"posterior.start": "nowhere"}}}))
+
+
+def test_what_is_measured_at_the_end_cannot_steer_a_scheduler() -> None:
+    objectives = [{"metric": "evaluate/FD", "direction": "min"}]
+    config, space = digits(objectives=objectives)
+    check_space(config, space, lambda: ["evaluate/FD"])
+    config, space = digits(objectives=objectives, scheduler="asha")
+    with pytest.raises(ConfigError, match="cannot judge by it"):
+        check_space(config, space, lambda: ["evaluate/FD"])
+
+
+@given(
+    kind=st.sampled_from(["uniform", "loguniform", "int"]),
+    low=st.integers(1, 1000),
+    width=st.integers(1, 1000),
+    fraction=st.floats(0, 1),
+)
+def test_every_draw_lies_in_its_range(kind: str, low: int, width: int, fraction: float) -> None:
+    parameter = Parameter.model_validate({kind: [low, low + width]})
+    value = parameter.at(fraction)
+    assert parameter.holds(value)
+    assert parameter.at(0.0) == low
+    assert parameter.at(1.0) == low + width
+
+
+def test_a_draw_is_uniform_on_its_scale() -> None:
+    fractions = (np.arange(1000) + 0.5) / 1000
+    for kind in ({"int": [1, 4]}, {"choice": list("abcd")}):
+        parameter = Parameter.model_validate(kind)
+        drawn = [parameter.at(float(f)) for f in fractions]
+        assert all(drawn.count(value) == 250 for value in set(drawn))
+    log = Parameter.model_validate({"loguniform": [1e-4, 1e-2]})
+    assert log.at(0.5) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_parameter_is_there_only_where_its_condition_holds() -> None:
+    space = parse_space(tree())
+    drawn = space.draw(lambda key, parameter: "encoder" if key == "posterior.start" else parameter.at(0.0))
+    assert list(drawn) == ["posterior.start", "train.ratio.rate", "model.sigma"]
+    drawn = space.draw(lambda key, parameter: parameter.at(0.0))
+    assert drawn["posterior.num_steps"] == 5
+
+
+def test_a_trial_is_a_run_below_the_search() -> None:
+    config, space = digits(scheduler="pbt", space={}, pbt={"every_samples": 25000})
+    made = trial_config(config, space, 7, 2, {"train.ratio.rate": 1e-05, "model.ratio_hidden": (8, 8)})
+    assert made.storage.url == "runs/digits/trials"
+    assert made.run.name == "0007-2"
+    assert made.train.ratio.rate == 1e-05
+    assert made.model.ratio_hidden == (8, 8)
+    assert made.checkpoint.every_samples == 25000
+    assert made.checkpoint.keep_last >= 4  # every place of comparison
+    assert parse_config(made.dump()) == made
+
+
+def test_true_is_not_one() -> None:
+    assert not Parameter(choice=(1, 2)).holds(True)
+    assert Parameter(choice=(True, False)).holds(True)
+    assert Parameter(choice=([8, 8], [16])).holds((8, 8))
+
+
+def test_the_file_is_named_where_it_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the space .*nothing.yaml"):
+        load_space(tmp_path / "nothing.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match=r"bad.yaml is not valid YAML"):
+        load_space(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("[1]")
+    with pytest.raises(ConfigError, match="must hold a mapping"):
+        load_space(tmp_path / "list.yaml")
