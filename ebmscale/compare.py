@@ -19,16 +19,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from ebmscale.config import Block, NonNegative, Positive, PositiveFloat, RunConfig, load_config
+from ebmscale.config import Block, NonNegative, Positive, PositiveFloat, RunConfig, changed_keys, load_config
 from ebmscale.errors import ConfigError, Interrupted
 from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.evaluate.features import open_features
 from ebmscale.evaluate.metrics import check_metrics
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.metrics import METRICS_FILE
-from ebmscale.training.run import run_storage
+from ebmscale.training.run import load_run_config, run_storage
 
 PILOT_FILE = "budget.json"
+STOPPED = "Stopped; what is done is kept: run the same command to go on."
 Settings = dict[str, Any]
 METHOD_ROWS: dict[str, Settings] = {
     "gaussian": {"method": "gaussian"},
@@ -185,8 +186,14 @@ def compare(
         open_features(comparison.evaluation.features)
     if comparison.budget.cpu_s is not None:
         jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, forecast_cpu_s, say)
+    commands = _Commands()
     with ThreadPoolExecutor(num_at_once) as pool:
-        results = list(pool.map(lambda job: _carry_out(job, comparison.evaluation, say), jobs))
+        try:
+            results = list(pool.map(lambda job: _carry_out(job, comparison.evaluation, commands, say), jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            commands.stop()
+            raise
     table = write_comparison(storage, comparison.name, comparison.about, results)
     return results, table, storage.url_of(PAGE_FILE)
 
@@ -215,7 +222,7 @@ def _budgeted(
     return budgeted
 
 
-def _carry_out(job: Job, evaluation: EvaluationBlock, say: Callable[[str], None]) -> Result:
+def _carry_out(job: Job, evaluation: EvaluationBlock, commands: "_Commands", say: Callable[[str], None]) -> Result:
     """Trains and evaluates one run, each where it is not done yet; what goes wrong becomes the result."""
     config, url = job.config, run_storage(job.config).url
     result_file = f"results/{config.run.name}.json"
@@ -223,16 +230,16 @@ def _carry_out(job: Job, evaluation: EvaluationBlock, say: Callable[[str], None]
     wanted = {"train": config.train.max_samples, "evaluation": evaluation.model_dump(mode="json")}
     if storage.exists(result_file):
         found = json.loads(storage.read_text(result_file))
-        if found["wanted"] == wanted:
+        if found["wanted"] == wanted and not changed_keys(load_run_config(run_storage(config)), config):
             return Result(job.row, config.run.seed, url, found["measured"], None)
     try:
         with tempfile.TemporaryDirectory(prefix="ebmscale-compare-") as folder:
             config_file = Path(folder) / f"{config.run.name}.yaml"
             config_file.write_text(config.dump())
             say(f"{config.run.name}: training")
-            _command("train", str(config_file))
+            commands.run("train", str(config_file))
         say(f"{config.run.name}: evaluating")
-        _evaluate(url, evaluation)
+        commands.run("evaluate", url, *_options(evaluation))
     except RunFailed as error:
         say(f"{config.run.name}: {error}")
         return Result(job.row, config.run.seed, url, {}, str(error))
@@ -246,28 +253,48 @@ class RunFailed(Exception):
     """A command ended with an error, whose sentence this is."""
 
 
-def _evaluate(url: str, evaluation: EvaluationBlock) -> None:
+def _options(evaluation: EvaluationBlock) -> list[str]:
+    """Of the command `evaluate`."""
     arguments = ["--metrics", ",".join(evaluation.metrics), "--split", evaluation.split]
     if evaluation.features is not None:
         arguments += ["--features", evaluation.features]
     if evaluation.num_samples is not None:
         arguments += ["--num-samples", str(evaluation.num_samples)]
-    _command("evaluate", url, *arguments)
+    return arguments
 
 
-def _command(*arguments: str) -> None:
-    """Runs a command of the program in a process of its own.
+class _Commands:
+    """Commands of the program in processes of their own, which end with the comparison."""
 
-    Raises:
-        RunFailed: it ended with an error.
-        Interrupted: it was stopped.
-    """
-    done = subprocess.run([sys.executable, "-m", "ebmscale", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode == Interrupted.exit_code:
-        raise Interrupted("Stopped; what is done is kept: run the same command to go on.")
-    if done.returncode:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        raise RunFailed(lines[-1] if lines else f"ended with exit code {done.returncode}")
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(self, *arguments: str) -> None:
+        """Runs one to its end.
+
+        Raises:
+            RunFailed: it ended with an error.
+            Interrupted: it was stopped.
+        """
+        if self._stopped:
+            raise Interrupted(STOPPED)
+        command = [sys.executable, "-m", "ebmscale", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self._running.add(process)
+        _, errors = process.communicate()
+        self._running.discard(process)
+        if process.returncode == Interrupted.exit_code or self._stopped:
+            raise Interrupted(STOPPED)
+        if process.returncode:
+            lines = [line for line in errors.strip().splitlines() if line.strip()]
+            raise RunFailed(lines[-1] if lines else f"ended with exit code {process.returncode}")
+
+    def stop(self) -> None:
+        """Asks those that run to save and end."""
+        self._stopped = True
+        for process in list(self._running):
+            process.terminate()
 
 
 def _measured(run: Storage) -> dict[str, float]:
