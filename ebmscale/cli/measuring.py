@@ -9,7 +9,9 @@ from ebmscale.cli.group import cli, console
 @cli.command()
 @click.argument("run")
 @click.option("--data", "url", metavar="URL", help="A packed set (default: the one that the run was trained on).")
-@click.option("--metrics", default="reconstruction", show_default=True, help="reconstruction,frechet,anomaly")
+@click.option(
+    "--metrics", default="reconstruction", show_default=True, help="reconstruction,frechet,anomaly,likelihood"
+)
 @click.option("--features", metavar="URL", help="For frechet: what tools/feature_net.py wrote, or Inception weights.")
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @click.option("--num-samples", type=click.IntRange(1), help="At most so many images, and for frechet so many samples.")

@@ -21,6 +21,7 @@ from ebmscale.density.path import Annealing, Leg, Normaliser
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import anneal
 from ebmscale.errors import DataError
+from ebmscale.evaluate.images import ImageSet, chunk_seed
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.training.model import LatentModel
 from ebmscale.training.normaliser import measure_normaliser
@@ -136,6 +137,20 @@ def likelihood(
         parts.append(_of_images(model, part, num_particles, seed, first, known, normaliser, settings or Annealing()))
     bounds = Bounds(*(torch.cat(values) for values in zip(*parts, strict=True)))
     return Likelihood(bounds, x[0].numel(), normaliser, latents is not None)
+
+
+def measure_likelihood(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
+    """`Likelihood.figures` of a set of images (collective)."""
+    normaliser = measure_normaliser(model.prior, seed)
+    own = [
+        (chunk.index, likelihood(model, chunk.images, seed=chunk_seed(seed, chunk.index), normaliser=normaliser).bounds)
+        for chunk in images.chunks()
+    ]
+    everywhere = sorted(
+        (part for of_rank in images.world.gather_objects(own) for part in of_rank), key=lambda one: one[0]
+    )
+    bounds = Bounds(*(torch.cat(values) for values in zip(*(part for _, part in everywhere), strict=True)))
+    return Likelihood(bounds, math.prod(model.image_shape), normaliser, exact_start=False).figures
 
 
 def dequantised(x: Tensor, seed: int) -> Tensor:

@@ -10,15 +10,17 @@ from ebmscale.evaluate.anomaly import measure_anomaly
 from ebmscale.evaluate.features import Features
 from ebmscale.evaluate.fidelity import measure_frechet, measure_reconstruction
 from ebmscale.evaluate.images import open_images
+from ebmscale.evaluate.likelihood import CONVENTION, measure_likelihood
 from ebmscale.evaluate.manifold import NEIGHBOURS
 from ebmscale.storage import Storage
 from ebmscale.training.model import LatentModel
 from ebmscale.version import __version__
 from ebmscale.world import World
 
-METRICS = ("reconstruction", "frechet", "anomaly")
+METRICS = ("reconstruction", "frechet", "anomaly", "likelihood")
 FOLDER = "evaluation"
-FRECHET_SAMPLES = 10_000
+DEFAULT_SAMPLES = {"frechet": 10_000, "likelihood": 64}
+"""How many images metrics take that would otherwise take too long."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def measure(
         features: of the Frechet distance.
         split: "test", "validation" or "train". Images of a class that was held out count for `anomaly` alone.
         num_samples: at most so many images, and, for the Frechet distance, so many samples
-            (not given: all images; at most 10,000 images and as many samples for the Frechet distance).
+            (not given: all images; 10,000 images and as many samples for the Frechet distance, 64 images for the
+            likelihood).
         seed: of the posterior chains and the samples.
         world: the ranks that share the work.
 
@@ -95,13 +98,16 @@ def measure(
     """
     ranks = world or World.alone()
     check_metrics([metric], features)
-    if num_samples is None and metric == "frechet":
-        num_samples = FRECHET_SAMPLES
+    if num_samples is None:
+        num_samples = DEFAULT_SAMPLES.get(metric)
     images = open_images(model, data, split, ranks, num_samples, with_anomalies=metric == "anomaly")
     protocol = images.protocol() | {"num_stages": model.prior.num_stages, "num_workers": ranks.size}
     protocol |= {"seed": seed, "run_seed": model.config.run.seed}
     if metric == "reconstruction":
         values = measure_reconstruction(model, images, seed)
+    elif metric == "likelihood":
+        values = measure_likelihood(model, images, seed)
+        protocol |= {"convention": CONVENTION}
     elif metric == "anomaly":
         values = measure_anomaly(model, images, seed)
         protocol |= {"positives": f"class {images.held_out.label}", "chance_auprc": values["prevalence"]}
