@@ -31,7 +31,7 @@ class Negatives(Protocol):
         ...
 
     def refresh(self) -> None:
-        """Makes samples new, as far as that is possible."""
+        """Makes the held-out samples new, as far as that is possible."""
         ...
 
     def tilt(self, ratio: nn.Module, mean_q: float) -> float:
@@ -58,12 +58,16 @@ class MovedParticles:
         self._base = base
         size = settings.num_particles
         self._pools = [self._fresh(size), self._fresh(max(size // 2, 1))]
+        self._drawn = 0
         self._step = torch.full((1,), settings.moves.step_size, dtype=torch.float64)
 
     def draw(self, num: int) -> Tensor:
         """See `Negatives.draw`; exact and new for the base itself."""
         if not self._sequence.num_stages:
             return self._fresh(num)
+        self._drawn += num
+        if self._drawn > self._settings.reuse * len(self._pools[0]):
+            self._pools[0], self._drawn = self._moved(self._pools[0]), 0
         pool = self._pools[0]
         return pool[torch.randint(len(pool), (num,), generator=self._generator)]
 
@@ -72,11 +76,9 @@ class MovedParticles:
         return self._pools[1]
 
     def refresh(self) -> None:
-        """Moves every particle; those of the base are drawn anew."""
-        if not self._sequence.num_stages:
-            self._pools = [self._fresh(len(pool)) for pool in self._pools]
-            return
-        self._pools = [self._moved(pool) for pool in self._pools]
+        """Moves the held-out particles; those of the base are drawn anew."""
+        pool = self._pools[1]
+        self._pools[1] = self._moved(pool) if self._sequence.num_stages else self._fresh(len(pool))
 
     def tilt(self, ratio: nn.Module, mean_q: float) -> float:
         """See `Negatives.tilt`."""

@@ -33,6 +33,7 @@ class FitSettings:
         held_out: share of either side's samples that is held out; half of it stops the stages early and sets their
             gains, the other half is for the results alone.
         num_particles: of every prior p_k, where the base density is known.
+        reuse: how often a particle is used, on average, before it is moved.
         gain_limit: a stage's ratio is multiplied by at most this.
         min_ess: with samples of p alone: effective samples, as a fraction, below which a stage is not strengthened.
         ess: between two rungs (see `Annealing`).
@@ -59,6 +60,7 @@ class FitSettings:
     min_gain: float = 0.003
     held_out: float = 0.2
     num_particles: int = 8192
+    reuse: float = 4.0
     gain_limit: float = 30.0
     min_ess: float = 0.02
     ess: float = 0.5

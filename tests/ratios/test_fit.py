@@ -14,8 +14,8 @@ from ebmscale.errors import ConfigError, DataError
 from ebmscale.ratios import FitSettings, FittedRatio, StageRow, fit_ratio
 
 QUICK: dict[str, Any] = {
-    "hidden": (), "quadratic": True, "batch_size": 256, "rate": 0.01, "min_updates": 50, "max_updates": 300,
-    "settle_updates": 150, "evidence_every": 50, "patience": 2, "num_particles": 1024, "groups": 8, "group_size": 256,
+    "hidden": (), "quadratic": True, "batch_size": 256, "rate": 0.01, "min_updates": 50, "max_updates": 250,
+    "settle_updates": 125, "evidence_every": 50, "patience": 2, "num_particles": 1024, "groups": 8, "group_size": 256,
 }  # fmt: skip
 SHIFT, SCALE = 1.0, 0.7
 KL_A_COORDINATE = 0.5 * (SCALE**2 - 1 - 2 * math.log(SCALE) + SHIFT**2)

@@ -183,7 +183,7 @@ def mi_case(dim: int, network: str, seed: int) -> dict[str, Any]:
     noise = torch.randn(num, dim // 2, generator=generator)
     y = CORRELATION * x + math.sqrt(1 - CORRELATION**2) * noise
     changes: dict[str, Any] = {"quadratic": True, "hidden": ()} if network == "quadratic" else {}
-    settings = FitSettings(num_particles=4096, **changes)
+    settings = FitSettings(reuse=2, **changes)
     found = mutual_information(x, y, seed=seed, settings=settings)
     marginals = sum(side.kl for side in found.marginals)
     return summary(found.joint) | {
