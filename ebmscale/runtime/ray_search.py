@@ -33,6 +33,7 @@ from ebmscale.search.trial import SearchStore
 from ebmscale.training.run import run_storage
 
 SETTINGS = {
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a Tune that is left behind shall not start a Ray of its own
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # of Tune's own state, which is never read
@@ -119,7 +120,7 @@ class _Round:
         self.fatal: EbmscaleError | None = None
         self.error = ""
         self.stopping = False
-        self._ray, self._ledger, self._desk = ray, ledger, desk
+        self.ray, self._ledger, self._desk = ray, ledger, desk
         self._folder = Path(tempfile.gettempdir()) / "ebmscale-ray-tune" / uuid.uuid4().hex
         setup = TrialSetup(ledger.store, config, space, desk, measure)
         self._tuner = _tuner(self, setup, _most_trials(ray, config, space))
@@ -161,7 +162,7 @@ class _Round:
         else:
             order = self._ledger.reported(number, message["report"])
             if order is not None:
-                self._ray.get(self._desk.give.remote(number, order))
+                self.ray.get(self._desk.give.remote(number, order))
 
     def _carefully(self, action: Callable[[], Any]) -> Any:
         """What ends the search is kept for the main thread; Tune would take it for a trial's failure."""
@@ -248,7 +249,7 @@ def _tuner(rounds: _Round, setup: TrialSetup, most_trials: int | None) -> Any:
 
     most_failures = 10 * (setup.space.max_failures + 1)  # the ledger counts, and forgets where there is progress
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(trial, setup=setup), _resources(tune, setup)),
+        tune.with_resources(tune.with_parameters(trial, setup=setup), _resources(rounds.ray, tune, setup)),
         tune_config=tune.TuneConfig(
             search_alg=Chooser(),
             scheduler=Rules(),
@@ -266,11 +267,11 @@ def _tuner(rounds: _Round, setup: TrialSetup, most_trials: int | None) -> Any:
     )
 
 
-def _resources(tune: Any, setup: TrialSetup) -> Any:
-    """Of a trial; one of several workers needs nothing for itself, as Ray Train places them."""
+def _resources(ray: Any, tune: Any, setup: TrialSetup) -> Any:
+    """Of a trial; one of several workers needs but a place beside the driver, as Ray Train places the workers."""
     block, asked = setup.config.ray, setup.space.resources
     if block.num_workers:
-        return tune.PlacementGroupFactory([{"memory": 1}])
+        return tune.PlacementGroupFactory([{f"node:{ray.util.get_node_ip_address()}": 0.001}])
     gpus = block.gpus_per_worker or 0 if asked.gpus is None else asked.gpus
     bundle = {"CPU": float(asked.cpus or block.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
     return tune.PlacementGroupFactory([bundle])

@@ -23,7 +23,7 @@ from ebmscale.search.check import trial_config
 from ebmscale.search.ledger import Order
 from ebmscale.search.objectives import AT_INTERVAL, EVALUATED, evidence_report
 from ebmscale.search.population import take_over
-from ebmscale.search.space import Space
+from ebmscale.search.space import EvaluateBlock, Space
 from ebmscale.search.trial import Record, SearchStore, folder_of
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, position_of
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 CALL_S = 60.0
 
-Measure = Callable[[Storage, list[str]], dict[str, float]]
-"""What is measured on a finished run: its storage, the wanted names, their values."""
+Measure = Callable[[Storage, list[str], EvaluateBlock], dict[str, float]]
+"""What is measured on a finished run: its storage, the wanted names and on which images; their values."""
 
 
 class Desk:
@@ -138,7 +138,7 @@ def _go(setup: TrialSetup, record: Record, link: "_Link") -> Order | None:
     order = _train_here(config, link) if not config.ray.num_workers else _train_on_workers(config, link)
     if order is None:
         wanted = [o.metric for o in setup.space.objectives if o.metric.startswith(EVALUATED)]
-        link.end(None, setup.measure(run, wanted) if wanted and setup.measure is not None else {})
+        link.end(None, setup.measure(run, wanted, setup.space.evaluate) if wanted and setup.measure else {})
     return order
 
 

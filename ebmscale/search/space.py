@@ -176,6 +176,18 @@ class PbtBlock(Block):
     resample: Fraction = 0.25
 
 
+class EvaluateBlock(Block):
+    """On what the objectives that begin with `evaluate/` are measured, once a trial has finished.
+
+    `features` is an address, for the Frechet distance alone. The test split is for the winner, not for the search.
+    """
+
+    split: Literal["validation", "train"] = "validation"
+    num_samples: Positive | None = None
+    features: str | None = None
+    seed: NonNegative = 0
+
+
 class Space(Block):
     """The whole file.
 
@@ -198,6 +210,7 @@ class Space(Block):
     resources: ResourcesBlock = ResourcesBlock()
     asha: AshaBlock = AshaBlock()
     pbt: PbtBlock = PbtBlock()
+    evaluate: EvaluateBlock = EvaluateBlock()
     max_failures: NonNegative = 3
     space: Annotated[dict[str, Parameter], Field(min_length=1)]
 
@@ -262,7 +275,7 @@ def _first_problem(error: ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         last = str(problem["loc"][-1])
-        blocks = (Space, Objective, ResourcesBlock, AshaBlock, PbtBlock, Parameter)
+        blocks = (Space, Objective, ResourcesBlock, AshaBlock, PbtBlock, EvaluateBlock, Parameter)
         known = ["int", *(name for block in blocks for name in block.model_fields if name != "integer")]
         match = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
         hint = f"did you mean {match[0]}?" if match else f"the file's keys are {', '.join(Space.model_fields)}."

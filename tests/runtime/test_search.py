@@ -1,0 +1,94 @@
+"""A search on Ray Tune of this machine, and what of it can be seen without a cluster."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebmscale.runtime.ray_search import _judge
+from ebmscale.search.trial import SearchStore
+from ebmscale.storage import Storage
+from tests.runtime.local_cluster import ROOT
+from tests.search.conftest import make
+
+SPACE = """
+searcher: grid
+objectives: [{metric: held_out_mse, direction: min}]
+space:
+  data.validation_fraction: {choice: [0.2, 1.0e-3]}
+"""
+
+
+def tune(folder: Path, text: str, space: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    (folder / "config.yaml").write_text(text)
+    (folder / "space.yaml").write_text(space)
+    words = ["tune", str(folder / "config.yaml"), "--space", str(folder / "space.yaml"), "train.max_samples=320"]
+    return subprocess.run(
+        [sys.executable, "-m", "ebmscale", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment,
+        capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_a_trial_that_errs_is_told_with_its_reason_and_ends_no_search(tiny_text: str, tmp_path: Path) -> None:
+    done = tune(tmp_path, tiny_text, SPACE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    store = SearchStore(Storage.at(tmp_path / "runs" / "tiny"))
+    records = store.records()
+    assert {n: record.status for n, record in records.items()} == {0: "finished", 1: "failed"}
+    assert "held-out images, too few to decide on" in records[1].reason
+    assert f"trial 1 failed: {records[1].reason}" in done.stdout
+    assert records[0].reports[-1]["samples_seen"] == 320
+    assert {"best.yaml", "search.html", "trials.csv", "trials.parquet"} <= set(store.storage.list())
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (SPACE.replace("held_out_mse", "held_out_mess"), "nothing reports held_out_mess; did you mean held_out_mse?"),
+        (SPACE.replace("[0.2, 1.0e-3]", "[]"), "the choice is empty"),
+        (SPACE.replace("data.validation_fraction", "data.validation_part"), "unknown key data.validation_part"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_ray_is_imported(
+    tiny_text: str, tmp_path: Path, space: str, words: str
+) -> None:
+    (tmp_path / "ray.py").write_text("raise SystemExit('ray was imported')")
+    done = tune(tmp_path, tiny_text, space, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def asha(**changes: Any) -> Any:
+    config, space = make(scheduler="asha", asha={"first_samples": 1000, "reduction": 2}, **changes)
+    return _judge(space, config)
+
+
+REPORTS = [
+    *((0, 1000, 0.3), (1, 1000, 0.2), (2, 1000, 0.5), (0, 2000, 0.25)),
+    *((3, 1000, 0.1), (1, 2000, 0.4), (3, 2000, 0.05)),
+]
+
+
+@pytest.mark.parametrize("cut", range(len(REPORTS) + 1))
+def test_halving_goes_on_as_if_nothing_had_happened(cut: int) -> None:
+    """A judge that is told of earlier reports, trial by trial as records lie, says what one that heard them says."""
+    straight = asha()
+    verdicts = [straight(*report) for report in REPORTS]
+    again = asha()
+    for report in sorted(REPORTS[:cut]):
+        again(*report)
+    assert [again(*report) for report in REPORTS[cut:]] == verdicts[cut:]
+    assert verdicts == [False, False, True, False, False, True, False]
+
+
+def test_without_asha_nobody_is_stopped() -> None:
+    config, space = make()
+    assert not _judge(space, config)(0, 10**9, 1e9)
