@@ -23,7 +23,7 @@ from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError, Interrupted, StorageError, WorkersLostError
 from ebmscale.runtime.preflight import preflight
 from ebmscale.runtime.ray_session import given_address, ray_session
-from ebmscale.runtime.ray_train import _here, _note_for_jobs, _Signals, _with_addresses, _with_devices
+from ebmscale.runtime.ray_train import Signals, here, note_for_jobs, with_addresses, with_devices
 from ebmscale.runtime.ray_trial import Desk, Measure, TrialSetup, run_trial
 from ebmscale.runtime.search_view import SearchView
 from ebmscale.search.check import base_config, check_space
@@ -73,8 +73,8 @@ def search(
     """
     config = base_config(config, space)
     check_space(config, space, evaluated)
-    _note_for_jobs(config, console)
-    config = _with_addresses(config)
+    note_for_jobs(config, console)
+    config = with_addresses(config)
     store = SearchStore(run_storage(config))
     store.storage.probe()
     store.claim(config, space)
@@ -93,12 +93,12 @@ def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | 
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     with ray_session(config.ray) as ray:
-        settled = _with_devices(config, ray)
+        settled = with_devices(config, ray)
         if given_address(config.ray) is not None:
             preflight(ray, settled, console)
         ledger.consult(_judge(space, config))
-        desk = ray.remote(num_cpus=0, max_restarts=0)(Desk).options(**_here(ray)).remote()
-        with _Signals(desk.request.remote) as signals:
+        desk = ray.remote(num_cpus=0, max_restarts=0)(Desk).options(**here(ray)).remote()
+        with Signals(desk.request.remote) as signals:
             stale = 0
             while ledger.left:
                 before = ledger.progress()
@@ -183,7 +183,7 @@ class _Round:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _follow(ray: Any, rounds: _Round, config: RunConfig, ledger: Ledger, signals: _Signals) -> None:
+def _follow(ray: Any, rounds: _Round, config: RunConfig, ledger: Ledger, signals: Signals) -> None:
     """Waits until Tune is done, or something ends the search."""
     deadline: float | None = None
     while not rounds.is_over:

@@ -45,11 +45,11 @@ def train_on_ray(
     Raises:
         EbmscaleError: what the workers raised; `WorkersLostError` when they could not be kept alive.
     """
-    _note_for_jobs(config, console)
-    config = _with_addresses(config)
+    note_for_jobs(config, console)
+    config = with_addresses(config)
     joined = given_address(config.ray) is not None
     with ray_session(config.ray) as ray:
-        config = _with_devices(config, ray)
+        config = with_devices(config, ray)
         check = (lambda: preflight(ray, config, console)) if joined else (lambda: None)
         return train_in_session(ray, config, console, all_ranks, body, check=check)
 
@@ -76,7 +76,7 @@ def train_in_session(
         meanwhile: called while the workers train; may say for which reason they are to save and leave.
         check: done while Ray Train's controller starts, which takes as long; no worker begins before it is over.
     """
-    board = ray.remote(num_cpus=0, max_restarts=0)(Board).options(**_here(ray)).remote(config.ray.max_failures)
+    board = ray.remote(num_cpus=0, max_restarts=0)(Board).options(**here(ray)).remote(config.ray.max_failures)
     settings = WorkerSettings(config, board, all_ranks, report)
     fit = _Fit(config, settings, body)
     try:
@@ -85,7 +85,7 @@ def train_in_session(
         fit.give_up()
         raise
     board.clear.remote()
-    with _Signals(board.request.remote) as signals:
+    with Signals(board.request.remote) as signals:
         while True:
             _follow(ray, fit, board, config, console, signals, meanwhile)
             reason = fit.result()
@@ -184,7 +184,7 @@ def _follow(
     board: Any,
     config: RunConfig,
     console: Console,
-    signals: "_Signals",
+    signals: "Signals",
     meanwhile: Callable[[], str | None],
 ) -> None:
     """Prints what the workers say until Ray Train is done."""
@@ -225,7 +225,7 @@ def _too_few(ray: Any, config: RunConfig) -> str:
     )
 
 
-class _Signals:
+class Signals:
     """While it lasts, SIGINT and SIGTERM ask the workers to stop; a second SIGINT ends this process."""
 
     def __init__(self, request: Callable[[str], Any]):
@@ -234,7 +234,7 @@ class _Signals:
         self._request = request
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "_Signals":
+    def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
             self._previous = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -250,7 +250,7 @@ class _Signals:
             self._request(self.name)
 
 
-def _note_for_jobs(config: RunConfig, console: Console) -> None:
+def note_for_jobs(config: RunConfig, console: Console) -> None:
     """Says what a job that was not sent by `ebmscale submit` should know."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         return
@@ -267,7 +267,7 @@ def _note_for_jobs(config: RunConfig, console: Console) -> None:
         )
 
 
-def _with_addresses(config: RunConfig) -> RunConfig:
+def with_addresses(config: RunConfig) -> RunConfig:
     """The configuration with folders made absolute, as workers are in other places."""
     blocks = {
         name: block.model_copy(update={"url": open_storage(block).url})
@@ -276,7 +276,7 @@ def _with_addresses(config: RunConfig) -> RunConfig:
     return config.model_copy(update=blocks)
 
 
-def _with_devices(config: RunConfig, ray: Any) -> RunConfig:
+def with_devices(config: RunConfig, ray: Any) -> RunConfig:
     """The configuration with each worker's device and threads settled."""
     block = config.ray
     gpus = block.gpus_per_worker
@@ -294,7 +294,7 @@ def _with_devices(config: RunConfig, ray: Any) -> RunConfig:
     )
 
 
-def _here(ray: Any) -> dict[str, Any]:
+def here(ray: Any) -> dict[str, Any]:
     """Options that keep an actor on this machine."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 

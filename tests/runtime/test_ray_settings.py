@@ -9,7 +9,7 @@ from ebmscale.config import RunConfig, changed_keys, parse_config
 from ebmscale.errors import ConfigError
 from ebmscale.runtime.ray_controller import failure_of
 from ebmscale.runtime.ray_session import given_address, import_ray
-from ebmscale.runtime.ray_train import _longest, _with_devices
+from ebmscale.runtime.ray_train import _longest, with_devices
 from tests.runtime.local_cluster import ROOT
 
 TEXT = "run: {name: a}\ndata: {url: /data}\ntrain: {max_samples: 1}"
@@ -59,19 +59,19 @@ class Cluster:
     ],
 )
 def test_devices(gpus, overrides, expected):
-    found = _with_devices(config("ray.num_workers=2", *overrides), Cluster(gpus))
+    found = with_devices(config("ray.num_workers=2", *overrides), Cluster(gpus))
     assert (found.device, found.ray.gpus_per_worker) == expected
 
 
 def test_threads_are_the_cores_of_a_worker_unless_they_are_given():
-    assert _with_devices(config("ray.cpus_per_worker=4"), Cluster(0)).num_threads == 4
-    assert _with_devices(config("ray.cpus_per_worker=0.5"), Cluster(0)).num_threads == 1
-    assert _with_devices(config("ray.cpus_per_worker=4", "num_threads=2"), Cluster(0)).num_threads == 2
+    assert with_devices(config("ray.cpus_per_worker=4"), Cluster(0)).num_threads == 4
+    assert with_devices(config("ray.cpus_per_worker=0.5"), Cluster(0)).num_threads == 1
+    assert with_devices(config("ray.cpus_per_worker=4", "num_threads=2"), Cluster(0)).num_threads == 2
 
 
 def test_cuda_without_gpus_is_refused():
     with pytest.raises(ConfigError, match="gpus_per_worker is 0"):
-        _with_devices(config("device=cuda", "ray.gpus_per_worker=0"), Cluster(4))
+        with_devices(config("device=cuda", "ray.gpus_per_worker=0"), Cluster(4))
 
 
 def test_collectives_outlast_every_limit():
