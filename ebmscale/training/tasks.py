@@ -146,7 +146,7 @@ def sample_posterior(
             location, log_std = model.encoder(x.to(next(model.parameters()).dtype))
         z = location.float() + log_std.float().exp() * start_noise
     first = start(target, z)
-    last, trace = run_chain(target, first, chain_noise, settings, after_step)
+    last, trace = run_chain(target, first, chain_noise, settings, after_step, evaluate_end=False)
     gone = lost(last.z, bound)
     num_lost = int(gone.sum())
     ends = torch.where(gone[:, None], first.z, last.z) if num_lost else last.z
