@@ -122,8 +122,8 @@ def run_chain(
         noise: (N, T, Z) standard normal.
         settings: of the chain.
         after_step: called after every transition; what it raises ends the chain.
-        evaluate_end: whether the target is evaluated at the chain's end; else the end has nan for log density and score,
-            and one evaluation less is made.
+        evaluate_end: whether the target is evaluated at the chain's end; else one evaluation less is made, and the end
+            has nan for log density and score.
 
     Raises:
         ValueError: the noise is not (N, T, Z).

@@ -11,6 +11,10 @@ as one convolution of kernel 2 whose outputs are the four pixels of each 2x2 win
 Shapes: B batch, Z latent, C channels, H height, W width.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,8 +37,8 @@ class BatchInnerGenerator(nn.Module):
 
     def __init__(self, source: nn.Module):
         super().__init__()
-        first, *rest = source.layers
-        self._first, self._rest = _FirstLayer(first), nn.ModuleList(_twin(layer) for layer in rest)
+        first, rest = _layers(source)
+        self._first, self._rest = _FirstLayer(first), nn.ModuleList(_twins(rest))
         self.requires_grad_(False)
 
     @staticmethod
@@ -48,11 +52,12 @@ class BatchInnerGenerator(nn.Module):
     @torch.no_grad()
     def load(self, source: nn.Module) -> None:
         """Takes the present weights of a generator of the same structure."""
-        first, *rest = source.layers
+        first, rest = _layers(source)
         self._first.load(first)
-        for own, layer in zip(self._rest, rest, strict=True):
-            if isinstance(own, _Transposed | _Windows):
-                own.load(layer)
+        weighted = [layer for layer in rest if isinstance(layer, nn.ConvTranspose2d)]
+        own = [layer for layer in self._rest if isinstance(layer, _Transposed | _Windows)]
+        for twin, layer in zip(own, weighted, strict=True):
+            twin.load(layer)
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps latents (B, Z) to images (B, C, H, W) in [-1, 1]."""
@@ -65,7 +70,7 @@ class BatchInnerGenerator(nn.Module):
 class _FirstLayer(nn.Module):
     """`LatentToGrid` into (1, C, H, W, B), with the weight's columns in the order (H, W, C)."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: LatentToGrid):
         super().__init__()
         self._grid: tuple[int, int, int] = layer.grid_shape
         self.weight = nn.Parameter(torch.empty_like(layer.weight))
@@ -73,7 +78,7 @@ class _FirstLayer(nn.Module):
         self.load(layer)
 
     @torch.no_grad()
-    def load(self, layer: nn.Module) -> None:
+    def load(self, layer: LatentToGrid) -> None:
         channels, height, width = self._grid
         by_channel = layer.weight.view(-1, channels, height * width)
         self.weight.view(-1, height * width, channels).copy_(by_channel.transpose(1, 2))
@@ -87,21 +92,53 @@ class _FirstLayer(nn.Module):
 
 
 class _Transposed(nn.Module):
-    """A transposed convolution of (1, C, H, W, B) along H and W."""
+    """A transposed convolution of (1, C, H, W, B) along H and W, and the LeakyReLU after it where it has a slope."""
 
-    def __init__(self, layer: nn.ConvTranspose2d):
+    def __init__(self, layer: nn.ConvTranspose2d, slope: float | None):
         super().__init__()
-        self._stride, self._padding = (*layer.stride, 1), (*layer.padding, 0)
-        self.weight = nn.Parameter(layer.weight.detach()[..., None].clone(memory_format=torch.contiguous_format))
-        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last_3d)
-        self.bias = nn.Parameter(layer.bias.detach().clone())
+        self._stride, self._padding, self._slope = (*layer.stride, 1), (*layer.padding, 0), slope
+        self.weight, self.bias = _laid_out(layer.weight[..., None]), nn.Parameter(_bias(layer).clone())
 
     def load(self, layer: nn.ConvTranspose2d) -> None:
         self.weight.copy_(layer.weight[..., None])
-        self.bias.copy_(layer.bias)
+        self.bias.copy_(_bias(layer))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv_transpose3d(x, self.weight, self.bias, self._stride, self._padding)
+        if _has_onednn(x):
+            return _Fused.apply(x, self.weight, self.bias, self._stride, self._padding, self._slope)
+        y = F.conv_transpose3d(x, self.weight, self.bias, self._stride, self._padding)
+        return y if self._slope is None else F.leaky_relu(y, self._slope)
+
+
+class _Fused(torch.autograd.Function):
+    """`_Transposed` by oneDNN's own operators, which torch's choose only in bf16; differentiable in x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: Any, padding: Any, slope: Any) -> Tensor:
+        after = ("none", [], "") if slope is None else ("leaky_relu", [slope], "")
+        operator = torch.ops.mkldnn._convolution_transpose_pointwise
+        y = operator(x, weight, bias, padding, (0, 0, 0), stride, (1, 1, 1), 1, *after)
+        ctx.save_for_backward(weight, y)
+        ctx.settings = stride, padding, slope
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        weight, y = ctx.saved_tensors
+        stride, padding, slope = ctx.settings
+        if slope is not None:
+            gradient = torch.ops.aten.leaky_relu_backward(gradient, y, slope, True)
+        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        of_x = torch.mkldnn_convolution(gradient, weight, None, padding, stride, (1, 1, 1), 1)
+        return of_x, None, None, None, None, None
+
+
+def _has_onednn(x: Tensor) -> bool:
+    """Whether oneDNN's operators take x."""
+    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    return (
+        known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")
+    )
 
 
 class _Windows(nn.Module):
@@ -114,8 +151,7 @@ class _Windows(nn.Module):
     def __init__(self, layer: nn.ConvTranspose2d):
         super().__init__()
         weight, bias = _window_weights(layer)
-        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last_3d))
-        self.bias = nn.Parameter(bias)
+        self.weight, self.bias = _laid_out(weight), nn.Parameter(bias)
 
     def load(self, layer: nn.ConvTranspose2d) -> None:
         weight, bias = _window_weights(layer)
@@ -134,14 +170,52 @@ class _Windows(nn.Module):
 def _window_weights(layer: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
     """Weight (4C', C, 2, 2, 1) and bias (4C',) of the convolution by windows."""
     taps = layer.weight.detach().unflatten(3, (2, 2)).unflatten(2, (2, 2)).flip(2, 4)  # C, C', u, a, v, b
-    return taps.permute(3, 5, 1, 0, 2, 4).flatten(0, 2)[..., None], layer.bias.detach().repeat(4)
+    return taps.permute(3, 5, 1, 0, 2, 4).flatten(0, 2)[..., None], _bias(layer).repeat(4)
 
 
-def _twin(layer: nn.Module) -> nn.Module:
-    if not isinstance(layer, nn.ConvTranspose2d):
-        return layer
-    by_windows = (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
-    return _Windows(layer) if by_windows and layer.out_channels < FEW_CHANNELS else _Transposed(layer)
+def _layers(source: nn.Module) -> tuple[LatentToGrid, list[nn.Module]]:
+    if not isinstance(source, Generator):
+        raise ValueError(f"only a Generator has a form with the batch inside, not a {type(source).__name__}")
+    first, *rest = source.layers
+    if not isinstance(first, LatentToGrid):
+        raise ValueError("the first layer of a generator must be a LatentToGrid to have the batch inside")
+    return first, rest
+
+
+def _bias(layer: nn.ConvTranspose2d) -> Tensor:
+    if layer.bias is None:
+        raise ValueError("a transposed convolution without a bias has no form with the batch inside: see `supports`")
+    return layer.bias.detach()
+
+
+def _laid_out(weight: Tensor) -> nn.Parameter:
+    """A copy with channels last.
+
+    `contiguous` would leave a weight alone whose last axis, of length 1, has another stride; oneDNN then takes kernels
+    that are half as fast.
+    """
+    laid_out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last_3d)
+    return nn.Parameter(laid_out.copy_(weight.detach()))
+
+
+def _twins(layers: list[nn.Module]) -> Iterator[nn.Module]:
+    """The layers after the first one; a LeakyReLU goes into the convolution before it where that can take it."""
+    taken = False
+    for layer, after in pairwise([*layers, nn.Identity()]):
+        if taken or not isinstance(layer, nn.ConvTranspose2d):
+            if not taken:
+                yield layer
+            taken = False
+        elif _goes_by_windows(layer):
+            yield _Windows(layer)
+        else:
+            taken = isinstance(after, nn.LeakyReLU)
+            yield _Transposed(layer, after.negative_slope if isinstance(after, nn.LeakyReLU) else None)
+
+
+def _goes_by_windows(layer: nn.ConvTranspose2d) -> bool:
+    by_twos = (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
+    return by_twos and layer.out_channels < FEW_CHANNELS and layer.weight.dtype == torch.bfloat16
 
 
 def _is_known(layer: nn.Module) -> bool:

@@ -104,7 +104,9 @@ class LebmLoop:
 
 def open_ours(folder: Path, precision: str, kernel: str) -> Run:
     """Our run at the same setting, with one frozen ratio whose weights are not zero."""
-    config: RunConfig = parse_config(CONFIG.replace("DATA", str(folder)), [f"precision={precision}", f"posterior.kernel={kernel}"])
+    config: RunConfig = parse_config(
+        CONFIG.replace("DATA", str(folder)), [f"precision={precision}", f"posterior.kernel={kernel}"]
+    )
     run = open_run(config, World.alone(), StopSignal())
     weights = run.stages.engine.full_weights()
     generator = torch_generator(0, "frozen")
@@ -154,13 +156,13 @@ def main() -> None:
         np.save(folder / "images.npy", images)
         x = torch.from_numpy(images[:BATCH]).float() / 127.5 - 1
         loop = LebmLoop()
-        runs = {
-            (precision, kernel): open_ours(folder / f"{precision}-{kernel}", precision, kernel)
-            for precision in arguments.precisions.split(",")
-            for kernel in arguments.kernels.split(",")
-            if (folder / f"{precision}-{kernel}").mkdir() is None
-            and np.save(folder / f"{precision}-{kernel}" / "images.npy", images) is None
-        }
+        runs: dict[tuple[str, str], Run] = {}
+        for precision in arguments.precisions.split(","):
+            for kernel in arguments.kernels.split(","):
+                place = folder / f"{precision}-{kernel}"
+                place.mkdir()
+                np.save(place / "images.npy", images)
+                runs[precision, kernel] = open_ours(place, precision, kernel)
         updates: dict[tuple[str, str], Callable[[], None]] = {("fp32", "LEBM"): lambda: loop.update(x)}
         updates |= {key: make_update(run) for key, run in runs.items()}
         counted = {key: flops(update) for key, update in updates.items()}  # warms them up too
@@ -171,7 +173,7 @@ def main() -> None:
         rates = {"fp32": matrix_rate(torch.float32), "bf16": matrix_rate(torch.bfloat16)}
         for run in runs.values():
             run.close()
-    _print(counted, taken, rates, arguments.threads)
+    _print(counted, taken, rates, arguments.threads, {key: run.sampling.form for key, run in runs.items()})
 
 
 def _print(
@@ -179,8 +181,10 @@ def _print(
     taken: dict[tuple[str, str], list[float]],
     rates: dict[str, float],
     threads: int,
+    forms: dict[tuple[str, str], str],
 ) -> None:
     base = ("fp32", "LEBM")
+    print("auto took: " + ", ".join(f"{key[0]} {form}" for key, form in forms.items() if key[1] == "auto"))
     print(f"matrix rate, {threads} thread(s): " + ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in rates.items()))
     print(f"{'update':14} {'GFLOP':>7} {'least s':>8} {'median s':>9} {'ratio':>6} {'GFLOP/s':>8} {'of rate':>8}")
     for key, seconds_of in taken.items():
