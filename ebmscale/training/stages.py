@@ -19,11 +19,12 @@ from torch.func import functional_call
 from ebmscale.config import PriorBlock, RatioOptimizerBlock, StagesBlock
 from ebmscale.density import evidence as evidence_of
 from ebmscale.density.evidence import Evidence
-from ebmscale.density.langevin import ChainTrace, run_chain, start
+from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.losses import magnitude_penalty, n2ce
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.resampling import resample
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
+from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.training.engine import Engine
@@ -285,9 +286,8 @@ class StageTrainer:
             log_ratio = functional_call(prior.network, prior.stage_weights(stage), (rows,))
             chosen = resample(log_ratio.view(num_streams, -1), noise.uniform().view(num_streams, num_slots))
             rows = rows.view(num_streams, -1, dim).gather(1, chosen[:, :, None].expand(-1, -1, dim)).flatten(0, 1)
-            target = prior.prefix(stage).evaluate
             chain_noise = noise.normal(settings.num_steps, dim)
-            rows = run_chain(target, start(target, rows), chain_noise, settings, self._after_step)[0].z
+            rows = run_prior_chain(prior.prefix(stage), rows, chain_noise, settings, self._after_step)[0]
         return self._kept(rows, name, position)
 
     def _moved(
@@ -307,10 +307,9 @@ class StageTrainer:
             z = prior.base.from_noise(noise.normal(prior.base.dim))
         settings = langevin_settings(self._chains, num_steps)
         chain_noise = noise.normal(num_steps, prior.base.dim)
-        first = start(prior.evaluate, z)
         after_step = self._after_step if long else lambda: None
-        state, trace = run_chain(prior.evaluate, first, chain_noise, settings, after_step)
-        return self._kept(state.z, name, position), trace
+        z, trace = run_prior_chain(prior, z, chain_noise, settings, after_step)
+        return self._kept(z, name, position), trace
 
     def _kept(self, z: Tensor, name: str, position: int) -> Tensor:
         """The chains, those that diverged replaced by draws from p_0 and counted."""
