@@ -115,9 +115,13 @@ class ChainBlock(Block):
 
 
 class PosteriorBlock(ChainBlock):
-    """Posterior chain: started from the `base` density or an `encoder`; no steps = the encoder alone."""
+    """Posterior chain: started from the `base` density or an `encoder`; no steps = the encoder alone.
+
+    `kernel` is the generator's form in the chain (see `kernels.forms`); `auto` takes the fastest of this machine.
+    """
 
     start: Literal["base", "encoder"] = "base"
+    kernel: Literal["auto", "plain", "batch_inner"] = "auto"
     num_steps: NonNegative = 20
     step_size: PositiveFloat = 0.1
 
@@ -395,7 +399,7 @@ RESUMABLE = (
     *("train.max_samples", "train.generator.rate", "train.ratio.rate", "guard"),
     *("checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage", "ray"),
     *("data.url", "data.endpoint_url", "data.anonymous", "data.retries", "data.format", "data.source"),
-    *("data.verify", "data.max_damaged", "data.cache", "data.cache_bytes"),
+    *("posterior.kernel", "data.verify", "data.max_damaged", "data.cache", "data.cache_bytes"),
 )
 """Keys that may change between an interruption and the resume; the others define what the run computes."""
 

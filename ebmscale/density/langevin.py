@@ -59,7 +59,10 @@ class TransitionInfo(NamedTuple):
 
 
 class ChainTrace(NamedTuple):
-    """Diagnostics of a chain, one value a step (T,): mean log density after it, mean drift and diffusion lengths."""
+    """Diagnostics of a chain, one value a step (T,): mean log density, mean drift and diffusion lengths.
+
+    The log density is that after the step; where the chain's end is not evaluated, that before it.
+    """
 
     log_density: Tensor
     drift: Tensor
@@ -92,10 +95,15 @@ def transition(
     state: ChainState, noise: Tensor, target: Target, settings: LangevinSettings
 ) -> tuple[ChainState, TransitionInfo]:
     """One unadjusted Langevin step with the given standard normal `noise` (N, Z)."""
+    z, info = move(state, noise, settings)
+    return start(target, z), info
+
+
+def move(state: ChainState, noise: Tensor, settings: LangevinSettings) -> tuple[Tensor, TransitionInfo]:
+    """Where the step of `transition` leads, without evaluating the target there."""
     drift = (0.5 * settings.step_size**2 / settings.temperature) * state.score
     diffusion = (settings.step_size * settings.noise_scale) * noise
-    moved = start(target, state.z + drift + diffusion)
-    return moved, TransitionInfo(drift.norm(dim=1).mean(), diffusion.norm(dim=1).mean())
+    return state.z + drift + diffusion, TransitionInfo(drift.norm(dim=1).mean(), diffusion.norm(dim=1).mean())
 
 
 def run_chain(
@@ -104,6 +112,7 @@ def run_chain(
     noise: Tensor,
     settings: LangevinSettings,
     after_step: Callable[[], None] = lambda: None,
+    evaluate_end: bool = True,
 ) -> tuple[ChainState, ChainTrace]:
     """Runs T = `settings.num_steps` transitions from a state (see `start`) with noise (N, T, Z).
 
@@ -113,6 +122,8 @@ def run_chain(
         noise: (N, T, Z) standard normal.
         settings: of the chain.
         after_step: called after every transition; what it raises ends the chain.
+        evaluate_end: whether the target is evaluated at the chain's end; else one evaluation less is made, and the end
+            has nan for log density and score.
 
     Raises:
         ValueError: the noise is not (N, T, Z).
@@ -122,8 +133,13 @@ def run_chain(
         raise ValueError(f"noise of a chain must be (chains, steps, latent) = {expected}, not {tuple(noise.shape)}")
     means, drifts, diffusions = [], [], []
     for step in range(settings.num_steps):
-        state, info = transition(state, noise[:, step], target, settings)
-        means.append(state.log_density.mean())
+        before = state.log_density.mean()
+        z, info = move(state, noise[:, step], settings)
+        if evaluate_end or step + 1 < settings.num_steps:
+            state = start(target, z)
+        else:
+            state = ChainState(z, torch.full_like(state.log_density, torch.nan), torch.full_like(z, torch.nan))
+        means.append(state.log_density.mean() if evaluate_end else before)
         drifts.append(info.drift)
         diffusions.append(info.diffusion)
         after_step()

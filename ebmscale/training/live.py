@@ -16,10 +16,10 @@ from torch import Tensor
 from ebmscale.density import evidence as evidence_of
 from ebmscale.density.bridge import telescope_loss, waymarks
 from ebmscale.density.evidence import Evidence
-from ebmscale.density.langevin import run_chain, start
 from ebmscale.density.losses import magnitude_penalty, maximum_likelihood
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Decision, Hold
+from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import RatioNets
 from ebmscale.seeds import StreamNoise
 from ebmscale.training.parts import Span
@@ -107,10 +107,10 @@ class LiveTrainer(StageTrainer):
     def _lebm(self, z_q: Tensor, noise: StreamNoise) -> tuple[Tensor, Tensor, Tensor]:
         """Energies at posterior latents (B, Z) and at the ends of short-run chains from p_0, and their loss."""
         settings = langevin_settings(self._chains)
-        dim, target = self.prior.base.dim, self.prior.evaluate
-        first = start(target, self.prior.base.from_noise(noise.normal(dim)))
-        last, self.trace = run_chain(target, first, noise.normal(settings.num_steps, dim), settings)
-        f_q, f_p = self._log_ratio(torch.cat([z_q, last.z])[None])[0].split(len(z_q))
+        dim = self.prior.base.dim
+        first = self.prior.base.from_noise(noise.normal(dim))
+        z_p, self.trace = run_prior_chain(self.prior, first, noise.normal(settings.num_steps, dim), settings)
+        f_q, f_p = self._log_ratio(torch.cat([z_q, z_p])[None])[0].split(len(z_q))
         return f_q, f_p, maximum_likelihood(f_q, f_p)
 
     def _tre(self, z_q: Tensor, noise: StreamNoise) -> tuple[Tensor, Tensor, Tensor]:

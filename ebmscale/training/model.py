@@ -13,10 +13,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ebmscale.config import RunConfig, parse_config
-from ebmscale.density.langevin import ChainTrace, run_chain, start
+from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, StorageError
+from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import ImageShape
 from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
@@ -99,11 +100,8 @@ class LatentModel:
         settings = langevin_settings(self.config.prior, self.config.prior.sample_steps)
         z, traces = prior.base.from_noise(noise.normal(prior.base.dim)), []
         for stage in range(1, prior.num_stages + 1):
-            target = prior.prefix(stage).evaluate
-            state, trace = run_chain(
-                target, start(target, z), noise.normal(settings.num_steps, prior.base.dim), settings
-            )
-            z = state.z
+            steps = noise.normal(settings.num_steps, prior.base.dim)
+            z, trace = run_prior_chain(prior.prefix(stage), z, steps, settings)
             traces.append(trace)
         return z, traces
 

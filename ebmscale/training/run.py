@@ -18,6 +18,7 @@ from ebmscale.data.pack import pack
 from ebmscale.data.stream import Batch, ImageStream, read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DamagedError, DataError, DivergenceError, EbmscaleError, StorageError
+from ebmscale.kernels.forms import FormName, choose_form
 from ebmscale.models import ImageShape
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.checkpoint import RATIO_FOLDER, CheckpointStore, SavedCheckpoint
@@ -116,6 +117,7 @@ class Run:
             "guard": self.guard.values(),
             "measured": self.measured,
             "residuals": asdict(self.residuals) if self.residuals is not None else None,
+            "form": self.sampling.form,
             "meters": self.world.gather_objects(self.meter.state()),
         }
         about = {
@@ -210,6 +212,8 @@ class Run:
         self.residuals = parse_residuals(state.get("residuals"))
         self.samples_seen = saved.samples_seen
         self.saver.last_saved = saved.samples_seen
+        if self.config.posterior.kernel == "auto" and "form" in state:
+            self.sampling.use(state["form"])  # the one that the run began with, whatever is faster here and now
         self.sampling.refresh()
 
     def roll_back(self, reason: str) -> int:
@@ -294,6 +298,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
         meter=MeanMeter(),
         timer=PartTimer(world.device),
     )
+    run.sampling.use(_form(run))
     if run.restore() is None and world.broadcast(run.saver.store.finished() if world.is_first else None):
         raise StorageError(
             f"The run {storage.url} has no valid checkpoint left, every one is damaged (see `ebmscale inspect`); "
@@ -301,6 +306,15 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
         )
     run.saver.prepare(run.share())
     return run
+
+
+def _form(run: Run) -> FormName:
+    """The generator's form in chains, measured by rank 0 for all (collective)."""
+    config, world = run.config, run.world
+    rows = -(-config.train.batch_size // world.size)
+    generator = run.sampling.model.generator
+    chosen = choose_form(generator, config.model.latent_dim, rows, config.posterior.kernel) if world.is_first else None
+    return world.broadcast(chosen)
 
 
 def _stages(config: RunConfig, settings: EngineSettings, world: World, poll: StopPoll) -> StageTrainer:

@@ -1,7 +1,8 @@
 """The sampling copy: the networks that chains run through, apart from what the engines train.
 
 After each update the weights are refreshed into a plain copy without gradients, in the precision of the chains and
-channels-last. So the training state may be sharded in any way while the inner passes cost no communication.
+channels-last. So the training state may be sharded in any way while the inner passes cost no communication. The
+generator's copy may take another form than the generator (see `kernels.forms`).
 """
 
 import copy
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ebmscale.kernels.batch_inner import BatchInnerGenerator
+from ebmscale.kernels.forms import FormName, form_of
 from ebmscale.training.engine import Engine
 from ebmscale.training.parts import Piece, Span, piece, share_of, whole_spans
 from ebmscale.training.tasks import ImageModel
@@ -24,20 +27,33 @@ class SamplingCopy:
         template: a module of the same structure; it is copied.
         dtype: precision of the copy's weights and activations.
         device: where chains run.
+
+    Attributes:
+        model: the networks; `use` and `refresh` change it.
+        form: the generator's.
     """
 
     def __init__(self, engine: Engine, template: ImageModel, dtype: torch.dtype, device: torch.device):
         self._engine = engine
-        self.model = copy.deepcopy(template).to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model.requires_grad_(False)
-        self._targets: dict[str, Tensor] = self.model.state_dict()
+        self._plain = copy.deepcopy(template).to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._plain.requires_grad_(False)
+        self._targets: dict[str, Tensor] = self._plain.state_dict()
+        self.model = self._plain
+        self.form: FormName = "plain"
         self.refresh()
+
+    def use(self, form: FormName) -> None:
+        """Takes a form for the generator from now on."""
+        self.model = ImageModel(form_of(form, self._plain.generator), self._plain.encoder)
+        self.form = form
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Takes the engine's present weights (collective)."""
         for name, weight in self._engine.working_weights().items():
             self._targets[name].copy_(weight)
+        if isinstance(self.model.generator, BatchInnerGenerator):
+            self.model.generator.load(self._plain.generator)
 
 
 class AverageWeights:

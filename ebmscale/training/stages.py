@@ -18,7 +18,7 @@ from torch import Tensor
 from ebmscale.config import PriorBlock, RatioOptimizerBlock, StagesBlock
 from ebmscale.density import evidence as evidence_of
 from ebmscale.density.evidence import Evidence
-from ebmscale.density.langevin import ChainTrace, run_chain, start
+from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.losses import magnitude_penalty, n2ce
 from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing, stage_legs
@@ -26,6 +26,7 @@ from ebmscale.density.prior import RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
 from ebmscale.density.smc import anneal
+from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.training.engine import Engine
@@ -303,9 +304,9 @@ class StageTrainer:
         chosen = resample_systematically(walked.log_weights, placed, table.z.shape[1])
         rows = walked.z.gather(1, chosen[:, :, None].expand(-1, -1, prior.base.dim)).flatten(0, 1)
         settings = langevin_settings(self._chains, self._chains.equilibrate_steps)
-        noise_after = noise(0, -2).normal(settings.num_steps, prior.base.dim)
-        state, _ = run_chain(prior.evaluate, start(prior.evaluate, rows), noise_after, settings, self._after_step)
-        return self._kept(state.z, name, position)
+        steps = noise(0, -2).normal(settings.num_steps, prior.base.dim)
+        rows, _ = run_prior_chain(prior, rows, steps, settings, self._after_step)
+        return self._kept(rows, name, position)
 
     def _moved(
         self,
@@ -324,10 +325,9 @@ class StageTrainer:
             z = prior.base.from_noise(noise.normal(prior.base.dim))
         settings = langevin_settings(self._chains, num_steps)
         chain_noise = noise.normal(num_steps, prior.base.dim)
-        first = start(prior.evaluate, z)
         after_step = self._after_step if long else lambda: None
-        state, trace = run_chain(prior.evaluate, first, chain_noise, settings, after_step)
-        return self._kept(state.z, name, position), trace
+        z, trace = run_prior_chain(prior, z, chain_noise, settings, after_step)
+        return self._kept(z, name, position), trace
 
     def _kept(self, z: Tensor, name: str, position: int) -> Tensor:
         """The chains, those that diverged replaced by draws from p_0 and counted."""

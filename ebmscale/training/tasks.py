@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ebmscale.config import ChainBlock
 from ebmscale.density.langevin import ChainTrace, LangevinSettings, Target, differentiate, run_chain, start
 from ebmscale.density.prior import RatioSequence
+from ebmscale.kernels.prior_chain import prior_target
 
 
 def langevin_settings(block: ChainBlock, num_steps: int | None = None) -> LangevinSettings:
@@ -107,11 +108,14 @@ class PosteriorSample:
 def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigma: float) -> Target:
     """log p(x, z) as a Langevin target over z, with the given prior and sampling copy of the generator."""
     dtype = next(generator.parameters()).dtype
+    of_prior = prior_target(prior)
+    of_image = differentiate(lambda z: log_likelihood(x, generator(z.to(dtype)), sigma))
 
-    def log_density(z: Tensor) -> Tensor:
-        return prior.log_density(z) + log_likelihood(x, generator(z.to(dtype)), sigma)
+    def target(z: Tensor) -> tuple[Tensor, Tensor]:
+        (log_prior, score), (log_image, image_score) = of_prior(z), of_image(z)
+        return log_prior + log_image, score + image_score
 
-    return differentiate(log_density)
+    return target
 
 
 def sample_posterior(
@@ -150,7 +154,7 @@ def sample_posterior(
         if settings.num_steps == 0 and not scored:
             return PosteriorSample(z, start_noise, None, ChainTrace(*[z.new_zeros(0)] * 3))
     first = start(target, z)
-    last, trace = run_chain(target, first, chain_noise, settings, after_step)
+    last, trace = run_chain(target, first, chain_noise, settings, after_step, evaluate_end=False)
     gone = lost(last.z, bound)
     num_lost = int(gone.sum())
     ends = torch.where(gone[:, None], first.z, last.z) if num_lost else last.z

@@ -111,3 +111,25 @@ def test_a_chain_leaves_no_gradient_on_parameters_and_no_graph_behind() -> None:
         end, trace = run_chain(target, start(target, noise(7, 3)), noise(7, 2, 3), LangevinSettings(2, 0.1))
     assert all(parameter.grad is None for parameter in network.parameters())
     assert not any(tensor.requires_grad for tensor in (*end, *trace))
+
+
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_an_end_that_is_not_evaluated_costs_one_evaluation_less_and_is_the_same(num_steps: int) -> None:
+    calls = []
+
+    def target(z: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(len(z))
+        return standard_normal(z)
+
+    settings = LangevinSettings(num_steps, 0.4)
+    first, eta = start(standard_normal, noise(7, 3)), noise(7, num_steps, 3, seed=1)
+    whole, whole_trace = run_chain(target, first, eta, settings)
+    assert len(calls) == num_steps
+    end, trace = run_chain(target, first, eta, settings, evaluate_end=False)
+    assert len(calls) == 2 * num_steps - 1
+    assert torch.equal(end.z, whole.z)
+    assert end.score.isnan().all()
+    assert end.log_density.isnan().all()
+    assert torch.equal(trace.drift, whole_trace.drift)
+    before = torch.cat([first.log_density.mean()[None], whole_trace.log_density[:-1]])
+    assert torch.equal(trace.log_density, before)

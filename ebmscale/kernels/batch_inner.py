@@ -1,0 +1,225 @@
+"""The generator with the batch as the innermost axis of space, so that a CPU multiplies with no padding.
+
+A transposed convolution of small grids spends up to a quarter of its products on padding: of the 16 rows that a kernel
+of 4 and a stride of 2 makes from 4 rows, 2 fall off the edge, and as many of the columns. Kernels skip them along
+every axis but the innermost one, which they take in blocks. So the batch is put there: features are (1, C, H, W, B),
+channels last in memory, and a layer is a 3-D convolution whose kernel has length 1 along B.
+
+A last layer of few channels fills no block of output channels. Where its kernel is 4 and its stride 2 it is computed
+as one convolution of kernel 2 whose outputs are the four pixels of each 2x2 window, laid out afterwards.
+
+Shapes: B batch, Z latent, C channels, H height, W width.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmscale.models import Generator
+from ebmscale.models.blocks import LatentToGrid
+
+FEW_CHANNELS = 16
+"""Output channels below which kernel 4, stride 2 is computed by windows: a block of bf16 output channels."""
+
+
+class BatchInnerGenerator(nn.Module):
+    """A generator's forward pass, differentiable in z, with weights of its own layout.
+
+    Equal to the generator within the rounding of its precision; the images come as a view (B, C, H, W).
+
+    Args:
+        source: the generator whose weights are taken; see `supports`.
+    """
+
+    def __init__(self, source: nn.Module):
+        super().__init__()
+        first, rest = _layers(source)
+        self._first, self._rest = _FirstLayer(first), nn.ModuleList(_twins(rest))
+        self.requires_grad_(False)
+
+    @staticmethod
+    def supports(source: nn.Module) -> bool:
+        """Whether every layer has a form with the batch inside."""
+        if not isinstance(source, Generator):
+            return False
+        first, *rest = source.layers
+        return isinstance(first, LatentToGrid) and all(_is_known(layer) for layer in rest)
+
+    @torch.no_grad()
+    def load(self, source: nn.Module) -> None:
+        """Takes the present weights of a generator of the same structure."""
+        first, rest = _layers(source)
+        self._first.load(first)
+        weighted = [layer for layer in rest if isinstance(layer, nn.ConvTranspose2d)]
+        own = [layer for layer in self._rest if isinstance(layer, _Transposed | _Windows)]
+        for twin, layer in zip(own, weighted, strict=True):
+            twin.load(layer)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps latents (B, Z) to images (B, C, H, W) in [-1, 1]."""
+        features = self._first(z)
+        for layer in self._rest:
+            features = layer(features)
+        return features[0].permute(3, 0, 1, 2)
+
+
+class _FirstLayer(nn.Module):
+    """`LatentToGrid` into (1, C, H, W, B), with the weight's columns in the order (H, W, C)."""
+
+    def __init__(self, layer: LatentToGrid):
+        super().__init__()
+        self._grid: tuple[int, int, int] = layer.grid_shape
+        self.weight = nn.Parameter(torch.empty_like(layer.weight))
+        self.bias = nn.Parameter(torch.empty_like(layer.bias))
+        self.load(layer)
+
+    @torch.no_grad()
+    def load(self, layer: LatentToGrid) -> None:
+        channels, height, width = self._grid
+        by_channel = layer.weight.view(-1, channels, height * width)
+        self.weight.view(-1, height * width, channels).copy_(by_channel.transpose(1, 2))
+        self.bias.copy_(layer.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        channels, height, width = self._grid
+        columns = torch.addmm(self.bias.repeat(height * width), z, self.weight)
+        rows = columns.view(len(z), height * width, channels).transpose(0, 1).contiguous()
+        return rows.view(height, width, len(z), channels).permute(3, 0, 1, 2)[None]
+
+
+class _Transposed(nn.Module):
+    """A transposed convolution of (1, C, H, W, B) along H and W, and the LeakyReLU after it where it has a slope."""
+
+    def __init__(self, layer: nn.ConvTranspose2d, slope: float | None):
+        super().__init__()
+        self._stride, self._padding, self._slope = (*layer.stride, 1), (*layer.padding, 0), slope
+        self.weight, self.bias = _laid_out(layer.weight[..., None]), nn.Parameter(_bias(layer).clone())
+
+    def load(self, layer: nn.ConvTranspose2d) -> None:
+        self.weight.copy_(layer.weight[..., None])
+        self.bias.copy_(_bias(layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _has_onednn(x):
+            return _Fused.apply(x, self.weight, self.bias, self._stride, self._padding, self._slope)
+        y = F.conv_transpose3d(x, self.weight, self.bias, self._stride, self._padding)
+        return y if self._slope is None else F.leaky_relu(y, self._slope)
+
+
+class _Fused(torch.autograd.Function):
+    """`_Transposed` by oneDNN's own operators, which torch's choose only in bf16; differentiable in x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: Any, padding: Any, slope: Any) -> Tensor:
+        after = ("none", [], "") if slope is None else ("leaky_relu", [slope], "")
+        operator = torch.ops.mkldnn._convolution_transpose_pointwise
+        y = operator(x, weight, bias, padding, (0, 0, 0), stride, (1, 1, 1), 1, *after)
+        ctx.save_for_backward(weight, y)
+        ctx.settings = stride, padding, slope
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        weight, y = ctx.saved_tensors
+        stride, padding, slope = ctx.settings
+        if slope is not None:
+            gradient = torch.ops.aten.leaky_relu_backward(gradient, y, slope, True)
+        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        of_x = torch.mkldnn_convolution(gradient, weight, None, padding, stride, (1, 1, 1), 1)
+        return of_x, None, None, None, None, None
+
+
+def _has_onednn(x: Tensor) -> bool:
+    """Whether oneDNN's operators take x."""
+    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    return (
+        known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")
+    )
+
+
+class _Windows(nn.Module):
+    """A transposed convolution of kernel 4, stride 2 and padding 1 of (1, C, H, W, B), by windows of 2x2 pixels.
+
+    Output rows 2p - 1 and 2p (a = 0, 1) come from the input rows p - 1 and p, through the kernel's rows 2 + a and a;
+    so window p is a convolution of kernel 2 over the input, and the outermost rows of the windows are cut off.
+    """
+
+    def __init__(self, layer: nn.ConvTranspose2d):
+        super().__init__()
+        weight, bias = _window_weights(layer)
+        self.weight, self.bias = _laid_out(weight), nn.Parameter(bias)
+
+    def load(self, layer: nn.ConvTranspose2d) -> None:
+        weight, bias = _window_weights(layer)
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = F.conv3d(x, self.weight, self.bias, padding=(1, 1, 0))[0].permute(1, 2, 3, 0)  # H + 1, W + 1, B, 4C
+        rows, columns, batch, _ = windows.shape
+        pixels = windows.unflatten(3, (2, 2, -1)).permute(0, 3, 1, 4, 2, 5)
+        image = pixels.reshape(2 * rows, 2 * columns, batch, -1)[1:-1, 1:-1]
+        return image.permute(3, 0, 1, 2)[None]
+
+
+@torch.no_grad()
+def _window_weights(layer: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+    """Weight (4C', C, 2, 2, 1) and bias (4C',) of the convolution by windows."""
+    taps = layer.weight.detach().unflatten(3, (2, 2)).unflatten(2, (2, 2)).flip(2, 4)  # C, C', u, a, v, b
+    return taps.permute(3, 5, 1, 0, 2, 4).flatten(0, 2)[..., None], _bias(layer).repeat(4)
+
+
+def _layers(source: nn.Module) -> tuple[LatentToGrid, list[nn.Module]]:
+    if not isinstance(source, Generator):
+        raise ValueError(f"only a Generator has a form with the batch inside, not a {type(source).__name__}")
+    first, *rest = source.layers
+    if not isinstance(first, LatentToGrid):
+        raise ValueError("the first layer of a generator must be a LatentToGrid to have the batch inside")
+    return first, rest
+
+
+def _bias(layer: nn.ConvTranspose2d) -> Tensor:
+    if layer.bias is None:
+        raise ValueError("a transposed convolution without a bias has no form with the batch inside: see `supports`")
+    return layer.bias.detach()
+
+
+def _laid_out(weight: Tensor) -> nn.Parameter:
+    """A copy with channels last.
+
+    `contiguous` would leave a weight alone whose last axis, of length 1, has another stride; oneDNN then takes kernels
+    that are half as fast.
+    """
+    laid_out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last_3d)
+    return nn.Parameter(laid_out.copy_(weight.detach()))
+
+
+def _twins(layers: list[nn.Module]) -> Iterator[nn.Module]:
+    """The layers after the first one; a LeakyReLU goes into the convolution before it where that can take it."""
+    taken = False
+    for layer, after in pairwise([*layers, nn.Identity()]):
+        if taken or not isinstance(layer, nn.ConvTranspose2d):
+            if not taken:
+                yield layer
+            taken = False
+        elif _goes_by_windows(layer):
+            yield _Windows(layer)
+        else:
+            taken = isinstance(after, nn.LeakyReLU)
+            yield _Transposed(layer, after.negative_slope if isinstance(after, nn.LeakyReLU) else None)
+
+
+def _goes_by_windows(layer: nn.ConvTranspose2d) -> bool:
+    by_twos = (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
+    return by_twos and layer.out_channels < FEW_CHANNELS and layer.weight.dtype == torch.bfloat16
+
+
+def _is_known(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.ConvTranspose2d):
+        plain = (layer.groups, layer.dilation, layer.output_padding) == (1, (1, 1), (0, 0))
+        return plain and layer.bias is not None
+    return isinstance(layer, nn.LeakyReLU | nn.Tanh)

@@ -1,0 +1,103 @@
+"""Chains of the prior: the one place where it is chosen how they are computed.
+
+On a GPU all steps over all ratios are one Triton kernel, where the networks are of a shape that it knows; elsewhere a
+step is written out (`kernels.closed_form`); networks that neither knows are differentiated by autograd, which is the
+definition that both must equal.
+
+Shapes: N chains, Z latent, T steps.
+"""
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from ebmscale.density.langevin import ChainTrace, LangevinSettings, Target, run_chain, start
+from ebmscale.density.prior import RatioSequence
+from ebmscale.kernels.closed_form import closed_form_target
+
+log = logging.getLogger(__name__)
+
+STEPS_A_LAUNCH = 25
+"""Steps of a fused chain after which the caller may end it."""
+TRIAL_CHAINS, TOLERANCE = 64, 0.02
+"""On how many chains the fused kernel is tried, and how far off a step's move may be (relative, in norm)."""
+
+_verdicts: dict[tuple[object, ...], str | None] = {}
+
+
+def prior_target(prior: RatioSequence) -> Target:
+    """`prior.evaluate`, by whatever computes it fastest."""
+    if not prior.weights:
+        return prior.evaluate
+    target = closed_form_target(prior)
+    if target is None:
+        _say("autograd", f"the networks ({type(prior.network).__name__}) have no closed form here")
+        return prior.evaluate
+    return target
+
+
+def run_prior_chain(
+    prior: RatioSequence,
+    z: Tensor,
+    noise: Tensor,
+    settings: LangevinSettings,
+    after_step: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, ChainTrace]:
+    """The ends (N, Z) of Langevin chains under a prior, and their trace; the ends are not evaluated.
+
+    Args:
+        prior: p_k.
+        z: (N, Z) where the chains start.
+        noise: (N, T, Z) standard normal.
+        settings: of the chains.
+        after_step: what it raises ends the chain; called after every step, of a fused chain after a few.
+    """
+    if z.device.type == "cuda" and prior.weights and z.numel() and settings.num_steps:
+        reason = _why_not_fused(prior, z, noise, settings)
+        if reason is None:
+            from ebmscale.kernels import fused_chain  # noqa: PLC0415 (triton need not be installed)
+
+            _say("fused", "one Triton kernel for all steps and ratios")
+            return fused_chain.run(prior, z, noise, settings, STEPS_A_LAUNCH, after_step)
+        _say("closed form", reason)
+    target = prior_target(prior)
+    end, trace = run_chain(target, start(target, z), noise, settings, after_step, evaluate_end=False)
+    return end.z, trace
+
+
+def _why_not_fused(prior: RatioSequence, z: Tensor, noise: Tensor, settings: LangevinSettings) -> str | None:
+    """Why the fused kernel is not used; None if it can be. What it gives is compared once for every set of shapes."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    from ebmscale.kernels import fused_chain  # noqa: PLC0415
+
+    reason = fused_chain.why_not(prior, z)
+    if reason is not None:
+        return reason
+    key = (z.device, *(tuple(weight.shape) for weight in prior.weights.values()))
+    if key not in _verdicts:
+        _verdicts[key] = _trial(prior, z[:TRIAL_CHAINS], noise[:TRIAL_CHAINS, :1], replace(settings, num_steps=1))
+    return _verdicts[key]
+
+
+def _trial(prior: RatioSequence, z: Tensor, noise: Tensor, settings: LangevinSettings) -> str | None:
+    """One step of a few chains, fused and by definition; the reason against the kernel, None if they agree."""
+    from ebmscale.kernels import fused_chain  # noqa: PLC0415
+
+    try:
+        got, _ = fused_chain.run(prior, z, noise, settings, 1)
+    except Exception as error:  # whatever Triton raises where a kernel does not fit a device
+        return f"the fused kernel does not run on this device ({type(error).__name__})"
+    wanted = run_chain(prior.evaluate, start(prior.evaluate, z), noise, settings, evaluate_end=False)[0].z
+    error_of = float((got - wanted).norm() / (wanted - z).norm().clamp_min(1e-12))
+    return None if error_of <= TOLERANCE else f"the fused kernel is off by {error_of:.1e} on this device"
+
+
+@functools.lru_cache
+def _say(form: str, reason: str) -> None:
+    """Logs a choice the first time that it is made."""
+    log.info("prior chains: %s; %s", form, reason)

@@ -1,0 +1,72 @@
+"""FLOPs counted, and the matrix rate of a machine: what its best product of matrices reaches."""
+
+import time
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+SIDE, REPEATS = 1024, 10
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu", side: int = SIDE) -> float:
+    """FLOPs a second of the faster of a matrix product and a 3x3 convolution.
+
+    Both are measured because torch may hand them to different libraries: on some CPUs one library's fp32 products take
+    twice as long as another's convolutions. The best of several repeats; on a CPU in processor time, which other
+    processes do not use up.
+
+    Args:
+        dtype: of the numbers.
+        device: where.
+        side: of the square matrices; the convolution has a quarter of it as channels, on a square of 32.
+    """
+    place = torch.device(device)
+    matrix = torch.randn(side, side, device=place).to(dtype)
+    channels, size = side // 4, 34
+    image = torch.randn(1, channels, size, size, device=place).to(dtype).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(channels, channels, 3, 3, device=place).to(dtype)
+    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    actions = {
+        2 * side**3: lambda: matrix @ matrix,
+        2 * channels**2 * 9 * (size - 2) ** 2: lambda: torch.conv2d(image, kernel),
+    }
+    best = 0.0
+    with torch.no_grad():
+        for _ in range(REPEATS):
+            for flops, action in actions.items():
+                begin = clock_s(place)
+                action()
+                best = max(best, flops / (clock_s(place) - begin))
+    return best
+
+
+def clock_s(device: torch.device) -> float:
+    """Seconds on which work is timed: of a CPU's threads, each; of the wall where a GPU works, once it has done so."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time() / torch.get_num_threads()
+
+
+class FlopCount(TorchDispatchMode):
+    """Counts the FLOPs of matrix products and convolutions inside the mode, by torch's own formulas.
+
+    `torch.utils.flop_counter.FlopCounterMode` does so too, but it hooks modules and then refuses `autograd.grad`, which
+    chains are made of. Products with padding count, whether a kernel makes them or not.
+
+    Attributes:
+        total: FLOPs so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result

@@ -1,0 +1,108 @@
+"""The prior's score written out equals autograd's, in float64, for every activation, depth and number of stages."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ebmscale.density.langevin import LangevinSettings, run_chain, start
+from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.kernels import prior_chain
+from ebmscale.kernels.closed_form import closed_form_target
+from ebmscale.kernels.prior_chain import run_prior_chain
+from ebmscale.models import ACTIVATIONS, RatioNet
+
+DIM = 5
+
+
+class WideNormal:
+    """N(0, 4 I): a base that the closed form has to differentiate."""
+
+    dim = DIM
+
+    def log_density(self, z: Tensor) -> Tensor:
+        return -z.square().sum(1) / 8 - DIM * math.log(2)
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        return 2 * noise
+
+
+def make_prior(num_stages: int, hidden: tuple[int, ...] = (7, 6), activation: str = "silu", base=None) -> RatioSequence:
+    network = RatioNet(DIM, hidden, activation).double()
+    generator = torch.Generator().manual_seed(num_stages)
+    prior = RatioSequence(base or StandardNormal(DIM), network)
+    for _ in range(num_stages):
+        shapes = {name: weight.shape for name, weight in network.state_dict().items()}
+        prior = prior.append({n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()})
+    return prior
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hidden", [(7,), (7, 6), (3, 8, 4)])
+@pytest.mark.parametrize("num_stages", [1, 3])
+def test_density_and_score_are_autograds(activation: str, hidden: tuple[int, ...], num_stages: int) -> None:
+    prior = make_prior(num_stages, hidden, activation)
+    target = closed_form_target(prior)
+    assert target is not None
+    for z in (normal(9, DIM), normal(1, DIM), normal(DIM, 4).T, normal(8, 2 * DIM)[::2, ::2]):
+        for got, wanted in zip(target(z), prior.evaluate(z), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+            assert not got.requires_grad
+
+
+def test_another_base_is_differentiated() -> None:
+    prior = make_prior(2, base=WideNormal())
+    target = closed_form_target(prior)
+    assert target is not None
+    z = normal(6, DIM)
+    for got, wanted in zip(target(z), prior.evaluate(z), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_stages", [0, 1, 4])
+@pytest.mark.parametrize("num_steps", [0, 1, 6])
+def test_a_chain_is_run_chains(num_stages: int, num_steps: int) -> None:
+    prior, settings = make_prior(num_stages), LangevinSettings(num_steps, 0.3, noise_scale=0.7, temperature=1.3)
+    z, noise = normal(4, DIM, seed=1), normal(4, num_steps, DIM, seed=2)
+    got, trace = run_prior_chain(prior, z, noise, settings)
+    end, wanted = run_chain(prior.evaluate, start(prior.evaluate, z), noise, settings, evaluate_end=False)
+    torch.testing.assert_close(got, end.z, rtol=1e-10, atol=1e-10)
+    for own, other in zip(trace, wanted, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10)
+
+
+class OtherNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(DIM, dtype=torch.float64))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z @ self.weight).sin()
+
+
+def test_networks_that_are_not_known_go_by_autograd_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    prior = RatioSequence(StandardNormal(DIM), OtherNet()).append({"weight": normal(DIM)})
+    assert closed_form_target(prior) is None
+    prior_chain._say.cache_clear()
+    settings = LangevinSettings(3, 0.3)
+    z, noise = normal(4, DIM), normal(4, 3, DIM, seed=2)
+    with caplog.at_level("INFO", logger="ebmscale"):
+        got, _ = run_prior_chain(prior, z, noise, settings)
+        run_prior_chain(prior, z, noise, settings)
+    assert torch.equal(got, run_chain(prior.evaluate, start(prior.evaluate, z), noise, settings)[0].z)
+    assert caplog.text.count("no closed form") == 1
+
+
+def test_a_network_derived_from_the_known_one_is_not_taken_for_it() -> None:
+    class Doubled(RatioNet):
+        def forward(self, z: Tensor) -> Tensor:
+            return 2 * super().forward(z)
+
+    network = Doubled(DIM, (4,)).double()
+    prior = RatioSequence(StandardNormal(DIM), network).append(network.state_dict())
+    assert closed_form_target(prior) is None

@@ -1,0 +1,98 @@
+"""What a prior chain costs by its number of ratios K: autograd, written out, and on a GPU fused.
+
+    python tools/bench/chain.py --threads 1 --chains 512 --steps 20
+    python tools/bench/chain.py --device cuda --chains 1024 --steps 60
+
+The rows alternate within a repeat, so that a busy machine slows all alike; times are the least of the repeats (of
+processor time on a CPU). `of one network` is the cost of another ratio, (t_K - t_1) / (K - 1), over the cost of one
+network by itself, t_1 less the chain without any.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ebmscale.density.langevin import LangevinSettings, Target, run_chain, start
+from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.kernels.closed_form import closed_form_target
+from ebmscale.kernels.rate import clock_s
+from ebmscale.models import RatioNet
+from ebmscale.seeds import torch_generator
+
+
+def make_prior(num_stages: int, dim: int, device: torch.device) -> RatioSequence:
+    """K ratios of the default shape with seeded weights."""
+    network = RatioNet(dim).to(device)
+    prior = RatioSequence(StandardNormal(dim), network)
+    for stage in range(num_stages):
+        generator = torch_generator(0, "bench", stage)
+        drawn = {n: 0.05 * torch.randn(w.shape, generator=generator) for n, w in network.state_dict().items()}
+        prior = prior.append({name: weight.to(device) for name, weight in drawn.items()})
+    return prior
+
+
+def forms(
+    prior: RatioSequence, z: Tensor, noise: Tensor, settings: LangevinSettings
+) -> dict[str, Callable[[], object]]:
+    """How the chain can be run here."""
+
+    def by(target: Target) -> Callable[[], object]:
+        return lambda: run_chain(target, start(target, z), noise, settings, evaluate_end=False)
+
+    known: dict[str, Callable[[], object]] = {"autograd": by(prior.evaluate)}
+    written = closed_form_target(prior)
+    if written is not None:
+        known["written out"] = by(written)
+    if z.device.type == "cuda" and prior.num_stages:
+        from ebmscale.kernels import fused_chain  # noqa: PLC0415
+
+        known["fused"] = lambda: fused_chain.run(prior, z, noise, settings, settings.num_steps)
+        known["fused, own noise"] = lambda: fused_chain.run(prior, z, 0, settings, settings.num_steps)
+    return known
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--chains", type=int, default=512)
+    parser.add_argument("--dim", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--stages", default="1,2,4,8")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    settings = LangevinSettings(arguments.steps, 0.2)
+    z = torch.randn(arguments.chains, arguments.dim, generator=torch_generator(0, "z")).to(device)
+    shape = (arguments.chains, arguments.steps, arguments.dim)
+    noise = torch.randn(shape, generator=torch_generator(0, "noise")).to(device)
+    numbers = [0, *(int(number) for number in arguments.stages.split(","))]
+    known = {number: forms(make_prior(number, arguments.dim, device), z, noise, settings) for number in numbers}
+    least: dict[tuple[int, str], float] = {}
+    for repeat in range(arguments.repeats + 1):
+        for number, actions in known.items():
+            for name, action in actions.items():
+                begin = clock_s(device)
+                action()
+                taken = clock_s(device) - begin
+                if repeat:  # the first one compiles and warms up
+                    least[number, name] = min(taken, least.get((number, name), float("inf")))
+    print(f"{arguments.chains} chains of {arguments.dim}, {arguments.steps} steps, {arguments.device}; ms")
+    print(f"{'K':>3} {'form':18} {'ms':>9} {'of autograd':>12} {'of K = 1':>9} {'of one network':>15}")
+    none = least[0, "autograd"]
+    for (number, name), taken in least.items():
+        if not number:
+            continue
+        one = least.get((1, name), taken)
+        slope = f"{(taken - one) / (number - 1) / (one - none):15.2f}" if number > 1 and one > none else f"{'':15}"
+        print(
+            f"{number:3} {name:18} {taken * 1e3:9.2f} {taken / least[number, 'autograd']:12.2f} "
+            f"{taken / one:9.2f} {slope}"
+        )
+
+
+if __name__ == "__main__":
+    main()

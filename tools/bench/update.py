@@ -1,0 +1,203 @@
+"""One update at LEBM's SVHN setting: a plain PyTorch loop in fp32 against ours, on the same threads in one run.
+
+    python tools/bench/update.py --threads 1 --repeats 5
+
+The plain loop is Pang et al. 2020 as `LebmLoop` writes it: posterior chains of 20 steps, prior chains of 60 steps, an
+update of the generator, an update of the energy. Ours makes the same passes: the prior is p_0 and one frozen ratio of
+the same network, 100 prior chains of 60 steps that start from p_0, one ratio update of 100 + 100 latents. Both do the
+same FLOPs as counted by torch's formulas (the benchmark stops where they differ by more than 1 %; products
+with padding count there, whether a kernel makes them or not). Updates alternate, so that a busy machine slows both;
+seconds are of processor time, the least and the median of the repeats.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebmscale.config import RunConfig, parse_config
+from ebmscale.kernels.rate import FlopCount, matrix_rate
+from ebmscale.models import initialise
+from ebmscale.seeds import torch_generator
+from ebmscale.training.guard import StopSignal
+from ebmscale.training.loop import train_batch
+from ebmscale.training.run import Run, open_run
+from ebmscale.world import World
+
+BATCH, DIM, WIDTH, SIGMA = 100, 100, 64, 0.3
+POSTERIOR_STEPS, POSTERIOR_STEP, PRIOR_STEPS, PRIOR_STEP = 20, 0.1, 60, 0.4
+NUM_IMAGES = 2000
+
+CONFIG = f"""
+run: {{name: update, seed: 0}}
+data: {{url: DATA/packed, format: npy, source: DATA/images.npy, validation_fraction: 0.05, num_streams: 50,
+       shuffle_window: 16, verify: none}}
+storage: {{url: DATA/runs}}
+model: {{latent_dim: {DIM}, form: svhn, generator_width: {WIDTH}, sigma: {SIGMA}, ratio_activation: leaky_relu}}
+posterior: {{num_steps: {POSTERIOR_STEPS}, step_size: {POSTERIOR_STEP}}}
+prior: {{kind: short_run, num_steps: {PRIOR_STEPS}, step_size: {PRIOR_STEP}, num_chains: {BATCH}}}
+stages: {{updates_per_batch: 1, batch_size: {BATCH}, buffer_samples: {BATCH}, evidence_samples: 50}}
+train: {{batch_size: {BATCH}, max_samples: 1000000, generator: {{rate: 1.0e-4}}, ratio: {{rate: 2.0e-5}}}}
+engine: plain
+device: cpu
+"""
+
+
+class LebmLoop:
+    """LEBM's loop in plain PyTorch, fp32."""
+
+    def __init__(self) -> None:
+        def up(channels_in: int, channels: int, stride: int = 2, padding: int = 1) -> nn.Module:
+            return nn.ConvTranspose2d(channels_in, channels, 4, stride, padding)
+
+        leaky, width = (lambda: nn.LeakyReLU(0.2)), WIDTH
+        self.generator = nn.Sequential(
+            *(up(DIM, 8 * width, 1, 0), leaky(), up(8 * width, 4 * width), leaky()),
+            *(up(4 * width, 2 * width), leaky(), up(2 * width, 3), nn.Tanh()),
+        )
+        self.energy = nn.Sequential(
+            *(nn.Linear(DIM, 200), leaky(), nn.Linear(200, 200), leaky(), nn.Linear(200, 1)),
+        )
+        initialise(self.generator, torch_generator(0, "generator"))
+        initialise(self.energy, torch_generator(0, "energy"))
+        self._adam_g = torch.optim.Adam(self.generator.parameters(), 1e-4, (0.5, 0.999))
+        self._adam_e = torch.optim.Adam(self.energy.parameters(), 2e-5, (0.5, 0.999))
+
+    def update(self, x: Tensor) -> None:
+        """One batch of images x (B, 3, 32, 32)."""
+        z_prior = self._prior_chain(torch.randn(len(x), DIM))
+        z_posterior = self._posterior_chain(torch.randn(len(x), DIM), x)
+        self._adam_g.zero_grad()
+        loss = F.mse_loss(self._decode(z_posterior), x, reduction="sum") / (2 * SIGMA**2 * len(x))
+        loss.backward()
+        self._adam_g.step()
+        self._adam_e.zero_grad()
+        (self.energy(z_posterior).mean() - self.energy(z_prior).mean()).backward()
+        self._adam_e.step()
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.generator(z[:, :, None, None])
+
+    def _prior_chain(self, z: Tensor) -> Tensor:
+        for _ in range(PRIOR_STEPS):
+            z = z.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.energy(z).sum(), z)
+            z = z - 0.5 * PRIOR_STEP**2 * (gradient + z) + PRIOR_STEP * torch.randn_like(z)
+        return z.detach()
+
+    def _posterior_chain(self, z: Tensor, x: Tensor) -> Tensor:
+        for _ in range(POSTERIOR_STEPS):
+            z = z.detach().requires_grad_(True)
+            error = F.mse_loss(self._decode(z), x, reduction="sum") / (2 * SIGMA**2)
+            (of_likelihood,) = torch.autograd.grad(error, z)
+            (of_energy,) = torch.autograd.grad(self.energy(z).sum(), z)
+            z = z - 0.5 * POSTERIOR_STEP**2 * (of_likelihood + of_energy + z) + POSTERIOR_STEP * torch.randn_like(z)
+        return z.detach()
+
+
+def open_ours(folder: Path, precision: str, kernel: str) -> Run:
+    """Our run at the same setting, with one frozen ratio whose weights are not zero."""
+    config: RunConfig = parse_config(
+        CONFIG.replace("DATA", str(folder)), [f"precision={precision}", f"posterior.kernel={kernel}"]
+    )
+    run = open_run(config, World.alone(), StopSignal())
+    weights = run.stages.engine.full_weights()
+    generator = torch_generator(0, "frozen")
+    frozen = {name: 0.05 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    run.stages.prior = run.stages.prior.append(frozen)
+    return run
+
+
+def make_update(run: Run) -> Callable[[], None]:
+    """One `train_batch` a call."""
+    batches = run.batches()
+
+    def update() -> None:
+        batch = next(batches)
+        train_batch(run, batch)
+        run.samples_seen = batch.end
+
+    return update
+
+
+def flops(action: Callable[[], None]) -> int:
+    """FLOPs of matrix products and convolutions."""
+    with FlopCount() as counter:
+        action()
+    return counter.total
+
+
+def seconds(action: Callable[[], None]) -> float:
+    """Processor seconds."""
+    begin = time.process_time()
+    action()
+    return time.process_time() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precisions", default="bf16,fp32")
+    parser.add_argument("--kernels", default="plain,auto", help="of the posterior chains (posterior.kernel)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 3, 32, 32), dtype=np.uint8)
+        np.save(folder / "images.npy", images)
+        x = torch.from_numpy(images[:BATCH]).float() / 127.5 - 1
+        loop = LebmLoop()
+        runs: dict[tuple[str, str], Run] = {}
+        for precision in arguments.precisions.split(","):
+            for kernel in arguments.kernels.split(","):
+                place = folder / f"{precision}-{kernel}"
+                place.mkdir()
+                np.save(place / "images.npy", images)
+                runs[precision, kernel] = open_ours(place, precision, kernel)
+        updates: dict[tuple[str, str], Callable[[], None]] = {("fp32", "LEBM"): lambda: loop.update(x)}
+        updates |= {key: make_update(run) for key, run in runs.items()}
+        counted = {key: flops(update) for key, update in updates.items()}  # warms them up too
+        taken: dict[tuple[str, str], list[float]] = {key: [] for key in updates}
+        for _ in range(arguments.repeats):
+            for key, update in updates.items():
+                taken[key].append(seconds(update))
+        rates = {"fp32": matrix_rate(torch.float32), "bf16": matrix_rate(torch.bfloat16)}
+        for run in runs.values():
+            run.close()
+    _print(counted, taken, rates, arguments.threads, {key: run.sampling.form for key, run in runs.items()})
+
+
+def _print(
+    counted: dict[tuple[str, str], int],
+    taken: dict[tuple[str, str], list[float]],
+    rates: dict[str, float],
+    threads: int,
+    forms: dict[tuple[str, str], str],
+) -> None:
+    base = ("fp32", "LEBM")
+    print("auto took: " + ", ".join(f"{key[0]} {form}" for key, form in forms.items() if key[1] == "auto"))
+    print(f"matrix rate, {threads} thread(s): " + ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in rates.items()))
+    print(f"{'update':14} {'GFLOP':>7} {'least s':>8} {'median s':>9} {'ratio':>6} {'GFLOP/s':>8} {'of rate':>8}")
+    for key, seconds_of in taken.items():
+        ratios = [own / other for own, other in zip(seconds_of, taken[base], strict=True)]
+        middle = statistics.median(seconds_of)
+        rate = counted[base] / middle
+        print(
+            f"{key[0]:5}{key[1]:9} {counted[key] / 1e9:7.1f} {min(seconds_of):8.3f} {middle:9.3f} "
+            f"{statistics.median(ratios):6.3f} {rate / 1e9:8.0f} {rate / rates[key[0]]:8.1%}"
+        )
+        if abs(counted[key] / counted[base] - 1) > 0.01:
+            raise SystemExit(f"{key} does {counted[key]:,} FLOPs and the plain loop {counted[base]:,}.")
+
+
+if __name__ == "__main__":
+    main()
