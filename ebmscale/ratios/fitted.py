@@ -103,7 +103,7 @@ class FittedRatio:
         ]
         if self.effective < 1:
             said.append(f"{100 * self.effective:.1f} % of p's samples count in the last prior")
-        if any("cannot follow" in row.reason for row in self.stages) or self.effective < POOR:
+        if self.effective < POOR:
             said.append("p's samples hardly reach q, so the ratio is too small: use another base, or more samples of p")
         return said
 

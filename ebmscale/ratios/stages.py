@@ -54,7 +54,7 @@ def fit_stages(
     seed: int,
     progress: Progress,
 ) -> tuple[RatioSequence, list[StageRow]]:
-    """Stages until one says nothing, cannot be followed by p's samples, or is the last that is allowed.
+    """Stages until one says nothing, adds nothing at any gain, or is the last that is allowed.
 
     Args:
         sequence: the base with no ratio; its network, a `Standardised` one, is the form of all.
@@ -85,7 +85,7 @@ def fit_stages(
                 sequence = sequence.append(stage.network.state_dict())
                 negatives.accept(sequence)
             else:
-                reason, state = f"{reason}; but p's samples cannot follow", replace(state, finished=True)
+                reason, state = f"{reason}; but no gain above 0 adds to the bound", replace(state, finished=True)
         rows.append(StageRow(number, stage.updates, stage.evidence, gain, reason))
         progress(rows[-1])
     return sequence, rows
