@@ -5,8 +5,6 @@ ledger for the next trial, and passes on what trials say. It never stops a trial
 leaves by itself, so its workers and their resources come back at once.
 """
 
-import json
-import os
 import shutil
 import tempfile
 import threading
@@ -14,34 +12,27 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
 
 from ebmscale.config import RunConfig
-from ebmscale.errors import EbmscaleError, Interrupted, StorageError, WorkersLostError
+from ebmscale.data.formats import open_source
+from ebmscale.data.pack import pack
+from ebmscale.errors import EbmscaleError, Interrupted, WorkersLostError
 from ebmscale.runtime.preflight import preflight
 from ebmscale.runtime.ray_session import given_address, ray_session
 from ebmscale.runtime.ray_train import Signals, here, note_for_jobs, with_addresses, with_devices
-from ebmscale.runtime.ray_trial import Desk, Measure, TrialSetup, run_trial
+from ebmscale.runtime.ray_trial import Desk, Measure, TrialSetup
+from ebmscale.runtime.ray_tune import apply_settings, make_judge, make_tuner
 from ebmscale.runtime.search_view import SearchView
 from ebmscale.search.check import base_config, check_space
-from ebmscale.search.ledger import Judge, Ledger
+from ebmscale.search.ledger import Ledger
 from ebmscale.search.space import Space
 from ebmscale.search.trial import SearchStore
+from ebmscale.storage import open_storage
 from ebmscale.training.run import run_storage
 
-SETTINGS = {
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a Tune that is left behind shall not start a Ray of its own
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # of Tune's own state, which is never read
-    "TUNE_RESULT_BUFFER_LENGTH": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",  # a trial's values are chosen when there is room for it
-    "TUNE_WARN_THRESHOLD_S": "60",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the one that can be silent
-}
 READ_S = 0.5
 STALE_ROUNDS = 3  # starts of Tune in which nothing at all got further
 
@@ -90,13 +81,13 @@ def search(
 
 
 def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | None, console: Console) -> None:
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    apply_settings()
+    _pack(config)
     with ray_session(config.ray) as ray:
-        settled = with_devices(config, ray)
+        settled = _settled(config, space, ray)
         if given_address(config.ray) is not None:
             preflight(ray, settled, console)
-        ledger.consult(_judge(space, config))
+        ledger.consult(make_judge(space, config))
         desk = ray.remote(num_cpus=0, max_restarts=0)(Desk).options(**here(ray)).remote()
         with Signals(desk.request.remote) as signals:
             stale = 0
@@ -113,6 +104,22 @@ def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | 
                 ledger.hand_out_again()
 
 
+def _pack(config: RunConfig) -> None:
+    """Packs the data set once, where trials would all begin with it."""
+    data = open_storage(config.data)
+    if config.data.format is not None and not data.exists("manifest.json"):
+        pack(open_source(config.data.format, config.data.source or ""), data)
+
+
+def _settled(config: RunConfig, space: Space, ray: Any) -> RunConfig:
+    """The configuration with the device and the threads of a trial's processes settled."""
+    asked = space.resources
+    if not config.ray.num_workers and asked.gpus is not None:
+        config = config.model_copy(update={"device": "cuda" if asked.gpus else "cpu"})
+    threads = config.num_threads or max(1, int(asked.cpus or config.ray.cpus_per_worker))
+    return with_devices(config.model_copy(update={"num_threads": threads}), ray)
+
+
 class _Round:
     """One run of Tune, in a thread of its own: it would take SIGINT for itself in the main thread."""
 
@@ -123,7 +130,7 @@ class _Round:
         self.ray, self._ledger, self._desk = ray, ledger, desk
         self._folder = Path(tempfile.gettempdir()) / "ebmscale-ray-tune" / uuid.uuid4().hex
         setup = TrialSetup(ledger.store, config, space, desk, measure)
-        self._tuner = _tuner(self, setup, _most_trials(ray, config, space))
+        self._tuner = make_tuner(ray, self, setup, self._folder, _most_trials(ray, config, space))
         self._thread = threading.Thread(target=self._go, name="ray-tune", daemon=True)
         self._thread.start()
 
@@ -206,77 +213,6 @@ def _follow(ray: Any, rounds: _Round, config: RunConfig, ledger: Ledger, signals
         )
 
 
-def _tuner(rounds: _Round, setup: TrialSetup, most_trials: int | None) -> Any:
-    from ray import tune  # noqa: PLC0415
-    from ray.tune.schedulers import FIFOScheduler  # noqa: PLC0415
-    from ray.tune.search import Searcher  # noqa: PLC0415
-
-    class Chooser(Searcher):
-        """Trials as the ledger hands them out."""
-
-        def suggest(self, trial_id: str) -> Any:
-            number = rounds.next_trial()
-            return Searcher.FINISHED if number is None else {"number": number}
-
-        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            """The ledger knows."""
-
-        def save(self, checkpoint_path: str) -> None:
-            Path(checkpoint_path).touch()
-
-        def restore(self, checkpoint_path: str) -> None:
-            """There is nothing to restore."""
-
-    class Rules(FIFOScheduler):
-        """Passes on what trials say; all go on until they leave."""
-
-        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            if "said" in result:
-                rounds.said(trial.config["number"], json.loads(result["said"]))
-            return self.CONTINUE
-
-    class Losses(tune.Callback):
-        """Takes note of processes that are gone."""
-
-        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            rounds.died(trial.config["number"], _how(trial))
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            rounds.died(trial.config["number"], _how(trial))
-
-    def trial(config: dict[str, Any], setup: TrialSetup) -> None:
-        run_trial(setup, config["number"])
-
-    most_failures = 10 * (setup.space.max_failures + 1)  # the ledger counts, and forgets where there is progress
-    return tune.Tuner(
-        tune.with_resources(tune.with_parameters(trial, setup=setup), _resources(rounds.ray, tune, setup)),
-        tune_config=tune.TuneConfig(
-            search_alg=Chooser(),
-            scheduler=Rules(),
-            num_samples=-1,
-            max_concurrent_trials=most_trials,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="search",
-            storage_path=str(rounds._folder),
-            failure_config=tune.FailureConfig(max_failures=most_failures),
-            callbacks=[Losses()],
-            verbose=0,
-        ),
-    )
-
-
-def _resources(ray: Any, tune: Any, setup: TrialSetup) -> Any:
-    """Of a trial; one of several workers needs but a place beside the driver, as Ray Train places the workers."""
-    block, asked = setup.config.ray, setup.space.resources
-    if block.num_workers:
-        return tune.PlacementGroupFactory([{f"node:{ray.util.get_node_ip_address()}": 0.001}])
-    gpus = block.gpus_per_worker or 0 if asked.gpus is None else asked.gpus
-    bundle = {"CPU": float(asked.cpus or block.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
-    return tune.PlacementGroupFactory([bundle])
-
-
 def _most_trials(ray: Any, config: RunConfig, space: Space) -> int | None:
     """Trials at a time: as asked, and no more than there is room for where their workers are placed one by one."""
     block, most = config.ray, space.resources.max_trials
@@ -287,42 +223,3 @@ def _most_trials(ray: Any, config: RunConfig, space: Space) -> int | None:
     if block.gpus_per_worker:
         room = min(room, have.get("GPU", 0.0) / (block.most_workers * block.gpus_per_worker))
     return max(1, min(int(room), most or int(room)))
-
-
-def _judge(space: Space, config: RunConfig) -> Judge:
-    """Ray's successive halving, asked for its opinion; trials have the same names after every start."""
-    if space.scheduler != "asha":
-        return lambda number, samples_seen, value: False
-    from ray.tune.schedulers import ASHAScheduler  # noqa: PLC0415
-
-    budget = config.train.max_samples
-    asha: Any = ASHAScheduler(
-        time_attr="samples_seen",
-        metric="score",
-        mode="min",
-        max_t=2 * budget,  # at this point ASHA would stop a trial that is merely done
-        grace_period=space.asha.first_samples or max(budget // 9, 1),
-        reduction_factor=space.asha.reduction,
-    )
-    known: dict[int, Any] = {}
-
-    def judge(number: int, samples_seen: int, value: float) -> bool:
-        if number not in known:
-            known[number] = SimpleNamespace(trial_id=f"{number:04d}")
-            asha.on_trial_add(None, known[number])
-        result = {"samples_seen": samples_seen, "score": value}
-        return asha.on_trial_result(None, known[number], result) == ASHAScheduler.STOP
-
-    return judge
-
-
-def _how(trial: Any) -> str:
-    """How a trial's process ended."""
-    try:
-        error = trial.get_error()
-    except Exception:  # it is only for the message
-        return "unknown"
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, StorageError):
-        return str(cause)
-    return type(cause).__name__ if cause is not None else "unknown"

@@ -149,7 +149,7 @@ def _train_here(config: RunConfig, link: "_Link") -> Order | None:
             train(config, TrialView(link, stop), World.from_environment(config.device), stop)
         except Interrupted:
             return link.left()
-    return None
+    return link.order  # one that came with the last batch
 
 
 def _train_on_workers(config: RunConfig, link: "_Link") -> Order | None:
@@ -164,7 +164,7 @@ def _train_on_workers(config: RunConfig, link: "_Link") -> Order | None:
         train_in_session(ray, config, Console(quiet=True), report=link.poster(), meanwhile=meanwhile)
     except Interrupted:
         return link.left()
-    return None
+    return link.order
 
 
 class TrialView(View):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ebmscale.runtime.ray_search import _judge
+from ebmscale.runtime.ray_tune import make_judge
 from ebmscale.search.trial import SearchStore
 from ebmscale.storage import Storage
 from tests.runtime.local_cluster import ROOT
@@ -68,7 +68,7 @@ def test_what_cannot_be_searched_is_refused_before_ray_is_imported(
 
 def asha(**changes: Any) -> Any:
     config, space = make(scheduler="asha", asha={"first_samples": 1000, "reduction": 2}, **changes)
-    return _judge(space, config)
+    return make_judge(space, config)
 
 
 REPORTS = [
@@ -91,4 +91,4 @@ def test_halving_goes_on_as_if_nothing_had_happened(cut: int) -> None:
 
 def test_without_asha_nobody_is_stopped() -> None:
     config, space = make()
-    assert not _judge(space, config)(0, 10**9, 1e9)
+    assert not make_judge(space, config)(0, 10**9, 1e9)
