@@ -293,7 +293,10 @@ class RayBlock(Block):
 
 
 class RunConfig(Block):
-    """Everything that defines a run. `num_threads` is for each process; 0 leaves it to torch."""
+    """Everything that defines a run. `num_threads` is for each process; 0 leaves it to torch.
+
+    `profile` writes a trace and a table of where an update's time goes (see `training.profile`).
+    """
 
     run: RunBlock
     storage: StorageBlock = StorageBlock()
@@ -312,6 +315,7 @@ class RunConfig(Block):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: NonNegative = 0
+    profile: bool = False
 
     @model_validator(mode="after")
     def _streams_fit(self) -> "RunConfig":
@@ -337,7 +341,7 @@ class RunConfig(Block):
 
 RESUMABLE = (
     *("train.max_samples", "train.generator.rate", "train.ratio.rate", "guard"),
-    *("checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage", "ray"),
+    *("checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage", "ray", "profile"),
     *("data.url", "data.endpoint_url", "data.anonymous", "data.retries", "data.format", "data.source"),
     *("posterior.kernel", "data.verify", "data.max_damaged", "data.cache", "data.cache_bytes"),
 )

@@ -86,7 +86,7 @@ def main() -> None:
     for (number, name), taken in least.items():
         if not number:
             continue
-        one = least[1, name] if (1, name) in least else taken
+        one = least.get((1, name), taken)
         slope = f"{(taken - one) / (number - 1) / (one - none):15.2f}" if number > 1 and one > none else f"{'':15}"
         print(
             f"{number:3} {name:18} {taken * 1e3:9.2f} {taken / least[number, 'autograd']:12.2f} "
