@@ -334,6 +334,8 @@ class RunConfig(Block):
     `method` says how the prior is learned, and is all that the baselines differ in: `adaptive`, stages one after the
     other; `nce`, one stage that lasts the whole run; `tre`, `stages.max_stages` ratios at once along a fixed bridge
     (Rhodes et al. 2020); `lebm`, one energy by maximum likelihood (Pang et al. 2020); `gaussian`, p_0 itself.
+
+    `profile` writes a trace and a table of where an update's time goes (see `training.profile`).
     """
 
     run: RunBlock
@@ -354,6 +356,7 @@ class RunConfig(Block):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: NonNegative = 0
+    profile: bool = False
 
     @property
     def num_live(self) -> int:
@@ -397,7 +400,7 @@ class RunConfig(Block):
 
 RESUMABLE = (
     *("train.max_samples", "train.generator.rate", "train.ratio.rate", "guard"),
-    *("checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage", "ray"),
+    *("checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage", "ray", "profile"),
     *("data.url", "data.endpoint_url", "data.anonymous", "data.retries", "data.format", "data.source"),
     *("posterior.kernel", "data.verify", "data.max_damaged", "data.cache", "data.cache_bytes"),
 )

@@ -6,7 +6,6 @@ Shapes: B rows, Z latent.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.kernels.batch_inner import BatchInnerGenerator
+from ebmscale.kernels.rate import clock_s
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,10 @@ def _gradient(generator: nn.Module, z: Tensor) -> Tensor:
 def _pass_seconds(generator: nn.Module, z: Tensor, repeats: int) -> float:
     """Least seconds of a forward pass with the gradient in z, after one that is not counted."""
     _gradient(generator, z)
-    return min(_seconds(lambda: _gradient(generator, z)) for _ in range(repeats))
+    return min(_seconds(lambda: _gradient(generator, z), z.device) for _ in range(repeats))
 
 
-def _seconds(action: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
+    begin = clock_s(device)
     action()
-    return time.perf_counter() - begin
+    return clock_s(device) - begin

@@ -1,11 +1,12 @@
 """FLOPs counted, and the matrix rate of a machine: what its best product of matrices reaches."""
 
+import functools
 import time
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 SIDE, REPEATS = 1024, 10
 
@@ -66,7 +67,23 @@ class FlopCount(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func.overloadpacket)
+        formula = _formulas().get(func.overloadpacket) or flop_registry.get(func.overloadpacket)
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=result)
         return result
+
+
+@functools.lru_cache
+def _formulas() -> dict[Any, Any]:
+    """Of oneDNN's operators, which torch's table leaves out."""
+
+    def transposed(x: Any, weight: Any, *_: Any, out_val: Any, **__: Any) -> int:
+        return conv_flop_count(x.shape, weight.shape, out_val.shape, transposed=True)
+
+    def straight(x: Any, weight: Any, *_: Any, out_val: Any, **__: Any) -> int:
+        return conv_flop_count(x.shape, weight.shape, out_val.shape)
+
+    known = {torch.ops.aten.mkldnn_convolution: straight}
+    if hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise"):
+        known[torch.ops.mkldnn._convolution_transpose_pointwise] = transposed
+    return known

@@ -6,6 +6,7 @@ Method: Xiao & Han, NeurIPS 2022, one stage after another; see `density.schedule
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.seeds import StreamNoise
 from ebmscale.training.guard import Stopped, StopSignal, check_rollbacks, spoil
 from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, RunLog
+from ebmscale.training.profile import Profile
 from ebmscale.training.residuals import measure_residuals
 from ebmscale.training.run import Run, open_run
 from ebmscale.training.tasks import PosteriorSample, generator_loss, langevin_settings, sample_posterior, to_pixels
@@ -40,6 +42,7 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
     """
     run = open_run(config, world, stop)
     log = _open_log(run) if world.is_first else None
+    profile = Profile(config, run.storage, run.timer, world.device) if config.profile and world.is_first else None
     view.start(run)
     batches = run.batches()
     stopping = False
@@ -62,7 +65,8 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
                 batch = next(batches)
             view.batch(run, batch)
             try:
-                report = train_batch(run, batch)
+                with profile.batch() if profile is not None else nullcontext():
+                    report = train_batch(run, batch)
             except Stopped:
                 stopping = True
                 continue

@@ -1,0 +1,99 @@
+"""`profile=true`: where an update's time goes, as a trace to look at and as a table.
+
+A few batches after the start of the process are given to it: in one the FLOPs of every part are counted, three are
+timed as they are, one is traced. Files of the run: `profile/trace.json` for chrome://tracing or Perfetto, and
+`profile/table.txt`. Only rank 0 does so; training goes on as it would.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import profile as trace
+
+from ebmscale.config import RunConfig
+from ebmscale.kernels.rate import FlopCount, clock_s, matrix_rate
+from ebmscale.storage import Storage
+from ebmscale.training.metrics import PartTimer
+
+log = logging.getLogger(__name__)
+
+WARM, COUNTED, TIMED = 2, 1, 3
+"""Batches before the first that is looked at, whose FLOPs are counted, and that are timed; one more is traced."""
+TRACE_FILE, TABLE_FILE = "profile/trace.json", "profile/table.txt"
+IN_FP32 = ("prior", "data")
+"""Parts that compute in fp32 whatever the run's precision."""
+
+
+class Profile:
+    """Watches the parts of a run's updates.
+
+    Args:
+        config: of the run.
+        storage: where trace and table go.
+        timer: of the run; its parts are watched until the profile is written.
+        device: where the run computes.
+    """
+
+    def __init__(self, config: RunConfig, storage: Storage, timer: PartTimer, device: torch.device):
+        self._config, self._storage, self._timer, self._device = config, storage, timer, device
+        self._num_batches = 0
+        self._seconds: dict[str, float] = {}
+        self._flops: dict[str, int] = {}
+        timer.around = self._part
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Around every `train_batch`."""
+        self._num_batches += 1
+        if self._num_batches != WARM + COUNTED + TIMED + 1:
+            yield
+            return
+        activities = [ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        with trace(activities=activities) as tracer:
+            yield
+        self._timer.around = None
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trace.json"
+            tracer.export_chrome_trace(str(file))
+            self._storage.publish(TRACE_FILE, file.read_bytes())
+        table = self.table()
+        self._storage.publish(TABLE_FILE, table.encode())
+        log.info("%s\nprofile  %s\ntrace    %s", table, *map(self._storage.url_of, (TABLE_FILE, TRACE_FILE)))
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        at = self._num_batches - WARM
+        with ExitStack() as stack:
+            count = stack.enter_context(FlopCount()) if 0 < at <= COUNTED else None
+            stack.enter_context(record_function(name))
+            begin = clock_s(self._device)
+            yield
+            taken = clock_s(self._device) - begin
+        if count is not None:
+            self._flops[name] = self._flops.get(name, 0) + count.total
+        elif COUNTED < at <= COUNTED + TIMED:
+            self._seconds[name] = self._seconds.get(name, 0.0) + taken / TIMED
+
+    def table(self) -> str:
+        """Part, seconds, FLOPs, achieved rate, and its share of the matrix rate measured in the part's precision."""
+        precision = {"bf16": torch.bfloat16, "fp32": torch.float32}
+        rates = {name: matrix_rate(dtype, self._device) for name, dtype in precision.items()}
+        unit = "seconds" if self._device.type == "cuda" else "CPU s"
+        lines = [f"{'part':12} {unit:>9} {'of all':>7} {'GFLOP':>9} {'GFLOP/s':>9}  share of the matrix rate"]
+        whole = sum(self._seconds.values()) or 1.0
+        for name, seconds in self._seconds.items():
+            flops, kind = self._flops.get(name, 0), "fp32" if name in IN_FP32 else self._config.precision
+            rate = flops / seconds if seconds else 0.0
+            share = f"{rate / rates[kind]:7.1%} of {rates[kind] / 1e9:.0f} ({kind})" if flops else ""
+            numbers = f"{seconds:9.4f} {seconds / whole:7.1%} {flops / 1e9:9.3f} {rate / 1e9:9.1f}"
+            lines.append(f"{name:12} {numbers}  {share}".rstrip())
+        flops = sum(self._flops.get(name, 0) for name in self._seconds)
+        lines.append(f"{'update':12} {whole:9.4f} {1:7.1%} {flops / 1e9:9.3f} {flops / whole / 1e9:9.1f}")
+        return "\n".join(lines)
