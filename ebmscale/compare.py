@@ -17,16 +17,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from ebmscale.config import Block, NonNegative, Positive, PositiveFloat, RunConfig, changed_keys, load_config
+from ebmscale.config import (
+    CIRCUMSTANCES,
+    Block,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    RunConfig,
+    changed_keys,
+    load_config,
+)
 from ebmscale.errors import ConfigError, Interrupted
 from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
-from ebmscale.evaluate.features import open_features
-from ebmscale.evaluate.metrics import check_metrics
+from ebmscale.evaluate.features import Features, open_features
+from ebmscale.evaluate.metrics import FOLDER, check_metrics
 from ebmscale.storage import Storage, open_storage
-from ebmscale.training.metrics import METRICS_FILE
-from ebmscale.training.run import load_run_config, run_storage
+from ebmscale.training.metrics import METRICS_FILE, read_lines
+from ebmscale.training.run import run_storage, saved_config
 
 PILOT_FILE = "budget.json"
 STOPPED = "Stopped; what is done is kept: run the same command to go on."
@@ -53,11 +62,17 @@ class BudgetBlock(Block):
     samples: Positive | None = None
     cpu_s: PositiveFloat | None = None
 
+    @model_validator(mode="after")
+    def _is_one(self) -> "BudgetBlock":
+        if self.samples is not None and self.cpu_s is not None:
+            raise ValueError("give samples or cpu_s, not both")
+        return self
+
 
 class EvaluationBlock(Block):
     """What is measured on every row's final checkpoint, as `ebmscale evaluate` does it."""
 
-    metrics: tuple[Literal["reconstruction", "frechet", "anomaly", "likelihood"], ...] = ("reconstruction", "frechet")
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("reconstruction", "frechet")
     split: Literal["test", "validation"] = "test"
     features: str | None = None
     num_samples: Positive | None = None
@@ -73,7 +88,7 @@ class Comparison(Block):
     config: str
     about: str = ""
     set: Settings = Field(default_factory=dict)
-    rows: dict[str, Settings]
+    rows: Annotated[dict[str, Settings], Field(min_length=1)]
     budget: BudgetBlock = BudgetBlock()
     evaluation: EvaluationBlock = EvaluationBlock()
     first_seed: NonNegative = 0
@@ -81,7 +96,7 @@ class Comparison(Block):
 
 @dataclass(frozen=True)
 class Job:
-    """One row and seed: the configuration of its run."""
+    """One row and seed: the configuration of its run, which lives in the comparison's storage."""
 
     row: str
     config: RunConfig
@@ -97,19 +112,18 @@ def load_comparison(path: str) -> Comparison:
         tree = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the comparison {path}: {' '.join(str(error).split())}.") from None
-    if isinstance(tree, dict) and "run" in tree and "rows" not in tree:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping with name, config and rows; see configs/compare/ for examples.")
+    if "run" in tree and "rows" not in tree:
         file = Path(path)
         rows: dict[str, Any] = {"name": file.stem, "config": file.name, "rows": METHOD_ROWS}
         tree = rows | {"evaluation": {"metrics": ["reconstruction"]}}
     try:
-        comparison = Comparison.model_validate(tree)
+        return Comparison.model_validate(tree)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"{path}: {key}: {problem['msg']}; see configs/compare/ for examples.") from None
-    if not comparison.rows:
-        raise ConfigError(f"{path} compares nothing; give it rows.")
-    return comparison
+        key, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {key}: {message}; see configs/compare/ for examples.") from None
 
 
 def with_features(comparison: Comparison, features: str | None) -> Comparison:
@@ -137,19 +151,24 @@ def make_jobs(path: str, methods: Sequence[str] | None, num_seeds: int, override
     unknown = [name for name in methods or () if name not in comparison.rows]
     if unknown:
         raise ConfigError(f"{path} has no row {unknown[0]}; its rows are {', '.join(comparison.rows)}.")
-    base = Path(path).parent / comparison.config
-    jobs = []
-    for seed in range(comparison.first_seed, comparison.first_seed + num_seeds):
-        for row in methods or comparison.rows:
-            settings = comparison.set | comparison.rows[row]
-            if comparison.budget.samples is not None:
-                settings = settings | {"train.max_samples": comparison.budget.samples}
-            given = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-            name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', row)}-seed{seed}"
-            config = load_config(base, [*given, *overrides, f"run.seed={seed}", f"run.name={name}"])
-            storage = config.storage.model_copy(update={"url": f"{config.storage.url}/compare-{comparison.name}"})
-            jobs.append(Job(row, config.model_copy(update={"storage": storage})))
-    return jobs
+    rows = list(dict.fromkeys(methods or comparison.rows))
+    seeds = range(comparison.first_seed, comparison.first_seed + num_seeds)
+    return [_job(path, comparison, row, seed, overrides) for seed in seeds for row in rows]
+
+
+def _job(path: str, comparison: Comparison, row: str, seed: int, overrides: Sequence[str]) -> Job:
+    settings = comparison.set | comparison.rows[row]
+    if comparison.budget.samples is not None:
+        settings = settings | {"train.max_samples": comparison.budget.samples}
+    given = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
+    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', row)}-seed{seed}"
+    own = [f"run.seed={seed}", f"run.name={name}"]
+    try:
+        config = load_config(Path(path).parent / comparison.config, [*given, *overrides, *own])
+    except ConfigError as error:
+        raise ConfigError(f"row {row} of {path}: {error}") from None
+    storage = config.storage.model_copy(update={"url": f"{config.storage.url}/compare-{comparison.name}"})
+    return Job(row, config.model_copy(update={"storage": storage}))
 
 
 def compare(
@@ -179,17 +198,19 @@ def compare(
     """
     comparison = with_features(load_comparison(path), features)
     jobs = make_jobs(path, methods, num_seeds, overrides)
+    evaluation = comparison.evaluation
+    check_metrics(evaluation.metrics, evaluation.features)
+    network = open_features(evaluation.features) if evaluation.features is not None else None
     storage = open_storage(jobs[0].config.storage)
     storage.probe()
-    check_metrics(comparison.evaluation.metrics, comparison.evaluation.features)
-    if comparison.evaluation.features is not None:
-        open_features(comparison.evaluation.features)
     if comparison.budget.cpu_s is not None:
         jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, forecast_cpu_s, say)
+    for job in jobs:
+        _check_run(job)
     commands = _Commands()
     with ThreadPoolExecutor(num_at_once) as pool:
         try:
-            results = list(pool.map(lambda job: _carry_out(job, comparison.evaluation, commands, say), jobs))
+            results = list(pool.map(lambda job: _carry_out(job, evaluation, network, commands, say), jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             commands.stop()
@@ -205,32 +226,56 @@ def _budgeted(
     forecast_cpu_s: Callable[[RunConfig], float],
     say: Callable[[str], None],
 ) -> list[Job]:
-    """The jobs with as many samples as the budget pays for, the same for all seeds of a row; measured once."""
-    known: dict[str, int] = json.loads(storage.read_text(PILOT_FILE)) if storage.exists(PILOT_FILE) else {}
+    """The jobs with as many samples as the budget pays for, the same for all seeds of a row.
+
+    What a row costs is forecast once, and again only if its settings or the budget have changed.
+    """
+    known: dict[str, Any] = json.loads(storage.read_text(PILOT_FILE)) if storage.exists(PILOT_FILE) else {}
     budgeted = []
     for job in jobs:
         train = job.config.train
-        if job.row not in known:
+        wanted = {"cpu_s": cpu_s, "config": job.config.model_dump(mode="json", exclude={"run", *CIRCUMSTANCES})}
+        if job.row not in known or known[job.row]["wanted"] != wanted:
             needed_s = forecast_cpu_s(job.config)
             num_batches = max(round(train.max_samples / train.batch_size * cpu_s / needed_s), 1)
-            known[job.row] = num_batches * train.batch_size
+            known[job.row] = {"samples": num_batches * train.batch_size, "wanted": wanted}
             storage.publish(PILOT_FILE, json.dumps(known, indent=1).encode())
-            say(f"{job.row}: {known[job.row]:,} samples in {cpu_s:g} CPU seconds")
+            say(f"{job.row}: {known[job.row]['samples']:,} samples in {cpu_s:g} CPU seconds")
         changed = job.config.model_dump(mode="json")
-        changed["train"]["max_samples"] = known[job.row]
-        budgeted.append(Job(job.row, RunConfig.model_validate(changed)))
+        changed["train"]["max_samples"] = known[job.row]["samples"]
+        try:
+            budgeted.append(Job(job.row, RunConfig.model_validate(changed)))
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+            samples = known[job.row]["samples"]
+            raise ConfigError(f"row {job.row}: {cpu_s:g} CPU seconds pay for {samples:,} samples: {problem}.") from None
     return budgeted
 
 
-def _carry_out(job: Job, evaluation: EvaluationBlock, commands: "_Commands", say: Callable[[str], None]) -> Result:
+def _check_run(job: Job) -> None:
+    """Refuses a run that an earlier comparison of this name made with other settings: it is not this row's."""
+    run = run_storage(job.config)
+    old = saved_config(run)
+    changed = changed_keys(old, job.config, CIRCUMSTANCES) if old is not None else []
+    if changed:
+        raise ConfigError(
+            f"{run.url} was made with other values of {', '.join(changed)}; give the comparison another name, or "
+            "delete that folder to train it anew."
+        )
+
+
+def _carry_out(
+    job: Job, evaluation: EvaluationBlock, features: Features | None, commands: "_Commands", say: Callable[[str], None]
+) -> Result:
     """Trains and evaluates one run, each where it is not done yet; what goes wrong becomes the result."""
     config, url = job.config, run_storage(job.config).url
     result_file = f"results/{config.run.name}.json"
     storage = open_storage(config.storage)
-    wanted = {"train": config.train.max_samples, "evaluation": evaluation.model_dump(mode="json")}
+    protocol = features.protocol() if features is not None else {}
+    wanted = {"train": config.train.max_samples, "evaluation": evaluation.model_dump(mode="json") | protocol}
     if storage.exists(result_file):
         found = json.loads(storage.read_text(result_file))
-        if found["wanted"] == wanted and not changed_keys(load_run_config(run_storage(config)), config):
+        if found["wanted"] == wanted:
             return Result(job.row, config.run.seed, url, found["measured"], None)
     try:
         with tempfile.TemporaryDirectory(prefix="ebmscale-compare-") as folder:
@@ -243,7 +288,7 @@ def _carry_out(job: Job, evaluation: EvaluationBlock, commands: "_Commands", say
     except RunFailed as error:
         say(f"{config.run.name}: {error}")
         return Result(job.row, config.run.seed, url, {}, str(error))
-    measured = _measured(run_storage(config)) | _cost(run_storage(config), config)
+    measured = _measured(run_storage(config), evaluation, features) | _cost(run_storage(config), config)
     storage.publish(result_file, json.dumps({"wanted": wanted, "measured": measured}, indent=1).encode())
     say(f"{config.run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     return Result(job.row, config.run.seed, url, measured, None)
@@ -297,17 +342,27 @@ class _Commands:
             process.terminate()
 
 
-def _measured(run: Storage) -> dict[str, float]:
-    """The values of the newest evaluation of every metric."""
-    newest: dict[str, dict[str, Any]] = {}
-    records = [json.loads(run.read_text(f"evaluation/{name}")) for name in run.list("evaluation")]
-    for record in sorted(records, key=lambda one: (one["samples_seen"], one["protocol"]["num_stages"])):
-        newest[record["metric"]] = record
-    return {name: value for record in newest.values() for name, value in record["values"].items()}
+def _measured(run: Storage, evaluation: EvaluationBlock, features: Features | None) -> dict[str, float]:
+    """The values that the evaluation found; a run may hold records of other splits, features and checkpoints too."""
+    records = [json.loads(run.read_text(f"{FOLDER}/{name}")) for name in run.list(FOLDER)]
+    expected = features.protocol() if features is not None else {}
+    values: dict[str, float] = {}
+    for metric in evaluation.metrics:
+        of_metric = [
+            record
+            for record in records
+            if record["metric"] == metric
+            and record["protocol"]["split"] == evaluation.split
+            and (metric != "frechet" or expected.items() <= record["protocol"].items())
+        ]
+        values |= max(of_metric, key=lambda record: (record["samples_seen"], record["protocol"]["num_stages"]))[
+            "values"
+        ]
+    return values
 
 
 def _cost(run: Storage, config: RunConfig) -> dict[str, float]:
     """What the training took: seconds of processor time, samples, and the stages that it made."""
-    lines = [json.loads(line) for line in run.read_text(METRICS_FILE).splitlines()]
+    lines = read_lines(run, METRICS_FILE)
     cpu_s = sum(line["time"]["cpu_s"] for line in lines)
     return {"stages": lines[-1]["num_frozen"] or config.num_live, "samples": lines[-1]["samples_seen"], "cpu_s": cpu_s}

@@ -361,7 +361,12 @@ class RunConfig(Block):
     @property
     def num_live(self) -> int:
         """How many ratios are trained at once and make the prior as they are now; 0 where stages freeze them."""
-        return {"lebm": 1, "tre": self.stages.max_stages}.get(self.method, 0)
+        return self.most_stages if self.method in ("lebm", "tre") else 0
+
+    @property
+    def most_stages(self) -> int:
+        """The most ratios that the method's prior can come to have."""
+        return {"gaussian": 0, "nce": 1, "lebm": 1}.get(self.method, self.stages.max_stages)
 
     @property
     def generator_stops(self) -> int:
@@ -398,12 +403,14 @@ class RunConfig(Block):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-RESUMABLE = (
-    *("train.max_samples", "train.generator.rate", "train.ratio.rate", "guard"),
+CIRCUMSTANCES = (
     *("checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage", "ray", "profile"),
     *("data.url", "data.endpoint_url", "data.anonymous", "data.retries", "data.format", "data.source"),
     *("posterior.kernel", "data.verify", "data.max_damaged", "data.cache", "data.cache_bytes"),
 )
+"""Keys that say where and by what means a run is computed, and not what."""
+
+RESUMABLE = ("train.max_samples", "train.generator.rate", "train.ratio.rate", "guard", *CIRCUMSTANCES)
 """Keys that may change between an interruption and the resume; the others define what the run computes."""
 
 
@@ -517,11 +524,10 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
-def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
-    """Dotted keys whose change forbids resuming `old` as `new`."""
+def changed_keys(old: RunConfig, new: RunConfig, allowed: Sequence[str] = RESUMABLE) -> list[str]:
+    """Dotted keys whose values differ, but for the allowed ones: those that forbid resuming `old` as `new`."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     leaves = [key for key in known_keys(RunConfig) if not isinstance(_at(before, key), dict)]
-    allowed = tuple(RESUMABLE)
     return [
         key
         for key in leaves

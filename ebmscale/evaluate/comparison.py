@@ -1,6 +1,7 @@
 """The table of a comparison: rows by seeds as Markdown, JSON, and one page with charts and pictures side by side."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -62,7 +63,8 @@ def markdown_table(results: Sequence[Result]) -> str:
     """One line a row: mean and standard deviation over its seeds of everything that was measured."""
     header, rows = _cells(results)
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)) + "\n"
+    lines = (" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, rule, *rows))
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def summarise(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
@@ -102,6 +104,8 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
     if value == round(value) and abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -147,7 +147,7 @@ def _key_figures(model: LatentModel, record: Record, data_name: str) -> list[Fig
     figures = [
         Figure("State", state, f"{seen:,} of {budget:,} samples seen, seed {model.config.run.seed}"),
         Figure("Data set", data_name, f"{shape} images, latents of {model.config.model.latent_dim}"),
-        Figure("Stages K", str(model.prior.num_stages), f"at most {model.config.stages.max_stages}"),
+        Figure("Stages K", str(model.prior.num_stages), f"at most {model.config.most_stages}"),
     ]
     if measured:
         note = f"in [-1, 1] units, at {measured['samples_seen']:,} samples"
@@ -234,7 +234,7 @@ def _evidence(model: LatentModel, record: Record) -> dict[str, Any]:
     return {
         "charts": charts,
         "colours": {kind: colour for kind, colour in pictures.MARK_COLOURS.items() if kind in {m.kind for m in marks}},
-        "max_stages": model.config.stages.max_stages,
+        "max_stages": model.config.most_stages,
         "decisions": [row for row in rows if row["kind"] != "Hold"],
         "measurements": rows,
     }

@@ -60,7 +60,7 @@ class ZeroScale(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """`value`, scaled."""
-        return self.weight * value
+        return self.weight[0] * value
 
 
 class QuietLinear(nn.Linear):

@@ -7,6 +7,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -22,14 +24,21 @@ from ebmscale.world import World
 WARM_BATCHES, TIMED_BATCHES = 3, 8
 
 
+class Seconds(NamedTuple):
+    """Time on the clock, and of this process on all cores."""
+
+    wall_s: float
+    cpu_s: float
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What a run will need.
 
     Attributes:
         num_batches: updates in all.
-        first_batch_s: seconds of an update while the prior is p_0.
-        last_batch_s: seconds of an update in the last stage, with all prior chains.
+        first_batch_s: seconds of an update at the beginning, the prior being p_0.
+        last_batch_s: seconds of an update at the end, in the last stage, with all prior chains.
         evidence_s: seconds of one measurement of evidence.
         train_s: seconds of the whole run at most.
         cpu_s: seconds of processor time of this process over the whole run, its stages coming one after another.
@@ -69,6 +78,55 @@ def dry_run(config: RunConfig, world: World) -> Forecast:
 
 
 def _measure(run: Run, storage: Storage) -> Forecast:
+    config = run.config
+    spans = _spans(config)
+    first = [_batch_seconds(run, begin) for begin, _ in spans]
+    evidence_s, evidence_cpu_s = _seconds(lambda: take_evidence(run), repeats=1)
+    run.save()
+    run.saver.finish()
+    saved = run.restore()
+    if saved is None:
+        raise EbmscaleError("The dry run's checkpoint could not be read back; check the disk and report this.")
+    for _ in range(0 if config.num_live else config.most_stages - 1):
+        run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
+    last = [
+        _batch_seconds(run, begin) if begin >= config.stages.start_samples else seconds
+        for (begin, _), seconds in zip(spans, first, strict=True)
+    ]
+    shares = [(end - begin) / config.train.max_samples for begin, end in spans]
+    batch_cpu_s = sum(
+        share * (one.cpu_s + other.cpu_s) / 2 for share, one, other in zip(shares, first, last, strict=True)
+    )
+    longest_s = sum(
+        share * max(one.wall_s, other.wall_s) for share, one, other in zip(shares, first, last, strict=True)
+    )
+    num_batches = -(-config.train.max_samples // config.train.batch_size)
+    num_evidence = config.train.max_samples // config.stages.evidence_every
+    local = storage.local_path()
+    return Forecast(
+        num_batches=num_batches,
+        first_batch_s=first[0].wall_s,
+        last_batch_s=last[-1].wall_s,
+        evidence_s=evidence_s,
+        cpu_s=num_batches * batch_cpu_s + num_evidence * evidence_cpu_s,
+        train_s=num_batches * longest_s + num_evidence * evidence_s,
+        memory_bytes=_peak_memory(run.world),
+        checkpoint_bytes=saved.num_bytes,
+        free_bytes=shutil.disk_usage(local).free if local is not None else None,
+        num_parameters=(count_parameters(run.sampling.model), count_parameters(run.stages.prior.network)),
+    )
+
+
+def _spans(config: RunConfig) -> list[tuple[int, int]]:
+    """Where the same networks train, as `samples_seen` at begin and end: the generator stops, the ratios start."""
+    end = config.train.max_samples
+    edges = {0, end} | {at for at in (config.stages.start_samples, config.generator_stops) if at < end}
+    return list(pairwise(sorted(edges)))
+
+
+def _batch_seconds(run: Run, begin: int) -> Seconds:
+    """Seconds of a batch from `begin` samples on, under the run's present prior."""
+    run.samples_seen = begin
     batches = run.batches()
 
     def update() -> None:
@@ -78,42 +136,15 @@ def _measure(run: Run, storage: Storage) -> Forecast:
 
     for _ in range(WARM_BATCHES):
         update()
-    first_batch_s, first_cpu_s = _seconds(update)
-    evidence_s, evidence_cpu_s = _seconds(lambda: take_evidence(run), repeats=1)
-    run.save()
-    run.saver.finish()
-    saved = run.restore()
-    if saved is None:
-        raise EbmscaleError("The dry run's checkpoint could not be read back; check the disk and report this.")
-    for _ in range(run.stages.criteria.max_stages - 1 if not run.config.num_live else 0):
-        run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
-    update()
-    last_batch_s, last_cpu_s = _seconds(update)
-
-    config = run.config
-    num_batches = -(-config.train.max_samples // config.train.batch_size)
-    num_evidence = config.train.max_samples // config.stages.evidence_every
-    local = storage.local_path()
-    return Forecast(
-        num_batches=num_batches,
-        first_batch_s=first_batch_s,
-        last_batch_s=last_batch_s,
-        evidence_s=evidence_s,
-        cpu_s=num_batches * (first_cpu_s + last_cpu_s) / 2 + num_evidence * evidence_cpu_s,
-        train_s=num_batches * max(first_batch_s, last_batch_s) + num_evidence * evidence_s,
-        memory_bytes=_peak_memory(run.world),
-        checkpoint_bytes=saved.num_bytes,
-        free_bytes=shutil.disk_usage(local).free if local is not None else None,
-        num_parameters=(count_parameters(run.sampling.model), count_parameters(run.stages.prior.network)),
-    )
+    return _seconds(update)
 
 
-def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> tuple[float, float]:
-    """Mean seconds of an action, on the clock and of processor time."""
+def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> Seconds:
+    """Mean seconds of an action."""
     begin, cpu_begin = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         action()
-    return (time.perf_counter() - begin) / repeats, (time.process_time() - cpu_begin) / repeats
+    return Seconds((time.perf_counter() - begin) / repeats, (time.process_time() - cpu_begin) / repeats)
 
 
 def _peak_memory(world: World) -> int:

@@ -194,18 +194,21 @@ def forecast_traffic(config: RunConfig, shape: ImageShape, engine: EngineChoice,
     half = 2 if config.precision == "bf16" else FP32
     ring = (size - 1) / size  # of the whole, that a worker sends to gather it, or to reduce and scatter it
     stage = engine.zero_stage or 0
-    steps = (1, config.stages.updates_per_batch if config.stages.max_stages else 0)
+    steps = (1, config.stages.updates_per_batch if config.most_stages else 0)
+    halves = (half, FP32)  # a ratio network is trained in fp32 always
     parts = {"gradients": 0.0, "weights": 0.0, "sampling copy": 0.0}
     num_collectives = 1.0  # whether to stop
-    for module, num_steps in zip(build_on_meta(config, shape), steps, strict=True):
-        counts = [parameter.numel() for parameter in module.parameters()]
+    networks = build_on_meta(config, shape)
+    copies = (1, max(config.num_live, 1))
+    for module, num_copies, num_steps, width in zip(networks, copies, steps, halves, strict=True):
+        counts = [parameter.numel() for parameter in module.parameters()] * num_copies
         parts["gradients"] += num_steps * ring * FP32 * sum(counts) * (1 if stage == 3 else 2)
         if stage:
-            parts["weights"] += num_steps * ring * half * sum(counts) * (2 if sum(counts) > LIVE_PARAMETERS else 1)
-        checks = 1 if stage in (1, 2) and config.precision == "bf16" else 0
+            parts["weights"] += num_steps * ring * width * sum(counts) * (2 if sum(counts) > LIVE_PARAMETERS else 1)
+        checks = 1 if stage in (1, 2) and width != FP32 else 0
         num_collectives += num_steps * (COLLECTIVES[stage] + checks + (len(counts) if stage == 3 else 0))
         if stage == 3 and not parts["sampling copy"]:
-            parts["sampling copy"] = ring * half * sum(counts)
+            parts["sampling copy"] = ring * width * sum(counts)
             num_collectives += 1
     between = config.stages.evidence_every / config.train.batch_size
     parts["evidence"] = 2 * config.stages.evidence_samples * EVIDENCE_BYTES * ring / between
@@ -221,7 +224,7 @@ def _compute_seconds(config: RunConfig, engine: EngineChoice, share: Share, meas
     cost, plain = measured.engines.get(engine.zero_stage), measured.engines[None]
     if cost is None:
         return seconds
-    updates = config.stages.updates_per_batch if config.stages.max_stages else 0
+    updates = config.stages.updates_per_batch if config.most_stages else 0
     extra = (cost.generator - plain.generator) + updates * (cost.ratio - plain.ratio)
     if engine.zero_stage:
         spared = 1 - 1 / share.size

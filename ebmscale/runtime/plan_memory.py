@@ -107,8 +107,9 @@ def forecast_memory(
     """
     share, half = Share.of(config, size), 2 if config.precision == "bf16" else FP32
     model, network = build_on_meta(config, shape)
-    networks = [Footprint.of(model, half, engine, size), Footprint.of(network, half, engine, size)]
-    num_ratio = networks[1].num_elements
+    ratio = Footprint.of(network, FP32, engine, size)
+    networks = [Footprint.of(model, half, engine, size), *[ratio] * max(config.num_live, 1)]
+    num_ratio = ratio.num_elements
     dim, pixels = config.model.latent_dim, shape[0] * shape[1] * shape[2]
     tables = share.num_streams * (config.stages.buffer_samples // config.data.num_streams)
     kept = {
@@ -117,7 +118,7 @@ def forecast_memory(
         "Adam's moments": sum(net.moments() for net in networks),
         "kept gradients, buckets": sum(net.kept_gradients() for net in networks),
         "sampling copy": networks[0].num_elements * half,
-        "frozen ratios": num_ratio * FP32 * (config.stages.max_stages + 1),
+        "frozen ratios": num_ratio * FP32 * (config.most_stages + 1),
         "latents": (tables + share.num_chains + share.num_held_out) * dim * FP32,
         "held-out images": share.num_held_out * pixels * FP32,
     }
@@ -127,8 +128,8 @@ def forecast_memory(
         kept["freed at set-up, kept by malloc"] = 2 * FP32 * networks[0].num_in_heap
         kept["copy for checkpoints"] = -(-state // size) + kept["latents"]
     passing = _computations(config, shape, share, model, network)
-    for part, net in (("generator", networks[0]), ("ratio", networks[1])):
-        backward = max(passing[part] - net.num_elements * half, 0)  # the gradients are counted by the footprint
+    for part, net, width in (("generator", networks[0], half), ("ratio", ratio, FP32)):
+        backward = max(passing[part] - net.num_elements * width, 0)  # the gradients are counted by the footprint
         passing[part] = max(backward + net.gradients(), net.step(on_cuda))
     passing["weights to the sampling copy"] = networks[0].refresh()
     passing["set-up"] = networks[0].setup()
@@ -143,7 +144,9 @@ def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, Rat
         encoder = None
         if config.posterior.start == "encoder":
             encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
-        return ImageModel(generator, encoder), RatioNet(model.latent_dim, model.ratio_hidden, model.ratio_activation)
+        return ImageModel(generator, encoder), RatioNet(
+            model.latent_dim, model.ratio_hidden, model.ratio_activation, model.ratio_components, model.ratio_rank
+        )
 
 
 def _computations(
@@ -153,10 +156,10 @@ def _computations(
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     dim, sigma = config.model.latent_dim, config.model.sigma
     prior = RatioSequence(StandardNormal(dim), network)
-    for _ in range(config.stages.max_stages):
+    for _ in range(config.most_stages):
         prior = prior.append({name: weight.to(torch.float32) for name, weight in network.state_dict().items()})
     trained, sampler = model.to(dtype), build_on_meta(config, shape)[0].to(dtype).requires_grad_(False)
-    ratio = build_on_meta(config, shape)[1].to(dtype)
+    ratio = build_on_meta(config, shape)[1]
 
     two_steps = LangevinSettings(SIMULATED_STEPS, 0.1)
 
@@ -183,7 +186,7 @@ def _computations(
     def ratio_updates() -> None:
         rows = share.num_ratio_rows
         drawn = _rows(2 * config.stages.updates_per_batch * rows, dim)
-        f_q, f_p = ratio(drawn[: 2 * rows].to(dtype)).float().split(rows)
+        f_q, f_p = ratio(drawn[: 2 * rows]).split(rows)
         n2ce(f_q, f_p, config.stages.magnification).backward()
 
     def new_stage(num_chains: int) -> None:

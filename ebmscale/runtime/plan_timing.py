@@ -7,9 +7,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +108,9 @@ def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPD
         trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": folder})})
         run = open_run(trial, world, StopSignal())
         try:
-            for _ in range(config.stages.max_stages - 1):
+            for _ in range(0 if config.num_live else config.most_stages - 1):
                 run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
+            run.samples_seen = config.stages.start_samples  # before, there is no ratio to train
             batches = run.batches()
             _train(run, batches, WARM_UPDATES)
             world.barrier()
@@ -152,11 +153,12 @@ def share_of_run(config: RunConfig, divisor: int) -> RunConfig:
 
 def engine_cost(config: RunConfig, shape: ImageShape, zero_stage: int | None, world: World) -> EngineCost:
     """The cost of both engines beside the computation, from a single row."""
-    settings = EngineSettings("plain" if zero_stage is None else "deepspeed", zero_stage or 0, config.precision)  # type: ignore[arg-type]
+    kind: Literal["plain", "deepspeed"] = "plain" if zero_stage is None else "deepspeed"
+    settings = EngineSettings(kind, zero_stage or 0, config.precision)  # type: ignore[arg-type]
     z = torch.zeros(1, config.model.latent_dim, device=world.device)
     x = torch.zeros(1, *shape, device=world.device)
     generator, generator_adam = _engine_seconds(build_model(config, shape), settings, world, (z, x))
-    ratio, ratio_adam = _engine_seconds(build_ratio_network(config), settings, world, (z.to(settings.dtype),))
+    ratio, ratio_adam = _engine_seconds(build_ratio_network(config), replace(settings, precision="fp32"), world, (z,))
     return EngineCost(generator, ratio, generator_adam, ratio_adam)
 
 

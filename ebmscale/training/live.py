@@ -8,6 +8,7 @@ Shapes: B rows of this rank, Z latent, K ratios.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ebmscale.density.schedule import Decision, Hold
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import RatioNets
 from ebmscale.seeds import StreamNoise
+from ebmscale.training.guard import spoil
 from ebmscale.training.parts import Span
 from ebmscale.training.stages import RatioReport, StageTrainer
 from ebmscale.training.streams import owned_rows
@@ -68,8 +70,7 @@ class LiveTrainer(StageTrainer):
             total += loss.detach()
             if self._stages.penalty:
                 loss = loss + self._stages.penalty * magnitude_penalty(f_q.flatten(), f_p.flatten())
-            fine = loss.detach().isfinite() & (loss.detach() <= (limit if self._kind == "tre" else math.inf))
-            self.engine.backward(loss * torch.where(fine, 1.0, torch.nan) * share)
+            self.engine.backward(spoil(loss, loss, limit if self._kind == "tre" else math.inf) * share)
             norm = self.engine.step(self._rate * rate_scale)
             if math.isfinite(norm):
                 self._grad_norm = norm
@@ -94,7 +95,7 @@ class LiveTrainer(StageTrainer):
         """To go on."""
         return Hold("the prior is live: its ratios train to the end")
 
-    def restore(self, prior: RatioSequence, tensors: dict[Span, Tensor], values: dict[str, Any]) -> None:  # type: ignore[override]
+    def restore(self, prior: RatioSequence, tensors: Mapping[Span, Tensor], values: dict[str, Any]) -> None:
         """See `StageTrainer.restore`; the engine is restored already."""
         super().restore(prior, tensors, values)
         self._refresh()

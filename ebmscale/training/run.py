@@ -334,14 +334,25 @@ def _stages(config: RunConfig, settings: EngineSettings, world: World, poll: Sto
     settings_of_chains: dict[str, Any] = {"chain_bound": config.guard.chain_bound, "after_step": poll}
     if config.num_live:
         return LiveTrainer(build_live_networks(config), config.method, *arguments, **settings_of_chains)
-    return StageTrainer(*arguments, ends_at=config.train.max_samples, **settings_of_chains)
+    return StageTrainer(
+        *arguments,
+        target_moves=config.generator_stops > config.stages.start_samples,
+        ends_at=config.train.max_samples,
+        **settings_of_chains,
+    )
 
 
 def _stages_block(config: RunConfig) -> StagesBlock:
-    """The stages that the method has: none for `gaussian`, one that lasts the whole run for `nce`."""
-    whole_run = {"max_stages": 1, "min_samples": config.train.max_samples, "max_samples": 2 * config.train.max_samples}
-    changes = {"gaussian": {"max_stages": 0}, "nce": whole_run}
-    return config.stages.model_copy(update=changes.get(config.method, {}))
+    """The stages that the method has; that of `nce` lasts the whole run.
+
+    Evidence is taken after a batch, so what lies between two measurements is rounded up to whole batches: otherwise
+    settling could be due between them and never begin.
+    """
+    batch, every, end = config.train.batch_size, config.stages.evidence_every, config.train.max_samples
+    changes = {"max_stages": config.most_stages, "evidence_every": -(-every // batch) * batch}
+    if config.method == "nce":
+        changes |= {"min_samples": end, "max_samples": 2 * end}
+    return config.stages.model_copy(update=changes)
 
 
 def _prepare(config: RunConfig, storage: Storage, data: Storage, check: Callable[[], None]) -> None:
@@ -359,8 +370,8 @@ def _prepare(config: RunConfig, storage: Storage, data: Storage, check: Callable
 
 def _claim(storage: Storage, config: RunConfig) -> None:
     """Writes the resolved configuration, unless the run has checkpoints of one that computes something else."""
-    if storage.exists(CONFIG_FILE) and CheckpointStore(storage).finished():
-        old = parse_config(storage.read_text(CONFIG_FILE), source=storage.url_of(CONFIG_FILE))
+    old = saved_config(storage)
+    if old is not None:
         changed = changed_keys(old, config)
         if changed:
             raise ConfigError(
@@ -427,6 +438,13 @@ def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World
         )
     rows = owned_rows(len(images), block.num_streams, world)
     return to_pixels(images[rows]).to(world.device), rows % block.num_streams
+
+
+def saved_config(storage: Storage) -> RunConfig | None:
+    """The configuration that a run's checkpoints were made with; None where there are no checkpoints."""
+    if not storage.exists(CONFIG_FILE) or not CheckpointStore(storage).finished():
+        return None
+    return load_run_config(storage)
 
 
 def load_run_config(storage: Storage) -> RunConfig:

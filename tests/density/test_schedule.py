@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebmscale.density.evidence import Evidence
@@ -211,3 +211,44 @@ def test_a_stage_lasts_no_longer_than_its_maximum_and_one_measurement_each_for_i
     for i, state in enumerate(states):
         if not state.finished:
             assert 100 * (i + 1) - state.started < criteria.max_samples + 200
+
+
+@settings(deadline=None)
+@given(
+    end=st.integers(40, 300),
+    batch=st.integers(1, 90),
+    every=st.integers(20, 300),
+    settle=st.integers(0, 3000),
+    least_most=st.tuples(st.integers(1, 2000), st.integers(1, 3000)) | st.none(),
+)
+def test_a_stage_that_explores_when_the_run_nears_its_end_is_frozen_there(
+    end: int, batch: int, every: int, settle: int, least_most: tuple[int, int] | None
+) -> None:
+    """Evidence falls due every `every` samples, is taken after the next batch, and once more at the end.
+
+    A single stage that lasts the whole run, as `nce` has it (None), is always frozen where there is time to settle.
+    """
+    end, gap = end * batch, -(-every // batch) * batch
+    least, most = least_most or (end, 2 * end)
+    criteria = Criteria(
+        max_stages=10**6 if least_most else 1,
+        min_samples=least,
+        max_samples=settle + most,
+        settle_samples=settle,
+        ends_at=end,
+        evidence_every=gap,
+    )
+    state, began, frozen = StageState(), [], []
+    for now in range(batch, end + 1, batch):
+        if now // every == (now - batch) // every and now != end:
+            continue
+        decision, state = decide(state, GOOD, criteria, now)
+        if "the run's time" in decision.reason:
+            began.append(now)
+        if isinstance(decision, (Advance, Finish)):
+            frozen.append(now)
+    if least_most is None and end > settle + gap:
+        assert len(frozen) == 1
+        assert began
+    for now in began:
+        assert settle == 0 or any(max(now, end - gap) < at <= end for at in frozen)
