@@ -1,0 +1,235 @@
+"""Comparisons: what a file of rows becomes, what is refused, what is kept, and the table; runs are played by a fake."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from ebmscale import compare as module
+from ebmscale.cli import cli
+from ebmscale.compare import RunFailed, compare, load_comparison, make_jobs
+from ebmscale.config import RunConfig, load_config
+from ebmscale.errors import ConfigError, EbmscaleError
+from ebmscale.evaluate.comparison import JSON_FILE, PAGE_FILE, TABLE_FILE, Result, markdown_table, write_comparison
+from ebmscale.evaluate.metrics import Measured
+from ebmscale.evaluate.pictures import image_grid
+from ebmscale.storage import Storage
+from ebmscale.training.metrics import METRICS_FILE
+from ebmscale.training.run import CONFIG_FILE
+
+ROWS: dict[str, Any] = {"plain": {"method": "gaussian"}, "staged": {"stages.max_stages": 2}}
+
+
+@pytest.fixture
+def file(tiny_text: str, tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(tiny_text)
+    return write(tmp_path, {})
+
+
+def write(folder: Path, changes: dict[str, Any]) -> Path:
+    tree = {"name": "few", "config": "tiny.yaml", "set": {"train.max_samples": 640}, "rows": ROWS}
+    tree |= {"evaluation": {"metrics": ["reconstruction"], "split": "validation"}} | changes
+    path = folder / "few.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
+
+
+class Commands:
+    """In the place of the program's commands: leaves in the run what they would leave, and counts."""
+
+    def __init__(self, folder: Path, failing: str = ""):
+        self.calls: list[str] = []
+        self._folder, self._failing = folder, failing
+
+    def __call__(self, command: str, *arguments: str) -> None:
+        if command == "train":
+            config = load_config(arguments[0])
+            self.calls.append(f"train {config.run.name}")
+            if config.run.name.startswith(self._failing or "\0"):
+                raise RunFailed("error: Training diverged | at once.")
+            run = Storage.at(f"{config.storage.url}/{config.run.name}")
+            run.publish(CONFIG_FILE, config.dump().encode())
+            line = {"samples_seen": config.train.max_samples, "num_frozen": 1, "time": {"cpu_s": 2.5}}
+            run.publish(METRICS_FILE, (json.dumps(line) + "\n").encode())
+            run.publish("samples.png", b"\x89PNG")
+            run.publish(f"checkpoints/{config.train.max_samples:012d}-{'0' * 12}/manifest.json", b"{}")
+            return
+        run = Storage.at(arguments[0])
+        self.calls.append(f"evaluate {run.url.rpartition('/')[2]}")
+        split, seed = arguments[arguments.index("--split") + 1], float(run.url[-1])
+        for of_split, value in ((split, 0.5 + seed), ("train", 99.0)):  # the other record is of an earlier evaluation
+            Measured("reconstruction", {"mse": value}, {"split": of_split}, 640).save(run)
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    fake = Commands(tmp_path)
+    monkeypatch.setattr(module, "_command", fake)
+    return fake
+
+
+def run_comparison(file: Path, seeds: int = 2, overrides: tuple[str, ...] = (), forecast: Any = None) -> Any:
+    return compare(str(file), None, seeds, overrides, forecast or (lambda config: 1.0), lambda line: None)
+
+
+def test_rows_and_seeds_become_runs_whose_settings_are_file_then_row_then_command(file: Path) -> None:
+    jobs = make_jobs(str(file), None, 2, ["train.batch_size=64"])
+    assert [job.config.run.name for job in jobs] == ["plain-seed0", "staged-seed0", "plain-seed1", "staged-seed1"]
+    assert [job.config.run.seed for job in jobs] == [0, 0, 1, 1]
+    assert {(job.config.train.max_samples, job.config.train.batch_size) for job in jobs} == {(640, 64)}
+    assert [job.config.stages.max_stages for job in jobs[:2]] == [3, 2]
+    assert all(job.config.storage.url.endswith("/runs/compare-few") for job in jobs)
+    assert [job.row for job in make_jobs(str(file), ["staged", "staged"], 1, [])] == ["staged"]
+    file = write(file.parent, {"budget": {"samples": 320}, "first_seed": 7})
+    assert {(job.config.train.max_samples, job.config.run.seed) for job in make_jobs(str(file), None, 1, [])} == {
+        (320, 7)
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"row": {}}, "row: Extra inputs are not permitted"),
+        ({"rows": {}}, "rows: "),
+        ({"rows": {"a": None}}, "rows.a: Input should be a valid dictionary"),
+        ({"rows": {"a": {"train.rate": 3}}}, "row a of .*unknown key train.rate; did you mean"),
+        ({"rows": {"a": {"train.batch_size": "many"}}}, "row a of .*train.batch_size: .*'many'"),
+        ({"rows": {"a": {"method": "vae"}}}, "row a of .*method: .*'vae'"),
+        ({"rows": {"a b": {}}}, "row a b of .*run.name"),
+        ({"config": "none.yaml"}, "none.yaml: No such file"),
+        ({"budget": {"samples": 3, "cpu_s": 3}}, "give samples or cpu_s, not both"),
+        ({"evaluation": {"metrics": ["beauty"]}}, "There is no metric 'beauty'"),
+        ({"evaluation": {"metrics": []}}, "evaluation.metrics: "),
+        ({"evaluation": {"metrics": ["frechet"]}}, "A Frechet distance needs features"),
+        ({"evaluation": {"features": "/nonexistent/f"}}, "/nonexistent/f"),
+    ],
+)
+def test_what_cannot_be_compared_gets_one_sentence_before_anything_is_trained(
+    file: Path, commands: Commands, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(EbmscaleError, match=words) as raised:
+        run_comparison(write(file.parent, changes))
+    assert "\n" not in str(raised.value)
+    assert not commands.calls
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "rows: {d: 2024-01-01}"])
+def test_what_is_no_file_of_rows_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.yaml"
+    path.write_text(text)
+    for named in (path, tmp_path / "none.yaml"):
+        with pytest.raises(ConfigError, match=re.escape(named.name)):
+            load_comparison(str(named))
+
+
+def test_an_unknown_row_is_refused_with_those_there_are(file: Path) -> None:
+    done = CliRunner().invoke(cli, ["compare", str(file), "--methods", "plain,staggered"])
+    assert isinstance(done.exception, ConfigError)
+    assert "has no row staggered; its rows are plain, staged" in str(done.exception)
+
+
+def test_what_is_done_is_kept_and_other_settings_are_refused(file: Path, commands: Commands) -> None:
+    results, table, url = run_comparison(file)
+    assert len(commands.calls) == 8
+    assert [result.measured["mse"] for result in results] == [0.5, 0.5, 1.5, 1.5]  # of the asked split
+    assert {(result.measured["cpu_s"], result.measured["samples"]) for result in results} == {(2.5, 640)}
+    assert "| staged | 2 | 1 ± 0.7071 | 640 ± 0 |" in table
+    commands.calls.clear()
+    assert run_comparison(file)[1] == table
+    assert commands.calls == []
+    run_comparison(file, seeds=3)
+    assert commands.calls == [f"{what} {row}-seed2" for row in ROWS for what in ("train", "evaluate")]
+    commands.calls.clear()
+    for changes in ({"train.ratio.rate": 1e-2}, {"train.max_samples": 960}, {"model.sigma": 0.2}):
+        with pytest.raises(ConfigError, match=f"other values of {next(iter(changes))}; give the comparison another"):
+            run_comparison(write(file.parent, {"set": {"train.max_samples": 640} | changes}))
+    assert commands.calls == []
+    run_comparison(write(file.parent, {"evaluation": {"metrics": ["reconstruction"], "split": "test"}}), seeds=1)
+    assert "evaluate plain-seed0" in commands.calls
+    assert Path(url).name == PAGE_FILE
+
+
+def test_a_run_that_fails_is_a_row_that_says_why_and_the_command_fails(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "_command", Commands(tmp_path, failing="plain"))
+    done = CliRunner().invoke(cli, ["compare", str(file), "--seeds", "1"])
+    assert isinstance(done.exception, EbmscaleError)
+    assert done.exception.exit_code == 1
+    assert "1 of 2 runs failed, the first with: error: Training diverged" in str(done.exception)
+    assert "| plain | 0 | - | - | - | - | error: Training diverged \\| at once. |" in done.output
+    assert "| staged | 1 | 0.5000 | 640 |" in done.output
+    monkeypatch.setattr(module, "_command", again := Commands(tmp_path))
+    run_comparison(file, seeds=1)
+    assert again.calls == ["train plain-seed0", "evaluate plain-seed0"]  # a failure is tried again
+
+
+def test_a_budget_of_seconds_gives_a_row_the_samples_that_its_forecast_pays_for(file: Path, commands: Commands) -> None:
+    asked: list[str] = []
+
+    def forecast(config: RunConfig) -> float:
+        asked.append(config.run.name)
+        return {"plain": 20.0, "staged": 80.0}[config.run.name.split("-")[0]]
+
+    file = write(file.parent, {"budget": {"cpu_s": 40}})
+    results, _, _ = run_comparison(file, forecast=forecast)
+    assert [result.measured["samples"] for result in results] == [1280, 320, 1280, 320]
+    assert asked == ["plain-seed0", "staged-seed0"]  # once for all seeds
+    run_comparison(file, forecast=forecast)
+    assert len(asked) == 2
+    with pytest.raises(ConfigError, match=r"other values of train\.max_samples"):
+        run_comparison(write(file.parent, {"budget": {"cpu_s": 80}}), forecast=forecast)
+    assert len(asked) == 4  # another budget is another forecast
+
+
+def test_a_command_that_fails_gives_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunFailed, match=r"error: cannot read the configuration .*none\.yaml"):
+        module._command("train", "/nonexistent/none.yaml")
+    done = subprocess.CompletedProcess([], 3, "", "")
+    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(RunFailed, match="ended with exit code 3"):
+        module._command("train", "x")
+
+
+VALUES = {"a": [0.123, 0.456, 0.789], "b": [12.3, 45.6, 78.9]}
+
+
+def results_of(url: str) -> list[Result]:
+    return [
+        Result(row, seed, f"{url}/{row}-{seed}", {"mse": value, "cpu_s": 10.0 * value}, None)
+        for row, values in VALUES.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_table_holds_means_and_standard_deviations_over_seeds() -> None:
+    lines = markdown_table(results_of("x")).splitlines()
+    assert lines[0] == "| row | seeds | mse | cpu_s |"
+    for line, (row, values) in zip(lines[2:], VALUES.items(), strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[:2] == [row, "3"]
+        mean, deviation = (float(number) for number in cells[2].split(" ± "))
+        assert mean == pytest.approx(np.mean(values), abs=0.005)
+        assert deviation == pytest.approx(np.std(values, ddof=1), abs=0.005)
+    odd = markdown_table([Result("a", 0, "x", {"mse": float("nan")}, None)])
+    assert "| a | 1 | nan |" in odd
+
+
+def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
+    storage, results = Storage.at(tmp_path), results_of(str(tmp_path))
+    Storage.at(results[0].url).publish("samples.png", image_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), 2))
+    table = write_comparison(storage, "few", "Rows <side> by side", results)
+    page = storage.read_text(PAGE_FILE)
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "Rows &lt;side&gt; by side" in page
+    assert page.count('src="data:image/png') == 1
+    assert 'src="data:image/svg' in page
+    assert storage.read_text(TABLE_FILE) == table
+    assert len(json.loads(storage.read_text(JSON_FILE))["results"]) == 6

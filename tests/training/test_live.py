@@ -1,0 +1,89 @@
+"""Live priors between normal densities: the direction of an update, what is learned, interruptions."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ebmscale.config import PriorBlock, RatioOptimizerBlock, StagesBlock
+from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.models import RatioNets, build_ratio_net
+from ebmscale.seeds import torch_generator
+from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
+from ebmscale.training.live import LiveTrainer
+from ebmscale.world import World
+
+STREAMS, BATCH = 4, 128
+NUM_RATIOS = {"lebm": 1, "tre": 3}
+MEAN = torch.tensor([1.0, -0.5])
+
+
+def make_trainer(kind: str) -> LiveTrainer:
+    nets = [
+        build_ratio_net(2, (16, 16), generator=torch_generator(0, "ratio-weights", k)) for k in range(NUM_RATIOS[kind])
+    ]
+    world, optimizer = World.alone(), RatioOptimizerBlock(rate=5e-3)
+    engine = make_engine(RatioNets(nets), OptimizerSettings(optimizer.rate, optimizer.betas), EngineSettings(), world)
+    return LiveTrainer(
+        RatioNets(nets),
+        kind,
+        engine,
+        RatioSequence(StandardNormal(2), nets[0]),
+        StagesBlock(batch_size=128, updates_per_batch=2, buffer_samples=1024, evidence_samples=256),
+        PriorBlock(num_chains=32, num_steps=20, step_size=0.3),
+        optimizer,
+        world,
+        seed=0,
+        num_streams=STREAMS,
+    )
+
+
+def posterior(position: int) -> Tensor:
+    """N(MEAN, I), a new batch at every position."""
+    return MEAN + torch.randn(BATCH, 2, generator=torch_generator(0, "posterior", position))
+
+
+def train(trainer: LiveTrainer, begin: int, end: int) -> None:
+    for position in range(begin * BATCH, end * BATCH, BATCH):
+        trainer.observe(posterior(position), torch.arange(BATCH) % STREAMS)
+        trainer.advance_prior(position)
+        report = trainer.update(position)
+        assert report is not None
+        assert not report.bad
+
+
+@pytest.mark.parametrize("kind", NUM_RATIOS)
+def test_an_update_makes_data_likelier_than_draws_of_the_base(kind: str) -> None:
+    trainer = make_trainer(kind)
+    q, p = posterior(10**6), torch.randn(512, 2, generator=torch_generator(0, "base"))
+    assert not trainer.prior.log_ratios(torch.cat([q, p])).any()
+    train(trainer, 0, 2)
+    gain = trainer.prior.log_ratios(q).sum(0).mean() - trainer.prior.log_ratios(p).sum(0).mean()
+    assert gain > 0.01
+
+
+@pytest.mark.parametrize("kind", NUM_RATIOS)
+def test_the_prior_is_what_the_engine_holds_and_nothing_counts_as_frozen(kind: str) -> None:
+    trainer = make_trainer(kind)
+    train(trainer, 0, 3)
+    z = torch.randn(5, 2)
+    with torch.no_grad():
+        current = trainer.engine(z.expand(NUM_RATIOS[kind], -1, -1))
+    torch.testing.assert_close(trainer.prior.log_ratios(z), current)
+    assert trainer.prior.num_stages == NUM_RATIOS[kind]
+    assert trainer.frozen.num_stages == 0
+
+
+@pytest.mark.parametrize("kind", NUM_RATIOS)
+def test_an_interrupted_run_goes_on_bit_for_bit(kind: str) -> None:
+    whole, first, second = (make_trainer(kind) for _ in range(3))
+    train(whole, 0, 6)
+    train(first, 0, 3)
+    second.engine.load_state(first.engine.state())
+    second.restore(first.frozen, {one.span: one.values.clone() for one in first.share()}, first.values())
+    train(second, 3, 6)
+    for name, value in whole.engine.state().items():
+        assert torch.equal(second.engine.state()[name], value), name
+    for name, value in whole.prior.weights.items():
+        assert torch.equal(second.prior.weights[name], value), name
+    for one, other in zip(whole.share(), second.share(), strict=True):
+        assert torch.equal(one.values, other.values)
