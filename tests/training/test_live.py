@@ -5,7 +5,10 @@ import torch
 from torch import Tensor
 
 from ebmscale.config import PriorBlock, RatioOptimizerBlock, StagesBlock
+from ebmscale.density.langevin import LangevinSettings
 from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.density.schedule import Hold
+from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import RatioNets, build_ratio_net
 from ebmscale.seeds import torch_generator
 from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
@@ -87,3 +90,27 @@ def test_an_interrupted_run_goes_on_bit_for_bit(kind: str) -> None:
         assert torch.equal(second.prior.weights[name], value), name
     for one, other in zip(whole.share(), second.share(), strict=True):
         assert torch.equal(one.values, other.values)
+
+
+def test_the_ratios_of_a_bridge_add_up_to_the_log_ratio() -> None:
+    """log q - log p_0 = MEAN z - |MEAN|^2 / 2; KL(q || p_0) = |MEAN|^2 / 2 = 0.625 nats."""
+    trainer = make_trainer("tre")
+    train(trainer, 0, 80)
+    z = posterior(10**6)
+    found = trainer.prior.log_ratios(z).sum(0)
+    exact = z @ MEAN - MEAN.square().sum() / 2
+    assert float((found - exact).std()) < 0.35 * float(exact.std())
+    assert float(found.mean()) == pytest.approx(float(exact.mean()), abs=0.2)
+    evidence = trainer.evidence(torch.cat([posterior(10**7 + i) for i in range(16)]), 0)
+    assert 0.4 < evidence.kl_bound < 0.625 + 4 * evidence.kl_bound_error
+    assert isinstance(trainer.decide(evidence, 0), Hold)
+
+
+def test_short_run_chains_under_a_learned_energy_have_the_mean_of_the_data() -> None:
+    """Maximum likelihood with short-run chains matches moments of what the chains give, converged or not."""
+    trainer = make_trainer("lebm")
+    train(trainer, 0, 80)
+    noise = torch.randn(4096, 21, 2, generator=torch_generator(0, "chains"))
+    settings = LangevinSettings(20, 0.3)
+    ends, _ = run_prior_chain(trainer.prior, noise[:, 0], noise[:, 1:].contiguous(), settings)
+    torch.testing.assert_close(ends.mean(0), MEAN, rtol=0, atol=0.15)
