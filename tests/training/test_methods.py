@@ -1,0 +1,134 @@
+"""Every method of the prior, training in two stages, and averaged weights: end to end on the embedded digits."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import ebmscale
+from ebmscale.config import RunConfig
+from ebmscale.errors import ConfigError
+from ebmscale.evaluate.report import write_report
+from ebmscale.storage import Storage
+from ebmscale.training.checkpoint import CheckpointStore
+from ebmscale.training.guard import StopSignal
+from ebmscale.training.parts import whole_spans
+from ebmscale.training.run import open_run, run_storage
+from ebmscale.training.sampling import AverageWeights
+from ebmscale.world import World
+from tests.training.test_resume import changed, final_files, run_until
+
+SHORT = {"train": {"max_samples": 640}, "checkpoint": {"every_samples": 320, "keep_last": 100}}
+STAGES = {"min_samples": 128, "max_samples": 256, "settle_samples": 96, "evidence_every": 64, "significance": 1e-9}
+
+
+def method_of(tiny: RunConfig, method: str, name: str = "", **blocks: dict[str, Any]) -> RunConfig:
+    config = changed(tiny, **SHORT, stages=STAGES, run={"name": name or method})
+    return changed(config, **blocks).model_copy(update={"method": method})
+
+
+def saved_weights(config: RunConfig, stem: str, prefix: str) -> dict[int, dict[str, torch.Tensor]]:
+    """samples_seen -> the whole weights of a stem, for all checkpoints."""
+    store, found = CheckpointStore(run_storage(config)), {}
+    for name in store.finished():
+        saved = store.open(name)
+        spans = whole_spans({key: size for key, size in saved.shapes(stem).items() if key.startswith(prefix)})
+        found[saved.samples_seen] = {span.name: values for span, values in saved.read(stem, spans).items()}
+    return found
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("method", ["adaptive", "nce", "tre", "lebm", "gaussian"])
+def test_a_method_trains_resumes_loads_and_reports(tiny: RunConfig, method: str, tmp_path: Any) -> None:
+    straight, broken = method_of(tiny, method, "straight"), method_of(tiny, method, "broken")
+    run_until(straight)
+    run_until(broken, stop_after=352)
+    run_until(broken)
+    assert final_files(broken) == final_files(straight)
+    model = ebmscale.load(run_storage(straight).url)
+    at_most = {"gaussian": 0, "nce": 1, "lebm": 1, "tre": 3, "adaptive": 3}[method]
+    assert straight.most_stages == at_most
+    assert model.prior.num_stages == at_most if method != "adaptive" else 1 <= model.prior.num_stages <= at_most
+    frozen = final_files(straight)["ratios"]
+    assert len(frozen) == (0 if straight.num_live else model.prior.num_stages)
+    assert model.sample(3).isfinite().all()
+    model.export(Storage.at(tmp_path / "export"))
+    exported = ebmscale.load(str(tmp_path / "export"))
+    z = torch.randn(4, 4)
+    assert torch.equal(exported.log_prior(z), model.log_prior(z))
+    assert (model.log_prior(z) != exported.prior.prefix(0).log_density(z)).any() == (method != "gaussian")
+    page = run_storage(straight).read_text("report.html") if write_report(run_storage(straight)) else ""
+    assert f"at most {at_most}" in page
+    if method == "lebm":
+        other = straight.model_copy(update={"method": "nce"})
+        with pytest.raises(ConfigError, match="made with other values of method"):
+            run_until(other)
+
+
+def test_lebm_trains_its_energy_whatever_the_number_of_stages(tiny: RunConfig) -> None:
+    config = method_of(tiny, "lebm", stages={"max_stages": 0}, train={"max_samples": 64})
+    run_until(config)
+    assert ebmscale.load(run_storage(config).url).prior.log_ratios(torch.ones(1, 4)).any()
+
+
+@pytest.mark.parametrize(("start", "num_steps"), [("encoder", 0), ("base", 3)])
+def test_two_stage_training_fixes_the_generator_and_then_trains_ratios(
+    tiny: RunConfig, start: str, num_steps: int
+) -> None:
+    two = {
+        "posterior": {"start": start, "num_steps": num_steps},
+        "stages": {"start_samples": 256, **STAGES},
+        "train": {"max_samples": 640, "generator": {**tiny.train.generator.model_dump(), "stop_samples": 256}},
+        "checkpoint": {"every_samples": 128, "keep_last": 100},
+    }
+    straight, broken = method_of(tiny, "adaptive", "straight", **two), method_of(tiny, "adaptive", "broken", **two)
+    run_until(straight)
+    for stop in (160, 256, 416):
+        run_until(broken, stop_after=stop)
+    run_until(broken)
+    assert final_files(broken) == final_files(straight)
+    networks, ratios = saved_weights(broken, "generator", ""), saved_weights(broken, "ratio", "weights/")
+    assert not same(networks[160], networks[256])
+    assert all(same(networks[at], networks[256]) for at in networks if at > 256)
+    assert same(ratios[160], ratios[256])
+    assert not same(ratios[416], ratios[256])
+    assert ebmscale.load(run_storage(broken).url).prior.num_stages > 0
+
+
+def test_an_average_forgets_half_in_its_half_life() -> None:
+    class Weights:
+        """An engine whose one weight is what is set."""
+
+        def full_weights(self) -> dict[str, torch.Tensor]:
+            return {"w": torch.full((2,), self.now, dtype=torch.float64), "n": torch.tensor(int(self.now))}
+
+        now = 1.0
+
+    engine = Weights()
+    average = AverageWeights(engine)  # type: ignore[arg-type]
+    engine.now = 0.0
+    for _ in range(10):
+        average.update(0.1)
+    values = {one.span.name: one.values for one in average.share(World.alone())}
+    torch.testing.assert_close(values["w"], torch.full((2,), 0.5, dtype=torch.float64))
+    assert int(values["n"]) == 0
+
+
+def test_averaged_weights_are_saved_for_any_world_restored_and_loaded(tiny: RunConfig) -> None:
+    generator = {**tiny.train.generator.model_dump(), "ema_samples": 64}
+    config = method_of(tiny, "gaussian", train={"max_samples": 128, "generator": generator})
+    run_until(config)
+    run = open_run(config, World.alone(), StopSignal())
+    assert run.average is not None
+    averaged = {one.span.name: one.values.clone() for one in run.average.share(World.alone())}
+    loaded = ebmscale.load(run_storage(config).url).networks.state_dict()
+    assert all(torch.equal(loaded[name].flatten(), averaged[name].flatten()) for name in loaded)
+    assert not same(loaded, run.generator.full_weights())
+    ranks = [World(rank, 3, World.alone().device) for rank in range(3)]
+    pieces = {one.span: one.values.clone() for world in ranks for one in run.average.share(world)}
+    assert sum(len(values.flatten()) for values in pieces.values()) == sum(w.numel() for w in loaded.values())
+    assert max(len(run.average.share(world)) for world in ranks) < len(loaded)  # the ranks share the writing
+    run.close()
