@@ -157,8 +157,8 @@ def _explore(state: StageState, criteria: Criteria, now: int) -> tuple[Decision,
         return Hold(f"settling begins: no better loss in {state.stale} measurements"), settling
     if age >= criteria.max_samples - criteria.settle_samples:
         return Hold("settling begins: the stage's time is nearly used"), settling
-    next_chance = now + criteria.evidence_every + criteria.settle_samples
-    if criteria.ends_at is not None and now < criteria.ends_at < next_chance:
+    end, next_time = criteria.ends_at, now + criteria.evidence_every
+    if end is not None and now < end and (end <= next_time or end < next_time + criteria.settle_samples):
         return Hold("settling begins: the run's time is nearly used"), settling
     return Hold("exploring"), state
 

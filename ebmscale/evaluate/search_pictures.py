@@ -67,7 +67,7 @@ def _draw_axis(chart: Axes, place: int, axis: Axis) -> list[float | None]:
     heading = f"{head}.\n{tail}" if len(axis.name) > HEADING_CHARS and head else axis.name
     chart.text(place, 1.06, heading, ha="center", va="bottom", fontsize=8.5)
     if axis.choices is not None:
-        rows = {name: (i + 0.5) / len(axis.choices) for i, name in enumerate(axis.choices)}
+        rows = {str(name): (i + 0.5) / len(axis.choices) for i, name in enumerate(axis.choices)}
         for name, y in rows.items():
             chart.text(place - 0.04, y, name, ha="right", va="center", fontsize=8, color="#444444")
         return [None if value is None else rows[str(value)] for value in axis.values]

@@ -138,6 +138,8 @@ def test_no_ratio(trained):
 def test_stopped_before_the_first_evidence(trained):
     run = trained("run.name=early", "train.max_samples=50")
     rewrite(run, "config.yaml", lambda text: text.replace("max_samples: 50\n", "max_samples: 200\n"))
+    for name in ("events.jsonl", "metrics.jsonl"):
+        rewrite(run, name, lambda text: "")
     page = page_of(run)
     assert "stopped at 25%" in page
     assert "50 of 200 samples" in page
