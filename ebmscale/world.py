@@ -1,5 +1,6 @@
 """The world as a value: which rank this process is, of how many, on which device, and the few reductions in use."""
 
+import atexit
 import datetime
 import os
 from dataclasses import dataclass
@@ -10,6 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ebmscale.errors import ConfigError
+
+
+def _leave() -> None:
+    """Ends gloo's threads before the interpreter does: now and then that aborted a process that had done its work."""
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class World:
             torch.cuda.set_device(place)
         if size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if use_cuda else "gloo", timeout=datetime.timedelta(minutes=10))
+            atexit.register(_leave)
         return cls(rank, size, place)
 
     @property

@@ -35,4 +35,5 @@ def test_a_profile_has_every_part_and_changes_nothing(tiny: RunConfig) -> None:
     features = 64 * (16 * 16 + 16)
     assert float(parts["ratio"][3]) * 1e9 == round(2 * 2 * (2 * products + features), -6)
     seconds = [float(row[1]) for row in rows[1:-1]]
-    assert float(parts["update"][1]) >= 0.99 * sum(seconds) > 0
+    rounding = 0.00005 * len(rows)
+    assert float(parts["update"][1]) + rounding >= 0.99 * sum(seconds) > 0
