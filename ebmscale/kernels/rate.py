@@ -83,7 +83,9 @@ def _formulas() -> dict[Any, Any]:
     def straight(x: Any, weight: Any, *_: Any, out_val: Any, **__: Any) -> int:
         return conv_flop_count(x.shape, weight.shape, out_val.shape)
 
-    known = {torch.ops.aten.mkldnn_convolution: straight}
-    if hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise"):
-        known[torch.ops.mkldnn._convolution_transpose_pointwise] = transposed
-    return known
+    if not hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise"):
+        return {}
+    return {
+        torch.ops.mkldnn._convolution_pointwise: straight,
+        torch.ops.mkldnn._convolution_transpose_pointwise: transposed,
+    }

@@ -10,6 +10,7 @@ from typing import Any
 
 from ebmscale.config import RayBlock
 from ebmscale.errors import ConfigError
+from ebmscale.runtime.turns import children_wait_their_turn
 
 INSTALL = "pip install 'ebmscale[cluster]'"
 
@@ -78,7 +79,8 @@ def ray_session(block: RayBlock) -> Iterator[Any]:
             for name, value in LOCAL_SETTINGS.items():
                 os.environ.setdefault(name, value)
             cores = math.ceil(max(os.cpu_count() or 1, block.most_workers * block.cpus_per_worker))
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, **common)
+            with children_wait_their_turn():
+                ray.init(address="local", num_cpus=cores, include_dashboard=False, **common)
         else:
             ray.init(address=address, **common)
     except Exception as error:

@@ -15,6 +15,7 @@ from ebmscale.runtime.board import LEAVING, Beat, Order
 from ebmscale.runtime.gauges import Gauges
 from ebmscale.runtime.ray_entry import FINISHED, Report, WorkerSettings
 from ebmscale.runtime.ray_session import this_place
+from ebmscale.runtime.turns import come_first
 from ebmscale.runtime.watch import LineWriter, Watch
 from ebmscale.runtime.worker import run_worker
 from ebmscale.search.objectives import evidence_report, interval_report
@@ -151,6 +152,7 @@ def ray_worker(settings: WorkerSettings) -> str:
     watch = Watch(board, attempt, rank, size, this_place(), config.ray.limits, stop, _preempted)
     console = _console(watch, rank, settings.all_ranks)
     watch.start()
+    come_first()
     try:
         view = WorkerView(console, watch, settings.all_ranks, config.run.name, settings.report)
         run_worker(config, console, view, stop)
