@@ -49,6 +49,13 @@ class BatchInnerGenerator(nn.Module):
         first, *rest = source.layers
         return isinstance(first, LatentToGrid) and all(_is_known(layer) for layer in rest)
 
+    @staticmethod
+    def num_copied(source: nn.Module) -> int:
+        """Elements of weights that the form holds besides the generator's own: for both ways where oneDNN computes."""
+        first, rest = _layers(source)
+        layers = [layer for layer in rest if isinstance(layer, nn.ConvTranspose2d)]
+        return first.weight.numel() + sum((1 if _goes_by_windows(one) else 2) * one.weight.numel() for one in layers)
+
     @torch.no_grad()
     def load(self, source: nn.Module) -> None:
         """Takes the present weights of a generator of the same structure."""
@@ -97,18 +104,16 @@ class _Transposed(nn.Module):
     def __init__(self, layer: nn.ConvTranspose2d, slope: float | None):
         super().__init__()
         self._stride, self._padding, self._slope = (*layer.stride, 1), (*layer.padding, 0), slope
-        self.weight, self.bias = _laid_out(layer.weight[..., None]), nn.Parameter(_bias(layer).clone())
-        self._blocked: tuple[torch.Size, Tensor, Tensor] | None = None
+        self.load(layer)
 
     def load(self, layer: nn.ConvTranspose2d) -> None:
-        self.weight.copy_(layer.weight[..., None])
-        self.bias.copy_(_bias(layer))
-        self._blocked = None
+        self._weight, self._bias = layer.weight.detach()[..., None], _bias(layer)
+        self._blocked: tuple[torch.Size, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if _has_onednn(x):
-            return _Fused.apply(x, self.bias, *self._in_blocks(x.shape), self._stride, self._padding, self._slope)
-        y = F.conv_transpose3d(x, self.weight, self.bias, self._stride, self._padding)
+            return _Fused.apply(x, self._bias, *self._in_blocks(x.shape), self._stride, self._padding, self._slope)
+        y = F.conv_transpose3d(x, self._weight, self._bias, self._stride, self._padding)
         return y if self._slope is None else F.leaky_relu(y, self._slope)
 
     def _in_blocks(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
@@ -118,12 +123,12 @@ class _Transposed(nn.Module):
         """
         if self._blocked is None or self._blocked[0] != shape:
             around = {"padding": self._padding, "stride": self._stride, "dilation": (1, 1, 1), "groups": 1}
-            edges = zip(shape[2:], self._stride, self._padding, self.weight.shape[2:], strict=True)
-            output = [1, self.weight.shape[1], *((n - 1) * s - 2 * p + k for n, s, p, k in edges)]
+            edges = zip(shape[2:], self._stride, self._padding, self._weight.shape[2:], strict=True)
+            output = [1, self._weight.shape[1], *((n - 1) * s - 2 * p + k for n, s, p, k in edges)]
             forward = torch.ops.mkldnn._reorder_convolution_transpose_weight(
-                self.weight.detach(), output_padding=(0, 0, 0), input_size=list(shape), **around
+                self._weight, output_padding=(0, 0, 0), input_size=list(shape), **around
             )
-            backward = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), input_size=output, **around)
+            backward = torch.ops.mkldnn._reorder_convolution_weight(self._weight, input_size=output, **around)
             self._blocked = shape, forward, backward
         return self._blocked[1:]
 

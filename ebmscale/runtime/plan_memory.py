@@ -17,6 +17,7 @@ from ebmscale.data.stream import AHEAD_BYTES, BATCHES_AHEAD
 from ebmscale.density.langevin import ChainTrace, LangevinSettings, run_chain, start
 from ebmscale.density.losses import n2ce
 from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.kernels.batch_inner import BatchInnerGenerator
 from ebmscale.models import Encoder, Generator, ImageShape, RatioNet
 from ebmscale.runtime.footprint import FP32, EngineChoice, Footprint
 from ebmscale.runtime.live_bytes import LiveBytes
@@ -118,6 +119,7 @@ def forecast_memory(
         "Adam's moments": sum(net.moments() for net in networks),
         "kept gradients, buckets": sum(net.kept_gradients() for net in networks),
         "sampling copy": networks[0].num_elements * half,
+        "its form in chains": _form_elements(config, model.generator, on_cuda) * half,
         "frozen ratios": num_ratio * FP32 * (config.most_stages + 1),
         "latents": (tables + share.num_chains + share.num_held_out) * dim * FP32,
         "held-out images": share.num_held_out * pixels * FP32,
@@ -134,6 +136,12 @@ def forecast_memory(
     passing["weights to the sampling copy"] = networks[0].refresh()
     passing["set-up"] = networks[0].setup()
     return Memory(kept, passing)
+
+
+def _form_elements(config: RunConfig, generator: nn.Module, on_cuda: bool) -> int:
+    """Weights in the layouts of `kernels.batch_inner`; of `auto`, which decides by the clock, the larger choice."""
+    is_plain = config.posterior.kernel == "plain" or on_cuda or not BatchInnerGenerator.supports(generator)
+    return 0 if is_plain else BatchInnerGenerator.num_copied(generator)
 
 
 def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, RatioNet]:

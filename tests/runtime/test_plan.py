@@ -25,7 +25,7 @@ WIDE = """
 run: {name: wide, seed: 3}
 data: {url: DATA, validation_fraction: 0.2, num_streams: 8, shuffle_window: 16}
 model: {latent_dim: 16, generator_width: WIDTH, ratio_hidden: [400, 400]}
-posterior: {num_steps: 2, step_size: 0.01, kernel: plain}
+posterior: {num_steps: 2, step_size: 0.01, kernel: KERNEL}
 prior: {num_steps: 2, num_chains: 64, equilibrate_steps: 2}
 stages: {max_stages: 1, updates_per_batch: 2, batch_size: 32, buffer_samples: 64, evidence_samples: 64}
 train: {batch_size: 16, max_samples: 3200}
@@ -34,9 +34,11 @@ num_threads: 1
 """
 
 
-def wide(digits_url: str, folder: Path, width: int, **settings: object) -> tuple[RunConfig, Path]:
+def wide(
+    digits_url: str, folder: Path, width: int, kernel: str = "plain", **settings: object
+) -> tuple[RunConfig, Path]:
     """A run whose networks weigh more than everything else, and its file."""
-    text = WIDE.replace("DATA", digits_url).replace("WIDTH", str(width))
+    text = WIDE.replace("DATA", digits_url).replace("WIDTH", str(width)).replace("KERNEL", kernel)
     text += f"storage: {{url: {folder / 'runs'}}}\n" + "".join(f"{key}: {value}\n" for key, value in settings.items())
     path = folder / "wide.yaml"
     path.write_text(text)
@@ -213,7 +215,13 @@ def test_peak_memory_is_within_15_percent_of_the_plan(
     digits_url: str, tmp_path: Path, engine: str, stage: int, precision: str, size: int
 ) -> None:
     config, path = wide(
-        digits_url, tmp_path, 320, engine=engine, deepspeed=f"{{zero_stage: {stage}}}", precision=precision
+        digits_url,
+        tmp_path,
+        320,
+        "batch_inner",
+        engine=engine,
+        deepspeed=f"{{zero_stage: {stage}}}",
+        precision=precision,
     )
     found = run_workers(path, "memory", size)
     memory = forecast_memory(config, SHAPE, 1797, EngineChoice(stage if engine == "deepspeed" else None), size)
