@@ -8,7 +8,7 @@ Shapes: B rows of this rank, Z latent, K ratios.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,16 +17,14 @@ from torch import Tensor
 from ebmscale.density import evidence as evidence_of
 from ebmscale.density.bridge import telescope_loss, waymarks
 from ebmscale.density.evidence import Evidence
-from ebmscale.density.losses import magnitude_penalty, maximum_likelihood
+from ebmscale.density.losses import maximum_likelihood
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Decision, Hold
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import RatioNets
 from ebmscale.seeds import StreamNoise
-from ebmscale.training.guard import spoil
 from ebmscale.training.parts import Span
 from ebmscale.training.stages import RatioReport, StageTrainer
-from ebmscale.training.streams import owned_rows
 from ebmscale.training.tasks import langevin_settings
 
 
@@ -57,27 +55,14 @@ class LiveTrainer(StageTrainer):
 
         `limit` counts for `tre` alone: the loss of `lebm` is a difference of energies and has no usual size.
         """
-        if not self.trains_at(position):
-            return None
-        rows = owned_rows(self._stages.batch_size, self._num_streams, self._world)
-        streams = rows % self._num_streams
-        noise = StreamNoise(self._seed, "ratio", position, streams, self._world.device)
-        share = len(rows) * self._world.size / self._stages.batch_size
-        total, bad = torch.zeros((), device=self._world.device), False
+        return super().update(position, rate_scale, limit if self._kind == "tre" else math.inf)
+
+    def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """See `StageTrainer._losses`; the prior is what each update made of it."""
         for _ in range(self._stages.updates_per_batch):
             z_q = self.buffer.draw(noise.uniform(1), streams)[:, 0]
-            f_q, f_p, loss = self._lebm(z_q, noise) if self._kind == "lebm" else self._tre(z_q, noise)
-            total += loss.detach()
-            if self._stages.penalty:
-                loss = loss + self._stages.penalty * magnitude_penalty(f_q.flatten(), f_p.flatten())
-            self.engine.backward(spoil(loss, loss, limit if self._kind == "tre" else math.inf) * share)
-            norm = self.engine.step(self._rate * rate_scale)
-            if math.isfinite(norm):
-                self._grad_norm = norm
-            else:
-                bad = True
+            yield self._lebm(z_q, noise) if self._kind == "lebm" else self._tre(z_q, noise)
             self._refresh()
-        return RatioReport(total / self._stages.updates_per_batch, self._grad_norm, bad)
 
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Evidence of the whole log ratio log p_K - log p_0 against exact draws of p_0 (collective).

@@ -159,32 +159,39 @@ class StageTrainer:
         if not self.trains_at(position):
             return None
         rows = owned_rows(self._stages.batch_size, self._num_streams, self._world)
-        num_updates = self._stages.updates_per_batch
         streams = rows % self._num_streams
         noise = StreamNoise(self._seed, "ratio", position, streams, self._world.device)
+        share = len(rows) * self._world.size / self._stages.batch_size  # makes the ranks' average the global mean
+        rate = self._rate * rate_scale * rate_factor(self.state, self.criteria, position)
+        total, bad = torch.zeros((), device=self._world.device), False
+        for f_q, f_p, loss in self._losses(noise, streams):
+            total += loss.detach()
+            objective = loss
+            if self._stages.penalty:
+                objective = loss + self._stages.penalty * magnitude_penalty(f_q, f_p)
+            self.engine.backward(spoil(objective, objective, limit) * share)
+            norm = self.engine.step(rate)
+            if math.isfinite(norm):
+                self._grad_norm = norm
+            else:
+                bad = True
+        return RatioReport(total / self._stages.updates_per_batch, self._grad_norm, bad)
+
+    def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of every update: values at posterior latents and at latents of the prior, and their loss.
+
+        Each is computed when it is asked for, so under the weights that the update before it left.
+        """
+        num_updates = self._stages.updates_per_batch
         z_q = self.buffer.draw(noise.uniform(num_updates), streams)
         z_p = (
             self.prior.base.from_noise(noise.normal(num_updates, self.prior.base.dim))
             if self.is_first_stage
             else self.pool.draw(noise.uniform(num_updates), streams)
         )
-        share = len(rows) * self._world.size / self._stages.batch_size  # makes the ranks' average the global mean
-        rate = self._rate * rate_scale * rate_factor(self.state, self.criteria, position)
-        total = torch.zeros((), device=self._world.device)
-        bad = False
-        for i in range(num_updates):
-            f_q, f_p = self._log_ratio(torch.cat([z_q[:, i], z_p[:, i]])).split(len(rows))
-            loss = n2ce(f_q, f_p, self._stages.magnification)
-            total += loss.detach()
-            if self._stages.penalty:
-                loss = loss + self._stages.penalty * magnitude_penalty(f_q, f_p)
-            self.engine.backward(spoil(loss, loss, limit) * share)
-            norm = self.engine.step(rate)
-            if math.isfinite(norm):
-                self._grad_norm = norm
-            else:
-                bad = True
-        return RatioReport(total / num_updates, self._grad_norm, bad)
+        for of_q, of_p in zip(z_q.unbind(1), z_p.unbind(1), strict=True):
+            f_q, f_p = self._log_ratio(torch.cat([of_q, of_p])).split(len(streams))
+            yield f_q, f_p, n2ce(f_q, f_p, self._stages.magnification)
 
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Held-out evidence of the current ratio, the same on every rank (collective).
