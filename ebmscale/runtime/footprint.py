@@ -51,7 +51,7 @@ class Footprint:
     def of(cls, module: nn.Module, half: int, engine: EngineChoice, size: int) -> "Footprint":
         """Of a module."""
         counts = [parameter.numel() for parameter in module.parameters()]
-        small, in_heap = (sum(n for n in counts if n < most) for most in (PERSISTENT, MMAP_BYTES // FP32))
+        small, in_heap = (sum(n for n in counts if n < most) for most in (PERSISTENT, MMAP_BYTES // half))
         return cls(sum(counts), max(counts), small, in_heap, half, engine, size)
 
     @property
@@ -109,6 +109,11 @@ class Footprint:
     def refresh(self) -> int:
         """The gathered weights and their copies, where they are sharded."""
         return 2 * self.half * self.num_elements if self._stage == 3 else 0
+
+    def kept_by_malloc(self) -> int:
+        """What set-up and, in ZeRO 3, gathering has freed without the system getting it back, on a host."""
+        gathered = self.half if self._stage == 3 else 0
+        return (2 * FP32 + gathered) * self.num_in_heap
 
     def setup(self) -> int:
         """The initial weights, as they are given and as they are taken over."""

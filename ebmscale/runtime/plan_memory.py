@@ -127,7 +127,7 @@ def forecast_memory(
     state = sum(3 * FP32 * net.num_elements for net in networks)
     if not on_cuda:
         kept["shards being read"] = _data_bytes(config, share, pixels, num_samples)
-        kept["freed at set-up, kept by malloc"] = 2 * FP32 * networks[0].num_in_heap
+        kept["freed, kept by malloc"] = networks[0].kept_by_malloc()
         kept["copy for checkpoints"] = -(-state // size) + kept["latents"]
     passing = _computations(config, shape, share, model, network)
     for part, net, width in (("generator", networks[0], half), ("ratio", ratio, FP32)):
