@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ebmscale.config import RunConfig
+from ebmscale.config import RunConfig, value_at
 from ebmscale.errors import ConfigError
 from ebmscale.search.objectives import scores
 from ebmscale.search.space import Parameter, Space
@@ -71,9 +71,7 @@ def default_values(space: Space, config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
 
     def own(key: str, parameter: Parameter) -> Any:
-        value: Any = tree
-        for part in key.split("."):
-            value = value[part]
+        value = value_at(tree, key)
         if not parameter.holds(value):
             raise ConfigError(
                 f"space.{key}: the configuration's own value {value} lies outside, and default_first makes it the "
