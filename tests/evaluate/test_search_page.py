@@ -10,7 +10,8 @@ import yaml
 from ebmscale.config import load_config
 from ebmscale.errors import ConfigError
 from ebmscale.evaluate import objective
-from ebmscale.evaluate.search_page import comparable, importance, write_search
+from ebmscale.evaluate.search_files import write_search
+from ebmscale.evaluate.search_importance import comparable, importance
 from ebmscale.evaluate.search_pictures import goodness
 from ebmscale.search.trial import Origin, SearchStore
 from ebmscale.storage import Storage
