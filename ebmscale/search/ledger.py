@@ -105,8 +105,7 @@ class Ledger:
         if move is None:
             self.store.write(record)
             return None
-        record.origins.append(move.origin)
-        record.values = move.values
+        record.move(move.origin, move.values)
         self.store.write(record)
         reason = f"takes over trial {move.origin.donor} at {move.origin.samples_seen:,} samples"
         self._tell(f"trial {number} {reason}: {describe(move.values)}")
