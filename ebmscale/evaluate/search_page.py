@@ -72,7 +72,7 @@ def _figures(space: Space, records: Sequence[Record], winner: Record | None) -> 
     ]
     if winner is not None:
         figures.append(Figure(f"Best {first.name}", short(score(first, winner)), f"trial {winner.number}"))
-    if space.default_first and space.searcher != "grid" and records:
+    if space.has_default and records:
         figures.append(
             Figure("The configuration's own", short(score(first, records[0])), f"trial 0, {records[0].status}")
         )

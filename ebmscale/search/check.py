@@ -70,7 +70,7 @@ def check_space(config: RunConfig, space: Space, evaluated: Callable[[], list[st
     for key, parameter in space.space.items():
         for value in parameter.choice or parameter.ends:
             _check_value(config, space, key, value)
-    if space.default_first and space.searcher != "grid":
+    if space.has_default:
         default_values(space, config)
     _check_schedule(config, space)
 

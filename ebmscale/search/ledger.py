@@ -138,7 +138,10 @@ class Ledger:
         if self.space.scheduler != "asha" or first.metric not in report:
             return False
         value = score(first, record, until=report["samples_seen"])
-        return value is not None and self._judge(record.number, int(report["samples_seen"]), first.sign * value)
+        if value is None:
+            return False
+        stops = self._judge(record.number, int(report["samples_seen"]), first.sign * value)
+        return stops and not (record.number == 0 and self.space.has_default)
 
     def _stop(self, record: Record) -> Order | None:
         first, budget = self.space.objectives[0], self.config.train.max_samples

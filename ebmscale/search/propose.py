@@ -54,7 +54,7 @@ def propose(space: Space, config: RunConfig, number: int, records: Mapping[int, 
     """
     if space.searcher == "grid":
         return next(values for place, values in enumerate(grid(space)) if place == number)
-    if number == 0 and space.default_first:
+    if number == 0 and space.has_default:
         return default_values(space, config)
     if space.searcher == "optuna":
         return _from_optuna(space, number, records)

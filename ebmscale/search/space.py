@@ -194,7 +194,8 @@ class Space(Block):
         searcher: how values are chosen; optuna learns from the trials that are done (TPE).
         scheduler: what stops or changes trials under way; it judges by the first objective.
         num_trials: how many there are in the end; a grid has all its points where this is not given.
-        default_first: the first trial has the configuration's own values.
+        default_first: the first trial has the configuration's own values (not of a grid); ASHA never stops it, so the
+            others can be measured against it in the end.
         overrides: keys of the configuration that are the same in all trials.
         max_failures: how often the process of a trial may die with no progress between.
     """
@@ -229,6 +230,11 @@ class Space(Block):
         if self.num_trials is None and self.searcher != "grid":
             raise ValueError("num_trials is missing; say how many trials there are to be")
         return self
+
+    @property
+    def has_default(self) -> bool:
+        """Whether trial 0 has the configuration's own values."""
+        return self.default_first and self.searcher != "grid"
 
     def draw(self, choose: Callable[[str, Parameter], Any]) -> dict[str, Any]:
         """The values of a trial: `choose` gives one for every parameter that the values before it leave active."""

@@ -1,6 +1,7 @@
 """Searches that lose their driver, a trial's process and a machine: the same command makes exactly what was asked."""
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,13 @@ def two(make_cluster: Callable[..., LocalCluster]) -> Iterator[LocalCluster]:
     cluster.down()
 
 
+def process_of(line: str) -> int:
+    """That works on the trial of this line."""
+    found = re.search(BEGUN, line)
+    assert found is not None
+    return int(found[1])
+
+
 def interrupted_thrice(cluster: LocalCluster, words: list[str]) -> list[str]:
     """Runs a search to its end through the loss of its driver, a trial, and a machine; all that it says."""
     with running(cluster.command(*words)) as first:
@@ -48,11 +56,11 @@ def interrupted_thrice(cluster: LocalCluster, words: list[str]) -> list[str]:
     with running(cluster.command(*words)) as last:
         last.wait_for(AGAIN, PATIENCE_S)
         last.wait_for(DONE, PATIENCE_S)
-        os.kill(cluster.processes(TRIAL)[0], signal.SIGKILL)
+        os.kill(process_of(last.wait_for(BEGUN, PATIENCE_S)), signal.SIGKILL)
         last.wait_for(LOST, PATIENCE_S)
         last.wait_for(AGAIN, PATIENCE_S)
-        last.wait_for(DONE, PATIENCE_S)
-        assert cluster.processes(TRIAL, 1), last.text
+        while process_of(last.wait_for(BEGUN, PATIENCE_S)) not in cluster.processes(TRIAL, 1):
+            pass
         cluster.kill(1)
         last.wait_for(LOST, PATIENCE_S)
         cluster.add()
