@@ -33,8 +33,8 @@ PATIENCE_S = 600.0  # for one trial on a busy machine
 
 @pytest.fixture
 def two(make_cluster: Callable[..., LocalCluster]) -> Iterator[LocalCluster]:
-    """Two nodes of one CPU that share this machine's network."""
-    cluster = make_cluster(2, "--cpus", "1", "--network", "host")
+    """A head, where no trial is placed, and two nodes of one CPU; they share this machine's network."""
+    cluster = make_cluster(3, "--cpus", "1", "--head-cpus", "0", "--network", "host")
     yield cluster
     cluster.down()
 
@@ -59,9 +59,9 @@ def interrupted_thrice(cluster: LocalCluster, words: list[str]) -> list[str]:
         os.kill(process_of(last.wait_for(BEGUN, PATIENCE_S)), signal.SIGKILL)
         last.wait_for(LOST, PATIENCE_S)
         last.wait_for(AGAIN, PATIENCE_S)
-        while process_of(last.wait_for(BEGUN, PATIENCE_S)) not in cluster.processes(TRIAL, 1):
-            pass
-        cluster.kill(1)
+        process = process_of(last.wait_for(BEGUN, PATIENCE_S))
+        [node] = [node for node in (1, 2) if process in cluster.processes(TRIAL, node)]
+        cluster.kill(node)
         last.wait_for(LOST, PATIENCE_S)
         cluster.add()
         assert last.end(1200) == 0, last.text
