@@ -34,9 +34,9 @@ def test_the_cpus_of_twenty_trials_that_were_stopped_early_come_back(digits_url:
 
 
 def test_a_population_of_trials_of_two_workers(digits_url: str, tmp_path: Path) -> None:
-    """The second trial, at a hopeless rate, takes over the first one's checkpoint."""
+    """The second trial, which this seed gives a hopeless rate of 4e-6, takes over the first one's checkpoint."""
     space = space_file(
-        tmp_path, scheduler="pbt", num_trials=2, pbt={"every_samples": 320, "quantile": 0.5},
+        tmp_path, scheduler="pbt", num_trials=2, seed=10, pbt={"every_samples": 320, "quantile": 0.5, "resample": 0.0},
         space={"train.generator.rate": {"loguniform": [1e-6, 1e-2]}},
     )  # fmt: skip
     config = tiny_config(tmp_path, digits_url, **WORKERS | {"train": {"max_samples": 2560}})
