@@ -27,6 +27,8 @@ from ebmscale.config import (
     PositiveFloat,
     RunConfig,
     changed_keys,
+    first_problem,
+    known_keys,
     load_config,
 )
 from ebmscale.errors import ConfigError, Interrupted
@@ -121,9 +123,8 @@ def load_comparison(path: str) -> Comparison:
     try:
         return Comparison.model_validate(tree)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{path}: {key}: {message}; see configs/compare/ for examples.") from None
+        problem = first_problem(error, list(known_keys(Comparison)))
+        raise ConfigError(f"{path}: {problem} See configs/compare/ for examples.") from None
 
 
 def with_features(comparison: Comparison, features: str | None) -> Comparison:

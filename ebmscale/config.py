@@ -462,7 +462,7 @@ def _validated(tree: dict[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+        raise ConfigError(f"{source}: {first_problem(error, list(known_keys(RunConfig)))}") from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -484,12 +484,14 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _first_problem(error: ValidationError) -> str:
-    """One sentence for the first problem found."""
+def first_problem(error: ValidationError, known: Sequence[str]) -> str:
+    """A sentence on the first problem found in a file whose keys are `known` ones."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}; {_nearest(key)}"
+        match, blocks = nearest_key(key, known), dict.fromkeys(name.partition(".")[0] for name in known)
+        hint = f"did you mean {match}?" if match else f"known keys start with {', '.join(blocks)}."
+        return f"unknown key {key}; {hint}"
     if problem["type"] == "missing":
         return f"the key {key} is missing and has no default; add it."
     if key == "precision":
@@ -500,14 +502,14 @@ def _first_problem(error: ValidationError) -> str:
     return f"{key}: {message}{given}." if key else f"{message}."
 
 
-def _nearest(key: str) -> str:
-    """The known key that looks most like this one."""
-    known = list(known_keys(RunConfig))
+def nearest_key(key: str, known: Sequence[str]) -> str | None:
+    """The known key that looks most like this one, or has nearly its last name; None where none does."""
     match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not match:  # right name, wrong block
-        last = key.rsplit(".", 1)[-1]
-        match = [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
-    return f"did you mean {match[0]}?" if match else f"known keys start with {', '.join(RunConfig.model_fields)}."
+    if match:
+        return match[0]
+    named = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}  # right name, wrong block
+    match = difflib.get_close_matches(key.rsplit(".", 1)[-1], named, n=1)
+    return named[match[0]] if match else None
 
 
 def known_keys(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -527,15 +529,16 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 def changed_keys(old: RunConfig, new: RunConfig, allowed: Sequence[str] = RESUMABLE) -> list[str]:
     """Dotted keys whose values differ, but for the allowed ones: those that forbid resuming `old` as `new`."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    leaves = [key for key in known_keys(RunConfig) if not isinstance(_at(before, key), dict)]
+    leaves = [key for key in known_keys(RunConfig) if not isinstance(value_at(before, key), dict)]
     return [
         key
         for key in leaves
-        if _at(before, key) != _at(after, key) and not any(key == a or key.startswith(a + ".") for a in allowed)
+        if value_at(before, key) != value_at(after, key)
+        and not any(key == a or key.startswith(a + ".") for a in allowed)
     ]
 
 
-def _at(tree: Any, key: str) -> Any:
+def value_at(tree: Any, key: str) -> Any:
     """The value at a dotted key."""
     for part in key.split("."):
         tree = tree[part]

@@ -16,13 +16,14 @@ TABLE_WIDTH = 200  # where the output is no terminal
 def tune(config_file: str, overrides: tuple[str, ...], space_file: str) -> None:
     """Search for good settings of CONFIG on Ray: the same command goes on where a search stopped."""
     from ebmscale.evaluate import objective  # noqa: PLC0415 (commands import what they use)
-    from ebmscale.evaluate.search_page import write_search  # noqa: PLC0415
+    from ebmscale.evaluate.search_files import write_search  # noqa: PLC0415
     from ebmscale.runtime.ray_search import search  # noqa: PLC0415
     from ebmscale.runtime.search_view import front_table, trials_table  # noqa: PLC0415
+    from ebmscale.search.check import base_config  # noqa: PLC0415
     from ebmscale.search.space import load_space  # noqa: PLC0415
 
     config, space = load_config(config_file, overrides), load_space(space_file)
-    objective.check(space)
+    objective.check(space, base_config(config, space))
     ledger = search(config, space, console, objective.measure_run, objective.names)
     written = write_search(ledger.store, ledger.config, ledger.space, list(ledger.records.values()))
     wide = console if console.is_terminal else Console(width=TABLE_WIDTH, highlight=False)

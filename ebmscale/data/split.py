@@ -2,7 +2,9 @@
 
 `test` is the official test part. `validation` is that fraction of the official train part whose keys hash lowest,
 `train` is the rest. So a split does not change when a set is sharded otherwise. With a class held out as anomalies
-its samples are in no split but test (see `config.HeldOutBlock`). Shapes: N samples of the split.
+its samples are in no split but test (see `config.HeldOutBlock`), unless validation is asked for with anomalies: then
+those of the official train part that hash as low are in it too, and settings can be chosen by them without a look at
+the test. Shapes: N samples of the split.
 """
 
 import difflib
@@ -52,6 +54,7 @@ def select(
     split: str,
     validation_fraction: float = VALIDATION_FRACTION,
     held_out: HeldOutBlock = NOTHING_HELD_OUT,
+    with_anomalies: bool = False,
 ) -> Selection:
     """The samples of a split.
 
@@ -60,6 +63,7 @@ def select(
         split: "train", "validation" or "test".
         validation_fraction: share of what there is to train on that is validation.
         held_out: a class that is never trained on.
+        with_anomalies: whether validation has samples of it, in the official protocol; the pooled one has all in test.
 
     Raises:
         ConfigError: no such split or class, or a fraction outside [0, 1).
@@ -79,7 +83,8 @@ def select(
         for sample, (key, label) in enumerate(zip(shard.keys, shard.labels, strict=True)):
             is_anomaly = label == anomalous
             is_test = is_anomaly or key_hash(POOLED_SALT + key) < POOLED_TEST_FRACTION if pooled else split == "test"
-            if is_test != (split == "test") or (is_anomaly and not is_test):
+            left_out = is_anomaly and not is_test and not (with_anomalies and split == "validation")
+            if is_test != (split == "test") or left_out:
                 continue
             if is_test or (key_hash(key) < validation_fraction) == (split == "validation"):
                 shards.append(index)

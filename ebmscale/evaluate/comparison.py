@@ -5,12 +5,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
-from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from ebmscale.evaluate import pictures
+from ebmscale.evaluate.pages import Picture, render
 from ebmscale.evaluate.report import SAMPLES_FILE
 from ebmscale.storage import Storage
 from ebmscale.version import __version__
@@ -49,12 +46,9 @@ def write_comparison(storage: Storage, name: str, about: str, results: Sequence[
     tree = {"name": name, "about": about, "ebmscale": __version__, "results": [asdict(result) for result in results]}
     storage.publish(JSON_FILE, json.dumps(tree, indent=1).encode())
     storage.publish(TABLE_FILE, table.encode())
-    template = (resources.files(__package__) / PAGE_FILE).read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     header, rows = _cells(results)
-    page = environment.from_string(template).render(
-        name=name, about=about, header=header, rows=rows, charts=_charts(results), samples=_samples(results)
-    )
+    charts, samples = _charts(results), _samples(results)
+    page = render(PAGE_FILE, name=name, about=about, header=header, rows=rows, charts=charts, samples=samples)
     storage.publish(PAGE_FILE, page.encode())
     return table
 
@@ -111,7 +105,7 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _charts(results: Sequence[Result]) -> list[dict[str, str]]:
+def _charts(results: Sequence[Result]) -> list[Picture]:
     """One chart for every quantity that was measured: rows from top to bottom, a dot for each seed."""
     found = summarise(results)
     charts = []
@@ -121,16 +115,16 @@ def _charts(results: Sequence[Result]) -> list[dict[str, str]]:
             continue
         better = "lower is better" if any(word in name for word in LESS_IS_BETTER) else "higher is better"
         chart = pictures.data_uri(pictures.dot_chart(values), "image/svg+xml")
-        charts.append({"title": name, "uri": chart, "note": better})
+        charts.append(Picture(chart, name, f"{better}; a dot is a seed"))
     return charts
 
 
-def _samples(results: Sequence[Result]) -> list[dict[str, Any]]:
+def _samples(results: Sequence[Result]) -> list[Picture]:
     """The samples of every row's first seed."""
-    shown: dict[str, dict[str, Any]] = {}
+    shown: dict[str, Picture] = {}
     for result in results:
         run = Storage.at(result.url)
         if result.row not in shown and not result.failure and run.exists(SAMPLES_FILE):
             uri = pictures.data_uri(run.read_bytes(SAMPLES_FILE), "image/png")
-            shown[result.row] = {"title": f"{result.row}, seed {result.seed}", "uri": uri}
+            shown[result.row] = Picture(uri, f"{result.row}, seed {result.seed}")
     return list(shown.values())

@@ -78,7 +78,7 @@ def open_images(
     manifest = _fitting_manifest(model, storage)
     block = model.config.data
     anomalous = class_index(manifest, block.held_out)
-    chosen = select(manifest, split, block.validation_fraction, block.held_out)
+    chosen = select(manifest, split, block.validation_fraction, block.held_out, with_anomalies)
     chosen = take(chosen, limit, None if with_anomalies else anomalous)
     if not len(chosen):
         raise DataError(f"The {split} split of {storage.url} has no images of the classes that the run was trained on.")

@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
+from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
 from ebmscale.search.objectives import EVALUATED
 from ebmscale.search.space import EvaluateBlock, Space
@@ -31,15 +32,27 @@ def names() -> list[str]:
     return [f"{EVALUATED}{metric}/{value}" for metric, values in VALUES.items() for value in values]
 
 
-def check(space: Space) -> None:
-    """Refuses a Frechet distance without features.
+def check(space: Space, config: RunConfig) -> None:
+    """Refuses what could not be measured on any trial.
+
+    Args:
+        space: whose objectives are looked at.
+        config: of the search, with the overrides.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: a Frechet distance without features, or anomalies where there are none among the images.
     """
-    asked = [objective.metric for objective in space.objectives]
-    if any(name.startswith(f"{EVALUATED}frechet/") for name in asked) and space.evaluate.features is None:
+    asked = {objective.metric.split("/")[1] for objective in space.objectives if objective.metric.startswith(EVALUATED)}
+    held_out = config.data.held_out
+    if "frechet" in asked and space.evaluate.features is None:
         raise ConfigError("objectives: evaluate/frechet needs features; give evaluate.features in the space.")
+    if "anomaly" in asked and (held_out.label is None or held_out.protocol == "pooled"):
+        raise ConfigError(
+            "objectives: evaluate/anomaly needs a class that is held out, and some of it that is not the test's; set "
+            "data.held_out.label, and data.held_out.protocol to official, for instance in the space's overrides."
+        )
+    if "anomaly" in asked and space.evaluate.split != "validation":
+        raise ConfigError("objectives: evaluate/anomaly needs evaluate.split validation; train has no anomalies.")
 
 
 def measure_run(run: Storage, wanted: Sequence[str], block: EvaluateBlock) -> dict[str, float]:

@@ -8,13 +8,10 @@ Shapes: N images or latents, C H W image, Z latent, K stages.
 
 import math
 import platform
-import re
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 from ebmscale.data.manifest import Manifest
@@ -22,6 +19,7 @@ from ebmscale.data.stream import read_split
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.errors import DataError, StorageError
 from ebmscale.evaluate import pictures
+from ebmscale.evaluate.pages import Figure, Picture, render, without_credentials
 from ebmscale.evaluate.record import Line, Record, kind_of, number, shares
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.model import LatentModel, open_model
@@ -43,22 +41,6 @@ EVIDENCE = {
 }
 LEVELS = {"loss": (2 * math.log(2), "2 log 2"), "kl_bound": (0.0, ""), "auc": (0.5, "")}
 """What the evidence is where a ratio says nothing, and the name of that value."""
-
-
-class Picture(NamedTuple):
-    """An image on the page, its title and what to say under it."""
-
-    uri: str
-    title: str
-    note: str = ""
-
-
-class Figure(NamedTuple):
-    """A key figure: its name, its value, and where it comes from."""
-
-    name: str
-    value: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,8 +75,9 @@ def write_report(run: Storage) -> str:
     model, record = open_model(run), Record.of(run)
     held_out, missing = _held_out(model)
     samples = sample_grid(model, model.sample(GRID_COLUMNS**2, SEED), GRID_COLUMNS)
-    data_name = held_out.name if held_out else _without_credentials(model.config.data.url)
-    page = _template().render(
+    data_name = held_out.name if held_out else without_credentials(model.config.data.url)
+    page = render(
+        REPORT_FILE,
         name=model.config.run.name,
         num_stages=model.prior.num_stages,
         figures=_key_figures(model, record, data_name),
@@ -106,18 +89,13 @@ def write_report(run: Storage) -> str:
         evidence=_evidence(model, record),
         **_latents(model, held_out),
         **_time(record),
-        config=_without_credentials(model.config.dump()),
-        address=_without_credentials(run.url),
+        config=without_credentials(model.config.dump()),
+        address=without_credentials(run.url),
         versions={"ebmscale": __version__, "torch": torch.__version__, "Python": platform.python_version()},
     )
     run.publish(SAMPLES_FILE, samples)
     run.publish(REPORT_FILE, page.encode())
     return run.url_of(REPORT_FILE)
-
-
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((resources.files(__package__) / REPORT_FILE).read_text(encoding="utf-8"))
 
 
 def _held_out(model: LatentModel) -> tuple[HeldOut | None, str | None]:
@@ -132,7 +110,7 @@ def _held_out(model: LatentModel) -> tuple[HeldOut | None, str | None]:
             storage, manifest, "validation", NUM_HELD_OUT, block.validation_fraction, block.held_out
         )
     except (DataError, StorageError) as error:
-        return None, _without_credentials(str(error))
+        return None, without_credentials(str(error))
     x = to_pixels(images)
     z, trace = model.infer(x, SEED)
     return HeldOut(manifest.name, x, z, trace, model.decode(z)), None
@@ -294,8 +272,3 @@ def _duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-
-
-def _without_credentials(text: str) -> str:
-    """The text with `user:password@` taken out of addresses."""
-    return re.sub(r"(?<=://)[^/@\s:]*:[^/@\s]*@", "", text)

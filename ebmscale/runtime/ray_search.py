@@ -21,9 +21,9 @@ from ebmscale.data.formats import open_source
 from ebmscale.data.pack import pack
 from ebmscale.errors import EbmscaleError, Interrupted, WorkersLostError
 from ebmscale.runtime.preflight import preflight
+from ebmscale.runtime.ray_driver import Signals, here, note_for_jobs, with_addresses, with_devices
 from ebmscale.runtime.ray_session import given_address, ray_session
-from ebmscale.runtime.ray_train import Signals, here, note_for_jobs, with_addresses, with_devices
-from ebmscale.runtime.ray_trial import Desk, Measure, TrialSetup
+from ebmscale.runtime.ray_trial import CALL_S, Desk, Measure, TrialSetup
 from ebmscale.runtime.ray_tune import apply_settings, make_judge, make_tuner
 from ebmscale.runtime.search_view import SearchView
 from ebmscale.search.check import base_config, check_space
@@ -94,7 +94,7 @@ def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | 
             while ledger.left:
                 before = ledger.progress()
                 rounds = _Round(ray, settled, space, ledger, desk, measure)
-                _follow(ray, rounds, settled, ledger, signals)
+                _follow(rounds, settled, ledger, signals)
                 stale = 0 if ledger.progress() != before else stale + 1
                 if stale == STALE_ROUNDS:
                     raise WorkersLostError(
@@ -147,6 +147,17 @@ class _Round:
         """Waits until it has ended, at most so long."""
         self._thread.join(seconds)
 
+    def check(self) -> None:
+        """Raises what ends the search."""
+        if self.fatal is not None:
+            raise self.fatal
+        try:
+            self.ray.get(self._desk.wish.remote(), timeout=CALL_S)
+        except self.ray.exceptions.RayError as error:
+            raise WorkersLostError(
+                f"The Ray cluster was lost ({type(error).__name__}); run the same command to go on."
+            ) from error
+
     def next_trial(self) -> int | None:
         """The number of the trial to begin."""
         record = None if self.stopping else self._carefully(self._ledger.next_trial)
@@ -190,22 +201,18 @@ class _Round:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _follow(ray: Any, rounds: _Round, config: RunConfig, ledger: Ledger, signals: Signals) -> None:
+def _follow(rounds: _Round, config: RunConfig, ledger: Ledger, signals: Signals) -> None:
     """Waits until Tune is done, or something ends the search."""
     deadline: float | None = None
     while not rounds.is_over:
         rounds.wait(READ_S)
-        if rounds.fatal is not None:
-            raise rounds.fatal
-        if not ray.is_initialized():
-            raise WorkersLostError("The Ray cluster was lost; run the same command to go on.")
+        rounds.check()
         if signals.name is not None:
             rounds.stopping = True
             deadline = deadline or time.monotonic() + config.checkpoint.grace_s
             if signals.twice or time.monotonic() > deadline:
                 break
-    if rounds.fatal is not None:
-        raise rounds.fatal
+    rounds.check()
     if signals.name is not None:
         raise Interrupted(
             f"Stopped by {signals.name}; {ledger.left} of {ledger.wanted} trials are left: run the same command to go "

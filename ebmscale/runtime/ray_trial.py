@@ -154,6 +154,7 @@ def _train_here(config: RunConfig, link: "_Link") -> Order | None:
 
 def _train_on_workers(config: RunConfig, link: "_Link") -> Order | None:
     ray = import_ray()
+    link.posted()  # the workers of an earlier generation may have left some
 
     def meanwhile() -> str | None:
         for report in link.posted():
@@ -283,4 +284,7 @@ class _Link:
     def _call(self, method: str, *arguments: Any) -> Any:
         import ray  # noqa: PLC0415
 
-        return ray.get(getattr(self._desk, method).remote(*arguments), timeout=CALL_S)
+        try:
+            return ray.get(getattr(self._desk, method).remote(*arguments), timeout=CALL_S)
+        except ray.exceptions.RayError as error:  # says nothing about the trial
+            raise WorkersLostError(f"the search's driver does not answer ({type(error).__name__})") from error

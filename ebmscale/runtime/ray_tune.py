@@ -2,12 +2,14 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 from ebmscale.config import RunConfig
-from ebmscale.errors import StorageError
+from ebmscale.errors import EbmscaleError
+from ebmscale.runtime.ray_controller import failure_of
 from ebmscale.runtime.ray_trial import TrialSetup, run_trial
 from ebmscale.search.ledger import Judge
 from ebmscale.search.space import Space
@@ -153,10 +155,13 @@ def make_judge(space: Space, config: RunConfig) -> Judge:
 def _how(trial: Any) -> str:
     """How a trial's process ended."""
     try:
-        error = trial.get_error()
+        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())  # which Tune has just written there
     except Exception:  # it is only for the message
         return "unknown"
     cause = getattr(error, "cause", None) or error
-    if isinstance(cause, StorageError):
+    if isinstance(cause, EbmscaleError):
         return str(cause)
-    return type(cause).__name__ if cause is not None else "unknown"
+    failure = failure_of(cause)
+    return failure.text or {"gone": "its machine is gone", "preempted": "its machine is taken away"}.get(
+        failure.kind, "it was killed"
+    )

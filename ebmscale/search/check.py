@@ -1,13 +1,11 @@
 """A space against the configuration that it varies: what cannot work is refused before anything starts."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
-from ebmscale.config import CheckpointBlock, RunConfig, known_keys, with_values
+from ebmscale.config import CheckpointBlock, RunConfig, known_keys, nearest_key, value_at, with_values
 from ebmscale.errors import ConfigError
 from ebmscale.search.objectives import AT_EVIDENCE, AT_INTERVAL, EVALUATED
 from ebmscale.search.population import MUTABLE, interval
@@ -72,18 +70,17 @@ def check_space(config: RunConfig, space: Space, evaluated: Callable[[], list[st
     for key, parameter in space.space.items():
         for value in parameter.choice or parameter.ends:
             _check_value(config, space, key, value)
-    if space.default_first and space.searcher != "grid":
+    if space.has_default:
         default_values(space, config)
     _check_schedule(config, space)
 
 
 def _check_key(key: str, space: Space) -> None:
-    known = [name for name in known_keys(RunConfig) if not isinstance(_default(name), BaseModel)]
+    names = list(known_keys(RunConfig))
+    known = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     if key not in known:
-        match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        last = key.rsplit(".", 1)[-1]
-        match = match or [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
-        hint = f"did you mean {match[0]}?" if match else "give a key of the configuration, such as train.ratio.rate."
+        match = nearest_key(key, known)
+        hint = f"did you mean {match}?" if match else "give a key of the configuration, such as train.ratio.rate."
         raise ConfigError(f"space: unknown key {key}; {hint}")
     if any(key == fixed or key.startswith(fixed + ".") for fixed in FIXED):
         raise ConfigError(f"space: {key} does not change what a run computes; leave it out.")
@@ -92,15 +89,6 @@ def _check_key(key: str, space: Space) -> None:
             f"space: {key} cannot change within a run, as scheduler pbt changes values; use scheduler asha, or keys "
             f"among {', '.join(MUTABLE)}."
         )
-
-
-def _default(key: str) -> Any:
-    """What kind of key this is: blocks are models."""
-    block: Any = RunConfig
-    for part in key.split("."):
-        field = block.model_fields[part]
-        block = field.annotation
-    return block.model_construct() if isinstance(block, type) and issubclass(block, BaseModel) else None
 
 
 def _check_objectives(space: Space, evaluated: Callable[[], list[str]]) -> None:
@@ -114,14 +102,14 @@ def _check_objectives(space: Space, evaluated: Callable[[], list[str]]) -> None:
                     f"{space.scheduler} cannot judge by it; list another one first, or use scheduler none."
                 )
         if objective.metric not in known:
-            match = difflib.get_close_matches(objective.metric, known, n=1, cutoff=0.5)
-            hint = f"did you mean {match[0]}?" if match else f"there are {', '.join(known) or 'none of that kind'}."
+            match = nearest_key(objective.metric, known)
+            hint = f"did you mean {match}?" if match else f"there are {', '.join(known) or 'none of that kind'}."
             raise ConfigError(f"objectives: nothing reports {objective.metric}; {hint}")
 
 
 def _check_value(config: RunConfig, space: Space, key: str, value: Any) -> None:
     """Some combination of the other values must go together with this one."""
-    rng = np.random.default_rng(0)
+    rng, tree = np.random.default_rng(0), config.model_dump(mode="json")
     problem: ConfigError | None = None
     met = False
     for attempt in range(TRIES):
@@ -129,7 +117,7 @@ def _check_value(config: RunConfig, space: Space, key: str, value: Any) -> None:
         def choose(name: str, parameter: Parameter, attempt: int = attempt) -> Any:
             if name == key:
                 return value
-            own = _own(config, name)
+            own = value_at(tree, name)
             return own if attempt == 0 and parameter.holds(own) else parameter.at(float(rng.random()))
 
         values = space.draw(choose)
@@ -164,10 +152,3 @@ def _check_schedule(config: RunConfig, space: Space) -> None:
             "resources.cpus and resources.gpus are for trials of one process; with ray.num_workers above 0 set "
             "ray.cpus_per_worker and ray.gpus_per_worker."
         )
-
-
-def _own(config: RunConfig, key: str) -> Any:
-    value: Any = config.model_dump(mode="json")
-    for part in key.split("."):
-        value = value[part]
-    return value

@@ -105,8 +105,7 @@ class Ledger:
         if move is None:
             self.store.write(record)
             return None
-        record.origins.append(move.origin)
-        record.values = move.values
+        record.move(move.origin, move.values)
         self.store.write(record)
         reason = f"takes over trial {move.origin.donor} at {move.origin.samples_seen:,} samples"
         self._tell(f"trial {number} {reason}: {describe(move.values)}")
@@ -139,7 +138,10 @@ class Ledger:
         if self.space.scheduler != "asha" or first.metric not in report:
             return False
         value = score(first, record, until=report["samples_seen"])
-        return value is not None and self._judge(record.number, int(report["samples_seen"]), first.sign * value)
+        if value is None:
+            return False
+        stops = self._judge(record.number, int(report["samples_seen"]), first.sign * value)
+        return stops and not (record.number == 0 and self.space.has_default)
 
     def _stop(self, record: Record) -> Order | None:
         first, budget = self.space.objectives[0], self.config.train.max_samples

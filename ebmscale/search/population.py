@@ -1,8 +1,8 @@
 """Population-based training, decided from records: who takes over whose checkpoint, and with which values.
 
-A trial is compared when it passes a multiple of the interval, with what every other trial had there, be that trial
-still at work or done; so the decision does not depend on how many trials run together or on who is faster. It then
-goes on from the donor's checkpoint at that same place.
+A trial is compared when it passes a multiple of the interval: at the newest multiple where another trial has been too,
+at work or done, with what every trial had there. So one that is faster than the others is not spared. It then goes on
+from the donor's checkpoint at that same place, and what it reported after it counts no more.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from ebmscale.config import RunConfig
 from ebmscale.errors import DamagedError, NotFoundError
 from ebmscale.search.objectives import score
-from ebmscale.search.space import Parameter, PbtBlock, Space
+from ebmscale.search.space import Objective, Parameter, PbtBlock, Space
 from ebmscale.search.trial import Origin, Record
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import FOLDER, CheckpointStore, position_of
@@ -56,17 +56,15 @@ def exploit(space: Space, config: RunConfig, number: int, records: Mapping[int, 
     if len(own.reports) < 2:
         return None
     now, before = own.samples_seen, int(own.reports[-2]["samples_seen"])
-    mark = now // every
-    if before // every == mark or now >= config.train.max_samples:
+    if before // every == now // every or now >= config.train.max_samples:
         return None
-    first = space.objectives[0]
-    there: dict[int, float] = {}
-    for other in records.values():
-        reached = [int(r["samples_seen"]) for r in other.reports if r["samples_seen"] // every >= mark]
-        value = score(first, other, until=reached[0]) if reached and other.status != "failed" else None
-        if value is not None:
-            there[other.number] = first.sign * value
-    if number not in there or len(there) < 2:
+    begun = own.origins[-1].samples_seen // every if own.origins else 0
+    for mark in range(now // every, begun, -1):
+        places = {n: place for n, other in records.items() if (place := _place(other, mark * every)) is not None}
+        there = _values(space.objectives[0], places, records)
+        if number in there and len(there) > 1:
+            break
+    else:
         return None
     order = sorted(there, key=lambda one: (there[one], one))
     num = _num_moved(space.pbt, len(order))
@@ -74,9 +72,21 @@ def exploit(space: Space, config: RunConfig, number: int, records: Mapping[int, 
         return None
     rng = np.random.default_rng([space.seed, number, len(own.origins) + 1])
     donor = records[order[int(rng.integers(num))]]
-    reached = [int(r["samples_seen"]) for r in donor.reports if r["samples_seen"] // every >= mark]
-    origin = Origin(donor=donor.number, folder=donor.folder, samples_seen=reached[0])
+    place = places[donor.number]
+    origin = Origin(donor=donor.number, folder=donor.folder_at(place), samples_seen=place)
     return Exploit(origin, explore(space, donor.values, rng))
+
+
+def _place(record: Record, samples_seen: int) -> int | None:
+    """Where a trial reported first after so many samples; None where it did not, or has failed."""
+    reached = (int(report["samples_seen"]) for report in record.reports if report["samples_seen"] >= samples_seen)
+    return next(reached, None) if record.status != "failed" else None
+
+
+def _values(objective: Objective, places: Mapping[int, int], records: Mapping[int, Record]) -> dict[int, float]:
+    """What trials had at their places; smaller is better."""
+    values = {number: score(objective, records[number], until=place) for number, place in places.items()}
+    return {number: objective.sign * value for number, value in values.items() if value is not None}
 
 
 def _num_moved(pbt: PbtBlock, num: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ebmscale.config import RunConfig
+from ebmscale.config import RunConfig, value_at
 from ebmscale.errors import ConfigError
 from ebmscale.search.objectives import scores
 from ebmscale.search.space import Parameter, Space
@@ -54,7 +54,7 @@ def propose(space: Space, config: RunConfig, number: int, records: Mapping[int, 
     """
     if space.searcher == "grid":
         return next(values for place, values in enumerate(grid(space)) if place == number)
-    if number == 0 and space.default_first:
+    if number == 0 and space.has_default:
         return default_values(space, config)
     if space.searcher == "optuna":
         return _from_optuna(space, number, records)
@@ -71,9 +71,7 @@ def default_values(space: Space, config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
 
     def own(key: str, parameter: Parameter) -> Any:
-        value: Any = tree
-        for part in key.split("."):
-            value = value[part]
+        value = value_at(tree, key)
         if not parameter.holds(value):
             raise ConfigError(
                 f"space.{key}: the configuration's own value {value} lies outside, and default_first makes it the "

@@ -7,7 +7,6 @@ space:
 objectives: [{metric: held_out_mse, direction: min}]
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from ebmscale.config import Block, Fraction, NonNegative, Positive, PositiveFloat
+from ebmscale.config import Block, Fraction, NonNegative, Positive, PositiveFloat, first_problem
 from ebmscale.errors import ConfigError
 
 Range = tuple[float, float]
@@ -195,7 +194,8 @@ class Space(Block):
         searcher: how values are chosen; optuna learns from the trials that are done (TPE).
         scheduler: what stops or changes trials under way; it judges by the first objective.
         num_trials: how many there are in the end; a grid has all its points where this is not given.
-        default_first: the first trial has the configuration's own values.
+        default_first: the first trial has the configuration's own values (not of a grid); ASHA never stops it, so the
+            others can be measured against it in the end.
         overrides: keys of the configuration that are the same in all trials.
         max_failures: how often the process of a trial may die with no progress between.
     """
@@ -231,6 +231,11 @@ class Space(Block):
             raise ValueError("num_trials is missing; say how many trials there are to be")
         return self
 
+    @property
+    def has_default(self) -> bool:
+        """Whether trial 0 has the configuration's own values."""
+        return self.default_first and self.searcher != "grid"
+
     def draw(self, choose: Callable[[str, Parameter], Any]) -> dict[str, Any]:
         """The values of a trial: `choose` gives one for every parameter that the values before it leave active."""
         values: dict[str, Any] = {}
@@ -242,6 +247,10 @@ class Space(Block):
     def dump(self) -> dict[str, Any]:
         """As plain values, which `parse_space` reads."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+_BLOCKS = (Space, Objective, ResourcesBlock, AshaBlock, PbtBlock, EvaluateBlock, Parameter)
+_KEYS = [field.alias or name for block in _BLOCKS for name, field in block.model_fields.items()]
 
 
 def load_space(path: str | Path) -> Space:
@@ -267,25 +276,7 @@ def parse_space(tree: Any, source: str = "space") -> Space:
     try:
         return Space.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        last = str(problem["loc"][-1])
-        blocks = (Space, Objective, ResourcesBlock, AshaBlock, PbtBlock, EvaluateBlock, Parameter)
-        known = ["int", *(name for block in blocks for name in block.model_fields if name != "integer")]
-        match = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
-        hint = f"did you mean {match[0]}?" if match else f"the file's keys are {', '.join(Space.model_fields)}."
-        return f"unknown key {key}; {hint}"
-    if problem["type"] == "missing":
-        return f"the key {key} is missing and has no default; add it."
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    given = "" if problem["type"] == "value_error" else f", but it is {problem['input']!r}"
-    return f"{key}: {message}{given}." if key else f"{message}."
+        raise ConfigError(f"{source}: {first_problem(error, _KEYS)}") from None
 
 
 def _plain(value: Any) -> Any:

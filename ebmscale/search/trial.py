@@ -62,6 +62,10 @@ class Record(BaseModel):
         """The name of its present run."""
         return folder_of(self.number, len(self.origins))
 
+    def folder_at(self, samples_seen: int) -> str:
+        """The name of the run that reported at this place."""
+        return folder_of(self.number, sum(origin.samples_seen < samples_seen for origin in self.origins))
+
     @property
     def samples_seen(self) -> int:
         """Of the last report."""
@@ -77,6 +81,12 @@ class Record(BaseModel):
             return new
         self.reports.append(report)
         return True
+
+    def move(self, origin: Origin, values: dict[str, Any]) -> None:
+        """Begins a generation with these values, at a place that it may have passed already."""
+        self.origins.append(origin)
+        self.values = values
+        self.reports = [report for report in self.reports if report["samples_seen"] <= origin.samples_seen]
 
 
 def folder_of(number: int, generation: int) -> str:

@@ -100,6 +100,9 @@ def test_the_official_protocol_trains_without_the_class_and_tests_on_the_whole_t
     assert found["test"] == plain["test"] == {key for key in labels if key.startswith("test")}
     for split in ("train", "validation"):
         assert found[split] == {key for key in plain[split] if labels[key] != label}
+    anomalous = set(select(manifest, "validation", 0.2, HeldOutBlock(label=label), with_anomalies=True).keys)
+    assert anomalous == plain["validation"]
+    assert set(select(manifest, "train", 0.2, HeldOutBlock(label=label), with_anomalies=True).keys) == found["train"]
 
 
 @pytest.mark.parametrize("label", ["a", "b", "c"])

@@ -1,19 +1,27 @@
 """What a search leaves behind: a page that needs no other file, tables that agree, a configuration to train."""
 
+import contextlib
 import csv
 import io
 import re
+from typing import Any
 
 import pytest
 import yaml
 
-from ebmscale.config import load_config
+from ebmscale.config import load_config, parse_config
 from ebmscale.errors import ConfigError
 from ebmscale.evaluate import objective
-from ebmscale.evaluate.search_page import comparable, importance, write_search
+from ebmscale.evaluate.search_files import write_search
+from ebmscale.evaluate.search_importance import comparable, importance
 from ebmscale.evaluate.search_pictures import goodness
+from ebmscale.search.space import EvaluateBlock
 from ebmscale.search.trial import Origin, SearchStore
 from ebmscale.storage import Storage
+from ebmscale.training.guard import StopSignal
+from ebmscale.training.loop import train
+from ebmscale.training.view import View
+from ebmscale.world import World
 from tests.search.conftest import make, record
 
 BOTH = [{"metric": "held_out_mse", "direction": "min"}, {"metric": "auc", "direction": "max"}]
@@ -102,9 +110,32 @@ def test_goodness_ranks() -> None:
     assert goodness([3.0, None, 1.0, 2.0], sign=-1) == [1.0, None, 0.0, 0.5]
 
 
-def test_a_frechet_distance_needs_features() -> None:
-    _, space = make(objectives=[{"metric": "evaluate/frechet/FD", "direction": "min"}])
-    with pytest.raises(ConfigError, match=r"give evaluate\.features"):
-        objective.check(space)
-    _, space = make(objectives=[{"metric": "evaluate/frechet/FD", "direction": "min"}], evaluate={"features": "net"})
-    objective.check(space)
+ANOMALY = "evaluate/anomaly/auprc_joint"
+OFFICIAL = {"overrides": {"data.held_out": {"label": "1", "protocol": "official"}}}
+
+
+@pytest.mark.parametrize(
+    ("metric", "changes", "words"),
+    [
+        ("evaluate/frechet/FD", {}, r"give evaluate\.features"),
+        ("evaluate/frechet/FD", {"evaluate": {"features": "net"}}, None),
+        (ANOMALY, {}, "needs a class that is held out"),
+        (ANOMALY, {"overrides": {"data.held_out": {"label": "1", "protocol": "pooled"}}}, "protocol to official"),
+        (ANOMALY, OFFICIAL | {"evaluate": {"split": "train"}}, "train has no anomalies"),
+        (ANOMALY, OFFICIAL, None),
+    ],
+)
+def test_what_no_trial_could_be_measured_by_is_refused(metric: str, changes: dict[str, Any], words: str | None) -> None:
+    config, space = make(objectives=[{"metric": metric, "direction": "min"}], **changes)
+    with pytest.raises(ConfigError, match=words) if words else contextlib.nullcontext():
+        objective.check(space, config)
+
+
+def test_a_finished_run_is_measured_on_validation_anomalies(tiny_text: str) -> None:
+    changes = ["train.max_samples=320", "data.held_out={label: 1, protocol: official}"]
+    run = train(parse_config(tiny_text, changes), View(quiet=True), World.alone(), StopSignal())
+    wanted = ["evaluate/reconstruction/mse", ANOMALY]
+    found = objective.measure_run(Storage.at(run), wanted, EvaluateBlock())
+    assert list(found) == wanted
+    assert found["evaluate/reconstruction/mse"] > 0
+    assert 0 < found[ANOMALY] <= 1

@@ -1,25 +1,23 @@
-"""Searches as `ebmscale tune` does, and says at the end which of the cluster's CPUs are free, with the search still on.
+"""`ebmscale tune` that says at its end which of the cluster's CPUs are free, with the search still on.
 
-python -m tests.runtime.search_driver CONFIG SPACE
+python -m tests.runtime.search_driver CONFIG --space FILE
 """
 
 import sys
 import time
 from typing import Any
 
-from rich.console import Console
-
-from ebmscale.config import load_config
+from ebmscale.cli import main
 from ebmscale.runtime import ray_search
-from ebmscale.search.space import load_space
 
 WAIT_S = 60.0
 
 _follow = ray_search._follow
 
 
-def follow_and_count(ray: Any, *arguments: Any) -> None:
-    _follow(ray, *arguments)
+def follow_and_count(rounds: Any, *arguments: Any) -> None:
+    _follow(rounds, *arguments)
+    ray = rounds.ray
     total, deadline = ray.cluster_resources()["CPU"], time.monotonic() + WAIT_S
     while ray.available_resources().get("CPU", 0.0) < total and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -28,5 +26,5 @@ def follow_and_count(ray: Any, *arguments: Any) -> None:
 
 if __name__ == "__main__":
     ray_search._follow = follow_and_count
-    config, space = sys.argv[1:]
-    ray_search.search(load_config(config), load_space(space), Console(soft_wrap=True, highlight=False))
+    sys.argv[1:1] = ["tune"]
+    main()

@@ -17,6 +17,7 @@ from ebmscale.storage import Storage
 from tests.conftest import TINY
 from tests.runtime.conftest import SETTINGS
 from tests.runtime.local_cluster import ROOT, LocalCluster, config_file, final_state, running
+from tests.runtime.search_runs import BEGUN, DONE, check_complete, space_file, store_at, tiny_config
 from tests.s3_server import SECRET, S3Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(1800)]
@@ -64,6 +65,26 @@ def test_a_job_is_stopped_with_a_checkpoint_sent_again_by_ray_and_finished(
         job.wait_for(r"shipped run .* resumed at (3,[2-9]|[45],)")
         assert job.end() == 0, job.text
     assert final_state(tmp_path / "runs" / "job") == straight
+
+
+def test_a_search_is_stopped_sent_again_and_finished(
+    pair: LocalCluster, work: Path, digits_url: str, tmp_path: Path
+) -> None:
+    config, url = tiny_config(work, digits_url, storage={"url": str(tmp_path / "runs")}), pair.jobs_url
+    space = space_file(work, num_trials=5)
+    patience = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "100"}})
+    entry = ["python", "-m", "ebmscale", "tune", config.name, "--space", space.name]
+    command = ray("job", "submit", "--address", url, "--working-dir", str(work), "--runtime-env-json", patience, "--")
+    with running([*command, *entry]) as first:
+        number = first.wait_for(r"raysubmit_\w+").split("'")[1]
+        first.wait_for(DONE)
+        first.wait_for(BEGUN)
+        subprocess.run(ray("job", "stop", "--address", url, number), check=True, capture_output=True)
+        first.end()  # Ray gives 0 for a stopped job
+        assert "Stopped by SIGTERM" in first.text
+    with running([*command, *entry]) as last:
+        assert last.end() == 0, last.text
+    check_complete(store_at(tmp_path / "runs" / "tiny"), 5, first.lines + last.lines)
 
 
 def test_following_ends_as_the_job_does(

@@ -8,8 +8,9 @@ import pytest
 from ebmscale.config import RunConfig, changed_keys, parse_config
 from ebmscale.errors import ConfigError
 from ebmscale.runtime.ray_controller import failure_of
+from ebmscale.runtime.ray_driver import with_devices
 from ebmscale.runtime.ray_session import given_address, import_ray
-from ebmscale.runtime.ray_train import _longest, with_devices
+from ebmscale.runtime.ray_train import _longest
 from tests.runtime.local_cluster import ROOT
 
 TEXT = "run: {name: a}\ndata: {url: /data}\ntrain: {max_samples: 1}"

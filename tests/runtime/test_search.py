@@ -17,8 +17,10 @@ from tests.search.conftest import make
 SPACE = """
 searcher: grid
 objectives: [{metric: held_out_mse, direction: min}]
+overrides: {guard.max_skips: 1, guard.max_rollbacks: 0}
 space:
   data.validation_fraction: {choice: [0.2, 1.0e-3]}
+  train.generator.rate: {choice: [3.0e-3, 1.0e+30], when: {data.validation_fraction: 0.2}}
 """
 
 
@@ -35,15 +37,19 @@ def tune(folder: Path, text: str, space: str, **environment: str) -> subprocess.
 
 @pytest.mark.ray
 @pytest.mark.xdist_group("ray")
-def test_a_trial_that_errs_is_told_with_its_reason_and_ends_no_search(tiny_text: str, tmp_path: Path) -> None:
+def test_trials_that_diverge_or_err_are_told_with_their_reasons_and_end_nothing(tiny_text: str, tmp_path: Path) -> None:
     done = tune(tmp_path, tiny_text, SPACE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     store = SearchStore(Storage.at(tmp_path / "runs" / "tiny"))
     records = store.records()
-    assert {n: record.status for n, record in records.items()} == {0: "finished", 1: "failed"}
-    assert "held-out images, too few to decide on" in records[1].reason
-    assert f"trial 1 failed: {records[1].reason}" in done.stdout
+    assert {n: record.status for n, record in records.items()} == {
+        0: "finished", 1: "failed", 2: "failed",
+    }  # fmt: skip
+    assert "Training diverged" in records[1].reason
+    assert "held-out images, too few to decide on" in records[2].reason
+    for number in (1, 2):
+        assert f"trial {number} failed: {records[number].reason}" in done.stdout
     assert records[0].reports[-1]["samples_seen"] == 320
     assert {"best.yaml", "search.html", "trials.csv", "trials.parquet"} <= set(store.storage.list())
 

@@ -87,8 +87,20 @@ def test_a_trial_that_keeps_dying_has_failed_and_the_search_goes_on(store: Searc
     assert following.number == 1
 
 
-def test_a_stopped_trial_is_recorded_before_it_is_told(store: SearchStore) -> None:
+def test_the_configurations_own_values_are_tried_to_the_end(store: SearchStore) -> None:
     config, space = make(scheduler="asha")
+    ledger = Ledger(store, config, space)
+    heard: list[Any] = []
+    ledger.consult(lambda *said: not heard.append(said))
+    for number in range(2):
+        ledger.next_trial()
+        order = ledger.reported(number, report(1000, 0.4))
+        assert (order is not None) == (number == 1)
+    assert heard == [(0, 1000, 0.4), (1, 1000, 0.4)]
+
+
+def test_a_stopped_trial_is_recorded_before_it_is_told(store: SearchStore) -> None:
+    config, space = make(scheduler="asha", default_first=False)
     ledger = Ledger(store, config, space)
     ledger.consult(lambda number, samples_seen, value: value > 0.5)
     ledger.next_trial()
@@ -104,7 +116,7 @@ def test_a_stopped_trial_is_recorded_before_it_is_told(store: SearchStore) -> No
 
 
 def test_a_trial_at_its_end_is_not_stopped(store: SearchStore) -> None:
-    config, space = make(scheduler="asha")
+    config, space = make(scheduler="asha", default_first=False)
     ledger = Ledger(store, config, space)
     ledger.consult(lambda number, samples_seen, value: True)
     ledger.next_trial()

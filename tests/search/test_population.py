@@ -51,6 +51,19 @@ def test_trials_are_compared_at_the_same_place() -> None:
     assert move.origin.samples_seen == 2500
     moved = ahead.model_copy(update={"origins": [Origin(donor=5, folder="0005", samples_seen=1)]})
     assert decide(1, moved, trial(1, 1.0, 0.6)).origin.folder == "0000-1"
+    moved.origins.append(Origin(donor=6, folder="0006", samples_seen=2500))  # what it had there is the run's before
+    assert decide(1, moved, trial(1, 1.0, 0.6)).origin.folder == "0000-1"
+
+
+def test_one_that_is_ahead_goes_back_to_where_it_can_be_compared() -> None:
+    behind, ahead = trial(0, 1.0, 0.1, 0.1), trial(1, 1.0, 0.6, 0.05, 0.05)
+    move = decide(1, behind, ahead)
+    assert move.origin == Origin(donor=0, folder="0000", samples_seen=2500)
+    ahead.move(move.origin, move.values)
+    assert ahead.samples_seen == 2500
+    ahead.reports += trial(1, 1.0, 0.6, 0.05, 0.05).reports[2:]
+    assert decide(1, behind, ahead) is None  # once, and not again
+    assert decide(1, trial(0, 1.0, 0.1, 0.1, 0.01), ahead).origin.samples_seen == 5000
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""What every driver on Ray does, be it of a run or of a search: settles the configuration, and hears signals."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from ebmscale.config import RunConfig
+from ebmscale.errors import ConfigError
+from ebmscale.storage import open_storage
+
+
+class Signals:
+    """While it lasts, SIGINT and SIGTERM ask the workers to stop; a second SIGINT ends this process."""
+
+    def __init__(self, request: Callable[[str], Any]):
+        self.name: str | None = None
+        self.twice = False
+        self._request = request
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        self.twice = self.twice or (self.name is not None and number == signal.SIGINT)
+        if self.name is None:
+            self.name = signal.Signals(number).name
+            self._request(self.name)
+
+
+def note_for_jobs(config: RunConfig, console: Console) -> None:
+    """Says what a job that was not sent by `ebmscale submit` should know."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    if "RAY_JOB_STOP_WAIT_TIME_S" not in os.environ:
+        console.print(
+            "note: `ray job stop` leaves this job 3 s to save; `ebmscale submit`, or RAY_JOB_STOP_WAIT_TIME_S among "
+            "the env_vars of its runtime environment, gives it longer",
+            soft_wrap=True,
+        )
+    if "://" not in config.storage.url and not Path(config.storage.url).is_absolute():
+        console.print(
+            f"note: storage.url is {config.storage.url}, a temporary folder of this job; give one that lasts",
+            soft_wrap=True,
+        )
+
+
+def with_addresses(config: RunConfig) -> RunConfig:
+    """The configuration with folders made absolute, as workers are in other places."""
+    blocks = {
+        name: block.model_copy(update={"url": open_storage(block).url})
+        for name, block in (("storage", config.storage), ("data", config.data))
+    }
+    return config.model_copy(update=blocks)
+
+
+def with_devices(config: RunConfig, ray: Any) -> RunConfig:
+    """The configuration with each worker's device and threads settled."""
+    block = config.ray
+    gpus = block.gpus_per_worker
+    if gpus is None:
+        there = ray.cluster_resources().get("GPU", 0) > 0
+        gpus = 1 if config.device == "cuda" or (config.device == "auto" and there) else 0
+    if config.device == "cuda" and not gpus:
+        raise ConfigError("device is cuda and ray.gpus_per_worker is 0; leave one of them out.")
+    return config.model_copy(
+        update={
+            "ray": block.model_copy(update={"gpus_per_worker": gpus}),
+            "device": "cuda" if gpus else "cpu",
+            "num_threads": config.num_threads or max(1, int(block.cpus_per_worker)),
+        }
+    )
+
+
+def here(ray: Any) -> dict[str, Any]:
+    """Options that keep an actor on this machine."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
