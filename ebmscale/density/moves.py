@@ -104,6 +104,15 @@ def move(
     return chosen(uniform < probability, moved, state), probability
 
 
+def jittered(step_size: Tensor, uniform: Tensor, settings: MoveSettings) -> Tensor:
+    """HMC's step sizes (N,), each made smaller by up to a half as `uniform` (N,) says; those of other kinds.
+
+    Where all trajectories last half a period of some direction they end at its mirror image, and an even function, such
+    as the log density of a Gaussian, does not change however long they are followed.
+    """
+    return step_size * (0.5 + 0.5 * uniform) if settings.kind == "hmc" else step_size
+
+
 def chosen(first: Tensor, one: ChainState, other: ChainState) -> ChainState:
     """Particle by particle, the state `one` where `first` (N,) says so, and else the `other`."""
     column = first[:, None]

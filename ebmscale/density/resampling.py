@@ -7,25 +7,17 @@ import torch
 from torch import Tensor
 
 
-def resample(log_weights: Tensor, uniform: Tensor) -> Tensor:
+def resample_systematically(log_weights: Tensor, uniform: Tensor, num_draws: int) -> Tensor:
     """Indices (G, N) of candidates, drawn in proportion to their weights e^log_weights (G, C), group by group.
 
-    Stratified: draw n takes the n-th of N equal parts of the weights' distribution, so that a candidate of
-    normalised weight w is drawn N w times on average, and hardly more or less often.
+    N evenly spaced points of the weights' distribution, all placed by one draw: a candidate of normalised weight w is
+    drawn floor(N w) or ceil(N w) times, never fewer, never more.
 
     Args:
         log_weights: (G, C), up to a constant of each group.
-        uniform: (G, N) independent draws in [0, 1).
+        uniform: (G,) independent draws in [0, 1).
+        num_draws: N.
     """
-    num_draws = uniform.shape[1]
     cumulative = torch.softmax(log_weights.double(), dim=1).cumsum(dim=1)
-    points = (torch.arange(num_draws, device=uniform.device) + uniform.double()) / num_draws
+    points = (torch.arange(num_draws, device=uniform.device) + uniform.double()[:, None]) / num_draws
     return torch.searchsorted(cumulative, points).clamp(max=log_weights.shape[1] - 1)
-
-
-def resample_systematically(log_weights: Tensor, uniform: Tensor, num_draws: int) -> Tensor:
-    """Indices (G, N) as `resample`, all N = `num_draws` of a group placed by one draw of `uniform` (G,).
-
-    A candidate of normalised weight w is drawn floor(N w) or ceil(N w) times: never fewer, never more.
-    """
-    return resample(log_weights, uniform[:, None].expand(-1, num_draws))

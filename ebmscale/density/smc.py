@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ebmscale.density.estimates import bisect, bridge, conditional_ess, pooled, tilted_mean
 from ebmscale.density.langevin import differentiate, start
-from ebmscale.density.moves import MoveSettings, Noise, adapted, chosen, move
+from ebmscale.density.moves import MoveSettings, Noise, adapted, chosen, jittered, move
 from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, Plan
 from ebmscale.density.resampling import resample_systematically
 
@@ -189,7 +189,7 @@ def _move(
     chains = start(target, state.z.flatten(0, 1))
     moving, acceptance = active.repeat_interleave(num), torch.ones_like(t)
     for _ in range(settings.num_moves):
-        steps = state.step_size.repeat_interleave(num)
+        steps = jittered(state.step_size.repeat_interleave(num), draws.uniform(), settings)
         moved, probability = move(chains, draws.normal(dim), draws.uniform(), target, steps, scales, settings)
         chains = chosen(moving, moved, chains)
         acceptance = probability.view(num_groups, num).mean(1).double()

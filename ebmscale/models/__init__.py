@@ -4,7 +4,7 @@ from ebmscale.models.blocks import count_parameters, initialise
 from ebmscale.models.encoder import LOG_STD_BOUND, Encoder, build_encoder
 from ebmscale.models.forms import FORMS, Form, ImageShape, Layer, find_form
 from ebmscale.models.generator import Generator, build_generator
-from ebmscale.models.ratio_heads import ConvRatioNet, QuadraticHead, Standardised, vector_ratio
+from ebmscale.models.ratio_heads import ConvRatioNet, QuadraticHead, Standardised, quadratic_part, vector_ratio
 from ebmscale.models.ratio_net import ACTIVATIONS, RatioNet, RatioNets, build_ratio_net
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "count_parameters",
     "find_form",
     "initialise",
+    "quadratic_part",
     "vector_ratio",
 ]

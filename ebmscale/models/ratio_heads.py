@@ -22,6 +22,13 @@ class QuadraticHead(nn.Module):
         self.quadratic = ZeroLinear(dim, dim, bias=False)
         self.linear = ZeroLinear(dim, 1)
 
+    @torch.no_grad()
+    def assign(self, quadratic: Tensor, linear: Tensor, constant: Tensor) -> None:
+        """Sets A (Z, Z), b (Z,) and c ()."""
+        self.quadratic.weight.copy_(quadratic)
+        self.linear.weight.copy_(linear[None])
+        self.linear.bias.copy_(constant)
+
     def forward(self, z: Tensor) -> Tensor:
         """Maps points (..., Z) to (...)."""
         return (self.quadratic(z) * z).sum(-1) + self.linear(z).squeeze(-1)
@@ -87,7 +94,17 @@ class Standardised(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps points (..., Z) to log_ratio (...)."""
-        return self.gain * self.inner((z - self.shift) / self.scale)
+        return self.gain * self.inner(self.standardised(z))
+
+    def standardised(self, z: Tensor) -> Tensor:
+        """Points (..., Z) as `inner` sees them."""
+        return (z - self.shift) / self.scale
+
+
+def quadratic_part(network: nn.Module) -> QuadraticHead | None:
+    """The quadratic head that a ratio network is, or to which the rest of it is added."""
+    parts = network.parts if isinstance(network, Sum) else [network]
+    return next((part for part in parts if isinstance(part, QuadraticHead)), None)
 
 
 def vector_ratio(dim: int, hidden: Sequence[int], activation: str, quadratic: bool) -> nn.Module:

@@ -4,18 +4,19 @@ Shapes: N samples, P particles, Z coordinates.
 """
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ebmscale.density.estimates import importance_estimate
 from ebmscale.density.langevin import ChainState, start
-from ebmscale.density.moves import GeneratorNoise, adapted, move
-from ebmscale.density.path import Leg, Normaliser, stage_legs
+from ebmscale.density.moves import GeneratorNoise, adapted, jittered, move
+from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, stage_legs
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import anneal, normaliser
+from ebmscale.errors import DivergenceError
 from ebmscale.ratios.settings import FitSettings
 
 
@@ -84,11 +85,9 @@ class MovedParticles:
         """See `Negatives.tilt`."""
         leg = Leg(self._sequence.log_density, ratio)
         annealing, (training, held_out) = self._settings.annealing, self._pools
-        first = anneal(
-            [leg], training[None], self._noise(len(training)), annealing, until=mean_q, limit=self._settings.gain_limit
-        )
+        first = self._walked([leg], training[None], annealing, until=mean_q, limit=self._settings.gain_limit)
         if float(first.end) > 0:
-            second = anneal([leg], held_out[None], self._noise(len(held_out)), annealing, plans=first.plans)
+            second = self._walked([leg], held_out[None], annealing, plans=first.plans)
             self._step = first.step_size
             self._pools = [self._even(one.z[0], one.log_weights) for one in (first, second)]
         return float(first.end)
@@ -101,15 +100,24 @@ class MovedParticles:
         """See `Negatives.normaliser`."""
         groups, size = self._settings.groups, self._settings.group_size
         z = self._fresh(groups * size).view(groups, size, -1)
-        walked = anneal(stage_legs(sequence), z, self._noise(groups * size), self._settings.annealing)
-        return normaliser(walked)
+        return normaliser(self._walked(stage_legs(sequence), z, self._settings.final_annealing))
 
     def _fresh(self, num: int) -> Tensor:
         return self._base.from_noise(torch.randn(num, self._base.dim, generator=self._generator))
 
-    def _noise(self, num: int):  # type: ignore[no-untyped-def]
-        noise = GeneratorNoise(self._generator, num)
-        return lambda leg, rung: noise
+    def _walked(self, legs: list[Leg], z: Tensor, annealing: Annealing, **how: Any) -> Annealed:
+        """`anneal`, with noise from the generator.
+
+        Raises:
+            DivergenceError: the particles cannot follow.
+        """
+        noise = GeneratorNoise(self._generator, z.shape[0] * z.shape[1])
+        try:
+            return anneal(legs, z, lambda leg, rung: noise, annealing, **how)
+        except ValueError as error:
+            raise DivergenceError(
+                f"The particles cannot follow the ratio ({error}); use a lower rate, or give more samples."
+            ) from None
 
     def _even(self, z: Tensor, log_weights: Tensor) -> Tensor:
         placed = torch.rand(1, generator=self._generator)
@@ -119,7 +127,7 @@ class MovedParticles:
         settings, target = self._settings.moves, self._sequence.evaluate
         noise, scale = GeneratorNoise(self._generator, len(z)), z.std(0, keepdim=True).clamp(min=1e-12)
         state: ChainState = start(target, z)
-        steps = self._step.expand(len(z))
+        steps = jittered(self._step.expand(len(z)), noise.uniform(), settings)
         state, accepted = move(state, noise.normal(z.shape[1]), noise.uniform(), target, steps, scale, settings)
         self._step = adapted(self._step, accepted.mean()[None].double(), settings)
         return state.z

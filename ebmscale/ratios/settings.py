@@ -1,12 +1,15 @@
 """How a density ratio is fitted between two sets of samples."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing
 from ebmscale.density.schedule import Criteria
 from ebmscale.errors import ConfigError
+
+FINAL_MOVES = 3
+"""How many times as many moves a rung of the final normaliser takes."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,8 @@ class FitSettings:
     Attributes:
         hidden: widths of the hidden layers; () leaves the quadratic head alone, or a linear ratio.
         quadratic: whether there is a quadratic head.
+        start: of every stage's quadratic head: at the log ratio of the two Gaussians that have the moments of either
+            side (see `moments.gaussian_ratio`), as strong as held-out samples bear; or at zero.
         activation: of the hidden layers (see `models.ACTIVATIONS`).
         conv: channels of the convolutions, for images (N, C, H, W).
         max_stages: K at most.
@@ -44,6 +49,7 @@ class FitSettings:
 
     hidden: tuple[int, ...] = (128, 128)
     quadratic: bool = False
+    start: Literal["moments", "zero"] = "moments"
     activation: Literal["silu", "leaky_relu", "gelu"] = "silu"
     conv: tuple[int, ...] = (32, 64)
     max_stages: int = 8
@@ -73,6 +79,8 @@ class FitSettings:
             raise ConfigError("max_stages, batch_size, max_updates, evidence_every and num_particles must be positive.")
         if self.settle_updates >= self.max_updates:
             raise ConfigError("settle_updates must be below max_updates, or no time is left to explore.")
+        if self.start not in ("moments", "zero"):
+            raise ConfigError(f"start must be moments or zero, not {self.start!r}.")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out must be between 0 and 1, not {self.held_out:g}.")
 
@@ -95,3 +103,8 @@ class FitSettings:
     def annealing(self) -> Annealing:
         """How particles are brought from one prior to the next."""
         return Annealing(ess=self.ess, moves=self.moves)
+
+    @property
+    def final_annealing(self) -> Annealing:
+        """How the final normaliser is measured: particles that lag behind their rung would make it too small."""
+        return replace(self.annealing, moves=replace(self.moves, num_moves=FINAL_MOVES * self.moves.num_moves))

@@ -17,13 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ebmscale.density.evidence import Evidence, measure
+from ebmscale.density.evidence import Evidence, kl_lower_bound, measure
 from ebmscale.density.losses import nce
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Advance, Decision, Finish, Hold, RollBack, StageState, decide, rate_factor
 from ebmscale.errors import DivergenceError
-from ebmscale.models import Standardised, initialise
-from ebmscale.ratios.fitted import StageRow
+from ebmscale.models import QuadraticHead, Standardised, initialise, quadratic_part
+from ebmscale.ratios.fitted import ROWS_AT_ONCE, StageRow
+from ebmscale.ratios.moments import gaussian_ratio
 from ebmscale.ratios.negatives import Negatives
 from ebmscale.ratios.samples import Split
 from ebmscale.ratios.settings import FitSettings
@@ -31,6 +32,7 @@ from ebmscale.seeds import torch_generator
 
 Progress = Callable[[StageRow], None]
 
+GAINS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.0)
 SATURATED = 0.02
 """A held-out loss below this many nats: the two sides are told apart, and more updates would only sharpen that."""
 
@@ -101,21 +103,12 @@ def _train(
     seed: int,
 ) -> _Stage:
     """Trains one stage until the scheduler decides; the network has the weights of its least held-out loss."""
-    network = _fresh_network(sequence, state, q, negatives, seed)
+    network = _fresh_network(sequence, state, q, negatives, settings, seed)
     optimizer = torch.optim.Adam(network.parameters(), settings.rate, weight_decay=settings.weight_decay)
     criteria, batch = settings.criteria, settings.batch_size
     best_loss, best = math.inf, copy.deepcopy(network.state_dict())
     updates = began = state.started // batch
     while True:
-        for _ in range(settings.evidence_every):
-            optimizer.param_groups[0]["lr"] = settings.rate * rate_factor(state, criteria, updates * batch)
-            z_q = q.train[torch.randint(len(q.train), (batch,), generator=generator)]
-            f_q, f_p = network(torch.cat([z_q, negatives.draw(batch)])).split(batch)
-            optimizer.zero_grad(set_to_none=True)
-            nce(f_q, f_p).backward()
-            optimizer.step()
-            updates += 1
-        negatives.refresh()
         now, since = updates * batch, state.settling_since
         evidence = _evidence(network, q.validation, negatives)
         if evidence.loss < best_loss:
@@ -129,6 +122,15 @@ def _train(
         if since is None and after.settling_since is not None:
             network.load_state_dict(best)
         state = after
+        for _ in range(settings.evidence_every):
+            optimizer.param_groups[0]["lr"] = settings.rate * rate_factor(state, criteria, updates * batch)
+            z_q = q.train[torch.randint(len(q.train), (batch,), generator=generator)]
+            f_q, f_p = network(torch.cat([z_q, negatives.draw(batch)])).split(batch)
+            optimizer.zero_grad(set_to_none=True)
+            nce(f_q, f_p).backward()
+            optimizer.step()
+            updates += 1
+        negatives.refresh()
 
 
 def _decision(state: StageState, evidence: Evidence, settings: FitSettings, now: int) -> tuple[Decision, StageState]:
@@ -144,16 +146,38 @@ def _decision(state: StageState, evidence: Evidence, settings: FitSettings, now:
 
 
 def _fresh_network(
-    sequence: RatioSequence, state: StageState, q: Split, negatives: Negatives, seed: int
+    sequence: RatioSequence, state: StageState, q: Split, negatives: Negatives, settings: FitSettings, seed: int
 ) -> Standardised:
-    """The zero function, counting in the spread of both sides."""
+    """A network that counts in the spread of both sides: the zero function, but for what the moments say."""
     network = copy.deepcopy(sequence.network)
     assert isinstance(network, Standardised)
     network.requires_grad_(True)
     initialise(network, torch_generator(seed, "fit-ratio-weights", state.stage, state.rollbacks))
     both = torch.cat([q.validation, negatives.held_out()[: len(q.validation)]])
     network.set_spread(both.mean(0), both.std(0).clamp(min=1e-12))
+    head = quadratic_part(network.inner)
+    if head is not None and settings.start == "moments":
+        _start_from_moments(network, head, q, negatives)
     return network
+
+
+def _start_from_moments(network: Standardised, head: QuadraticHead, q: Split, negatives: Negatives) -> None:
+    """Gives the head the Gaussian log ratio, as strong as makes the held-out loss least: 1, 1/2, 1/4, ... or 0."""
+    p = torch.cat([negatives.draw(part) for part in _parts(len(q.train))])
+    try:
+        found = gaussian_ratio(network.standardised(q.train), network.standardised(p))
+    except ValueError:
+        return
+    head.assign(*found)
+    with torch.no_grad():
+        f_q, f_p = network(q.validation), network(negatives.held_out())
+    gain = min(GAINS, key=lambda gain: float(nce(gain * f_q, gain * f_p)))
+    head.assign(*found.times(gain))
+
+
+def _parts(num: int) -> list[int]:
+    """`num` in parts of at most ROWS_AT_ONCE."""
+    return [min(ROWS_AT_ONCE, num - first) for first in range(0, num, ROWS_AT_ONCE)]
 
 
 @torch.no_grad()
@@ -163,4 +187,7 @@ def _mean(network: nn.Module, z: Tensor) -> float:
 
 @torch.no_grad()
 def _evidence(network: nn.Module, q: Tensor, negatives: Negatives) -> Evidence:
-    return measure(network(q), network(negatives.held_out()))
+    """All evidence; the bound is that of the ratio as strong as makes it highest, since the gain is set afterwards."""
+    f_q, f_p = network(q).double(), network(negatives.held_out()).double()
+    bound, error = max(kl_lower_bound(gain * f_q, gain * f_p) for gain in GAINS if gain)
+    return replace(measure(f_q, f_p), kl_bound=bound, kl_bound_error=error)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.langevin import LangevinSettings, differentiate, start, transition
-from ebmscale.density.moves import GeneratorNoise, MoveSettings, adapted, move
+from ebmscale.density.moves import GeneratorNoise, MoveSettings, adapted, jittered, move
 
 NUM, DIM, STEP = 200, 3, 0.7
 
@@ -108,3 +108,25 @@ def test_the_step_size_follows_the_acceptance() -> None:
     assert same == pytest.approx(0.1)
     assert torch.equal(adapted(step, torch.tensor([0.5, 0.8, 1.0]), MoveSettings("langevin")), step)
     assert MoveSettings("mala").target_acceptance < MoveSettings("hmc").target_acceptance
+
+
+@pytest.mark.parametrize("kind", ["langevin", "mala", "hmc"])
+def test_only_trajectories_are_jittered(kind: str) -> None:
+    steps, uniform = torch.full((3,), 0.4, dtype=torch.float64), torch.tensor([0.0, 0.5, 1.0]).double()
+    expected = [0.2, 0.3, 0.4] if kind == "hmc" else [0.4] * 3
+    assert jittered(steps, uniform, MoveSettings(kind)).tolist() == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def test_jitter_moves_the_log_density_where_trajectories_end_at_their_mirror_image() -> None:
+    """Half a period of a Gaussian of sd 1 is pi: without jitter z only changes its sign."""
+    settings, noise = MoveSettings("hmc", num_leapfrog=16), draws(20_000)
+    target = differentiate(lambda z: -0.5 * z.square().sum(1))
+    state = start(target, noise.normal(1))
+    steps = torch.full((20_000,), math.pi / 16, dtype=torch.float64)
+
+    def correlation(of: Tensor) -> float:
+        moved, _ = move(state, noise.normal(1), noise.uniform(), target, of, torch.ones(1, 1), settings)
+        return float(torch.corrcoef(torch.stack([state.log_density, moved.log_density]))[0, 1])
+
+    assert correlation(steps) > 0.99
+    assert correlation(jittered(steps, noise.uniform(), settings)) < 0.7

@@ -71,10 +71,25 @@ def test_the_log_density_is_normalised_where_the_base_is_known() -> None:
 def test_a_wide_gap_is_crossed_in_stages() -> None:
     """N(0, 1) and N(12, 0.5^2) lie 72 nats apart, where a single classifier tells nothing but which is which."""
     q = 12 + 0.5 * normal(6000, 1)
-    fitted = fit_ratio(StandardNormal(1), q, seed=1, **QUICK)
+    fitted = fit_ratio(StandardNormal(1), q, seed=1, start="zero", **QUICK)
     true = 0.5 * (0.25 - 1 + 2 * math.log(2) + 144)
     assert fitted.kl == pytest.approx(true, rel=0.03)
     assert fitted.stages[0].evidence.kl_bound < 0.5 * true
+
+
+def test_many_dimensions_are_crossed_from_the_moments() -> None:
+    """40 dimensions and 12 nats: 1,681 weights against 4,800 samples; from zero, as many updates find far less."""
+    q = 0.4 + 0.8 * normal(6000, 40)
+    true = 40 * 0.5 * (0.64 - 1 - 2 * math.log(0.8) + 0.16)
+    found, zero = (fit_ratio(StandardNormal(40), q, seed=1, start=start, **QUICK) for start in ("moments", "zero"))
+    assert found.kl == pytest.approx(true, rel=0.08)
+    assert zero.kl < 0.9 * found.kl
+
+
+def test_the_moments_are_believed_as_far_as_held_out_samples_bear() -> None:
+    """p and q are one Gaussian, and Z is near N: the moments say what is not so."""
+    fitted = fit_ratio(StandardNormal(30), normal(90, 30), seed=1, **{**QUICK, "max_stages": 1})
+    assert abs(fitted.kl) < 0.3
 
 
 def test_equal_sides_have_no_ratio() -> None:
@@ -84,11 +99,11 @@ def test_equal_sides_have_no_ratio() -> None:
 
 
 def test_images_are_told_apart_by_convolutions() -> None:
-    p, q = normal(3000, 1, 4, 4), narrow(3000, 1, 4, 4) * 0.5
+    p, q = normal(3000, 1, 4, 4), 0.3 + 0.8 * normal(3000, 1, 4, 4, seed=1)
     fitted = fit_ratio(p, q, base="samples", seed=1, conv=(8,), **{**QUICK, "max_stages": 1, "gain_limit": 1.0})
     assert fitted.shape == (1, 4, 4)
     assert fitted.log_ratio(q).shape == (3000,)
-    assert fitted.calibration.auc > 0.9
+    assert 0.7 < fitted.calibration.auc < 0.95
 
 
 def test_the_same_seed_gives_the_same_ratio() -> None:
@@ -141,6 +156,8 @@ def test_bad_settings_get_a_sentence() -> None:
         fit_ratio(normal(50, 1), normal(50, 1), base="uniform")
     with pytest.raises(ConfigError, match="settle_updates"):
         FitSettings(settle_updates=5000)
+    with pytest.raises(ConfigError, match="start must be"):
+        FitSettings(start="random")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="held_out"):
         FitSettings(held_out=1.5)
     fitted = fit_ratio(StandardNormal(1), narrow(100, 1), **{**QUICK, "max_stages": 1})

@@ -8,9 +8,12 @@ Every fit appends one line to the file, and one that is there already is not rep
 
 - toys: KL(q || p_K) on a grid for four densities in the plane, with log Z by sequential Monte Carlo and by the grid;
 - gaussians: KL between Gaussians at 5, 20 and 50 nats in 2, 20 and 100 dimensions, beside one NCE ratio of the same
-  network and as many updates;
-- mi, mi-mlp: mutual information of Gaussian pairs with correlation 0.7951, with a quadratic head and with a perceptron;
+  network, of as many updates and at least 3,000;
+- mi: mutual information of Gaussian pairs with correlation 0.7951;
 - peak: N(0, 1) to N(0, s^2) for s = 1e-3 and 1e-6, beside one NCE ratio.
+
+The last three have a quadratic head alone. With "-zero" added to a part's name it starts at zero in every stage, and
+not at the ratio of two Gaussians; gaussians-mlp and mi-mlp have a perceptron instead. The single ratio starts at zero.
 
 Shapes: N samples, Z coordinates, G grid points.
 """
@@ -37,8 +40,14 @@ from ebmscale.ratios.fitted import total
 from ebmscale.ratios.uses import mutual_information
 from ebmscale.seeds import torch_generator
 
+NETWORKS: dict[str, dict[str, Any]] = {
+    "quadratic": {"quadratic": True, "hidden": ()},
+    "zero": {"quadratic": True, "hidden": (), "start": "zero"},
+    "mlp": {},
+}
 CORRELATION = 0.7951
 NUM_SAMPLES = 100_000
+SINGLE_UPDATES = 3000
 HALF_WIDTH, GRID_POINTS = 5.0, 1001
 
 
@@ -105,7 +114,7 @@ def on_grid(fitted: FittedRatio, toy: Toy) -> tuple[float, float]:
 
 
 def single_nce(q: Tensor, dim: int, updates: int, settings: FitSettings, seed: int) -> Callable[[Tensor], Tensor]:
-    """One NCE ratio of q to N(0, I): the same network and rate, as many updates, fresh samples of the base."""
+    """One NCE ratio of q to N(0, I): the same network and rate, fresh samples of the base; it starts at zero."""
     generator = torch_generator(seed, "single-nce")
     network = Standardised(build_network((dim,), settings), dim)
     initialise(network, generator)
@@ -163,11 +172,11 @@ def gaussian_case(dim: int, kl: float, network: str, seed: int) -> dict[str, Any
     scale = low
     shift = math.sqrt(2 * kl / dim - scale_kl(scale))
     q = shift + scale * torch.randn(NUM_SAMPLES, dim, generator=torch_generator(seed, "gaussians", dim))
-    changes: dict[str, Any] = {"quadratic": True, "hidden": ()} if network == "quadratic" else {}
-    settings = FitSettings(num_particles=4096, settle_updates=1200, **changes)
+    settings = FitSettings(num_particles=4096, settle_updates=1200, **NETWORKS[network])
     fitted = fit_ratio(StandardNormal(dim), q, settings=settings, seed=seed)
     result = summary(fitted) | {"true": kl, "scale": scale, "shift": shift}
-    single = single_nce(q[: NUM_SAMPLES // 2], dim, result["updates"], settings, seed)
+    updates = max(result["updates"], SINGLE_UPDATES)
+    single = single_nce(q[: NUM_SAMPLES // 2], dim, updates, settings, seed)
     return result | {"single": float(single(q[NUM_SAMPLES // 2 :]).double().mean())}
 
 
@@ -178,12 +187,11 @@ def scale_kl(scale: float) -> float:
 
 def mi_case(dim: int, network: str, seed: int) -> dict[str, Any]:
     generator = torch_generator(seed, "mutual-information", dim)
-    num = NUM_SAMPLES if network == "quadratic" else 2 * NUM_SAMPLES
+    num = 2 * NUM_SAMPLES if network == "mlp" else NUM_SAMPLES
     x = torch.randn(num, dim // 2, generator=generator)
     noise = torch.randn(num, dim // 2, generator=generator)
     y = CORRELATION * x + math.sqrt(1 - CORRELATION**2) * noise
-    changes: dict[str, Any] = {"quadratic": True, "hidden": ()} if network == "quadratic" else {}
-    settings = FitSettings(reuse=2, **changes)
+    settings = FitSettings(reuse=2, **NETWORKS[network])
     found = mutual_information(x, y, seed=seed, settings=settings)
     marginals = sum(side.kl for side in found.marginals)
     return summary(found.joint) | {
@@ -194,15 +202,16 @@ def mi_case(dim: int, network: str, seed: int) -> dict[str, Any]:
     }
 
 
-def peak_case(sd: float, seed: int) -> dict[str, Any]:
+def peak_case(sd: float, network: str, seed: int) -> dict[str, Any]:
     q = sd * torch.randn(NUM_SAMPLES, 1, generator=torch_generator(seed, "peak"))
     settings = FitSettings(
-        quadratic=True, hidden=(), max_stages=12, num_particles=4096, groups=16, settle_updates=1200, ess=0.7
+        max_stages=12, num_particles=4096, groups=16, settle_updates=1200, ess=0.7, **NETWORKS[network]
     )
     fitted = fit_ratio(StandardNormal(1), q, settings=settings, seed=seed)
     x = torch.linspace(-3, 3, 601, dtype=torch.float64)[:, None] * sd
     true = (-math.log(sd) - 0.5 * (x / sd) ** 2 + 0.5 * x**2).squeeze(1)
-    single = single_nce(q, 1, sum(row.updates for row in fitted.stages), settings, seed)(x.float())
+    updates = max(sum(row.updates for row in fitted.stages), SINGLE_UPDATES)
+    single = single_nce(q, 1, updates, settings, seed)(x.float())
     spread = true.max() - true.min()
     worst = {
         name: float((found.double() - true).abs().max() / spread)
@@ -215,22 +224,22 @@ def cases(parts: list[str], num_seeds: int) -> Iterator[tuple[str, int, Callable
     """The name, the seed and the work of every fit."""
     for seed in range(num_seeds):
         for part in parts:
+            kind, _, network = part.partition("-")
+            network = network or "quadratic"
             if part == "toys":
                 for name in toys():
                     yield f"toy {name}", seed, lambda name=name, seed=seed: toy_case(name, seed)  # type: ignore[misc]
-            elif part in ("gaussians", "gaussians-mlp"):
-                network = "mlp" if part.endswith("mlp") else "quadratic"
+            elif kind == "gaussians":
                 for dim in (2, 20, 100):
                     for kl in (5, 20, 50):
                         name = f"gaussian {network} d={dim} kl={kl}"
                         yield name, seed, lambda a=(dim, kl, network, seed): gaussian_case(*a)  # type: ignore[misc]
-            elif part in ("mi", "mi-mlp"):
-                network = "mlp" if part.endswith("mlp") else "quadratic"
-                for dim in (40, 80) if network == "mlp" else (40, 80, 160, 320):
+            elif kind == "mi":
+                for dim in (40, 80, 160, 320):
                     yield f"mi {network} d={dim}", seed, lambda a=(dim, network, seed): mi_case(*a)  # type: ignore[misc]
-            elif part == "peak":
+            elif kind == "peak":
                 for sd in (1e-3, 1e-6):
-                    yield f"peak sd={sd:g}", seed, lambda a=(sd, seed): peak_case(*a)  # type: ignore[misc]
+                    yield f"peak {network} sd={sd:g}", seed, lambda a=(sd, network, seed): peak_case(*a)  # type: ignore[misc]
             else:
                 raise SystemExit(f"there is no part {part}")
 
