@@ -40,7 +40,7 @@ class SearchView:
         text = f"search {ledger.store.storage.url}: {ledger.wanted} trials{state}; {space.searcher}, {space.scheduler}"
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         if self._console.is_terminal and self._console.is_interactive:
-            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=2)
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=2, transient=True)
             self._live.start()
 
     def line(self, text: str) -> None:
@@ -50,7 +50,7 @@ class SearchView:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Ends the display; the table stays."""
+        """Ends the display, and with it the table, which may have had room for some trials only."""
         if self._live is not None:
             self._live.stop()
             self._live = None
