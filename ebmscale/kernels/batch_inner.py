@@ -29,7 +29,8 @@ FEW_CHANNELS = 16
 class BatchInnerGenerator(nn.Module):
     """A generator's forward pass, differentiable in z, with weights of its own layout.
 
-    Equal to the generator within the rounding of its precision; the images come as a view (B, C, H, W).
+    Equal to the generator within the rounding of its precision; the images come as a view (B, C, H, W). It refers to
+    the generator's weights or has copies of them: once they have changed, `load` takes the new ones.
 
     Args:
         source: the generator whose weights are taken; see `supports`.

@@ -28,7 +28,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 def form_of(name: FormName, generator: nn.Module) -> nn.Module:
-    """The generator in a form, with weights of its own unless the form is `plain`."""
+    """The generator in a form; of one that is not `plain`, `load` takes the weights once they have changed."""
     return BatchInnerGenerator(generator) if name == "batch_inner" else generator
 
 

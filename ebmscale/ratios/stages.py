@@ -33,6 +33,7 @@ from ebmscale.seeds import torch_generator
 Progress = Callable[[StageRow], None]
 
 GAINS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.0)
+"""Strengths of a ratio that are tried on held-out samples."""
 SATURATED = 0.02
 """A held-out loss below this many nats: the two sides are told apart, and more updates would only sharpen that."""
 
