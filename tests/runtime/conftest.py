@@ -60,9 +60,13 @@ def make_config(digits_url: str, tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def straight(digits_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The final state of the run on two processes with nothing in its way, and without Ray."""
-    folder = tmp_path_factory.mktemp("straight")
+    return undisturbed(digits_url, tmp_path_factory.mktemp("straight"))
+
+
+def undisturbed(digits_url: str, folder: Path, **blocks: Any) -> dict[str, Any]:
+    """The final state of a run as `make_config` writes it, on two processes with nothing in its way, without Ray."""
     text = TINY.replace("DATA", digits_url) + f"storage: {{url: {folder}}}\n"
-    config = config_file(folder, text, run={"name": "straight"}, **SETTINGS)
+    config = config_file(folder, text, run={"name": "straight"}, **SETTINGS | blocks)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
          "-m", "ebmscale", "train", str(config)],

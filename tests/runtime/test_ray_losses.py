@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.runtime.conftest import undisturbed
 from tests.runtime.local_cluster import LocalCluster, final_state, running, train_command
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(1800)]
@@ -122,9 +123,10 @@ def test_a_run_shrinks_when_a_machine_goes_and_grows_when_one_comes(
 
 
 def test_a_notice_makes_the_run_save_and_costs_no_failure(
-    three: LocalCluster, make_config: Callable[..., Path], straight: dict[str, Any], tmp_path: Path
+    three: LocalCluster, make_config: Callable[..., Path], digits_url: str, tmp_path: Path
 ) -> None:
-    command = train_command(make_config("notice"), TWO, "ray.max_failures=0")
+    longer = {"train": {"max_samples": 32_000}}  # it takes some seconds until a notice is seen
+    command = train_command(make_config("notice", **longer), TWO, "ray.max_failures=0")
     with running(three.command(*command)) as run:
         run.wait_for(MID)
         used = [node for node in (2, 1) if three.processes(WORKER, node)]
@@ -134,7 +136,7 @@ def test_a_notice_makes_the_run_save_and_costs_no_failure(
         line = run.wait_for("resumed at .* 2 worker")
         assert samples(line.split("resumed at")[1]) >= 3200
         assert run.end() == 0, run.text
-    assert final_state(tmp_path / "runs" / "notice") == straight
+    assert final_state(tmp_path / "runs" / "notice") == undisturbed(digits_url, tmp_path, **longer)
 
 
 def test_a_hung_rank_is_named_with_its_stack_and_replaced(
