@@ -3,6 +3,7 @@
 import atexit
 import datetime
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,19 @@ from torch import Tensor
 
 from ebmscale.errors import ConfigError
 
+LEAVING_S = 0.05
+"""How long the interpreter's lock is let go at the end: gloo's threads need it to free the last tensors."""
+
 
 def _leave() -> None:
-    """Ends gloo's threads before the interpreter does: now and then that aborted a process that had done its work."""
+    """Ends gloo's threads before the interpreter does: now and then that aborted a process that had done its work.
+
+    Groups that DeepSpeed still refers to outlive `destroy_process_group`, and their threads abort the process where they
+    ask for the lock of an interpreter that is ending; so they get it before.
+    """
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
+        time.sleep(LEAVING_S)
 
 
 @dataclass(frozen=True)
