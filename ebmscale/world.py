@@ -20,8 +20,8 @@ LEAVING_S = 0.05
 def _leave() -> None:
     """Ends gloo's threads before the interpreter does: now and then that aborted a process that had done its work.
 
-    Groups that DeepSpeed still refers to outlive `destroy_process_group`, and their threads abort the process where they
-    ask for the lock of an interpreter that is ending; so they get it before.
+    Groups that DeepSpeed still refers to outlive `destroy_process_group`, and their threads abort the process where
+    they ask for the lock of an interpreter that is ending; so they get it before.
     """
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
