@@ -14,10 +14,13 @@ from tests.runtime.local_cluster import PATIENCE_S, ROOT, LocalCluster, config_f
 
 # long enough to be hit in the middle, with checkpoints that are not where it is hit
 SETTINGS: dict[str, Any] = {
-    "train": {"max_samples": 6400},
+    "train": {"max_samples": 19_200},
     "checkpoint": {"every_samples": 960},
     "metrics": {"every_samples": 320},
 }
+MID = r"^ +3,200 samples  +\d+/s"  # between the checkpoints at 2,880 and 3,840
+# at a checkpoint, and after MID: a slow machine gets further before it is hit
+RESUMED = f"resumed at ({'|'.join(f'{samples:,}' for samples in range(2880, 19_200, 960))}) samples"
 
 
 @pytest.fixture(scope="session")

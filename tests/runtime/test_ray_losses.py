@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.conftest import undisturbed
+from tests.runtime.conftest import MID, RESUMED, undisturbed
 from tests.runtime.local_cluster import LocalCluster, final_state, running, train_command
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(1800)]
 
 TWO = "ray.num_workers=2"
-MID = r"^ +3,200 samples  +\d+/s"
 WORKER = "ray::RayTrainWorker"
-RESUMED = r"resumed at (2,880|3,840|4,800|5,760) samples.* [24] worker"  # a slow machine gets further before the loss
 
 
 @pytest.fixture
@@ -36,7 +34,7 @@ def test_a_killed_machine_is_replaced_by_another(
         used = [node for node in (2, 1) if three.processes(WORKER, node)]
         three.kill(used[0])
         run.wait_for("^lost: ")
-        run.wait_for(RESUMED)
+        run.wait_for(f"{RESUMED}.* 2 worker")
         assert run.end() == 0, run.text
     assert final_state(tmp_path / "runs" / "machine") == straight
 
@@ -49,7 +47,7 @@ def test_a_killed_raylet_is_a_lost_machine(
         used = [node for node in (2, 1) if three.processes(WORKER, node)]
         [raylet] = [pid for pid in three.processes("", used[0]) if Path(f"/proc/{pid}/comm").read_text() == "raylet\n"]
         os.kill(raylet, signal.SIGKILL)
-        run.wait_for(RESUMED)
+        run.wait_for(f"{RESUMED}.* 2 worker")
         assert run.end() == 0, run.text
     assert final_state(tmp_path / "runs" / "raylet") == straight
 
@@ -62,7 +60,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(
         run.wait_for(MID)
         run.process.kill()
     with running(command) as run:
-        run.wait_for(RESUMED)
+        run.wait_for(f"{RESUMED}.* 2 worker")
         assert run.end() == 0, run.text
     assert final_state(tmp_path / "runs" / "driver") == straight
 
@@ -81,7 +79,7 @@ def test_a_killed_head_is_started_again_and_so_is_the_run(
         assert run.end() != 0, run.text
     cluster.restart_head()
     with running(command) as run:
-        run.wait_for(RESUMED)
+        run.wait_for(f"{RESUMED}.* 2 worker")
         assert run.end() == 0, run.text
     cluster.down()
     assert final_state(tmp_path / "runs" / "head") == straight
@@ -97,7 +95,7 @@ def test_four_workers_on_three_machines(
             run.wait_for(MID)
             if name == "lossy":
                 os.kill(cluster.processes(WORKER)[-1], signal.SIGKILL)
-                run.wait_for(RESUMED)
+                run.wait_for(f"{RESUMED}.* 4 worker")
             assert run.end() == 0, run.text
         finals.append(final_state(tmp_path / "runs" / name))
     cluster.down()
@@ -107,7 +105,7 @@ def test_four_workers_on_three_machines(
 def test_a_run_shrinks_when_a_machine_goes_and_grows_when_one_comes(
     pair: LocalCluster, make_config: Callable[..., Path]
 ) -> None:
-    config = make_config("elastic", train={"max_samples": 64_000}, ray={"num_workers": [1, 2], "resize_every_s": 5})
+    config = make_config("elastic", train={"max_samples": 10**6}, ray={"num_workers": [1, 2], "resize_every_s": 5})
     with running(pair.command(*train_command(config))) as run:
         run.wait_for("2 worker")
         run.wait_for(MID)
@@ -147,7 +145,7 @@ def test_a_hung_rank_is_named_with_its_stack_and_replaced(
     with running(pair.command(*command, str(config))) as run:
         run.wait_for(r"rank 1 on .* hangs: \d+ s in posterior after 3,200 samples")
         run.wait_for("in stuck_here")
-        run.wait_for(RESUMED)
+        run.wait_for(f"{RESUMED}.* 2 worker")
         assert run.end() == 0, run.text
     assert final_state(tmp_path / "runs" / "hung") == straight
 
@@ -160,7 +158,7 @@ def test_a_stopped_rank_is_named_by_one_that_waits_for_it(
         run.wait_for(MID)
         os.kill(pair.processes(WORKER)[1], signal.SIGSTOP)
         run.wait_for("has stopped answering")
-        run.wait_for(RESUMED)
+        run.wait_for(f"{RESUMED}.* 2 worker")
         assert run.end() == 0, run.text
     assert final_state(tmp_path / "runs" / "frozen") == straight
 
