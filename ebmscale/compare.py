@@ -6,6 +6,7 @@ is done is kept in the storage: the same command goes on where it was stopped.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -285,7 +286,7 @@ def _carry_out(
             say(f"{config.run.name}: training")
             commands.run("train", str(config_file))
         say(f"{config.run.name}: evaluating")
-        commands.run("evaluate", url, *_options(evaluation))
+        commands.run("evaluate", url, *_options(evaluation), **_environment(config))
     except RunFailed as error:
         say(f"{config.run.name}: {error}")
         return Result(job.row, config.run.seed, url, {}, str(error))
@@ -309,6 +310,11 @@ def _options(evaluation: EvaluationBlock) -> list[str]:
     return arguments
 
 
+def _environment(config: RunConfig) -> dict[str, str]:
+    """What tells `evaluate`, which is given an address alone, of the server that holds the run."""
+    return {"AWS_ENDPOINT_URL": config.storage.endpoint_url} if config.storage.endpoint_url else {}
+
+
 class _Commands:
     """Commands of the program in processes of their own, which end with the comparison."""
 
@@ -316,8 +322,8 @@ class _Commands:
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
-    def run(self, *arguments: str) -> None:
-        """Runs one to its end.
+    def run(self, *arguments: str, **environment: str) -> None:
+        """Runs one to its end, with more environment variables.
 
         Raises:
             RunFailed: it ended with an error.
@@ -326,7 +332,9 @@ class _Commands:
         if self._stopped:
             raise Interrupted(STOPPED)
         command = [sys.executable, "-m", "ebmscale", *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         self._running.add(process)
         _, errors = process.communicate()
         self._running.discard(process)

@@ -22,6 +22,7 @@ from ebmscale.evaluate.pictures import image_grid
 from ebmscale.storage import Storage
 from ebmscale.training.metrics import METRICS_FILE
 from ebmscale.training.run import CONFIG_FILE
+from tests.s3_server import S3Server
 
 ROWS: dict[str, Any] = {"plain": {"method": "gaussian"}, "staged": {"stages.max_stages": 2}}
 
@@ -47,7 +48,7 @@ class Commands:
         self.calls: list[str] = []
         self._folder, self._failing = folder, failing
 
-    def __call__(self, command: str, *arguments: str) -> None:
+    def __call__(self, command: str, *arguments: str, **environment: str) -> None:
         if command == "train":
             config = load_config(arguments[0])
             self.calls.append(f"train {config.run.name}")
@@ -193,6 +194,18 @@ def test_a_command_that_fails_gives_its_last_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module.sys, "executable", "false")  # ends without a word
     with pytest.raises(RunFailed, match="ended with exit code 1"):
         module._Commands().run("train", "x")
+
+
+@pytest.mark.s3
+def test_both_commands_reach_the_server_that_the_storage_names(
+    file: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    storage = ("storage.url=s3://bucket/compared", f"storage.endpoint_url={server.url}")
+    small = write(file.parent, {"rows": {"plain": {"method": "gaussian"}}})
+    (result,), _, _ = run_comparison(small, 1, storage)
+    assert result.failure is None
+    assert result.measured["mse"] > 0
 
 
 def test_stopped_commands_save_and_no_other_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:

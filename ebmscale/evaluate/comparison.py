@@ -47,7 +47,7 @@ def write_comparison(storage: Storage, name: str, about: str, results: Sequence[
     storage.publish(JSON_FILE, json.dumps(tree, indent=1).encode())
     storage.publish(TABLE_FILE, table.encode())
     header, rows = _cells(results)
-    charts, samples = _charts(results), _samples(results)
+    charts, samples = _charts(results), _samples(storage, results)
     page = render(PAGE_FILE, name=name, about=about, header=header, rows=rows, charts=charts, samples=samples)
     storage.publish(PAGE_FILE, page.encode())
     return table
@@ -119,12 +119,12 @@ def _charts(results: Sequence[Result]) -> list[Picture]:
     return charts
 
 
-def _samples(results: Sequence[Result]) -> list[Picture]:
-    """The samples of every row's first seed."""
+def _samples(storage: Storage, results: Sequence[Result]) -> list[Picture]:
+    """The samples of every row's first seed; the runs are folders of the comparison's storage."""
     shown: dict[str, Picture] = {}
     for result in results:
-        run = Storage.at(result.url)
-        if result.row not in shown and not result.failure and run.exists(SAMPLES_FILE):
-            uri = pictures.data_uri(run.read_bytes(SAMPLES_FILE), "image/png")
+        file = f"{result.url.rpartition('/')[2]}/{SAMPLES_FILE}"
+        if result.row not in shown and not result.failure and storage.exists(file):
+            uri = pictures.data_uri(storage.read_bytes(file), "image/png")
             shown[result.row] = Picture(uri, f"{result.row}, seed {result.seed}")
     return list(shown.values())
