@@ -115,21 +115,37 @@ class ChainBlock(Block):
 
 
 class PosteriorBlock(ChainBlock):
-    """Posterior chain: started from the `base` density or an `encoder`; no steps = the encoder alone.
+    """Posterior chain: started from the `base` density, an `encoder` (no steps = the encoder alone), or a `memory`.
 
+    The `memory` holds where the chain of a training image ended, and the next one of that image goes on there by
+    `num_steps`; images that come the first time, held-out and new ones start from the base density and take
+    `first_steps`. It has room for `memory_bytes` of latents; the images beyond always start from the base density.
+
+    With a `plateau` above 0 the chains of training images that are not remembered take as many steps as held-out ones
+    need to come within this share of their whole way in log density (see `density.langevin.steps_to_plateau`).
     `kernel` is the generator's form in the chain (see `kernels.forms`); `auto` takes the fastest of this machine.
     """
 
-    start: Literal["base", "encoder"] = "base"
+    start: Literal["base", "encoder", "memory"] = "base"
     kernel: Literal["auto", "plain", "batch_inner"] = "auto"
     num_steps: NonNegative = 20
     step_size: PositiveFloat = 0.1
+    first_steps: Positive | None = None
+    memory_bytes: Positive = 2**28
+    plateau: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _infers_something(self) -> "PosteriorBlock":
-        if self.start == "base" and self.num_steps == 0:
-            raise ValueError("num_steps must be above 0 when the chain starts from the base density")
+        if self.start != "encoder" and self.num_steps == 0:
+            raise ValueError("num_steps must be above 0 unless the chain starts at an encoder")
+        if (self.start == "memory") != (self.first_steps is not None):
+            raise ValueError("first_steps goes with start: memory, and start: memory needs first_steps")
         return self
+
+    @property
+    def new_steps(self) -> int:
+        """Steps of the chain of an image that is not remembered."""
+        return self.num_steps if self.first_steps is None else self.first_steps
 
 
 class PriorBlock(ChainBlock):

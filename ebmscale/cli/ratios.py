@@ -26,10 +26,27 @@ from ebmscale.errors import ConfigError
 )
 @click.option("--quadratic", is_flag=True, help="Add a quadratic head to the perceptron.")
 @click.option("--hidden", default="128,128", show_default=True, help="Widths, with commas; '' is none.")
+@click.option(
+    "--waves",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Sines that the perceptron sees beside the coordinates: for sharp densities in few dimensions.",
+)
 @click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", help="FILE.npz for log q - log p at the samples of both, and FILE.json beside it.")
-def ratio(p: str, q: str, base: str, quadratic: bool, hidden: str, max_stages: int, seed: int, out: str | None) -> None:
+def ratio(
+    p: str,
+    q: str,
+    base: str,
+    quadratic: bool,
+    hidden: str,
+    waves: int,
+    max_stages: int,
+    seed: int,
+    out: str | None,
+) -> None:
     """Fit log q - log p of the samples in P and Q (.npy, .npz or shards), and say how far they are apart.
 
     With --base normal, p is the standard normal, and P is not read: write -.
@@ -46,7 +63,7 @@ def ratio(p: str, q: str, base: str, quadratic: bool, hidden: str, max_stages: i
         raise ConfigError(f"--hidden {hidden} must be numbers with commas, such as 128,128.") from None
     samples_q = read_samples(q, "q")
     samples_p = StandardNormal(samples_q[0].numel()) if base == "normal" else read_samples(p, "p")
-    settings = FitSettings(hidden=widths, quadratic=quadratic, max_stages=max_stages)
+    settings = FitSettings(hidden=widths, waves=waves, quadratic=quadratic, max_stages=max_stages)
     table = Table("stage", "updates", "held-out loss", "KL bound", "gain", "why it ended")
     fitted = fit_ratio(
         samples_p,

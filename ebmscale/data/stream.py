@@ -39,6 +39,7 @@ class Batch:
         images: (B, C, H, W), uint8 or float32 as the manifest's dtype says.
         labels: (B,) int64, -1 where none.
         keys: B keys.
+        samples: (B,) int64 index into the split.
         rows: (B,) int64 row in the global batch.
         streams: (B,) int64 stream of each row.
         start: samples_seen before the global batch.
@@ -48,6 +49,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     keys: list[str]
+    samples: Tensor
     rows: Tensor
     streams: Tensor
     start: int
@@ -193,6 +195,7 @@ class ImageStream:
             images=torch.from_numpy(images),
             labels=torch.from_numpy(self._selection.labels[chosen]),
             keys=[self._selection.keys[sample] for sample in chosen.tolist()],
+            samples=torch.from_numpy(chosen),
             rows=torch.from_numpy(rows),
             streams=torch.from_numpy(streams),
             start=start,

@@ -14,6 +14,7 @@ LEAKY_SLOPE = 0.2
 HE_GAIN = math.sqrt(2 / (1 + LEAKY_SLOPE**2))
 IMAGE_GAIN = 0.1
 QUIET_GAIN = 0.6
+MOST_FREQUENCY = 32.0
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -67,6 +68,22 @@ class QuietLinear(nn.Linear):
     """A linear layer that starts with smaller weights (`QUIET_GAIN`), for outputs that are squared."""
 
 
+class WaveLinear(nn.Linear):
+    """A linear layer whose outputs are the phases of waves: random directions, shifts, and frequencies at start.
+
+    The angular frequencies are spread evenly in their logarithm from 1 to `MOST_FREQUENCY`, in units of the input.
+    """
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator) -> None:
+        """Draws weights and shifts."""
+        count, dim = self.weight.shape
+        direction = torch.randn(count, dim, generator=generator, device=generator.device)
+        frequency = MOST_FREQUENCY ** torch.linspace(0, 1, count, device=generator.device)
+        self.weight.copy_(direction * (frequency / direction.norm(dim=1))[:, None])
+        self.bias.copy_(2 * math.pi * torch.rand(count, generator=generator, device=generator.device))
+
+
 class ImageLayer(nn.ConvTranspose2d):
     """The generator's last layer, which starts small (`IMAGE_GAIN`), so that the posterior chain starts stable.
 
@@ -98,12 +115,15 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     """Draws every weight of `module` anew from `generator`; biases, `ZeroLinear` and `ZeroScale` become zero.
 
     Weights are normal with He's variance for LeakyReLU(0.2), which keeps the scale of the features through any depth,
-    and smaller in `ImageLayer` and `QuietLinear`. They are drawn in float32 on the generator's device, in the order of
-    `module.modules()`: the same generator gives the same weights wherever the module lies.
+    and smaller in `ImageLayer` and `QuietLinear`; a `WaveLinear` draws its own. They are drawn in float32 on the
+    generator's device, in the order of `module.modules()`: the same generator gives the same weights wherever the
+    module lies.
     """
     for layer in module.modules():
         if isinstance(layer, (ZeroLinear, ZeroScale)):
             layer.reset_parameters()
+        elif isinstance(layer, WaveLinear):
+            layer.draw(generator)
         elif isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, LatentToGrid)):
             quiet = {ImageLayer: IMAGE_GAIN, QuietLinear: QUIET_GAIN}
             noise = torch.randn(layer.weight.shape, generator=generator, device=generator.device)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ebmscale.models.blocks import LEAKY_SLOPE, ZeroLinear
+from ebmscale.models.blocks import LEAKY_SLOPE, WaveLinear, ZeroLinear
 from ebmscale.models.forms import ImageShape
 from ebmscale.models.ratio_net import RatioNet
 
@@ -54,6 +54,22 @@ class ConvRatioNet(nn.Module):
         """Maps flattened images (..., Z) to log_ratio (...)."""
         images = z.reshape(-1, *self.image_shape)
         return self.layers(images).view(z.shape[:-1])
+
+
+class Waves(nn.Module):
+    """Points (..., Z) with so many sines of random projections beside their coordinates: (..., Z + W).
+
+    A perceptron draws what is sharp only slowly; from sines of many frequencies it gets there early (Tancik et al.,
+    NeurIPS 2020). For few dimensions: in many, random directions miss what matters.
+    """
+
+    def __init__(self, dim: int, num_waves: int):
+        super().__init__()
+        self.phases = WaveLinear(dim, num_waves)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps points (..., Z) to (..., Z + W)."""
+        return torch.cat([z, self.phases(z).sin()], -1)
 
 
 class Sum(nn.Module):
@@ -107,8 +123,14 @@ def quadratic_part(network: nn.Module) -> QuadraticHead | None:
     return next((part for part in parts if isinstance(part, QuadraticHead)), None)
 
 
-def vector_ratio(dim: int, hidden: Sequence[int], activation: str, quadratic: bool) -> nn.Module:
-    """A multilayer perceptron, a quadratic head, or both; with neither hidden layers nor head it is linear."""
+def vector_ratio(dim: int, hidden: Sequence[int], activation: str, quadratic: bool, num_waves: int = 0) -> nn.Module:
+    """A multilayer perceptron, a quadratic head, or both; with neither hidden layers nor head it is linear.
+
+    The perceptron sees `num_waves` sines beside the coordinates (see `Waves`).
+    """
+    perceptron: nn.Module = RatioNet(dim + num_waves, hidden, activation)
+    if num_waves:
+        perceptron = nn.Sequential(Waves(dim, num_waves), perceptron)
     if not quadratic:
-        return RatioNet(dim, hidden, activation)
-    return Sum(QuadraticHead(dim), RatioNet(dim, hidden, activation)) if hidden else QuadraticHead(dim)
+        return perceptron
+    return Sum(QuadraticHead(dim), perceptron) if hidden else QuadraticHead(dim)

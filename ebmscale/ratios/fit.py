@@ -106,7 +106,9 @@ def build_network(shape: tuple[int, ...], settings: FitSettings) -> nn.Module:
         if len(shape) == 3:
             inner: nn.Module = ConvRatioNet((shape[0], shape[1], shape[2]), settings.conv)
         else:
-            inner = vector_ratio(math.prod(shape), settings.hidden, settings.activation, settings.quadratic)
+            inner = vector_ratio(
+                math.prod(shape), settings.hidden, settings.activation, settings.quadratic, settings.waves
+            )
     return inner.to_empty(device="cpu")
 
 

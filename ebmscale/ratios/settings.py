@@ -18,6 +18,8 @@ class FitSettings:
 
     Attributes:
         hidden: widths of the hidden layers; () leaves the quadratic head alone, or a linear ratio.
+        waves: sines of random projections that the hidden layers see beside the coordinates, for densities with sharp
+            features in few dimensions (see `models.ratio_heads.Waves`).
         quadratic: whether there is a quadratic head.
         start: of every stage's quadratic head: at the log ratio of the two Gaussians that have the moments of either
             side (see `moments.gaussian_ratio`), as strong as held-out samples bear; or at zero.
@@ -48,6 +50,7 @@ class FitSettings:
     """
 
     hidden: tuple[int, ...] = (128, 128)
+    waves: int = 0
     quadratic: bool = False
     start: Literal["moments", "zero"] = "moments"
     activation: Literal["silu", "leaky_relu", "gelu"] = "silu"
@@ -81,6 +84,8 @@ class FitSettings:
             raise ConfigError("settle_updates must be below max_updates, or no time is left to explore.")
         if self.start not in ("moments", "zero"):
             raise ConfigError(f"start must be moments or zero, not {self.start!r}.")
+        if self.waves < 0 or (self.waves and not self.hidden):
+            raise ConfigError("waves must not be negative, and need hidden layers that see them.")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out must be between 0 and 1, not {self.held_out:g}.")
 

@@ -79,7 +79,7 @@ def dry_run(config: RunConfig, world: World) -> Forecast:
 
 def _measure(run: Run, storage: Storage) -> Forecast:
     config = run.config
-    spans = _spans(config)
+    spans = _spans(run)
     first = [_batch_seconds(run, begin) for begin, _ in spans]
     evidence_s, evidence_cpu_s = _seconds(lambda: take_evidence(run), repeats=2)
     run.save()
@@ -117,16 +117,24 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     )
 
 
-def _spans(config: RunConfig) -> list[tuple[int, int]]:
-    """Where the same networks train, as `samples_seen` at begin and end: the generator stops, the ratios start."""
-    end = config.train.max_samples
-    edges = {0, end} | {at for at in (config.stages.start_samples, config.generator_stops) if at < end}
+def _spans(run: Run) -> list[tuple[int, int]]:
+    """Where an update is the same work, as `samples_seen` at begin and end.
+
+    The generator stops, the ratios start, or chains go on where they ended an epoch before.
+    """
+    config, end = run.config, run.config.train.max_samples
+    changes = [config.stages.start_samples, config.generator_stops]
+    if run.memory is not None:
+        changes.append(run.num_samples)
+    edges = {0, end} | {at for at in changes if at < end}
     return list(pairwise(sorted(edges)))
 
 
 def _batch_seconds(run: Run, begin: int) -> Seconds:
     """Seconds of a batch from `begin` samples on, under the run's present prior."""
     run.samples_seen = begin
+    if run.memory is not None:
+        run.memory.known.fill_(begin >= run.num_samples)
     batches = run.batches()
 
     def update() -> None:

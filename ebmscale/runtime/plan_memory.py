@@ -126,9 +126,11 @@ def forecast_memory(
     }
     state = sum(3 * FP32 * net.num_elements for net in networks)
     if not on_cuda:
+        remembers = config.posterior.start == "memory"
+        kept["ends of chains"] = min(num_samples * dim * FP32, config.posterior.memory_bytes) if remembers else 0
         kept["shards being read"] = _data_bytes(config, share, pixels, num_samples)
         kept["freed, kept by malloc"] = networks[0].kept_by_malloc()
-        kept["copy for checkpoints"] = -(-state // size) + kept["latents"]
+        kept["copy for checkpoints"] = -(-(state + kept["ends of chains"]) // size) + kept["latents"]
     passing = _computations(config, shape, share, model, network)
     for part, net, width in (("generator", networks[0], half), ("ratio", ratio, FP32)):
         backward = max(passing[part] - net.num_elements * width, 0)  # the gradients are counted by the footprint
@@ -176,7 +178,8 @@ def _computations(
 
     def posterior(count: int) -> None:
         x, z = images(count), _rows(count, dim)
-        noise = torch.empty(count, max(config.posterior.num_steps, SIMULATED_STEPS), dim, device="meta")
+        most = max(config.posterior.num_steps, config.posterior.new_steps, SIMULATED_STEPS)
+        noise = torch.empty(count, most, dim, device="meta")
         if sampler.encoder is not None:
             with torch.no_grad():
                 sampler.encoder(x.to(dtype))

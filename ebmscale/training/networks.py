@@ -12,7 +12,7 @@ def build_model(config: RunConfig, shape: ImageShape) -> ImageModel:
     generator = build_generator(
         model.latent_dim, shape, model.generator_width, model.form, generator=torch_generator(seed, "generator-weights")
     )
-    if config.posterior.start == "base":
+    if config.posterior.start != "encoder":
         return ImageModel(generator, None)
     source = torch_generator(seed, "encoder-weights")
     return ImageModel(

@@ -15,6 +15,7 @@ from ebmscale.data.cache import RangeCache
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
+from ebmscale.data.split import select
 from ebmscale.data.stream import Batch, ImageStream, read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DamagedError, DataError, DivergenceError, EbmscaleError, StorageError
@@ -25,6 +26,7 @@ from ebmscale.training.checkpoint import RATIO_FOLDER, CheckpointStore, SavedChe
 from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings, make_engine
 from ebmscale.training.guard import Guard, StopPoll, StopSignal, on_first
 from ebmscale.training.live import LiveTrainer
+from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
 from ebmscale.training.parts import Piece, Span
@@ -44,18 +46,24 @@ LEAST_HELD_OUT = 16
 
 @dataclass
 class Run:
-    """The parts of a run in one process. `samples_seen` is its clock."""
+    """The parts of a run in one process.
+
+    `samples_seen` is its clock, `num_samples` what there is to train on, `posterior_steps` the length of the posterior
+    chains of training images that are not remembered.
+    """
 
     config: RunConfig
     world: World
     storage: Storage
     data: Storage
     manifest: Manifest
+    num_samples: int
     held_out: Tensor
     held_out_streams: Tensor
     generator: Engine
     sampling: SamplingCopy
     average: AverageWeights | None
+    memory: LatentMemory | None
     stages: StageTrainer
     guard: Guard
     saver: Saver
@@ -67,6 +75,7 @@ class Run:
     done_at: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("evidence", "metrics", "checkpoint"), 0))
     measured: dict[str, float] = field(default_factory=dict)
     residuals: Residuals | None = None
+    posterior_steps: int = 0
 
     def due(self, what: str, every: int, last: bool = False) -> bool:
         """Whether a multiple of `every` samples was passed since `what` was last done, or this is the last time."""
@@ -91,7 +100,8 @@ class Run:
         """This rank's share of the state, as views."""
         share = {"generator": self.generator.share(), "ratio": self.stages.engine.share()}
         average = {"average": self.average.share(self.world)} if self.average is not None else {}
-        return share | average | {"chains": self.stages.share()}
+        memory = {"memory": self.memory.share()} if self.memory is not None else {}
+        return share | average | memory | {"chains": self.stages.share()}
 
     @property
     def generator_trains(self) -> bool:
@@ -108,6 +118,8 @@ class Run:
         }
         if self.average is not None:
             shapes["average"] = self.average.shapes()
+        if self.memory is not None:
+            shapes["memory"] = self.memory.shapes()
         state = {
             "samples_seen": self.samples_seen,
             "done_at": self.done_at,
@@ -118,6 +130,7 @@ class Run:
             "measured": self.measured,
             "residuals": asdict(self.residuals) if self.residuals is not None else None,
             "form": self.sampling.form,
+            "posterior_steps": self.posterior_steps,
             "meters": self.world.gather_objects(self.meter.state()),
         }
         about = {
@@ -170,6 +183,8 @@ class Run:
             }
             if self.average is not None:
                 wanted["average"] = self.average.wanted()
+            if self.memory is not None:
+                wanted["memory"] = self.memory.wanted()
             loaded = (
                 {stem: saved.read(stem, spans) for stem, spans in wanted.items()},
                 saved.values("state"),
@@ -204,12 +219,15 @@ class Run:
         self.stages.restore(prior, tensors["chains"], state["stages"])
         if self.average is not None:
             self.average.restore(tensors["average"])
+        if self.memory is not None:
+            self.memory.restore(tensors["memory"])
         self.guard.load_values(state["guard"])
         if len(state["meters"]) == self.world.size:
             self.meter.load_state(state["meters"][self.world.rank])
         self.timer.load_state(clock)
         self.measured, self.done_at = state["measured"], state["done_at"]
         self.residuals = parse_residuals(state.get("residuals"))
+        self.posterior_steps = state.get("posterior_steps", self.posterior_steps)
         self.samples_seen = saved.samples_seen
         self.saver.last_saved = saved.samples_seen
         if self.config.posterior.kernel == "auto" and "form" in state:
@@ -280,23 +298,27 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
     settings = _engine_settings(config, world)
     generator = make_engine(build_model(config, image_shape), _adam(config.train.generator), settings, world)
     poll = StopPoll(stop, world)
+    num_samples = len(select(manifest, "train", config.data.validation_fraction, config.data.held_out))
     run = Run(
         config=config,
         world=world,
         storage=storage,
         data=data,
         manifest=manifest,
+        num_samples=num_samples,
         held_out=held_out,
         held_out_streams=held_out_streams,
         generator=generator,
         sampling=SamplingCopy(generator, build_model(config, image_shape), settings.dtype, world.device),
         average=AverageWeights(generator) if config.train.generator.ema_samples else None,
+        memory=_memory(config, num_samples, world),
         stages=_stages(config, settings, world, poll),
         guard=Guard(config.guard),
         saver=Saver(CheckpointStore(storage, config.checkpoint), world, config.checkpoint),
         poll=poll,
         meter=MeanMeter(),
         timer=PartTimer(world.device),
+        posterior_steps=config.posterior.new_steps,
     )
     run.sampling.use(_form(run))
     if run.restore() is None and world.broadcast(run.saver.store.finished() if world.is_first else None):
@@ -306,6 +328,12 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
         )
     run.saver.prepare(run.share())
     return run
+
+
+def _memory(config: RunConfig, num_samples: int, world: World) -> LatentMemory | None:
+    if config.posterior.start != "memory":
+        return None
+    return LatentMemory(num_samples, config.model.latent_dim, config.posterior.memory_bytes, world)
 
 
 def _form(run: Run) -> FormName:

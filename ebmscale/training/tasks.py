@@ -129,6 +129,7 @@ def sample_posterior(
     bound: float = math.inf,
     after_step: Callable[[], None] = lambda: None,
     scored: bool = True,
+    begin: Tensor | None = None,
 ) -> PosteriorSample:
     """Draws z ~ p(z | x) by short-run Langevin from p_0, or from the encoder where the model has one.
 
@@ -143,10 +144,11 @@ def sample_posterior(
         bound: root mean square of a latent beyond which its chain has diverged.
         after_step: see `run_chain`.
         scored: whether the score at the start is wanted; an encoder alone (T = 0) can then do without a generator.
+        begin: (B, Z) where the chains start instead, without an encoder.
     """
     target = posterior_target(prior, model.generator, x, sigma)
     if model.encoder is None:
-        z = prior.base.from_noise(start_noise)
+        z = prior.base.from_noise(start_noise) if begin is None else begin
     else:
         with torch.no_grad():
             location, log_std = model.encoder(x.to(next(model.parameters()).dtype))

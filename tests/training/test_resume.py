@@ -61,20 +61,30 @@ def positions(config: RunConfig) -> list[int]:
     return [position_of(name) for name in reversed(CheckpointStore(run_storage(config)).finished())]
 
 
-@pytest.mark.parametrize("start", ["base", "encoder"])
+POSTERIORS = {
+    "base": {},
+    "encoder": {"start": "encoder"},
+    "memory": {"start": "memory", "first_steps": 5},
+    "plateau": {"num_steps": 6, "plateau": 0.6},
+}
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("kind", ["persistent", "short_run"])
-def test_two_interruptions_change_nothing(tiny: RunConfig, start: str, kind: str) -> None:
-    straight = changed(tiny, run={"name": "straight"}, posterior={"start": start}, prior={"kind": kind})
+def test_two_interruptions_change_nothing(tiny: RunConfig, posterior: str, kind: str) -> None:
+    straight = changed(tiny, run={"name": "straight"}, posterior=POSTERIORS[posterior], prior={"kind": kind})
     broken = changed(straight, run={"name": "broken"})
     run_until(straight)
-    run_until(broken, stop_after=1200)
-    run_until(broken, stop_after=1248)  # straight after loading
+    run_until(broken, stop_after=1472)  # in the second epoch of 1,437 images
+    run_until(broken, stop_after=1504)  # straight after loading
     run_until(broken)
     assert final_files(broken) == final_files(straight)
     assert history(broken, METRICS_FILE) == history(straight, METRICS_FILE)
     assert history(broken, EVENTS_FILE) == history(straight, EVENTS_FILE)
     decisions = [event.get("decision") for event in history(straight, EVENTS_FILE)]
     assert "Advance" in decisions  # the interruptions fall among stages, not before them
+    if posterior == "plateau":
+        assert 1 <= history(straight, EVENTS_FILE)[0]["posterior_steps"] < 6
 
 
 def test_what_was_written_after_the_last_checkpoint_is_not_doubled(tiny: RunConfig) -> None:

@@ -4,8 +4,9 @@
     python tools/bench/ray.py scaling    two workers of one core against one, and what the two cores themselves allow
     python tools/bench/ray.py latency    seconds to the first update, and from kill -9 to the next one
 
-The preset is SVHN's (3.4 million parameters, 20 posterior steps, batches of 100) on random images, fp32, one thread a
-worker, a checkpoint every 8 updates. Variants run in turn, so that other load on the machine meets all alike; every
+The preset is SVHN's (3.4 million parameters, 20 posterior steps, batches of 100) on random images, one thread a worker,
+a checkpoint every 8 updates; in fp32 and with the fastest form of the generator in chains, unless the options say else
+(the bare loop is always plain fp32). Variants run in turn, so that other load on the machine meets all alike; every
 measurement is added to results.jsonl in --folder, and the table shows medians of all that are there. Beside the wall
 time it shows CPU seconds: of the busiest worker, and of all processes of the run over the cores it had (with Ray's
 own), which load by others hardly changes; and how much of the machine others took. Needs ray[default] and two cores.
@@ -24,7 +25,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -46,17 +47,32 @@ MARK = "EBMSCALE_BENCH"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def settings(folder: Path, name: str, num_updates: int, num_workers: int, interval: int = INTERVAL) -> dict[str, Any]:
+class Bench(NamedTuple):
+    """Where data, runs and results lie, and how the system computes; the bare loop is plain fp32."""
+
+    folder: Path
+    precision: str
+    kernel: str
+
+    @property
+    def computation(self) -> str:
+        """As results name it."""
+        return f"{self.precision}, {self.kernel} kernel"
+
+
+def settings(bench: Bench, name: str, num_updates: int, num_workers: int, interval: int = INTERVAL) -> dict[str, Any]:
     """The configuration whose updates `bare` does as well: a first stage, without its evidence."""
     never = BATCH * 10**6
     return {
         "run": {"name": name},
-        "storage": {"url": str(folder / "runs")},
-        "data": {"url": str(folder / "data"), "num_streams": 20, "verify": "none"},
+        "storage": {"url": str(bench.folder / "runs")},
+        "data": {"url": str(bench.folder / "data"), "num_streams": 20, "verify": "none"},
         "model": {
             "latent_dim": bare.LATENT, "generator_width": 64, "sigma": bare.SIGMA, "ratio_activation": "leaky_relu",
         },
-        "posterior": {"num_steps": bare.POSTERIOR_STEPS, "step_size": bare.POSTERIOR_SIZE},
+        "posterior": {
+            "num_steps": bare.POSTERIOR_STEPS, "step_size": bare.POSTERIOR_SIZE, "kernel": bench.kernel,
+        },
         "prior": {"num_steps": bare.PRIOR_STEPS, "step_size": bare.PRIOR_SIZE, "num_chains": bare.NUM_CHAINS},
         "stages": {
             "max_stages": 1, "updates_per_batch": bare.RATIO_UPDATES, "batch_size": bare.RATIO_BATCH,
@@ -67,6 +83,7 @@ def settings(folder: Path, name: str, num_updates: int, num_workers: int, interv
         "checkpoint": {"every_samples": CHECKPOINT_EVERY * BATCH},
         "metrics": {"every_samples": interval * BATCH},
         "engine": "deepspeed",
+        "precision": bench.precision,
         "num_threads": 1,
         "ray": {"num_workers": num_workers},
     }  # fmt: skip
@@ -106,11 +123,11 @@ def measure_bare(num_updates: int, num_processes: int) -> dict[str, float]:
     }
 
 
-def measure_system(folder: Path, num_updates: int, num_workers: int, num_cores: int) -> dict[str, float]:
+def measure_system(bench: Bench, num_updates: int, num_workers: int, num_cores: int) -> dict[str, float]:
     """A run with a Ray of its own, all of it on the first cores, from its first line of metrics to the last but one."""
     mark = uuid.uuid4().hex
-    path = folder / f"{mark}.yaml"
-    path.write_text(yaml.safe_dump(settings(folder, f"{num_workers}-{mark}", num_updates, num_workers)))
+    path = bench.folder / f"{mark}.yaml"
+    path.write_text(yaml.safe_dump(settings(bench, f"{num_workers}-{mark}", num_updates, num_workers)))
     command = ["taskset", "-c", f"0-{num_cores - 1}", *train_command(path)]
     with running(command, **{MARK: mark}) as run:
         run.wait_for(LINE, 600)
@@ -173,30 +190,32 @@ def busy_seconds() -> float:
     return (user + nice + system + irq + softirq) / TICKS
 
 
-VARIANTS: dict[str, Callable[[Path, int], dict[str, float]]] = {
-    "bare, one process": lambda folder, n: measure_bare(n, 1),
-    "bare, two side by side, half a batch each": lambda folder, n: measure_bare(n, 2),
-    "system, 1 worker on one core, Ray's own processes too": lambda folder, n: measure_system(folder, n, 1, 1),
-    "system, 1 worker on one core, Ray's own processes on another": lambda folder, n: measure_system(folder, n, 1, 2),
-    "system, 2 workers on two cores": lambda folder, n: measure_system(folder, n, 2, 2),
+VARIANTS: dict[str, Callable[[Bench, int], dict[str, float]]] = {
+    "bare, one process": lambda bench, n: measure_bare(n, 1),
+    "bare, two side by side, half a batch each": lambda bench, n: measure_bare(n, 2),
+    "system, 1 worker on one core, Ray's own processes too": lambda bench, n: measure_system(bench, n, 1, 1),
+    "system, 1 worker on one core, Ray's own processes on another": lambda bench, n: measure_system(bench, n, 1, 2),
+    "system, 2 workers on two cores": lambda bench, n: measure_system(bench, n, 2, 2),
 }
 BARE, TWO_BARE, CONFINED, ONE, TWO = VARIANTS
 
 
-def take_turns(folder: Path, names: list[str], rounds: int, num_updates: int) -> dict[str, dict[str, float]]:
+def take_turns(bench: Bench, names: list[str], rounds: int, num_updates: int) -> dict[str, dict[str, float]]:
     """Measures variants in turn, and gives medians of all that the folder has of them; prints both."""
-    file = folder / "results.jsonl"
+    file = bench.folder / "results.jsonl"
     for _ in range(rounds):
         for name in names:
-            found = VARIANTS[name](folder, num_updates) | {"load": os.getloadavg()[0]}
+            found = VARIANTS[name](bench, num_updates) | {"load": os.getloadavg()[0]}
             with file.open("a") as out:
-                out.write(json.dumps({"name": name, **found}) + "\n")
+                out.write(json.dumps({"name": name, "computation": bench.computation, **found}) + "\n")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     medians = {}
     print(f"{'seconds an update (medians)':62} rounds    wall  worker CPU  CPU a core  others  load")
     for name in names:
-        mine = [line for line in lines if line["name"] == name]
-        middle = {key: statistics.median(one[key] for one in mine) for key in mine[0] if key != "name"}
+        wanted = {"name": name} if name in (BARE, TWO_BARE) else {"name": name, "computation": bench.computation}
+        mine = [line for line in lines if wanted.items() <= line.items()]
+        numbers = [key for key, value in mine[0].items() if not isinstance(value, str)]
+        middle = {key: statistics.median(one[key] for one in mine) for key in numbers}
         medians[name] = middle
         print(
             f"{name:62} {len(mine):6} {middle['wall_s']:7.2f} {middle['worker_cpu_s']:11.2f} "
@@ -205,16 +224,16 @@ def take_turns(folder: Path, names: list[str], rounds: int, num_updates: int) ->
     return medians
 
 
-def overhead(folder: Path, rounds: int, num_updates: int) -> None:
+def overhead(bench: Bench, rounds: int, num_updates: int) -> None:
     """Bare and system in turn."""
-    found = take_turns(folder, [BARE, ONE], rounds, num_updates)
+    found = take_turns(bench, [BARE, ONE], rounds, num_updates)
     for what, key in (("wall", "wall_s"), ("CPU of the worker", "worker_cpu_s")):
         print(f"system against bare, {what}: {found[ONE][key] / found[BARE][key]:.3f} (aim: at most 1.03)")
 
 
-def scaling(folder: Path, rounds: int, num_updates: int) -> None:
+def scaling(bench: Bench, rounds: int, num_updates: int) -> None:
     """One worker and two in turn, and what the cores allow."""
-    found = take_turns(folder, list(VARIANTS), rounds, num_updates)
+    found = take_turns(bench, list(VARIANTS), rounds, num_updates)
     for what, one, two in (
         ("bare: the machine's ceiling", BARE, TWO_BARE),
         ("system, one core against two", CONFINED, TWO),
@@ -232,14 +251,14 @@ def scaling(folder: Path, rounds: int, num_updates: int) -> None:
         print(f"samples/s of two over one, {what}: {ratios} (aim: at least 1.9)")
 
 
-def latency(folder: Path, rounds: int, _num_updates: int) -> None:
+def latency(bench: Bench, rounds: int, _num_updates: int) -> None:
     """On a running cluster of two nodes, with a small model, so that the figures are Ray's and not the update's."""
     cluster = LocalCluster(Path(tempfile.mkdtemp(prefix="ebm", dir="/tmp")) / "c")
     cluster.up(2, "--cpus", "1")
     found: list[tuple[float, float]] = []
     try:
         for number in range(rounds):
-            found.append(start_and_recover(cluster, folder, f"latency-{number}"))
+            found.append(start_and_recover(cluster, bench, f"latency-{number}"))
             print("first update {:.1f} s, after kill -9 {:.1f} s".format(*found[-1]), f"load {os.getloadavg()[0]:.1f}")
     finally:
         cluster.down()
@@ -248,12 +267,12 @@ def latency(folder: Path, rounds: int, _num_updates: int) -> None:
     print(f"kill -9 of a worker to the next update {again_s:.1f} s (aim at most 30)")
 
 
-def start_and_recover(cluster: LocalCluster, folder: Path, name: str) -> tuple[float, float]:
+def start_and_recover(cluster: LocalCluster, bench: Bench, name: str) -> tuple[float, float]:
     """Seconds from the command to the first line of metrics, and from the death of a worker to the next one."""
-    small = settings(folder, name + uuid.uuid4().hex[:8], 10**5, 2, interval=1)
+    small = settings(bench, name + uuid.uuid4().hex[:8], 10**5, 2, interval=1)
     small["model"]["generator_width"] = 2
     small["checkpoint"]["every_samples"] = 20 * BATCH
-    path = folder / f"{name}.yaml"
+    path = bench.folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(small))
     begin = time.monotonic()
     with running(cluster.command(*train_command(path))) as run:
@@ -274,17 +293,19 @@ def start_and_recover(cluster: LocalCluster, folder: Path, name: str) -> tuple[f
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts: dict[str, Callable[[Path, int, int], None]] = {"overhead": overhead, "scaling": scaling, "latency": latency}
+    parts: dict[str, Callable[[Bench, int, int], None]] = {"overhead": overhead, "scaling": scaling, "latency": latency}
     parser.add_argument("what", choices=parts)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=20, help="of each run, an even number of at least 8")
     parser.add_argument("--folder", type=Path, help="for data, runs and results (default: a temporary one)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the system")
+    parser.add_argument("--kernel", choices=["auto", "plain"], default="auto", help="of its posterior chains")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ebmscale-bench-") as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         make_data(folder)
-        parts[given.what](folder, given.rounds, given.updates)
+        parts[given.what](Bench(folder, given.precision, given.kernel), given.rounds, given.updates)
 
 
 if __name__ == "__main__":
