@@ -39,7 +39,7 @@ class Forecast:
         num_batches: updates in all.
         first_batch_s: seconds of an update at the beginning, the prior being p_0.
         last_batch_s: seconds of an update at the end, in the last stage, with all prior chains.
-        evidence_s: seconds of one measurement of evidence.
+        evidence_s: seconds of one measurement of evidence in the last stage.
         train_s: seconds of the whole run at most.
         cpu_s: seconds of processor time of this process over the whole run, its stages coming one after another.
         memory_bytes: peak memory of this process, host or CUDA device.
@@ -81,7 +81,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     config = run.config
     spans = _spans(run)
     first = [_batch_seconds(run, begin) for begin, _ in spans]
-    evidence_s, evidence_cpu_s = _seconds(lambda: take_evidence(run), repeats=2)
+    first_evidence = _seconds(lambda: take_evidence(run), repeats=2)
     run.save()
     run.saver.finish()
     saved = run.restore()
@@ -93,6 +93,11 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         _batch_seconds(run, begin) if begin >= config.stages.start_samples else seconds
         for (begin, _), seconds in zip(spans, first, strict=True)
     ]
+    new_stage = Seconds(0.0, 0.0)
+    if not config.num_live and config.most_stages:
+        new_stage = _seconds(lambda: run.stages.equilibrated(run.stages.prior, run.samples_seen), repeats=1)
+    last_evidence = _seconds(lambda: take_evidence(run), repeats=2)
+    evidence_cpu_s = (first_evidence.cpu_s + last_evidence.cpu_s) / 2
     shares = [(end - begin) / config.train.max_samples for begin, end in spans]
     batch_cpu_s = sum(
         share * (one.cpu_s + other.cpu_s) / 2 for share, one, other in zip(shares, first, last, strict=True)
@@ -107,9 +112,9 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         num_batches=num_batches,
         first_batch_s=first[0].wall_s,
         last_batch_s=last[-1].wall_s,
-        evidence_s=evidence_s,
-        cpu_s=num_batches * batch_cpu_s + num_evidence * evidence_cpu_s,
-        train_s=num_batches * longest_s + num_evidence * evidence_s,
+        evidence_s=last_evidence.wall_s,
+        cpu_s=num_batches * batch_cpu_s + num_evidence * evidence_cpu_s + config.most_stages * new_stage.cpu_s / 2,
+        train_s=num_batches * longest_s + num_evidence * last_evidence.wall_s + config.most_stages * new_stage.wall_s,
         memory_bytes=_peak_memory(run.world),
         checkpoint_bytes=saved.num_bytes,
         free_bytes=shutil.disk_usage(local).free if local is not None else None,

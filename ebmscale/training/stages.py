@@ -215,7 +215,7 @@ class StageTrainer:
         decision, state = decide(self.state, evidence, self.criteria, position)
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
             prior = self.prior.append(self.engine.full_weights())
-            chains = {name: self._equilibrated(name, prior, position) for name in self._pools}
+            chains = self.equilibrated(prior, position)
             self.prior = prior
             for name, z in chains.items():
                 self._pools[name].fill(z)
@@ -223,6 +223,10 @@ class StageTrainer:
         if isinstance(decision, (Advance, RollBack)):
             self.engine.reset(self._initial_weights())
         return decision
+
+    def equilibrated(self, prior: RatioSequence, position: int) -> dict[str, Tensor]:
+        """Every pool's chains brought to a new prior, as a stage begins; nothing is changed."""
+        return {name: self._equilibrated(name, prior, position) for name in self._pools}
 
     @contextmanager
     def undone_if_stopped(self) -> Iterator[None]:

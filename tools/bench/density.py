@@ -158,7 +158,7 @@ def toy_case(name: str, seed: int) -> dict[str, Any]:
     q = toy.sample(NUM_SAMPLES, torch_generator(seed, "toy"))
     settings = FitSettings(
         waves=64, max_stages=4, max_updates=4000, settle_updates=3000, patience=6, min_improvement=5e-4,
-        num_particles=4096, groups=12, group_size=1024, ess=0.7,
+        num_particles=4096, groups=48, group_size=1024, ess=0.85,
     )  # fmt: skip
     fitted = fit_ratio(StandardNormal(2), q, settings=settings, seed=seed)
     kl, log_z = on_grid(fitted, toy)
