@@ -11,9 +11,9 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from ebmscale import compare as module
 from ebmscale.cli import cli
 from ebmscale.compare import RunFailed, compare, load_comparison, make_jobs
+from ebmscale.compare import runs as module
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
 from ebmscale.evaluate.comparison import JSON_FILE, PAGE_FILE, TABLE_FILE, Result, markdown_table, write_comparison

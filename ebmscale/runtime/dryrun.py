@@ -18,7 +18,8 @@ from ebmscale.models import count_parameters
 from ebmscale.storage import Storage
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import take_evidence, train_batch
-from ebmscale.training.run import Run, open_run, run_storage
+from ebmscale.training.opening import open_run
+from ebmscale.training.run import Run, run_storage
 from ebmscale.world import World
 
 WARM_BATCHES, TIMED_BATCHES = 3, 8

@@ -20,7 +20,8 @@ from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_eng
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import take_evidence, train_batch
 from ebmscale.training.networks import build_model, build_ratio_network
-from ebmscale.training.run import LEAST_HELD_OUT, Run, open_run
+from ebmscale.training.opening import LEAST_HELD_OUT, open_run
+from ebmscale.training.run import Run
 from ebmscale.world import World
 
 WARM_UPDATES, TIMED_UPDATES = 2, 3

@@ -22,9 +22,10 @@ from ebmscale.seeds import StreamNoise
 from ebmscale.training.guard import Stopped, StopSignal, check_rollbacks, spoil
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, RunLog
+from ebmscale.training.opening import open_run
 from ebmscale.training.profile import Profile
 from ebmscale.training.residuals import measure_residuals
-from ebmscale.training.run import Run, open_run
+from ebmscale.training.run import Run
 from ebmscale.training.tasks import PosteriorSample, generator_loss, langevin_settings, sample_posterior, to_pixels
 from ebmscale.training.view import View
 from ebmscale.world import World

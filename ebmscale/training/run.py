@@ -1,47 +1,32 @@
 """A run: everything that a configuration and a world make, and its state as a checkpoint."""
 
 import json
-import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ebmscale.config import OptimizerBlock, RunConfig, StagesBlock, changed_keys, parse_config
+from ebmscale.config import RunConfig, parse_config
 from ebmscale.data.cache import RangeCache
-from ebmscale.data.formats import open_source
-from ebmscale.data.manifest import Manifest, verify
-from ebmscale.data.pack import pack
-from ebmscale.data.split import select
-from ebmscale.data.stream import Batch, ImageStream, read_split
-from ebmscale.density.prior import RatioSequence, StandardNormal
-from ebmscale.errors import ConfigError, DamagedError, DataError, DivergenceError, EbmscaleError, StorageError
-from ebmscale.kernels.forms import FormName, choose_form
-from ebmscale.models import ImageShape
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.stream import Batch, ImageStream
+from ebmscale.errors import ConfigError, DamagedError, DivergenceError, EbmscaleError
 from ebmscale.storage import Storage, open_storage
-from ebmscale.training.checkpoint import RATIO_FOLDER, CheckpointStore, SavedCheckpoint
-from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings, make_engine
-from ebmscale.training.guard import Guard, StopPoll, StopSignal, on_first
-from ebmscale.training.live import LiveTrainer
+from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
+from ebmscale.training.engine import Engine
+from ebmscale.training.guard import Guard, StopPoll
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
-from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
 from ebmscale.training.parts import Piece, Span
 from ebmscale.training.residuals import Residuals, parse_residuals
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
 from ebmscale.training.stages import StageTrainer
-from ebmscale.training.streams import owned_rows
-from ebmscale.training.tasks import to_pixels
 from ebmscale.world import World
 
-log = logging.getLogger(__name__)
-
 CONFIG_FILE = "config.yaml"
-LEAST_HELD_OUT = 16
 
 
 @dataclass
@@ -274,164 +259,6 @@ def run_storage(config: RunConfig) -> Storage:
     return open_storage(config.storage).child(config.run.name)
 
 
-def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
-    """Checks storage and data, builds the run, and restores its newest valid checkpoint if it has one (collective).
-
-    Raises:
-        ConfigError: the run exists with other settings; the images have no network form.
-        DataError: the data set is missing or damaged.
-        StorageError: the run's storage cannot be written.
-        Interrupted: a rank was asked to stop before training began.
-    """
-    if world.size > config.data.num_streams:
-        raise ConfigError(
-            f"{world.size} workers cannot share out {config.data.num_streams} streams; start at most that many, or "
-            "begin another run with a larger data.num_streams."
-        )
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    storage, data = run_storage(config), open_storage(config.data)
-    on_first(world, stop, lambda check: _prepare(config, storage, data, check))
-    manifest = Manifest.load(data)
-    image_shape = _image_shape(data, manifest)
-    held_out, held_out_streams = _held_out(config, data, manifest, world)
-    settings = _engine_settings(config, world)
-    generator = make_engine(build_model(config, image_shape), _adam(config.train.generator), settings, world)
-    poll = StopPoll(stop, world)
-    num_samples = len(select(manifest, "train", config.data.validation_fraction, config.data.held_out))
-    run = Run(
-        config=config,
-        world=world,
-        storage=storage,
-        data=data,
-        manifest=manifest,
-        num_samples=num_samples,
-        held_out=held_out,
-        held_out_streams=held_out_streams,
-        generator=generator,
-        sampling=SamplingCopy(generator, build_model(config, image_shape), settings.dtype, world.device),
-        average=AverageWeights(generator) if config.train.generator.ema_samples else None,
-        memory=_memory(config, num_samples, world),
-        stages=_stages(config, settings, world, poll),
-        guard=Guard(config.guard),
-        saver=Saver(CheckpointStore(storage, config.checkpoint), world, config.checkpoint),
-        poll=poll,
-        meter=MeanMeter(),
-        timer=PartTimer(world.device),
-        posterior_steps=config.posterior.new_steps,
-    )
-    run.sampling.use(_form(run))
-    if run.restore() is None and world.broadcast(run.saver.store.finished() if world.is_first else None):
-        raise StorageError(
-            f"The run {storage.url} has no valid checkpoint left, every one is damaged (see `ebmscale inspect`); "
-            "restore one from a copy, or delete the run to start anew."
-        )
-    run.saver.prepare(run.share())
-    return run
-
-
-def _memory(config: RunConfig, num_samples: int, world: World) -> LatentMemory | None:
-    if config.posterior.start != "memory":
-        return None
-    return LatentMemory(num_samples, config.model.latent_dim, config.posterior.memory_bytes, world)
-
-
-def _form(run: Run) -> FormName:
-    """The generator's form in chains, measured by rank 0 for all (collective)."""
-    config, world = run.config, run.world
-    rows = -(-config.train.batch_size // world.size)
-    generator = run.sampling.model.generator
-    chosen = choose_form(generator, config.model.latent_dim, rows, config.posterior.kernel) if world.is_first else None
-    return world.broadcast(chosen)
-
-
-def _stages(config: RunConfig, settings: EngineSettings, world: World, poll: StopPoll) -> StageTrainer:
-    prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config).to(world.device))
-    network = build_live_networks(config) if config.num_live else build_ratio_network(config)
-    settings = replace(settings, precision="fp32")  # so small a network gains nothing by bf16, and its ratio loses
-    arguments = (
-        make_engine(network, _adam(config.train.ratio), settings, world),
-        prior,
-        _stages_block(config),
-        config.prior,
-        config.train.ratio,
-        world,
-        config.run.seed,
-        config.data.num_streams,
-    )
-    settings_of_chains: dict[str, Any] = {"chain_bound": config.guard.chain_bound, "after_step": poll}
-    if config.num_live:
-        return LiveTrainer(build_live_networks(config), config.method, *arguments, **settings_of_chains)
-    return StageTrainer(
-        *arguments,
-        target_moves=config.generator_stops > config.stages.start_samples,
-        ends_at=config.train.max_samples,
-        **settings_of_chains,
-    )
-
-
-def _stages_block(config: RunConfig) -> StagesBlock:
-    """The stages that the method has; that of `nce` lasts the whole run.
-
-    Evidence is taken after a batch, so what lies between two measurements is rounded up to whole batches: otherwise
-    settling could be due between them and never begin.
-    """
-    batch, every, end = config.train.batch_size, config.stages.evidence_every, config.train.max_samples
-    changes = {"max_stages": config.most_stages, "evidence_every": -(-every // batch) * batch}
-    if config.method == "nce":
-        changes |= {"min_samples": end, "max_samples": 2 * end}
-    return config.stages.model_copy(update=changes)
-
-
-def _prepare(config: RunConfig, storage: Storage, data: Storage, check: Callable[[], None]) -> None:
-    """What one rank does before all begin: tries the storage, claims the run, packs and verifies the data."""
-    storage.probe()
-    _claim(storage, config)
-    for leftovers in ("", RATIO_FOLDER):
-        storage.sweep(leftovers)
-    if config.data.format is not None and not data.exists("manifest.json"):
-        log.info("packing %s into %s", config.data.format, data.url)
-        source = open_source(config.data.format, config.data.source or "")
-        pack(source, data, progress=lambda done, total: check())
-    verify(data, Manifest.load(data), config.data.verify, progress=lambda shard: check())
-
-
-def _claim(storage: Storage, config: RunConfig) -> None:
-    """Writes the resolved configuration, unless the run has checkpoints of one that computes something else."""
-    old = saved_config(storage)
-    if old is not None:
-        changed = changed_keys(old, config)
-        if changed:
-            raise ConfigError(
-                f"The run {storage.url} was made with other values of {', '.join(changed)}; "
-                "choose another run.name, or set them back to resume it."
-            )
-    storage.publish(CONFIG_FILE, config.dump().encode())
-
-
-def _image_shape(data: Storage, manifest: Manifest) -> ImageShape:
-    """(C, H, W) of the set's images; other arrays are refused."""
-    if manifest.dtype != "uint8" or len(manifest.image_shape) != 3:
-        raise DataError(
-            f"{data.url} holds {manifest.dtype} arrays of shape {manifest.image_shape}; "
-            "training takes uint8 images (C, H, W), so pack images."
-        )
-    channels, height, width = manifest.image_shape
-    return channels, height, width
-
-
-def _engine_settings(config: RunConfig, world: World) -> EngineSettings:
-    """The engine: `auto` takes DeepSpeed for several processes or on CUDA."""
-    kind = config.engine
-    if kind == "auto":
-        kind = "deepspeed" if world.size > 1 or world.device.type == "cuda" else "plain"
-    return EngineSettings(kind, config.deepspeed.zero_stage, config.precision)
-
-
-def _adam(block: OptimizerBlock) -> OptimizerSettings:
-    return OptimizerSettings(block.rate, block.betas, weight_decay=block.weight_decay, clip_norm=block.clip_norm)
-
-
 def _open_stream(config: RunConfig, data: Storage, manifest: Manifest, world: World, start: int) -> ImageStream:
     block = config.data
     remote = data.local_path() is None
@@ -451,21 +278,6 @@ def _open_stream(config: RunConfig, data: Storage, manifest: Manifest, world: Wo
         held_out=block.held_out,
         cache=RangeCache(data, manifest, block.cache, block.cache_bytes) if block.cache and remote else None,
     )
-
-
-def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World) -> tuple[Tensor, Tensor]:
-    """This rank's held-out images, as pixels (B, C, H, W), and their streams (B,)."""
-    block = config.data
-    images, _, _ = read_split(
-        data, manifest, "validation", config.stages.evidence_samples, block.validation_fraction, block.held_out
-    )
-    if len(images) < LEAST_HELD_OUT:
-        raise DataError(
-            f"{data.url} has only {len(images)} held-out images, too few to decide on; raise data.validation_fraction "
-            f"(now {block.validation_fraction}) until it has {LEAST_HELD_OUT}."
-        )
-    rows = owned_rows(len(images), block.num_streams, world)
-    return to_pixels(images[rows]).to(world.device), rows % block.num_streams
 
 
 def saved_config(storage: Storage) -> RunConfig | None:

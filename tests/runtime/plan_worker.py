@@ -23,7 +23,7 @@ def measure_memory(config: Any, world: Any) -> dict[str, int]:
     from ebmscale.runtime.plan_timing import process_bytes
     from ebmscale.training.guard import StopSignal
     from ebmscale.training.loop import take_evidence, train_batch
-    from ebmscale.training.run import open_run
+    from ebmscale.training.opening import open_run
 
     assert isinstance(config, RunConfig)
     base = process_bytes(config, (1, 8, 8), with_deepspeed=config.engine == "deepspeed")
@@ -47,7 +47,7 @@ def measure_traffic(config: Any, world: Any) -> dict[str, float]:
     counter = _count_collectives()
     from ebmscale.training.guard import StopSignal
     from ebmscale.training.loop import train_batch
-    from ebmscale.training.run import open_run
+    from ebmscale.training.opening import open_run
 
     run = open_run(config, world, StopSignal())
     batches = run.batches()

@@ -16,7 +16,8 @@ from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, position_of
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train, train_batch
-from ebmscale.training.run import open_run, run_storage
+from ebmscale.training.opening import open_run
+from ebmscale.training.run import run_storage
 from ebmscale.training.view import View
 from ebmscale.world import World
 from tests.conftest import TINY

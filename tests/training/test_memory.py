@@ -13,8 +13,9 @@ from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
 from ebmscale.training.memory import LatentMemory
+from ebmscale.training.opening import open_run
 from ebmscale.training.parts import assemble, whole_spans
-from ebmscale.training.run import open_run, run_storage
+from ebmscale.training.run import run_storage
 from ebmscale.world import World
 from tests.training.test_resume import changed
 from tests.training.test_two_ranks import start_ranks

@@ -12,8 +12,9 @@ from ebmscale.evaluate.report import write_report
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.guard import StopSignal
+from ebmscale.training.opening import open_run
 from ebmscale.training.parts import whole_spans
-from ebmscale.training.run import open_run, run_storage
+from ebmscale.training.run import run_storage
 from ebmscale.training.sampling import AverageWeights
 from ebmscale.world import World
 from tests.training.test_resume import changed, final_files, run_until

@@ -9,7 +9,7 @@ from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 from ebmscale.training.guard import StopSignal
-from ebmscale.training.run import open_run
+from ebmscale.training.opening import open_run
 from ebmscale.world import World
 
 

@@ -10,7 +10,7 @@ from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_eng
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.model import load
-from ebmscale.training.run import open_run
+from ebmscale.training.opening import open_run
 from ebmscale.training.sampling import SamplingCopy
 from ebmscale.training.tasks import ImageModel
 from ebmscale.training.view import View
@@ -56,7 +56,7 @@ def test_a_resumed_run_keeps_the_form_it_began_with(tiny: RunConfig, monkeypatch
     run.save()
     run.saver.finish()
     run.close()
-    monkeypatch.setattr("ebmscale.training.run.choose_form", lambda *arguments: "plain")
+    monkeypatch.setattr("ebmscale.training.opening.choose_form", lambda *arguments: "plain")
     resumed = open_run(tiny, WORLD, StopSignal())
     assert resumed.sampling.form == "batch_inner"
     resumed.close()

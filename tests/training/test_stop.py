@@ -36,7 +36,7 @@ class StopInPart(StopSignal):
                 super().__call__()
 
         self.run: Any = None
-        monkeypatch.setattr("ebmscale.training.run.StopPoll", Poll)
+        monkeypatch.setattr("ebmscale.training.opening.StopPoll", Poll)
         monkeypatch.setattr(guard_module, "POLL_EVERY_S", 0.0)
 
     def view(self) -> View:
@@ -100,7 +100,7 @@ def test_a_stop_before_training_begins(tiny: RunConfig, monkeypatch: pytest.Monk
             time.sleep(0.05)
             progress("a shard")
 
-    monkeypatch.setattr("ebmscale.training.run.verify", slow_verify)
+    monkeypatch.setattr("ebmscale.training.opening.verify", slow_verify)
     with pytest.raises(Interrupted, match="before training began"):
         train(tiny, View(quiet=True), World.alone(), stop)
 

@@ -11,7 +11,7 @@ import time
 from ebmscale.config import load_config
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
-from ebmscale.training.run import open_run
+from ebmscale.training.opening import open_run
 from ebmscale.training.view import View
 from ebmscale.world import World
 

@@ -24,7 +24,7 @@ from ebmscale.config import RunConfig, load_config
 from ebmscale.storage import Storage
 from ebmscale.training import loop
 from ebmscale.training.guard import StopSignal
-from ebmscale.training.run import open_run
+from ebmscale.training.opening import open_run
 from ebmscale.training.saver import Saver
 from ebmscale.training.view import View
 from ebmscale.world import World

@@ -37,7 +37,7 @@ from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
-from ebmscale.training.run import open_run
+from ebmscale.training.opening import open_run
 from ebmscale.world import World
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

@@ -28,7 +28,8 @@ from ebmscale.models import initialise
 from ebmscale.seeds import torch_generator
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
-from ebmscale.training.run import Run, open_run
+from ebmscale.training.opening import open_run
+from ebmscale.training.run import Run
 from ebmscale.world import World
 
 BATCH, DIM, WIDTH, SIGMA = 100, 100, 64, 0.3

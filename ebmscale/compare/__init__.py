@@ -1,0 +1,11 @@
+"""Methods side by side: the same data, budget and evaluation for every row, several seeds, one table.
+
+A comparison is a file of rows. Each row changes a shared training configuration, and is trained and evaluated by the
+commands `train` and `evaluate` in processes of their own, so a row is exactly what a person would get who ran it. What
+is done is kept in the storage: the same command goes on where it was stopped.
+"""
+
+from ebmscale.compare.rows import load_comparison, make_jobs
+from ebmscale.compare.runs import RunFailed, compare
+
+__all__ = ["RunFailed", "compare", "load_comparison", "make_jobs"]

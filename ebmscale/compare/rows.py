@@ -1,0 +1,153 @@
+"""What a comparison is: a file of rows, each a few keys that change a shared configuration, and its runs."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from ebmscale.config import (
+    Block,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    RunConfig,
+    first_problem,
+    known_keys,
+    load_config,
+)
+from ebmscale.errors import ConfigError
+
+Settings = dict[str, Any]
+METHOD_ROWS: dict[str, Settings] = {
+    "gaussian": {"method": "gaussian"},
+    "lebm": {
+        "method": "lebm",
+        "prior.num_steps": 60,
+        "prior.step_size": 0.4,
+        "prior.sample_steps": 60,
+        "stages.updates_per_batch": 1,
+    },
+    "nce": {"method": "nce"},
+    "tre": {"method": "tre"},
+    "adaptive": {"method": "adaptive"},
+}
+"""The rows of a comparison that is given as a training configuration: every method, LEBM with its authors' chains."""
+
+
+class BudgetBlock(Block):
+    """What every row may use: `samples`, or `cpu_s` seconds of processor time, as a dry run of each row forecasts."""
+
+    samples: Positive | None = None
+    cpu_s: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "BudgetBlock":
+        if self.samples is not None and self.cpu_s is not None:
+            raise ValueError("give samples or cpu_s, not both")
+        return self
+
+
+class EvaluationBlock(Block):
+    """What is measured on every row's final checkpoint, as `ebmscale evaluate` does it."""
+
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("reconstruction", "frechet")
+    split: Literal["test", "validation"] = "test"
+    features: str | None = None
+    num_samples: Positive | None = None
+
+
+class Comparison(Block):
+    """A comparison: rows by name, each a few dotted keys that change the configuration `config`.
+
+    `set` holds dotted keys for all rows; `config` is a path relative to this file.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    config: str
+    about: str = ""
+    set: Settings = Field(default_factory=dict)
+    rows: Annotated[dict[str, Settings], Field(min_length=1)]
+    budget: BudgetBlock = BudgetBlock()
+    evaluation: EvaluationBlock = EvaluationBlock()
+    first_seed: NonNegative = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row and seed: the configuration of its run, which lives in the comparison's storage."""
+
+    row: str
+    config: RunConfig
+
+
+def load_comparison(path: str) -> Comparison:
+    """Reads a file of rows; a training configuration stands for one row a method, measured by its reconstruction.
+
+    Raises:
+        ConfigError: it is missing, is not YAML, or has unknown keys or no rows.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the comparison {path}: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping with name, config and rows; see configs/compare/ for examples.")
+    if "run" in tree and "rows" not in tree:
+        file = Path(path)
+        rows: dict[str, Any] = {"name": file.stem, "config": file.name, "rows": METHOD_ROWS}
+        tree = rows | {"evaluation": {"metrics": ["reconstruction"]}}
+    try:
+        return Comparison.model_validate(tree)
+    except ValidationError as error:
+        problem = first_problem(error, list(known_keys(Comparison)))
+        raise ConfigError(f"{path}: {problem} See configs/compare/ for examples.") from None
+
+
+def with_features(comparison: Comparison, features: str | None) -> Comparison:
+    """The comparison with the Frechet distance in these features among what is measured."""
+    if features is None:
+        return comparison
+    metrics = tuple(dict.fromkeys((*comparison.evaluation.metrics, "frechet")))
+    evaluation = comparison.evaluation.model_copy(update={"features": features, "metrics": metrics})
+    return comparison.model_copy(update={"evaluation": evaluation})
+
+
+def make_jobs(path: str, methods: Sequence[str] | None, num_seeds: int, overrides: Sequence[str]) -> list[Job]:
+    """The runs of a comparison, seed by seed, every configuration checked.
+
+    Args:
+        path: of the comparison.
+        methods: names of rows; None takes all.
+        num_seeds: seeds of each row.
+        overrides: `key=value` for all rows, stronger than the file.
+
+    Raises:
+        ConfigError: there is no such row, or a row's configuration is wrong.
+    """
+    comparison = load_comparison(path)
+    unknown = [name for name in methods or () if name not in comparison.rows]
+    if unknown:
+        raise ConfigError(f"{path} has no row {unknown[0]}; its rows are {', '.join(comparison.rows)}.")
+    rows = list(dict.fromkeys(methods or comparison.rows))
+    seeds = range(comparison.first_seed, comparison.first_seed + num_seeds)
+    return [_job(path, comparison, row, seed, overrides) for seed in seeds for row in rows]
+
+
+def _job(path: str, comparison: Comparison, row: str, seed: int, overrides: Sequence[str]) -> Job:
+    settings = comparison.set | comparison.rows[row]
+    if comparison.budget.samples is not None:
+        settings = settings | {"train.max_samples": comparison.budget.samples}
+    given = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
+    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', row)}-seed{seed}"
+    own = [f"run.seed={seed}", f"run.name={name}"]
+    try:
+        config = load_config(Path(path).parent / comparison.config, [*given, *overrides, *own])
+    except ConfigError as error:
+        raise ConfigError(f"row {row} of {path}: {error}") from None
+    storage = config.storage.model_copy(update={"url": f"{config.storage.url}/compare-{comparison.name}"})
+    return Job(row, config.model_copy(update={"storage": storage}))
