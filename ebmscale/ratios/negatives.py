@@ -17,6 +17,7 @@ from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import anneal, normaliser
 from ebmscale.errors import DivergenceError
+from ebmscale.ratios.quadratics import merged
 from ebmscale.ratios.settings import FitSettings
 
 
@@ -94,13 +95,13 @@ class MovedParticles:
 
     def accept(self, sequence: RatioSequence) -> None:
         """See `Negatives.accept`."""
-        self._sequence = sequence
+        self._sequence = merged(sequence)
 
     def normaliser(self, sequence: RatioSequence) -> Normaliser:
         """See `Negatives.normaliser`."""
         groups, size = self._settings.groups, self._settings.group_size
         z = self._fresh(groups * size).view(groups, size, -1)
-        return normaliser(self._walked(stage_legs(sequence), z, self._settings.final_annealing))
+        return normaliser(self._walked(stage_legs(sequence, merged), z, self._settings.final_annealing))
 
     def _fresh(self, num: int) -> Tensor:
         return self._base.from_noise(torch.randn(num, self._base.dim, generator=self._generator))
