@@ -15,18 +15,17 @@ from torch import Tensor
 
 from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch
-from ebmscale.density.langevin import ChainTrace, steps_to_plateau
 from ebmscale.density.schedule import Advance, Finish
 from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.seeds import StreamNoise
 from ebmscale.training.guard import Stopped, StopSignal, check_rollbacks, spoil
-from ebmscale.training.memory import LatentMemory
+from ebmscale.training.inference import infer, infer_batch, plateau_of
 from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, RunLog
 from ebmscale.training.opening import open_run
 from ebmscale.training.profile import Profile
 from ebmscale.training.residuals import measure_residuals
 from ebmscale.training.run import Run
-from ebmscale.training.tasks import PosteriorSample, generator_loss, langevin_settings, sample_posterior, to_pixels
+from ebmscale.training.tasks import PosteriorSample, generator_loss, to_pixels
 from ebmscale.training.view import View
 from ebmscale.world import World
 
@@ -123,10 +122,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     begin = time.perf_counter()
     with timer.part("posterior"):
         noise = StreamNoise(config.run.seed, "posterior", batch.start, batch.streams, run.world.device)
-        if run.memory is None:
-            sample = infer(run, x, noise, run.posterior_steps)
-        else:
-            sample = _go_on(run, run.memory, x, batch.samples, noise)
+        sample = infer_batch(run, x, batch.samples, noise)
     chain_step_s = (time.perf_counter() - begin) / max(len(sample.trace.drift), 1)
     with timer.part("generator"):
         if run.generator_trains:
@@ -186,45 +182,6 @@ def _decode(run: Run, z: Tensor) -> Tensor:
     return run.sampling.model.generator(z.to(next(run.sampling.model.parameters()).dtype)).float()
 
 
-def infer(run: Run, x: Tensor, noise: StreamNoise, num_steps: int) -> PosteriorSample:
-    """Posterior latents of images x (B, C, H, W) under the current prior, by chains of `num_steps`."""
-    dim = run.config.model.latent_dim
-    return _chain(run, x, noise.normal(dim), noise.normal(num_steps, dim))
-
-
-def _go_on(run: Run, memory: LatentMemory, x: Tensor, samples: Tensor, noise: StreamNoise) -> PosteriorSample:
-    """The same, where the chains of images that are remembered go on; `samples` (B,) are indices into the split."""
-    num_old, num_new, dim = run.config.posterior.num_steps, run.posterior_steps, run.config.model.latent_dim
-    known, begin = memory.recall(samples)
-    first, steps = noise.normal(dim), noise.normal(max(num_old, num_new), dim)
-    old, new = known.nonzero().flatten().to(x.device), (~known).nonzero().flatten().to(x.device)
-    z, parts = torch.empty_like(first), []
-    for rows, num_steps, starts in ((old, num_old, begin), (new, num_new, None)):
-        if len(rows):
-            at = starts[rows] if starts is not None else None
-            parts.append(_chain(run, x[rows], first[rows], steps[rows, :num_steps], at))
-            z[rows] = parts[-1].z
-    num_lost = sum(part.num_lost for part in parts)
-    trace = parts[0].trace if parts else ChainTrace(*[z.new_zeros(0)] * 3)
-    return PosteriorSample(z, None, None, trace, num_lost)
-
-
-def _chain(run: Run, x: Tensor, first: Tensor, steps: Tensor, begin: Tensor | None = None) -> PosteriorSample:
-    return sample_posterior(
-        run.sampling.model,
-        run.config.model.sigma,
-        run.stages.prior,
-        x,
-        first,
-        steps,
-        langevin_settings(run.config.posterior, steps.shape[1]),
-        run.config.guard.chain_bound,
-        run.poll,
-        scored=run.generator_trains,
-        begin=begin,
-    )
-
-
 def take_evidence(run: Run) -> dict[str, Any]:
     """Infers the held-out images, measures the ratio on them, and carries out the scheduler's decision.
 
@@ -236,7 +193,7 @@ def take_evidence(run: Run) -> dict[str, Any]:
         noise = StreamNoise(seed, "held-out-posterior", position, run.held_out_streams, run.world.device)
         sample = infer(run, run.held_out, noise, run.config.posterior.new_steps)
         if run.config.posterior.plateau:
-            run.posterior_steps = _steps_to_plateau(run, sample.trace)
+            run.posterior_steps = plateau_of(run, sample.trace)
         mean = _decode(run, sample.z)
         run.residuals = measure_residuals(run.held_out, mean, run.world)
         errors = (run.held_out - mean).square().flatten(1).mean(1).double().sum()
@@ -259,15 +216,6 @@ def take_evidence(run: Run) -> dict[str, Any]:
             "reason": decision.reason,
             "state": asdict(run.stages.state),
         }
-
-
-def _steps_to_plateau(run: Run, trace: ChainTrace) -> int:
-    """Steps for training images, from the chains of all ranks' held-out images (collective)."""
-    log_density = trace.log_density.double() * len(run.held_out)
-    if not len(log_density):  # an encoder alone
-        return run.posterior_steps
-    counts = run.world.sum(torch.cat([log_density, log_density.new_tensor([len(run.held_out)])]))
-    return steps_to_plateau(counts[:-1] / counts[-1], run.config.posterior.plateau)
 
 
 def collect_metrics(run: Run) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 import ebmscale
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.errors import ConfigError
+from ebmscale.training import inference, tasks
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
@@ -75,12 +76,9 @@ def test_remembered_images_take_fewer_steps(tiny: RunConfig, monkeypatch: pytest
 
     def counted(*arguments, **options):
         lengths.append((len(arguments[3]), arguments[6].num_steps))
-        return sample_posterior(*arguments, **options)
+        return tasks.sample_posterior(*arguments, **options)
 
-    from ebmscale.training import loop
-
-    sample_posterior = loop.sample_posterior
-    monkeypatch.setattr(loop, "sample_posterior", counted)
+    monkeypatch.setattr(inference, "sample_posterior", counted)
     run = open_run(changed(tiny, posterior=MEMORY), ALONE, StopSignal())
     assert run.memory is not None
     batch = next(run.batches())
