@@ -35,7 +35,7 @@ def test_overrides_are_dotted_and_typed() -> None:
         ("prior.num_chains=100", "must be a multiple of data.num_streams"),
         ("stages.settle_samples=50000", "below max_samples"),
         ("stages.magnification=10", "belongs to loss n2ce"),
-        ("posterior.num_steps=0", "starts from the base density"),
+        ("posterior.num_steps=0", "unless the chain starts at an encoder"),
         ("train.max_samples=.nan", "train.max_samples"),
         ("run.name=../escape", "run.name"),
         ("no-equals-sign", "key=value"),
