@@ -2,16 +2,17 @@
 
     python tools/bench/update.py --threads 1 --repeats 5
 
-The plain loop is Pang et al. 2020 as `LebmLoop` writes it: posterior chains of 20 steps, prior chains of 60 steps, an
-update of the generator, an update of the energy. Ours makes the same passes: the prior is p_0 and one frozen ratio of
-the same network, 100 prior chains of 60 steps that start from p_0, one ratio update of 100 + 100 latents. Both do the
-same FLOPs as counted by torch's formulas (the benchmark stops where they differ by more than 1 %; products
+The plain loop is Pang et al. 2020 as `lebm.LebmLoop` writes it: posterior chains of 20 steps, prior chains of 60
+steps, an update of the generator, an update of the energy. Ours makes the same passes: the prior is p_0 and one frozen
+ratio of the same network, 100 prior chains of 60 steps that start from p_0, one ratio update of 100 + 100 latents. Both
+do the same FLOPs as counted by torch's formulas (the benchmark stops where they differ by more than 1 %; products
 with padding count there, whether a kernel makes them or not). Updates alternate, so that a busy machine slows both;
 seconds are of processor time, the least and the median of the repeats.
 """
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,22 +20,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.kernels.rate import FlopCount, matrix_rate
-from ebmscale.models import initialise
 from ebmscale.seeds import torch_generator
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
 from ebmscale.training.opening import open_run
 from ebmscale.training.run import Run
 from ebmscale.world import World
+from tools.bench.lebm import LebmLoop, Setting
 
 BATCH, DIM, WIDTH, SIGMA = 100, 100, 64, 0.3
 POSTERIOR_STEPS, POSTERIOR_STEP, PRIOR_STEPS, PRIOR_STEP = 20, 0.1, 60, 0.4
 NUM_IMAGES = 2000
+SETTING = Setting(
+    *((3, 32, 32), "svhn", DIM, WIDTH, SIGMA, (200, 200), POSTERIOR_STEPS, POSTERIOR_STEP, PRIOR_STEPS, PRIOR_STEP),
+    generator_rate=1e-4,
+    energy_rate=2e-5,
+)
 
 CONFIG = f"""
 run: {{name: update, seed: 0}}
@@ -49,58 +55,6 @@ train: {{batch_size: {BATCH}, max_samples: 1000000, generator: {{rate: 1.0e-4}},
 engine: plain
 device: cpu
 """
-
-
-class LebmLoop:
-    """LEBM's loop in plain PyTorch, fp32."""
-
-    def __init__(self) -> None:
-        def up(channels_in: int, channels: int, stride: int = 2, padding: int = 1) -> nn.Module:
-            return nn.ConvTranspose2d(channels_in, channels, 4, stride, padding)
-
-        leaky, width = (lambda: nn.LeakyReLU(0.2)), WIDTH
-        self.generator = nn.Sequential(
-            *(up(DIM, 8 * width, 1, 0), leaky(), up(8 * width, 4 * width), leaky()),
-            *(up(4 * width, 2 * width), leaky(), up(2 * width, 3), nn.Tanh()),
-        )
-        self.energy = nn.Sequential(
-            *(nn.Linear(DIM, 200), leaky(), nn.Linear(200, 200), leaky(), nn.Linear(200, 1)),
-        )
-        initialise(self.generator, torch_generator(0, "generator"))
-        initialise(self.energy, torch_generator(0, "energy"))
-        self._adam_g = torch.optim.Adam(self.generator.parameters(), 1e-4, (0.5, 0.999))
-        self._adam_e = torch.optim.Adam(self.energy.parameters(), 2e-5, (0.5, 0.999))
-
-    def update(self, x: Tensor) -> None:
-        """One batch of images x (B, 3, 32, 32)."""
-        z_prior = self._prior_chain(torch.randn(len(x), DIM))
-        z_posterior = self._posterior_chain(torch.randn(len(x), DIM), x)
-        self._adam_g.zero_grad()
-        loss = F.mse_loss(self._decode(z_posterior), x, reduction="sum") / (2 * SIGMA**2 * len(x))
-        loss.backward()
-        self._adam_g.step()
-        self._adam_e.zero_grad()
-        (self.energy(z_posterior).mean() - self.energy(z_prior).mean()).backward()
-        self._adam_e.step()
-
-    def _decode(self, z: Tensor) -> Tensor:
-        return self.generator(z[:, :, None, None])
-
-    def _prior_chain(self, z: Tensor) -> Tensor:
-        for _ in range(PRIOR_STEPS):
-            z = z.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.energy(z).sum(), z)
-            z = z - 0.5 * PRIOR_STEP**2 * (gradient + z) + PRIOR_STEP * torch.randn_like(z)
-        return z.detach()
-
-    def _posterior_chain(self, z: Tensor, x: Tensor) -> Tensor:
-        for _ in range(POSTERIOR_STEPS):
-            z = z.detach().requires_grad_(True)
-            error = F.mse_loss(self._decode(z), x, reduction="sum") / (2 * SIGMA**2)
-            (of_likelihood,) = torch.autograd.grad(error, z)
-            (of_energy,) = torch.autograd.grad(self.energy(z).sum(), z)
-            z = z - 0.5 * POSTERIOR_STEP**2 * (of_likelihood + of_energy + z) + POSTERIOR_STEP * torch.randn_like(z)
-        return z.detach()
 
 
 def open_ours(folder: Path, precision: str, kernel: str) -> Run:
@@ -156,7 +110,7 @@ def main() -> None:
         images = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 3, 32, 32), dtype=np.uint8)
         np.save(folder / "images.npy", images)
         x = torch.from_numpy(images[:BATCH]).float() / 127.5 - 1
-        loop = LebmLoop()
+        loop = LebmLoop(SETTING)
         runs: dict[tuple[str, str], Run] = {}
         for precision in arguments.precisions.split(","):
             for kernel in arguments.kernels.split(","):
