@@ -183,6 +183,8 @@ def _computations(
         if sampler.encoder is not None:
             with torch.no_grad():
                 sampler.encoder(x.to(dtype))
+            if config.posterior.num_steps == 0:
+                return
         target = posterior_target(prior, sampler.generator, x, sigma)
         run_chain(target, start(target, z), noise[:, :SIMULATED_STEPS], two_steps)
 

@@ -164,7 +164,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
 def _update_generator(run: Run, x: Tensor, sample: PosteriorSample) -> tuple[Tensor, float]:
     """One update of generator and encoder; squared errors per pixel (B,) and the gradient's norm."""
     config, guard = run.config, run.guard
-    mean, encoded = run.generator(sample.z, x)
+    mean, encoded = run.generator(sample.z, x, sample.drawn)
     loss, squared_error = generator_loss(x, mean, config.model.sigma, encoded, sample)
     limit = guard.error_limit if sample.num_lost <= MOST_LOST * len(x) else -math.inf
     scaled = loss.sum() * (run.world.size / config.train.batch_size)

@@ -55,9 +55,18 @@ class ImageModel(nn.Module):
         self.generator = generator
         self.encoder = encoder
 
-    def forward(self, z: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Mean images at z (B, Z), and the encoder's mean and log_std (B, Z) for images x (B, C, H, W)."""
-        return self.generator(z), self.encoder(x) if self.encoder is not None else None
+    def forward(
+        self, z: Tensor, x: Tensor, start_noise: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Mean images at z (B, Z), and the encoder's mean and log_std (B, Z) for images x (B, C, H, W).
+
+        With `start_noise` (B, Z) the latents are the encoder's draws of that noise, in place of `z`, so that the
+        gradient of what is computed from the images reaches the encoder.
+        """
+        encoded = self.encoder(x) if self.encoder is not None else None
+        if encoded is not None and start_noise is not None:
+            z = encoded[0] + encoded[1].exp() * start_noise
+        return self.generator(z), encoded
 
 
 def generator_loss(
@@ -68,7 +77,8 @@ def generator_loss(
     The generator minimises -log p(x | z) at posterior latents z. The encoder maximises the evidence lower bound
     under the current prior, E_q[log p(x, z)] + H(q): the score of log p(x, z) at the encoder's own draw z_0 was
     already computed when the posterior chain started there, so by the chain rule the bound's gradient needs no
-    further pass through the generator and none through the prior.
+    further pass through the generator and none through the prior. Without a chain the images were made at the draw
+    itself (see `ImageModel.forward`), so their likelihood's gradient reaches the encoder, and the score is the prior's.
 
     Args:
         x: (B, C, H, W) images.
@@ -93,7 +103,8 @@ class PosteriorSample:
     Attributes:
         z: (B, Z) the chain's end.
         start_noise: (B, Z) noise of the encoder's draw, None without encoder.
-        start_score: (B, Z) score of log p(x, z) at the chain's start, None without encoder.
+        start_score: (B, Z) score of log p(x, z) at the chain's start; of an encoder without a chain, that of log p(z).
+            None without encoder.
         trace: diagnostics of the chain.
         num_lost: chains that left their bound and count as still being at their start.
     """
@@ -103,6 +114,11 @@ class PosteriorSample:
     start_score: Tensor | None
     trace: ChainTrace
     num_lost: int = 0
+
+    @property
+    def drawn(self) -> Tensor | None:
+        """The noise (B, Z) of the encoder's draw where that is the sample, None where a chain went on from it."""
+        return None if len(self.trace.drift) else self.start_noise
 
 
 def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigma: float) -> Target:
@@ -143,7 +159,7 @@ def sample_posterior(
         settings: of the chain.
         bound: root mean square of a latent beyond which its chain has diverged.
         after_step: see `run_chain`.
-        scored: whether the score at the start is wanted; an encoder alone (T = 0) can then do without a generator.
+        scored: whether the score at the start is wanted.
         begin: (B, Z) where the chains start instead, without an encoder.
     """
     target = posterior_target(prior, model.generator, x, sigma)
@@ -153,8 +169,9 @@ def sample_posterior(
         with torch.no_grad():
             location, log_std = model.encoder(x.to(next(model.parameters()).dtype))
         z = location.float() + log_std.float().exp() * start_noise
-        if settings.num_steps == 0 and not scored:
-            return PosteriorSample(z, start_noise, None, ChainTrace(*[z.new_zeros(0)] * 3))
+        if settings.num_steps == 0:
+            score = prior_target(prior)(z)[1] if scored else None
+            return PosteriorSample(z, start_noise, score, ChainTrace(*[z.new_zeros(0)] * 3))
     first = start(target, z)
     last, trace = run_chain(target, first, chain_noise, settings, after_step, evaluate_end=False)
     gone = lost(last.z, bound)

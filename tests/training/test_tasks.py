@@ -54,7 +54,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("prior", [base_prior(), prior_with_a_ratio()], ids=["base", "one ratio"])
-def test_the_encoders_gradient_is_that_of_the_evidence_lower_bound(prior: RatioSequence) -> None:
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_the_encoders_gradient_is_that_of_the_evidence_lower_bound(prior: RatioSequence, num_steps: int) -> None:
     model = ImageModel(LinearGenerator(), LinearEncoder())
     assert model.encoder is not None
     x, noise = normal(5, 1, 1, 3, seed=1), normal(5, DIM, seed=2)
@@ -64,13 +65,25 @@ def test_the_encoders_gradient_is_that_of_the_evidence_lower_bound(prior: RatioS
     bound = log_likelihood(x, model.generator(draw), SIGMA) + prior.log_density(draw) + log_std.sum(1)
     wanted = torch.autograd.grad(-bound.sum(), list(model.encoder.parameters()))
 
-    settings = LangevinSettings(0, 0.1)
-    sample = sample_posterior(model, SIGMA, prior, x, noise, noise.new_empty(5, 0, DIM), settings)
-    mean, encoded = model(sample.z, x)
+    settings = LangevinSettings(num_steps, 0.1)
+    sample = sample_posterior(model, SIGMA, prior, x, noise, normal(5, num_steps, DIM, seed=3), settings)
+    mean, encoded = model(sample.z, x, sample.drawn)
     loss, _ = generator_loss(x, mean, SIGMA, encoded, sample)
     got = torch.autograd.grad(loss.sum(), list(model.encoder.parameters()))
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)  # likelihoods are summed in float32
+
+
+def test_an_encoder_alone_passes_through_the_generator_once() -> None:
+    passes = []
+    model = ImageModel(LinearGenerator(), LinearEncoder())
+    model.generator.register_forward_hook(lambda *_: passes.append(1))
+    x, noise = normal(5, 1, 1, 3, seed=1), normal(5, DIM, seed=2)
+    sample = sample_posterior(
+        model, SIGMA, base_prior(), x, noise, noise.new_empty(5, 0, DIM), LangevinSettings(0, 0.1)
+    )
+    model(sample.z, x, sample.drawn)
+    assert len(passes) == 1
 
 
 def test_long_posterior_chains_reach_the_closed_form_posterior() -> None:

@@ -1,7 +1,7 @@
 """Processor seconds to LEBM's quality: its plain fp32 loop, and `ebmscale train` for a fraction of its time.
 
-    python tools/bench/quality.py --plain-s 600 --seed 0
-    python tools/bench/quality.py --samples 100000 --seed 0 stages.start_samples=60000
+    python tools/bench/quality.py --plain-s 400 --seed 0 posterior.num_steps=20 posterior.step_size=0.1
+    python tools/bench/quality.py --samples 100000 --seed 0 stages.start_samples=36000
 
 Both train at the settings of a comparison (configs/compare/mnist.yaml): LEBM's loop (tools/bench/lebm.py) at those of
 row `lebm`, images in memory, its rates falling along the same cosine, until it has used up its processor seconds; ours
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=5000, help="of the Frechet distance")
     parser.add_argument("--out", type=Path, default=Path("quality.jsonl"))
     parser.add_argument("--table", action="store_true", help="print what is there")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of ours; data.url is for both")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="other settings")
     given = parser.parse_args()
     if given.table:
         print(table([json.loads(line) for line in given.out.read_text().splitlines()]))
@@ -160,9 +160,7 @@ def main() -> None:
     features = open_features(given.features)
     name, row = ("LEBM", "lebm") if given.plain_s else ("ours", "adaptive")
     with tempfile.TemporaryDirectory(prefix="ebmscale-bench-") as folder:
-        overrides = [*given.overrides, f"train.max_samples={given.samples}"]
-        if given.plain_s:
-            overrides = [one for one in given.overrides if one.startswith("data.url")]
+        overrides = [*given.overrides, *([f"train.max_samples={given.samples}"] if given.samples else [])]
         [job] = make_jobs(given.comparison, [row], 1, [*overrides, f"storage.url={folder}"])
         config = job.config.model_copy(update={"run": job.config.run.model_copy(update={"seed": given.seed})})
         trained = train_plain(config, given.plain_s) if given.plain_s else train_ours(config, Path(folder))
