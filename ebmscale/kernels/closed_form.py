@@ -63,10 +63,15 @@ def _backward_of(activation: nn.Module) -> Backward | None:
     return None
 
 
-def closed_form_target(prior: RatioSequence) -> Target | None:
+def closed_form_target(prior: RatioSequence, dtype: torch.dtype | None = None) -> Target | None:
     """`prior.evaluate` without autograd, equal to it within rounding; None where the networks are not known.
 
     The target keeps the weights that the prior has now.
+
+    Args:
+        prior: p_K.
+        dtype: of weights and activations (default: the weights' own). What latents, the base density and the sums over
+            the stages are computed in is the latents'.
     """
     networks = stacked(prior)
     if networks is None:
@@ -74,13 +79,15 @@ def closed_form_target(prior: RatioSequence) -> Target | None:
     backward = _backward_of(networks.activation)
     assert backward is not None
     base = _base_target(prior)
-    weights, biases, activation = networks.weights, networks.biases, networks.activation
+    own = networks.weights[0].dtype
+    kind, activation = dtype or own, networks.activation
+    weights, biases = ([one.to(kind) for one in part] for part in (networks.weights, networks.biases))
 
     @torch.no_grad()
     def target(z: Tensor) -> tuple[Tensor, Tensor]:
         log_density, score = base(z)
         inputs: list[Tensor] = []
-        features = z.expand(len(weights[0]), *z.shape)  # K, N, Z
+        features = z.to(kind).expand(len(weights[0]), *z.shape)  # K, N, Z
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             inputs.append(torch.baddbmm(bias, features, weight.mT))
             features = activation(inputs[-1])
@@ -88,8 +95,12 @@ def closed_form_target(prior: RatioSequence) -> Target | None:
         gradient = weights[-1].expand(-1, len(z), -1)
         for weight, before in zip(weights[-2:0:-1], inputs[:0:-1], strict=True):
             gradient = torch.bmm(backward(gradient, before), weight)
-        score = torch.addbmm(score, backward(gradient, inputs[0]), weights[0])  # sums over K
-        return log_density + log_ratios.sum((0, 2)), score
+        gradient = backward(gradient, inputs[0])
+        if kind == own:
+            score = torch.addbmm(score, gradient, weights[0])  # sums over K
+        else:
+            score = score + torch.bmm(gradient, weights[0]).to(own).sum(0)
+        return log_density + log_ratios.to(own).sum((0, 2)), score
 
     return target
 

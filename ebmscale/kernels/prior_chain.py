@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainTrace, LangevinSettings, Target, run_chain, start
@@ -29,11 +30,11 @@ TRIAL_CHAINS, TOLERANCE = 64, 0.02
 _verdicts: dict[tuple[object, ...], str | None] = {}
 
 
-def prior_target(prior: RatioSequence) -> Target:
-    """`prior.evaluate`, by whatever computes it fastest."""
+def prior_target(prior: RatioSequence, dtype: torch.dtype | None = None) -> Target:
+    """`prior.evaluate`, by whatever computes it fastest; networks that have a closed form in `dtype`, if it is given."""
     if not prior.weights:
         return prior.evaluate
-    target = closed_form_target(prior)
+    target = closed_form_target(prior, dtype)
     if target is None:
         _say("autograd", f"the networks ({type(prior.network).__name__}) have no closed form here")
         return prior.evaluate
@@ -46,6 +47,7 @@ def run_prior_chain(
     noise: Tensor,
     settings: LangevinSettings,
     after_step: Callable[[], None] = lambda: None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ChainTrace]:
     """The ends (N, Z) of Langevin chains under a prior, and their trace; the ends are not evaluated.
 
@@ -55,6 +57,8 @@ def run_prior_chain(
         noise: (N, T, Z) standard normal.
         settings: of the chains.
         after_step: what it raises ends the chain; called after every step, of a fused chain after a few.
+        dtype: of networks and activations where the chain is not fused (default: the weights'); the fused chain's
+            products are in bf16. Latents and sums stay in fp32.
     """
     if z.device.type == "cuda" and prior.weights and z.numel() and settings.num_steps:
         reason = _why_not_fused(prior, z, noise, settings)
@@ -64,7 +68,7 @@ def run_prior_chain(
             _say("fused", "one Triton kernel for all steps and ratios")
             return fused_chain.run(prior, z, noise, settings, STEPS_A_LAUNCH, after_step)
         _say("closed form", reason)
-    target = prior_target(prior)
+    target = prior_target(prior, dtype)
     end, trace = run_chain(target, start(target, z), noise, settings, after_step, evaluate_end=False)
     return end.z, trace
 

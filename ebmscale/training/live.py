@@ -95,7 +95,8 @@ class LiveTrainer(StageTrainer):
         settings = langevin_settings(self._chains)
         dim = self.prior.base.dim
         first = self.prior.base.from_noise(noise.normal(dim))
-        z_p, self.trace = run_prior_chain(self.prior, first, noise.normal(settings.num_steps, dim), settings)
+        steps = noise.normal(settings.num_steps, dim)
+        z_p, self.trace = run_prior_chain(self.prior, first, steps, settings, dtype=self._chain_dtype)
         f_q, f_p = self._log_ratio(torch.cat([z_q, z_p])[None])[0].split(len(z_q))
         return f_q, f_p, maximum_likelihood(f_q, f_p)
 

@@ -113,6 +113,7 @@ def _form(run: Run) -> FormName:
 def _stages(config: RunConfig, settings: EngineSettings, world: World, poll: StopPoll) -> StageTrainer:
     prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config).to(world.device))
     network = build_live_networks(config) if config.num_live else build_ratio_network(config)
+    chain_dtype = settings.dtype
     settings = replace(settings, precision="fp32")  # so small a network gains nothing by bf16, and its ratio loses
     arguments = (
         make_engine(network, _adam(config.train.ratio), settings, world),
@@ -124,7 +125,11 @@ def _stages(config: RunConfig, settings: EngineSettings, world: World, poll: Sto
         config.run.seed,
         config.data.num_streams,
     )
-    settings_of_chains: dict[str, Any] = {"chain_bound": config.guard.chain_bound, "after_step": poll}
+    settings_of_chains: dict[str, Any] = {
+        "chain_bound": config.guard.chain_bound,
+        "chain_dtype": chain_dtype,
+        "after_step": poll,
+    }
     if config.num_live:
         return LiveTrainer(build_live_networks(config), config.method, *arguments, **settings_of_chains)
     return StageTrainer(

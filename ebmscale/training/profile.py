@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 WARM, COUNTED, TIMED = 2, 1, 3
 """Batches before the first that is looked at, whose FLOPs are counted, and that are timed; one more is traced."""
 TRACE_FILE, TABLE_FILE = "profile/trace.json", "profile/table.txt"
-IN_FP32 = ("prior", "data")
+IN_FP32 = ("ratio", "data")
 """Parts that compute in fp32 whatever the run's precision."""
 
 

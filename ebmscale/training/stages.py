@@ -64,6 +64,7 @@ class StageTrainer:
         target_moves: whether a generator is training beside it (see `Criteria`).
         ends_at: `samples_seen` at the run's end (see `Criteria`).
         chain_bound: root mean square of a latent beyond which a chain starts again from p_0.
+        chain_dtype: in which prior chains evaluate the ratio networks (default: their own).
         after_step: called after every step of the long chains, those of `evidence` and `decide`; where it raises,
             nothing has changed.
     """
@@ -81,6 +82,7 @@ class StageTrainer:
         target_moves: bool = True,
         ends_at: int | None = None,
         chain_bound: float = math.inf,
+        chain_dtype: torch.dtype | None = None,
         after_step: Callable[[], None] = lambda: None,
     ):
         self.engine = engine
@@ -98,7 +100,7 @@ class StageTrainer:
         self._seed = seed
         self._num_streams = num_streams
         self._grad_norm = 0.0
-        self._chain_bound, self._after_step = chain_bound, after_step
+        self._chain_bound, self._chain_dtype, self._after_step = chain_bound, chain_dtype, after_step
         self._num_restarted = 0
         dim = prior.base.dim
         self.buffer = StreamTable(num_streams, stages.buffer_samples // num_streams, dim, world)
@@ -316,7 +318,7 @@ class StageTrainer:
         rows = walked.z.gather(1, chosen[:, :, None].expand(-1, -1, prior.base.dim)).flatten(0, 1)
         settings = langevin_settings(self._chains, self._chains.equilibrate_steps)
         steps = noise(0, -2).normal(settings.num_steps, prior.base.dim)
-        rows, _ = run_prior_chain(prior, rows, steps, settings, self._after_step)
+        rows, _ = run_prior_chain(prior, rows, steps, settings, self._after_step, self._chain_dtype)
         return self._kept(rows, name, position)
 
     def _moved(
@@ -337,7 +339,7 @@ class StageTrainer:
         settings = langevin_settings(self._chains, num_steps)
         chain_noise = noise.normal(num_steps, prior.base.dim)
         after_step = self._after_step if long else lambda: None
-        z, trace = run_prior_chain(prior, z, chain_noise, settings, after_step)
+        z, trace = run_prior_chain(prior, z, chain_noise, settings, after_step, self._chain_dtype)
         return self._kept(z, name, position), trace
 
     def _kept(self, z: Tensor, name: str, position: int) -> Tensor:

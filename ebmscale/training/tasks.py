@@ -124,7 +124,7 @@ class PosteriorSample:
 def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigma: float) -> Target:
     """log p(x, z) as a Langevin target over z, with the given prior and sampling copy of the generator."""
     dtype = next(generator.parameters()).dtype
-    of_prior = prior_target(prior)
+    of_prior = prior_target(prior, dtype)
     of_image = differentiate(lambda z: log_likelihood(x, generator(z.to(dtype)), sigma))
 
     def target(z: Tensor) -> tuple[Tensor, Tensor]:

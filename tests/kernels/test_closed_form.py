@@ -55,6 +55,22 @@ def test_density_and_score_are_autograds(activation: str, hidden: tuple[int, ...
             assert not got.requires_grad
 
 
+@pytest.mark.parametrize("num_stages", [1, 6])
+@pytest.mark.parametrize("hidden", [(7,), (100, 100)])
+def test_bf16_networks_leave_latents_and_sums_in_fp32(hidden: tuple[int, ...], num_stages: int) -> None:
+    prior = make_prior(num_stages, hidden)
+    scaled = {name: 0.1 * weight.float() for name, weight in prior.weights.items()}
+    prior = RatioSequence(prior.base, prior.network.float(), scaled)
+    target = closed_form_target(prior, torch.bfloat16)
+    assert target is not None
+    for z in (normal(300, DIM).float(), normal(1, DIM).float()):
+        (log_density, score), (wanted, wanted_score) = target(z), prior.evaluate(z)
+        assert log_density.dtype == score.dtype == torch.float32
+        base = prior.base.log_density(z)
+        assert (log_density - wanted).norm() < 0.02 * (wanted - base).norm()
+        assert (score - wanted_score).norm() < 0.02 * (wanted_score + z).norm()
+
+
 def test_another_base_is_differentiated() -> None:
     prior = make_prior(2, base=WideNormal())
     target = closed_form_target(prior)
