@@ -31,7 +31,7 @@ _verdicts: dict[tuple[object, ...], str | None] = {}
 
 
 def prior_target(prior: RatioSequence, dtype: torch.dtype | None = None) -> Target:
-    """`prior.evaluate`, by whatever computes it fastest; networks that have a closed form in `dtype`, if it is given."""
+    """`prior.evaluate`, by whatever computes it fastest; networks of a closed form in `dtype`, where it is given."""
     if not prior.weights:
         return prior.evaluate
     target = closed_form_target(prior, dtype)
