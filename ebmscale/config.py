@@ -221,9 +221,11 @@ class GeneratorOptimizerBlock(OptimizerBlock):
     The end is the run's, or `stop_samples` where it is given: from there on both networks stay as they are, so that
     the ratios learn the posterior of a fixed model (two-stage training, as NCP-VAE does). With `ema_samples` an
     exponential moving average of the weights is kept, of this half-life in samples, and used for all but training.
+    The encoder's rate is `encoder_factor` times the generator's.
     """
 
     rate: PositiveFloat = 1e-3
+    encoder_factor: PositiveFloat = 0.3
     final_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     stop_samples: NonNegative = 0
     ema_samples: NonNegative = 0

@@ -10,7 +10,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -34,6 +34,7 @@ class OptimizerSettings:
         eps: added to the root of the second moment.
         weight_decay: L2 penalty, added to the gradient after clipping.
         clip_norm: largest global norm of the averaged gradient; None leaves gradients alone.
+        factors: by a prefix of parameters' names, what their rate is multiplied by.
     """
 
     rate: float
@@ -41,6 +42,15 @@ class OptimizerSettings:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def groups(self, names: Iterable[str]) -> dict[float, list[str]]:
+        """The parameters of the same factor, in their order; as Adam's groups are."""
+        found: dict[float, list[str]] = {}
+        for name in names:
+            factor = next((value for prefix, value in self.factors.items() if name.startswith(prefix)), 1.0)
+            found.setdefault(factor, []).append(name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -278,7 +288,7 @@ class PlainEngine(Engine):
         self._parameters = dict(module.named_parameters())
         self._masters: Mapping[str, Tensor] = self._parameters if settings.precision == "fp32" else weights
         self._clip_norm = optimizer.clip_norm
-        super().__init__(module, make_adam(self._masters.values(), optimizer), settings, world)
+        super().__init__(module, make_adam(self._masters, optimizer), settings, world)
         start_adam(self._adam, self._masters.values())
         self._store = WholeStore(self._parameters, self._masters, self._adam)
 
@@ -340,10 +350,14 @@ def make_engine(module: nn.Module, optimizer: OptimizerSettings, settings: Engin
     return DeepSpeedEngine(module, optimizer, settings, world)
 
 
-def make_adam(tensors: Iterable[Tensor], optimizer: OptimizerSettings) -> torch.optim.Adam:
-    """The Adam that both engines use."""
+def make_adam(tensors: Mapping[str, Tensor], optimizer: OptimizerSettings) -> torch.optim.Adam:
+    """The Adam that both engines use, of tensors by name."""
+    groups = [
+        {"params": [tensors[name] for name in names], "factor": factor}
+        for factor, names in optimizer.groups(tensors).items()
+    ]
     return torch.optim.Adam(
-        tensors, optimizer.rate, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+        groups, optimizer.rate, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
     )
 
 
@@ -354,9 +368,9 @@ def start_adam(adam: torch.optim.Adam, tensors: Iterable[Tensor]) -> None:
 
 
 def set_rate(adam: torch.optim.Adam, rate: float) -> None:
-    """Sets the learning rate of the next update."""
+    """Sets the learning rate of the next update, before the groups' factors."""
     for group in adam.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

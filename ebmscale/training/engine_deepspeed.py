@@ -58,9 +58,9 @@ class DeepSpeedEngine(Engine):
         _prepare(world)
         _join_group(world)
         weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        super().__init__(module, make_adam(module.parameters(), optimizer), settings, world)
+        super().__init__(module, make_adam(dict(module.named_parameters()), optimizer), settings, world)
         self._parameters = dict(module.named_parameters())
-        self._clip_norm = optimizer.clip_norm
+        self._clip_norm, self._groups = optimizer.clip_norm, optimizer.groups(self._parameters)
         self._wraps_adam = _wraps_adam(settings)
         num_elements = sum(p.numel() for p in module.parameters())
         self._deepspeed, *_ = deepspeed.initialize(
@@ -112,10 +112,11 @@ class DeepSpeedEngine(Engine):
         if self._settings.zero_stage == 3:
             start_adam(self._adam, zero.fp32_partitioned_groups_flat)
             return WeightShards(self._parameters, self._world)
-        tensors = self._adam.param_groups[0]["params"]
+        tensors = [tensor for group in self._adam.param_groups for tensor in group["params"]]
         start_adam(self._adam, tensors)
         if self._settings.zero_stage == 0:
-            return WholeStore(self._parameters, dict(zip(self._parameters, tensors, strict=True)), self._adam)
+            names = [name for group in self._groups.values() for name in group]
+            return WholeStore(self._parameters, dict(zip(names, tensors, strict=True)), self._adam)
         zero._lazy_init_hp_params_optimizer_state()  # lets parameters find the moments that were just made
         return StateShards(self._parameters)
 

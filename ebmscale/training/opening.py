@@ -61,7 +61,8 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
     image_shape = _image_shape(data, manifest)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
     settings = _engine_settings(config, world)
-    generator = make_engine(build_model(config, image_shape), _adam(config.train.generator), settings, world)
+    adam = replace(_adam(config.train.generator), factors={"encoder.": config.train.generator.encoder_factor})
+    generator = make_engine(build_model(config, image_shape), adam, settings, world)
     poll = StopPoll(stop, world)
     num_samples = len(select(manifest, "train", config.data.validation_fraction, config.data.held_out))
     run = Run(

@@ -20,7 +20,10 @@ from ebmscale.world import World
 NUM_UPDATES, SAVED_AFTER, NUM_ROWS = 20, 10, 8
 # Adam divides by sqrt(v) + eps: a gradient near zero is scaled up to a full step with all its rounding. eps = 1e-4 is
 # far above float32's rounding of these gradients (about 1e-8), so that engines which add in another order stay equal.
-OPTIMIZER = OptimizerSettings(rate=3e-3, betas=(0.5, 0.999), eps=1e-4, weight_decay=1e-3, clip_norm=0.5)
+FACTORS = {"body.2.": 0.5, "2.": 0.25}  # parameters in the middle of both networks
+OPTIMIZER = OptimizerSettings(
+    rate=3e-3, betas=(0.5, 0.999), eps=1e-4, weight_decay=1e-3, clip_norm=0.5, factors=FACTORS
+)
 PLAIN = EngineSettings("plain")
 ZERO = [EngineSettings("deepspeed", stage) for stage in (0, 1, 2, 3)]
 PLAIN_BF16 = EngineSettings("plain", precision="bf16")

@@ -46,18 +46,21 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
-def test_updates_are_those_of_torch(clip_norm):
+@pytest.mark.parametrize("factors", [{}, {"1.": 0.3}])
+def test_updates_are_those_of_torch(clip_norm, factors):
     module = network()
-    adam = torch.optim.Adam(module.parameters(), betas=(0.5, 0.9), weight_decay=0.1)
+    groups = [{"params": [parameter], "name": name} for name, parameter in module.named_parameters()]
+    adam = torch.optim.Adam(groups, betas=(0.5, 0.9), weight_decay=0.1)
     norms = []
     for index, rate in enumerate(RATES):
         adam.zero_grad()
         module(batch(index)).square().mean().backward()
         norms.append(nn.utils.clip_grad_norm_(module.parameters(), clip_norm or math.inf).item())
-        adam.param_groups[0]["lr"] = rate
+        for group in adam.param_groups:
+            group["lr"] = rate * (factors.get("1.", 1.0) if group["name"].startswith("1.") else 1.0)
         adam.step()
 
-    engine = make(clip_norm=clip_norm)
+    engine = make(clip_norm=clip_norm, factors=factors)
     assert train(engine, RATES) == pytest.approx(norms, rel=1e-6)
     assert min(norms) > 0.05  # so that the clipping bites
     for name, value in engine.full_weights().items():
