@@ -12,6 +12,7 @@ from ebmscale.evaluate.report import write_report
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.guard import StopSignal
+from ebmscale.training.loop import train_batch
 from ebmscale.training.opening import open_run
 from ebmscale.training.parts import whole_spans
 from ebmscale.training.run import run_storage
@@ -97,6 +98,26 @@ def test_two_stage_training_fixes_the_generator_and_then_trains_ratios(
     assert same(ratios[160], ratios[256])
     assert not same(ratios[416], ratios[256])
     assert ebmscale.load(run_storage(broken).url).prior.num_stages > 0
+
+
+def test_the_encoder_learns_at_its_own_rate(tiny: RunConfig) -> None:
+    moved = {}
+    for factor in (1.0, 0.25):
+        generator = {**tiny.train.generator.model_dump(), "encoder_factor": factor}
+        blocks = {
+            "posterior": {"start": "encoder", "num_steps": 1},
+            "train": {"max_samples": 64, "generator": generator},
+        }
+        config = method_of(tiny, "gaussian", f"factor-{factor}", **blocks)
+        run = open_run(config, World.alone(), StopSignal())
+        before = run.generator.full_weights()
+        train_batch(run, next(run.batches()))
+        after = run.generator.full_weights()
+        moved[factor] = {name: (after[name] - before[name]).abs().max() for name in before}
+        run.close()
+    for name, most in moved[1.0].items():  # Adam's first step is of the rate's size wherever there is a gradient
+        wanted = most * (0.25 if name.startswith("encoder.") else 1.0)
+        torch.testing.assert_close(moved[0.25][name], wanted, rtol=1e-3, atol=1e-8, msg=name)
 
 
 def test_an_average_forgets_half_in_its_half_life() -> None:
