@@ -12,7 +12,7 @@ from ebmscale.search.trial import Record, SearchStore
 from ebmscale.storage import Storage
 
 ROOT = Path(__file__).parents[2]
-DIGITS = load_config(ROOT / "configs" / "digits.yaml")
+DIGITS = load_config(ROOT / "configs" / "digits.yaml", ["posterior.start=base", "posterior.num_steps=20"])
 TEXT = """
 num_trials: 10
 overrides: {train.max_samples: 9000}
