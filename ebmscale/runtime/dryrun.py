@@ -98,11 +98,14 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     if not config.num_live and config.most_stages:
         new_stage = _seconds(lambda: run.stages.equilibrated(run.stages.prior, run.samples_seen), repeats=1)
     last_evidence = _seconds(lambda: take_evidence(run), repeats=2)
-    evidence_cpu_s = (first_evidence.cpu_s + last_evidence.cpu_s) / 2
     shares = [(end - begin) / config.train.max_samples for begin, end in spans]
+    ages = [_age(config, begin, end) for begin, end in spans]
     batch_cpu_s = sum(
-        share * (one.cpu_s + other.cpu_s) / 2 for share, one, other in zip(shares, first, last, strict=True)
+        share * (one.cpu_s + age * (other.cpu_s - one.cpu_s))
+        for share, age, one, other in zip(shares, ages, first, last, strict=True)
     )
+    age = sum(share * one for share, one in zip(shares, ages, strict=True))
+    evidence_cpu_s = first_evidence.cpu_s + age * (last_evidence.cpu_s - first_evidence.cpu_s)
     longest_s = sum(
         share * max(one.wall_s, other.wall_s) for share, one, other in zip(shares, first, last, strict=True)
     )
@@ -134,6 +137,19 @@ def _spans(run: Run) -> list[tuple[int, int]]:
         changes.append(run.num_samples)
     edges = {0, end} | {at for at in changes if at < end}
     return list(pairwise(sorted(edges)))
+
+
+def _age(config: RunConfig, begin: int, end: int) -> float:
+    """How far updates from `begin` to `end` are from the first stage's cost to the last's, on average.
+
+    It is taken that every stage lasts its longest; the last one, whose prior has most ratios, lasts to the run's end.
+    """
+    num_later, length = config.most_stages - 1, config.stages.max_samples
+    if config.num_live or num_later < 1:
+        return 1.0
+    times = range(begin, end, config.train.batch_size)
+    stages = [min(max(at - config.stages.start_samples, 0) // length, num_later) for at in times]
+    return sum(stages) / len(stages) / num_later
 
 
 def _batch_seconds(run: Run, begin: int) -> Seconds:
