@@ -42,9 +42,10 @@ def forms(
         return lambda: run_chain(target, start(target, z), noise, settings, evaluate_end=False)
 
     known: dict[str, Callable[[], object]] = {"autograd": by(prior.evaluate)}
-    written = closed_form_target(prior)
-    if written is not None:
-        known["written out"] = by(written)
+    for name, dtype in {"written out": torch.float32, "written out, bf16": torch.bfloat16}.items():
+        written = closed_form_target(prior, dtype)
+        if written is not None:
+            known[name] = by(written)
     if z.device.type == "cuda" and prior.num_stages:
         from ebmscale.kernels import fused_chain  # noqa: PLC0415
 
