@@ -37,10 +37,5 @@ def distances(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     return {row: float(np.mean(of_row)) for row, of_row in values.items()}
 
 
-def test_adaptive_is_ahead_of_gaussian_and_lebm_on_the_digits(distances: dict[str, float]) -> None:
-    assert distances["adaptive"] < min(distances["gaussian"], distances["lebm"])
-
-
-@pytest.mark.xfail(reason="at these lengths the two are level: 12.3 +- 0.5 each (see the README)", strict=False)
-def test_adaptive_is_ahead_of_nce_on_the_digits(distances: dict[str, float]) -> None:
-    assert distances["adaptive"] < distances["nce"]
+def test_adaptive_is_ahead_of_every_other_method_on_the_digits(distances: dict[str, float]) -> None:
+    assert min(distances, key=lambda row: distances[row]) == "adaptive", distances
