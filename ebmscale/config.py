@@ -4,6 +4,7 @@ All lengths of time are in samples; `train.batch_size` is global, over all worke
 """
 
 import difflib
+import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -229,6 +230,10 @@ class GeneratorOptimizerBlock(OptimizerBlock):
     final_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     stop_samples: NonNegative = 0
     ema_samples: NonNegative = 0
+
+    def rate_at(self, progress: float) -> float:
+        """The rate at a share of the way to where training of the two networks ends: a cosine to `final_factor`."""
+        return self.rate * (1 - (1 - self.final_factor) * 0.5 * (1 - math.cos(math.pi * progress)))
 
 
 class TrainBlock(Block):

@@ -1,7 +1,6 @@
 """A run: everything that a configuration and a world make, and its state as a checkpoint."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -247,11 +246,9 @@ class Run:
         return saved.samples_seen
 
     def generator_rate(self) -> float:
-        """The generator's learning rate now: a cosine from the rate to its final factor where its training ends."""
-        settings = self.config.train.generator
+        """The generator's learning rate now."""
         progress = min(self.samples_seen / self.config.generator_stops, 1.0)
-        factor = 1 - (1 - settings.final_factor) * 0.5 * (1 - math.cos(math.pi * progress))
-        return settings.rate * factor * self.guard.state.rate_scale
+        return self.config.train.generator.rate_at(progress) * self.guard.state.rate_scale
 
 
 def run_storage(config: RunConfig) -> Storage:

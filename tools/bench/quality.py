@@ -4,15 +4,14 @@
     python tools/bench/quality.py --samples 100000 --seed 0 stages.start_samples=36000
 
 Both train at the settings of a comparison (configs/compare/mnist.yaml): LEBM's loop (tools/bench/lebm.py) at those of
-row `lebm`, images in memory, its rates falling along the same cosine, until it has used up its processor seconds; ours
-at those of row `adaptive`, as a process whose seconds count from its start. The models are measured alike: mean squared
-error of reconstructions by the model's own posterior chain, Frechet distance of samples by its own prior chain, on the
-same images. Every run adds a line of JSON to --out; --table prints what is there.
+row `lebm`, images in memory, the generator's rate falling along the run's cosine, until it has used up its processor
+seconds; ours at those of row `adaptive`, as a process whose seconds count from its start. The models are measured
+alike: mean squared error of reconstructions by the model's own posterior chain, Frechet distance of samples by its
+own prior chain, on the same images. Every run adds a line of JSON to --out; --table prints what is there.
 """
 
 import argparse
 import json
-import math
 import resource
 import subprocess
 import sys
@@ -36,7 +35,8 @@ from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import evaluate
 from ebmscale.storage import Storage
-from ebmscale.training.model import LatentModel, load
+from ebmscale.training.model import LatentModel, open_model
+from ebmscale.training.run import run_storage
 from ebmscale.training.tasks import ImageModel, to_pixels
 from tools.bench.lebm import LebmLoop, Setting
 
@@ -74,12 +74,9 @@ def train_plain(config: RunConfig, plain_s: float) -> tuple[LatentModel, int, fl
     torch.manual_seed(config.run.seed)
     loop = LebmLoop(setting_of(config, shape), config.run.seed)
     batch, seen, begin = config.train.batch_size, 0, time.process_time()
-    rates = [(adam, adam.param_groups[0]["lr"]) for adam in (loop.adam_g, loop.adam_e)]
     order = torch.randperm(len(images))
     while (done := (time.process_time() - begin) / plain_s) < 1:
-        final = config.train.generator.final_factor
-        factor = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
-        rates[0][0].param_groups[0]["lr"] = rates[0][1] * factor
+        loop.adam_g.param_groups[0]["lr"] = config.train.generator.rate_at(done)
         if len(order) < batch:
             order = torch.randperm(len(images))
         loop.update(to_pixels(images[order[:batch]]))
@@ -99,7 +96,7 @@ def train_ours(config: RunConfig, folder: Path) -> tuple[LatentModel, int, float
     before = _children_s()
     subprocess.run([sys.executable, "-m", "ebmscale", "train", str(file)], check=True, stdout=subprocess.DEVNULL)
     used = _children_s() - before
-    model = load(f"{config.storage.url}/{config.run.name}")
+    model = open_model(run_storage(config))
     return model, model.samples_seen, used
 
 
