@@ -349,6 +349,7 @@ class RayBlock(Block):
 
 
 Method = Literal["adaptive", "nce", "tre", "lebm", "gaussian"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class RunConfig(Block):
@@ -357,6 +358,9 @@ class RunConfig(Block):
     `method` says how the prior is learned, and is all that the baselines differ in: `adaptive`, stages one after the
     other; `nce`, one stage that lasts the whole run; `tre`, `stages.max_stages` ratios at once along a fixed bridge
     (Rhodes et al. 2020); `lebm`, one energy by maximum likelihood (Pang et al. 2020); `gaussian`, p_0 itself.
+
+    `precision` `auto` is bf16 where the device of every worker multiplies it faster than fp32, else fp32; a run keeps
+    what it began with.
 
     `profile` writes a trace and a table of where an update's time goes (see `training.profile`).
     """
@@ -376,7 +380,7 @@ class RunConfig(Block):
     engine: Literal["auto", "plain", "deepspeed"] = "auto"
     deepspeed: DeepspeedBlock = DeepspeedBlock()
     ray: RayBlock = RayBlock()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: NonNegative = 0
     profile: bool = False
@@ -550,8 +554,13 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def changed_keys(old: RunConfig, new: RunConfig, allowed: Sequence[str] = RESUMABLE) -> list[str]:
-    """Dotted keys whose values differ, but for the allowed ones: those that forbid resuming `old` as `new`."""
+    """Dotted keys whose values differ, but for the allowed ones: those that forbid resuming `old` as `new`.
+
+    A `precision` of `auto` is the old one, whatever that is.
+    """
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    if new.precision == "auto":
+        after["precision"] = before["precision"]
     leaves = [key for key in known_keys(RunConfig) if not isinstance(value_at(before, key), dict)]
     return [
         key

@@ -161,11 +161,12 @@ class _Fused(torch.autograd.Function):
 
 
 def _has_onednn(x: Tensor) -> bool:
-    """Whether oneDNN's operators take x."""
-    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    return (
-        known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")
-    )
+    """Whether oneDNN's operators take x; in bf16 they do only where the processor has the instructions for it."""
+    if x.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise"):
+        return False
+    if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
 
 
 class _Windows(nn.Module):

@@ -11,7 +11,9 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 SIDE, REPEATS = 1024, 10
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu", side: int = SIDE) -> float:
+def matrix_rate(
+    dtype: torch.dtype, device: torch.device | str = "cpu", side: int = SIDE, repeats: int = REPEATS
+) -> float:
     """FLOPs a second of the faster of a matrix product and a 3x3 convolution.
 
     Both are measured because torch may hand them to different libraries: on some CPUs one library's fp32 products take
@@ -22,6 +24,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu", side: in
         dtype: of the numbers.
         device: where.
         side: of the square matrices; the convolution has a quarter of it as channels, on a square of 32.
+        repeats: of each.
     """
     place = torch.device(device)
     matrix = torch.randn(side, side, device=place).to(dtype)
@@ -35,12 +38,19 @@ def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu", side: in
     }
     best = 0.0
     with torch.no_grad():
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             for flops, action in actions.items():
                 begin = clock_s(place)
                 action()
                 best = max(best, flops / (clock_s(place) - begin))
     return best
+
+
+@functools.lru_cache
+def bf16_gain(device: torch.device) -> float:
+    """How many times faster than fp32 a device multiplies bf16; far below 1 on a CPU that emulates it."""
+    bf16, fp32 = (matrix_rate(dtype, device, side=256, repeats=3) for dtype in (torch.bfloat16, torch.float32))
+    return bf16 / fp32
 
 
 def clock_s(device: torch.device) -> float:

@@ -15,11 +15,14 @@ from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, DataError
+from ebmscale.kernels.rate import bf16_gain
 from ebmscale.models import ImageShape
 from ebmscale.runtime.footprint import FP32, EngineChoice
 from ebmscale.runtime.plan_memory import Memory, Share, build_on_meta, forecast_memory
 from ebmscale.runtime.plan_timing import Measured, measure, process_bytes
 from ebmscale.storage import open_storage
+from ebmscale.training.opening import with_precision
+from ebmscale.world import World
 
 LIVE_PARAMETERS = 1_000_000_000
 """Parameters that ZeRO 3 leaves gathered from the forward to the backward pass (DeepSpeed's own default)."""
@@ -139,6 +142,7 @@ def plan(config: RunConfig, workers: Sequence[int], network: Network | None = No
         ConfigError: none of the numbers of workers is possible.
         DataError: there is no data set.
     """
+    config = with_precision(config, bf16_gain(World.from_environment(config.device).device))
     refused = [sentence for size in workers if (sentence := refusal(config, size))]
     sizes = [size for size in workers if not refusal(config, size)]
     if not sizes:

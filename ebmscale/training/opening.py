@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmscale.config import OptimizerBlock, RunConfig, StagesBlock, changed_keys
+from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, changed_keys
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
@@ -17,6 +17,7 @@ from ebmscale.data.stream import read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.kernels.forms import FormName, choose_form
+from ebmscale.kernels.rate import bf16_gain
 from ebmscale.models import ImageShape
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.checkpoint import RATIO_FOLDER, CheckpointStore
@@ -26,7 +27,7 @@ from ebmscale.training.live import LiveTrainer
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
-from ebmscale.training.run import CONFIG_FILE, Run, run_storage, saved_config
+from ebmscale.training.run import CONFIG_FILE, Run, load_run_config, run_storage, saved_config
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
 from ebmscale.training.stages import StageTrainer
@@ -56,7 +57,10 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     storage, data = run_storage(config), open_storage(config.data)
-    on_first(world, stop, lambda check: _prepare(config, storage, data, check))
+    gain = 1.0 if config.precision == "fp32" else min(world.gather_objects(bf16_gain(world.device)))
+    on_first(world, stop, lambda check: _prepare(config, gain, storage, data, check))
+    begun = world.broadcast(load_run_config(storage).precision if world.is_first else None)
+    config = config.model_copy(update={"precision": begun})
     manifest = Manifest.load(data)
     image_shape = _image_shape(data, manifest)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
@@ -94,6 +98,23 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
         )
     run.saver.prepare(run.share())
     return run
+
+
+def with_precision(config: RunConfig, gain: float, begun: Precision = "auto") -> RunConfig:
+    """The configuration with the precision that `auto` stands for; bf16 that would be emulated is warned of.
+
+    Args:
+        config: as it was given.
+        gain: how many times faster than fp32 the run's slowest device multiplies bf16 (see `bf16_gain`).
+        begun: what a run that is resumed began with.
+    """
+    chosen = begun if config.precision == "auto" else config.precision
+    if chosen == "auto":
+        chosen = "bf16" if gain > 1 else "fp32"
+        log.info("precision: %s; bf16 products are %.2g times as fast as fp32 ones here", chosen, gain)
+    elif chosen == "bf16" and gain < 1:
+        log.warning("bf16 products are only %.2g times as fast as fp32 ones here: precision=fp32 would be faster", gain)
+    return config.model_copy(update={"precision": chosen})
 
 
 def _memory(config: RunConfig, num_samples: int, world: World) -> LatentMemory | None:
@@ -154,10 +175,10 @@ def _stages_block(config: RunConfig) -> StagesBlock:
     return config.stages.model_copy(update=changes)
 
 
-def _prepare(config: RunConfig, storage: Storage, data: Storage, check: Callable[[], None]) -> None:
+def _prepare(config: RunConfig, gain: float, storage: Storage, data: Storage, check: Callable[[], None]) -> None:
     """What one rank does before all begin: tries the storage, claims the run, packs and verifies the data."""
     storage.probe()
-    _claim(storage, config)
+    _claim(storage, config, gain)
     for leftovers in ("", RATIO_FOLDER):
         storage.sweep(leftovers)
     if config.data.format is not None and not data.exists("manifest.json"):
@@ -167,9 +188,10 @@ def _prepare(config: RunConfig, storage: Storage, data: Storage, check: Callable
     verify(data, Manifest.load(data), config.data.verify, progress=lambda shard: check())
 
 
-def _claim(storage: Storage, config: RunConfig) -> None:
+def _claim(storage: Storage, config: RunConfig, gain: float) -> None:
     """Writes the resolved configuration, unless the run has checkpoints of one that computes something else."""
     old = saved_config(storage)
+    config = with_precision(config, gain, "auto" if old is None else old.precision)
     if old is not None:
         changed = changed_keys(old, config)
         if changed:
@@ -196,7 +218,7 @@ def _engine_settings(config: RunConfig, world: World) -> EngineSettings:
     kind = config.engine
     if kind == "auto":
         kind = "deepspeed" if world.size > 1 or world.device.type == "cuda" else "plain"
-    return EngineSettings(kind, config.deepspeed.zero_stage, config.precision)
+    return EngineSettings(kind, config.deepspeed.zero_stage, "bf16" if config.precision == "bf16" else "fp32")
 
 
 def _adam(block: OptimizerBlock) -> OptimizerSettings:

@@ -83,8 +83,8 @@ class Profile:
 
     def table(self) -> str:
         """Part, seconds, FLOPs, achieved rate, and its share of the matrix rate measured in the part's precision."""
-        precision = {"bf16": torch.bfloat16, "fp32": torch.float32}
-        rates = {name: matrix_rate(dtype, self._device) for name, dtype in precision.items()}
+        dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if self._config.precision == "bf16" else {})
+        rates = {name: matrix_rate(dtype, self._device) for name, dtype in dtypes.items()}
         unit = "seconds" if self._device.type == "cuda" else "CPU s"
         lines = [f"{'part':12} {unit:>9} {'of all':>7} {'GFLOP':>9} {'GFLOP/s':>9}  share of the matrix rate"]
         whole = sum(self._seconds.values()) or 1.0
