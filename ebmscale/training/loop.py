@@ -97,7 +97,7 @@ class BatchReport:
     """What one batch gave on this rank.
 
     Attributes:
-        squared_error: sum over its images of the squared error per pixel.
+        squared_error: sum over its images of the squared error per pixel; NaN where the generator stands still.
         num_images: of this rank.
         ratio_loss: mean loss of the ratio updates, None where there were none.
         bad: whether an update was left out (the same on every rank).
@@ -127,9 +127,8 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     with timer.part("generator"):
         if run.generator_trains:
             squared_error, grad_norm = _update_generator(run, x, sample)
-        else:
-            squared_error, grad_norm = (x - _decode(run, sample.z)).square().flatten(1).mean(1), 0.0
-        error = squared_error.sum() / max(len(x), 1)
+        else:  # a pass through it would tell nothing that the held-out images do not
+            squared_error, grad_norm = x.new_full((len(x),), math.nan), 0.0
     if not math.isfinite(grad_norm):
         return BatchReport(squared_error.sum(), len(x), None, True, chain_step_s)
     if run.memory is not None:
@@ -139,8 +138,9 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
         run.stages.advance_prior(batch.start)
     with timer.part("ratio"):
         ratio = run.stages.update(batch.start, guard.state.rate_scale, guard.ratio_limit(run.stages.state))
-    meter.add("train/mse", error, len(x))
-    meter.add("train/generator_grad_norm", grad_norm)
+    if run.generator_trains:
+        meter.add("train/mse", squared_error.sum() / max(len(x), 1), len(x))
+        meter.add("train/generator_grad_norm", grad_norm)
     meter.add("chain/restarted", (sample.num_lost + run.stages.take_restarted()) * run.world.size)
     if sample.trace.drift.numel():
         meter.add("chain/posterior_drift", sample.trace.drift[-1])

@@ -77,10 +77,8 @@ class View:
         left = (run.config.train.max_samples - run.samples_seen) / max(self._rate, 1e-9)
         times = metrics["time"]
         parts = " ".join(f"{part} {times[f'{part}_s'] / max(times['total_s'], 1e-9):.0%}" for part in PARTS)
-        self._plain(
-            f"{run.samples_seen:>9,} samples  {self._rate:7.0f}/s  ETA {left:5.0f} s  "
-            f"mse {metrics.get('train/mse', float('nan')):.4f}  {parts}"
-        )
+        mse = f"mse {metrics['train/mse']:.4f}  " if "train/mse" in metrics else ""
+        self._plain(f"{run.samples_seen:>9,} samples  {self._rate:7.0f}/s  ETA {left:5.0f} s  {mse}{parts}")
 
     def batch(self, run: Run, batch: Batch) -> None:
         """A batch that is about to be trained."""
@@ -117,7 +115,8 @@ class View:
         if metrics:
             table.add_row("stage", f"{metrics['stage']} ({metrics['num_frozen']} frozen)")
             table.add_row("samples/s", f"{self._rate:.0f}")
-            table.add_row("train mse", f"{metrics.get('train/mse', float('nan')):.4f}")
+            if "train/mse" in metrics:
+                table.add_row("train mse", f"{metrics['train/mse']:.4f}")
             if "train/ratio_loss" in metrics:
                 table.add_row("ratio loss", f"{metrics['train/ratio_loss']:.4f} (1.3863 says nothing)")
             parts = "  ".join(f"{part} {times[f'{part}_s']:.1f}" for part in PARTS)

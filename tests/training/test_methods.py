@@ -13,6 +13,7 @@ from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
+from ebmscale.training.metrics import METRICS_FILE, read_lines
 from ebmscale.training.opening import open_run
 from ebmscale.training.parts import whole_spans
 from ebmscale.training.run import run_storage
@@ -98,6 +99,9 @@ def test_two_stage_training_fixes_the_generator_and_then_trains_ratios(
     assert same(ratios[160], ratios[256])
     assert not same(ratios[416], ratios[256])
     assert ebmscale.load(run_storage(broken).url).prior.num_stages > 0
+    lines = [line for line in read_lines(run_storage(straight), METRICS_FILE) if line["samples_seen"] in (320, 640)]
+    assert ["train/mse" in line for line in lines] == [True, False]  # the second has only batches after the stop
+    write_report(run_storage(straight))
 
 
 def test_the_encoder_learns_at_its_own_rate(tiny: RunConfig) -> None:
