@@ -124,8 +124,10 @@ def _memory(config: RunConfig, num_samples: int, world: World) -> LatentMemory |
 
 
 def _form(run: Run) -> FormName:
-    """The generator's form in chains, measured by rank 0 for all (collective)."""
+    """The generator's form in chains, measured by rank 0 for all (collective); plain where there are no chains."""
     config, world = run.config, run.world
+    if config.posterior.num_steps == 0:
+        return "plain"
     rows = -(-config.train.batch_size // world.size)
     generator = run.sampling.model.generator
     chosen = choose_form(generator, config.model.latent_dim, rows, config.posterior.kernel) if world.is_first else None
