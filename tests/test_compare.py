@@ -76,7 +76,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 
 def run_comparison(file: Path, seeds: int = 2, overrides: tuple[str, ...] = (), forecast: Any = None) -> Any:
-    return compare(str(file), None, seeds, overrides, forecast or (lambda config: 1.0), lambda line: None)
+    return compare(str(file), None, seeds, overrides, forecast or (lambda config, cpu_s: 1), lambda line: None)
 
 
 def test_rows_and_seeds_become_runs_whose_settings_are_file_then_row_then_command(file: Path) -> None:
@@ -173,9 +173,9 @@ def test_a_run_that_fails_is_a_row_that_says_why_and_the_command_fails(
 def test_a_budget_of_seconds_gives_a_row_the_samples_that_its_forecast_pays_for(file: Path, commands: Commands) -> None:
     asked: list[str] = []
 
-    def forecast(config: RunConfig) -> float:
+    def forecast(config: RunConfig, cpu_s: float) -> int:
         asked.append(config.run.name)
-        return {"plain": 20.0, "staged": 80.0}[config.run.name.split("-")[0]]
+        return round(cpu_s / {"plain": 1.0, "staged": 4.0}[config.run.name.split("-")[0]]) * 32
 
     file = write(file.parent, {"budget": {"cpu_s": 40}})
     results, _, _ = run_comparison(file, forecast=forecast)

@@ -140,7 +140,7 @@ def compare(
         names,
         seeds,
         overrides,
-        lambda config: dry_run(config, World.alone()).cpu_s,
+        lambda config, cpu_s: dry_run(config, World.alone()).costs.samples_within(cpu_s),
         lambda line: console.print(line, markup=False),
         jobs,
         features,

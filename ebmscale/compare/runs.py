@@ -31,7 +31,7 @@ def compare(
     methods: Sequence[str] | None,
     num_seeds: int,
     overrides: Sequence[str],
-    forecast_cpu_s: Callable[[RunConfig], float],
+    samples_within: Callable[[RunConfig, float], int],
     say: Callable[[str], None],
     num_at_once: int = 1,
     features: str | None = None,
@@ -40,7 +40,7 @@ def compare(
 
     Args:
         path: of the comparison; `methods`, `num_seeds`, `overrides` as in `make_jobs`.
-        forecast_cpu_s: seconds of processor time that a run will take, for a budget of such.
+        samples_within: how many samples a run may train on within a budget of processor seconds.
         say: shows a line.
         num_at_once: runs that are trained at the same time.
         features: of the Frechet distance, in the place of the file's.
@@ -59,7 +59,7 @@ def compare(
     storage = open_storage(jobs[0].config.storage)
     storage.probe()
     if comparison.budget.cpu_s is not None:
-        jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, forecast_cpu_s, say)
+        jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, samples_within, say)
     for job in jobs:
         _check_run(job)
     commands = _Commands()
@@ -78,7 +78,7 @@ def _budgeted(
     jobs: list[Job],
     cpu_s: float,
     storage: Storage,
-    forecast_cpu_s: Callable[[RunConfig], float],
+    samples_within: Callable[[RunConfig, float], int],
     say: Callable[[str], None],
 ) -> list[Job]:
     """The jobs with as many samples as the budget pays for, the same for all seeds of a row.
@@ -88,12 +88,9 @@ def _budgeted(
     known: dict[str, Any] = json.loads(storage.read_text(PILOT_FILE)) if storage.exists(PILOT_FILE) else {}
     budgeted = []
     for job in jobs:
-        train = job.config.train
         wanted = {"cpu_s": cpu_s, "config": job.config.model_dump(mode="json", exclude={"run", *CIRCUMSTANCES})}
         if job.row not in known or known[job.row]["wanted"] != wanted:
-            needed_s = forecast_cpu_s(job.config)
-            num_batches = max(round(train.max_samples / train.batch_size * cpu_s / needed_s), 1)
-            known[job.row] = {"samples": num_batches * train.batch_size, "wanted": wanted}
+            known[job.row] = {"samples": samples_within(job.config, cpu_s), "wanted": wanted}
             storage.publish(PILOT_FILE, json.dumps(known, indent=1).encode())
             say(f"{job.row}: {known[job.row]['samples']:,} samples in {cpu_s:g} CPU seconds")
         changed = job.config.model_dump(mode="json")

@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +34,53 @@ class Seconds(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Costs:
+    """Processor seconds of what a run is made of, measured, and what they come to for a run of any length.
+
+    Attributes:
+        config: the run.
+        begins: `samples_seen` from which on an update is another kind of work; the first is 0.
+        first: of an update in each of these, the prior being p_0.
+        last: of an update in each of these, in the last stage.
+        first_evidence: of a measurement of evidence under p_0.
+        last_evidence: of one in the last stage.
+        new_stage: of bringing the prior chains to the last stage's prior.
+    """
+
+    config: RunConfig
+    begins: tuple[int, ...]
+    first: tuple[float, ...]
+    last: tuple[float, ...]
+    first_evidence: float
+    last_evidence: float
+    new_stage: float
+
+    def cpu_s(self, max_samples: int) -> float:
+        """Of a run of so many samples whose stages last their longest; a short run does not come to its last stages."""
+        config, stages = self.config, self.config.stages
+        seconds = age = 0.0
+        spans = pairwise([*(begin for begin in self.begins if begin < max_samples), max_samples])
+        for (begin, end), one, other in zip(spans, self.first, self.last, strict=False):  # the last ones may not come
+            of_span = _age(config, begin, end)
+            seconds += (end - begin) / config.train.batch_size * (one + of_span * (other - one))
+            age += (end - begin) / max_samples * of_span
+        evidence = self.first_evidence + age * (self.last_evidence - self.first_evidence)
+        seconds += max_samples // stages.evidence_every * evidence
+        if config.num_live or not config.most_stages:
+            return seconds
+        num_begun = min(-(-max(max_samples - stages.start_samples, 0) // stages.max_samples), config.most_stages)
+        return seconds + self.new_stage * num_begun * (num_begun + 1) / 2 / config.most_stages
+
+    def samples_within(self, cpu_s: float) -> int:
+        """The most whole batches, as samples and at least one, that a budget of processor seconds pays for."""
+        batch = self.config.train.batch_size
+        most = 1
+        while self.cpu_s(2 * most * batch) <= cpu_s:
+            most *= 2
+        return batch * bisect_right(range(1, 2 * most), cpu_s, key=lambda batches: self.cpu_s(batches * batch)) or batch
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What a run will need.
 
@@ -42,7 +90,7 @@ class Forecast:
         last_batch_s: seconds of an update at the end, in the last stage, with all prior chains.
         evidence_s: seconds of one measurement of evidence in the last stage.
         train_s: seconds of the whole run at most.
-        cpu_s: seconds of processor time of this process over the whole run, its stages coming one after another.
+        costs: processor seconds of this process.
         memory_bytes: peak memory of this process, host or CUDA device.
         checkpoint_bytes: size of one checkpoint.
         free_bytes: free space of the run's storage; None if it is not a local folder.
@@ -54,7 +102,7 @@ class Forecast:
     last_batch_s: float
     evidence_s: float
     train_s: float
-    cpu_s: float
+    costs: Costs
     memory_bytes: int
     checkpoint_bytes: int
     free_bytes: int | None
@@ -99,13 +147,13 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         new_stage = _seconds(lambda: run.stages.equilibrated(run.stages.prior, run.samples_seen), repeats=1)
     last_evidence = _seconds(lambda: take_evidence(run), repeats=2)
     shares = [(end - begin) / config.train.max_samples for begin, end in spans]
-    ages = [_age(config, begin, end) for begin, end in spans]
-    batch_cpu_s = sum(
-        share * (one.cpu_s + age * (other.cpu_s - one.cpu_s))
-        for share, age, one, other in zip(shares, ages, first, last, strict=True)
+    costs = Costs(
+        config,
+        tuple(begin for begin, _ in spans),
+        tuple(one.cpu_s for one in first),
+        tuple(one.cpu_s for one in last),
+        *(first_evidence.cpu_s, last_evidence.cpu_s, new_stage.cpu_s),
     )
-    age = sum(share * one for share, one in zip(shares, ages, strict=True))
-    evidence_cpu_s = first_evidence.cpu_s + age * (last_evidence.cpu_s - first_evidence.cpu_s)
     longest_s = sum(
         share * max(one.wall_s, other.wall_s) for share, one, other in zip(shares, first, last, strict=True)
     )
@@ -117,7 +165,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         first_batch_s=first[0].wall_s,
         last_batch_s=last[-1].wall_s,
         evidence_s=last_evidence.wall_s,
-        cpu_s=num_batches * batch_cpu_s + num_evidence * evidence_cpu_s + config.most_stages * new_stage.cpu_s / 2,
+        costs=costs,
         train_s=num_batches * longest_s + num_evidence * last_evidence.wall_s + config.most_stages * new_stage.wall_s,
         memory_bytes=_peak_memory(run.world),
         checkpoint_bytes=saved.num_bytes,
