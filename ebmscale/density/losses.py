@@ -36,6 +36,11 @@ def n2ce(log_ratio_q: Tensor, log_ratio_p: Tensor, magnification: float) -> Tens
     return F.softplus(log_m - log_ratio_q).mean() + magnification * F.softplus(log_ratio_p - log_m).mean()
 
 
+def chance_loss(magnification: float) -> float:
+    """What `n2ce` is of a ratio that says nothing, f = 0: log(1 + M) + M log((1 + M) / M), 2 log 2 for NCE."""
+    return math.log1p(magnification) + magnification * math.log1p(1 / magnification)
+
+
 def maximum_likelihood(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
     """E_p[f] - E_q[f]: its gradient is that of -log likelihood when p is the model itself (LEBM, Pang et al. 2020)."""
     return log_ratio_p.mean() - log_ratio_q.mean()

@@ -175,10 +175,14 @@ class Guard:
         """The squared error per pixel above which an update of the generator is left out."""
         return self._limit(self.state.error, self.state.num_good)
 
-    def ratio_limit(self, stage: StageState) -> float:
-        """The loss above which an update of the ratio is left out."""
+    def ratio_limit(self, stage: StageState, chance: float) -> float:
+        """The loss above which an update of the ratio is left out.
+
+        It is never below `chance`, the loss of a ratio that says nothing: one that tells the two sides apart without
+        fail has a mean loss near zero, and ten times that is no spike.
+        """
         known = self.state.ratio_round == (stage.stage, stage.started)
-        return self._limit(self.state.ratio_loss, self.state.ratio_num_good if known else 0)
+        return max(self._limit(self.state.ratio_loss, self.state.ratio_num_good if known else 0), chance)
 
     def observe(self, error: float, ratio_loss: float | None, stage: StageState, bad: bool) -> Verdict:
         """Takes what one batch gave, over all ranks.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch
+from ebmscale.density.losses import chance_loss
 from ebmscale.density.schedule import Advance, Finish
 from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.seeds import StreamNoise
@@ -137,7 +138,8 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
         run.stages.observe(sample.z, batch.streams)
         run.stages.advance_prior(batch.start)
     with timer.part("ratio"):
-        ratio = run.stages.update(batch.start, guard.state.rate_scale, guard.ratio_limit(run.stages.state))
+        limit = guard.ratio_limit(run.stages.state, chance_loss(config.stages.magnification))
+        ratio = run.stages.update(batch.start, guard.state.rate_scale, limit)
     if run.generator_trains:
         meter.add("train/mse", squared_error.sum() / max(len(x), 1), len(x))
         meter.add("train/generator_grad_norm", grad_norm)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ebmscale.density.losses import LOSS_AT_EQUALITY, magnitude_penalty, maximum_likelihood, n2ce, nce
+from ebmscale.density.losses import LOSS_AT_EQUALITY, chance_loss, magnitude_penalty, maximum_likelihood, n2ce, nce
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -87,6 +87,12 @@ def test_n2ce_is_its_definition() -> None:
 def test_n2ce_with_one_is_nce() -> None:
     f_q, f_p = quadratic(LOG_RATIO, Z_Q), quadratic(LOG_RATIO, Z_P)
     assert torch.equal(n2ce(f_q, f_p, 1.0), nce(f_q, f_p))
+
+
+@pytest.mark.parametrize("m", [1.0, 0.3, 10.0])
+def test_chance_is_the_loss_of_a_ratio_that_says_nothing(m: float) -> None:
+    nothing = torch.zeros(3, dtype=torch.float64)
+    assert chance_loss(m) == pytest.approx(float(n2ce(nothing, nothing, m)), abs=1e-12)
 
 
 def test_n2ce_with_much_noise_has_the_gradient_of_maximum_likelihood() -> None:

@@ -42,8 +42,9 @@ def test_a_limit_exists_once_the_mean_is_known_and_follows_it() -> None:
         assert guard.error_limit == math.inf
         assert guard.observe(0.5, 1.3, STAGE, bad=False) == "good"
     assert guard.error_limit == pytest.approx(5.0)
-    assert guard.ratio_limit(STAGE) == pytest.approx(13.0)
-    assert guard.ratio_limit(StageState(stage=2)) == math.inf  # another stage has other losses
+    assert guard.ratio_limit(STAGE, 1.4) == pytest.approx(13.0)
+    assert guard.ratio_limit(STAGE, 20.0) == 20.0
+    assert guard.ratio_limit(StageState(stage=2), 1.4) == math.inf  # another stage has other losses
     for _ in range(1000):
         guard.observe(0.1, 1.3, STAGE, bad=False)
     assert guard.error_limit == pytest.approx(1.0)
