@@ -74,11 +74,11 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for precision in ("fp32", "bf16"):
-        found = [run_workers(size, precision, given.width) for size in (1, 2)]
+        workers = [run_workers(size, precision, given.width) for size in (1, 2)]
         for stage in map(str, range(4)):
             cells = [f"{stage} | {precision}"]
             for moment in ("between", "adam"):
-                one, two = (workers[stage][moment] for workers in found)
+                one, two = (held[stage][moment] for held in workers)
                 cells.append(f"{one:.2f} | {two:.2f} | {two / one:.2f}")
             print(f"| {' | '.join(cells)} |")
 
