@@ -15,13 +15,12 @@ from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, DataError
-from ebmscale.kernels.rate import bf16_gain
 from ebmscale.models import ImageShape
 from ebmscale.runtime.footprint import FP32, EngineChoice
 from ebmscale.runtime.plan_memory import Memory, Share, build_on_meta, forecast_memory
 from ebmscale.runtime.plan_timing import Measured, measure, process_bytes
 from ebmscale.storage import open_storage
-from ebmscale.training.opening import with_precision
+from ebmscale.training.opening import least_bf16_gain, with_precision
 from ebmscale.world import World
 
 LIVE_PARAMETERS = 1_000_000_000
@@ -142,7 +141,7 @@ def plan(config: RunConfig, workers: Sequence[int], network: Network | None = No
         ConfigError: none of the numbers of workers is possible.
         DataError: there is no data set.
     """
-    config = with_precision(config, bf16_gain(World.from_environment(config.device).device))
+    config = with_precision(config, least_bf16_gain(config, World.from_environment(config.device)))
     refused = [sentence for size in workers if (sentence := refusal(config, size))]
     sizes = [size for size in workers if not refusal(config, size)]
     if not sizes:

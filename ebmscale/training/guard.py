@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.world import World
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+T = TypeVar("T")
+
 WARM_UPDATES = 20  # good updates before a spike can be told
 MEMORY = 0.98  # of the running mean of a loss
 POLL_EVERY_S = 0.5
@@ -93,13 +95,16 @@ class StopPoll:
         self._count = 0
 
 
-def on_first(world: World, stop: StopSignal, action: Callable[[Callable[[], None]], None]) -> None:
+def on_first(world: World, stop: StopSignal, action: Callable[[Callable[[], None]], T]) -> T:
     """Rank 0 acts, however long it takes, while the others wait and listen (collective).
 
     Args:
         world: this process's place.
         stop: a stop of any rank ends the action.
         action: takes a function to be called now and then, which raises where it has to end.
+
+    Returns:
+        What the action returned, on every rank.
 
     Raises:
         Interrupted: a rank was asked to stop.
@@ -126,6 +131,8 @@ def on_first(world: World, stop: StopSignal, action: Callable[[Callable[[], None
         raise Interrupted("Stopped before training began; nothing was lost: run the same command to begin again.")
     if error is not None:
         raise error
+    result: T = world.broadcast(job.result() if job is not None else None)
+    return result
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ebmscale.training.live import LiveTrainer
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
-from ebmscale.training.run import CONFIG_FILE, Run, load_run_config, run_storage, saved_config
+from ebmscale.training.run import CONFIG_FILE, Run, run_storage, saved_config
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
 from ebmscale.training.stages import StageTrainer
@@ -57,10 +57,9 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     storage, data = run_storage(config), open_storage(config.data)
-    gain = 1.0 if config.precision == "fp32" else min(world.gather_objects(bf16_gain(world.device)))
-    on_first(world, stop, lambda check: _prepare(config, gain, storage, data, check))
-    begun = world.broadcast(load_run_config(storage).precision if world.is_first else None)
-    config = config.model_copy(update={"precision": begun})
+    gain = least_bf16_gain(config, world)
+    asked = config
+    config = on_first(world, stop, lambda check: _prepare(asked, gain, storage, data, check))
     manifest = Manifest.load(data)
     image_shape = _image_shape(data, manifest)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
@@ -100,12 +99,17 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
     return run
 
 
+def least_bf16_gain(config: RunConfig, world: World) -> float:
+    """How many times faster than fp32 the run's slowest device multiplies bf16 (collective); 1 where it never does."""
+    return 1.0 if config.precision == "fp32" else min(world.gather_objects(bf16_gain(world.device)))
+
+
 def with_precision(config: RunConfig, gain: float, begun: Precision = "auto") -> RunConfig:
     """The configuration with the precision that `auto` stands for; bf16 that would be emulated is warned of.
 
     Args:
         config: as it was given.
-        gain: how many times faster than fp32 the run's slowest device multiplies bf16 (see `bf16_gain`).
+        gain: see `least_bf16_gain`.
         begun: what a run that is resumed began with.
     """
     chosen = begun if config.precision == "auto" else config.precision
@@ -177,10 +181,14 @@ def _stages_block(config: RunConfig) -> StagesBlock:
     return config.stages.model_copy(update=changes)
 
 
-def _prepare(config: RunConfig, gain: float, storage: Storage, data: Storage, check: Callable[[], None]) -> None:
-    """What one rank does before all begin: tries the storage, claims the run, packs and verifies the data."""
+def _prepare(config: RunConfig, gain: float, storage: Storage, data: Storage, check: Callable[[], None]) -> RunConfig:
+    """What one rank does before all begin: tries the storage, claims the run, packs and verifies the data.
+
+    Returns:
+        The configuration with the run's precision.
+    """
     storage.probe()
-    _claim(storage, config, gain)
+    config = _claim(storage, config, gain)
     for leftovers in ("", RATIO_FOLDER):
         storage.sweep(leftovers)
     if config.data.format is not None and not data.exists("manifest.json"):
@@ -188,10 +196,11 @@ def _prepare(config: RunConfig, gain: float, storage: Storage, data: Storage, ch
         source = open_source(config.data.format, config.data.source or "")
         pack(source, data, progress=lambda done, total: check())
     verify(data, Manifest.load(data), config.data.verify, progress=lambda shard: check())
+    return config
 
 
-def _claim(storage: Storage, config: RunConfig, gain: float) -> None:
-    """Writes the resolved configuration, unless the run has checkpoints of one that computes something else."""
+def _claim(storage: Storage, config: RunConfig, gain: float) -> RunConfig:
+    """Writes the resolved configuration and returns it; a run of one that computes something else is left alone."""
     old = saved_config(storage)
     config = with_precision(config, gain, "auto" if old is None else old.precision)
     if old is not None:
@@ -202,6 +211,7 @@ def _claim(storage: Storage, config: RunConfig, gain: float) -> None:
                 "choose another run.name, or set them back to resume it."
             )
     storage.publish(CONFIG_FILE, config.dump().encode())
+    return config
 
 
 def _image_shape(data: Storage, manifest: Manifest) -> ImageShape:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from ebmscale.evaluate.comparison import Result, summarise
+
 DOT, BAR = "#0072b2", "#d55e00"
 
 
@@ -22,14 +24,13 @@ def draw(files: list[Path], out: Path) -> None:
     figure = Figure(figsize=(4 * len(trees), 5.5), layout="constrained")
     axes = figure.subplots(2, len(trees), squeeze=False)
     for column, tree in enumerate(trees):
-        rows: dict[str, list[dict[str, float]]] = {}
-        for result in tree["results"]:
-            rows.setdefault(result["row"], []).append(result["measured"])
-        distance = next(name for name in next(iter(rows.values()))[0] if name.startswith(("FD", "FID")))
+        rows = summarise([Result(**result) for result in tree["results"]])
+        distance = next(name for row in rows.values() for name in row if name.startswith(("FD", "FID")))
         for place, quantity in ((0, distance), (1, "mse")):
             panel = axes[place][column]
             for index, measured in enumerate(rows.values()):
-                values = [one[quantity] for one in measured]
+                if not (values := measured.get(quantity)):  # a row whose runs failed
+                    continue
                 mean = statistics.fmean(values)
                 panel.plot(values, [index] * len(values), "o", color=DOT, alpha=0.6, markersize=4)
                 panel.plot([mean, mean], [index - 0.3, index + 0.3], color=BAR)
