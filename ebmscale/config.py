@@ -128,7 +128,7 @@ class PosteriorBlock(ChainBlock):
     """
 
     start: Literal["base", "encoder", "memory"] = "base"
-    kernel: Literal["auto", "plain", "batch_inner"] = "auto"
+    kernel: Literal["auto", "plain", "batch_inner", "compiled"] = "auto"
     num_steps: NonNegative = 20
     step_size: PositiveFloat = 0.1
     first_steps: Positive | None = None

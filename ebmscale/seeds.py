@@ -8,7 +8,7 @@ Shapes: B rows of a batch.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ def derive(seed: int, purpose: str, *place: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def torch_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
-    """A CPU `torch.Generator` for one purpose at one place, e.g. `(seed, "posterior", stream, samples_seen)`."""
-    return torch.Generator().manual_seed(derive(seed, purpose, *place))
+def torch_generator(seed: int, purpose: str, *place: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A `torch.Generator` for one purpose at one place, e.g. `(seed, "posterior", stream, samples_seen)`."""
+    return torch.Generator(device).manual_seed(derive(seed, purpose, *place))
 
 
 def permutation(num: int, seed: int, purpose: str, *place: int) -> np.ndarray:
@@ -42,7 +42,7 @@ class StreamNoise:
         purpose: a name that separates this use from others.
         position: `samples_seen` at the start of the batch.
         streams: (B,) the stream of every row; rows of one stream must stand in their global order.
-        device: where the drawn tensors are put.
+        device: where numbers are drawn; CPUs draw the same ones, a GPU others.
     """
 
     def __init__(
@@ -54,20 +54,23 @@ class StreamNoise:
         device: torch.device | str = "cpu",
     ):
         streams = torch.as_tensor(streams, dtype=torch.int64)
-        self.device = device
+        self.device = torch.device(device)
+        numbers, self._counts = (part.tolist() for part in streams.unique(return_counts=True))
         self.num_rows = len(streams)
-        self._rows = [(streams == s).nonzero().squeeze(1) for s in streams.unique().tolist()]
-        self._generators = [torch_generator(seed, purpose, s, position) for s in streams.unique().tolist()]
+        sorts = bool((streams.diff() < 0).any())
+        self._places = streams.argsort(stable=True).argsort().to(self.device) if sorts else None  # among rows by stream
+        self._generators = [torch_generator(seed, purpose, s, position, device=self.device) for s in numbers]
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal draws (B, *shape), float32."""
-        return self._fill(torch.empty(self.num_rows, *shape), Tensor.normal_)
+        return self._draw(shape, Tensor.normal_)
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform draws in [0, 1) (B, *shape), float32."""
-        return self._fill(torch.empty(self.num_rows, *shape), Tensor.uniform_)
+        return self._draw(shape, Tensor.uniform_)
 
-    def _fill(self, out: Tensor, draw) -> Tensor:  # type: ignore[no-untyped-def]
-        for rows, generator in zip(self._rows, self._generators, strict=True):
-            out[rows] = draw(torch.empty(len(rows), *out.shape[1:]), generator=generator)
-        return out.to(self.device)
+    def _draw(self, shape: tuple[int, ...], fill: Callable[..., Tensor]) -> Tensor:
+        by_stream = torch.empty(self.num_rows, *shape, device=self.device)
+        for part, generator in zip(by_stream.split(self._counts), self._generators, strict=True):
+            fill(part, generator=generator)
+        return by_stream if self._places is None else by_stream.index_select(0, self._places)

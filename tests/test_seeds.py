@@ -89,3 +89,16 @@ def test_the_global_generators_are_neither_read_nor_moved() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(123)
         assert torch.equal(draw_all(StreamNoise(0, "a", 0, [0, 1, 2])), before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_a_gpu_draws_the_same_rows_however_they_are_shared_out() -> None:
+    streams = torch.arange(40) * 7 % 5
+    whole = draw_all(StreamNoise(3, "x", 64, streams, "cuda"))
+    assert whole.is_cuda
+    for size in (2, 3):
+        for rank in range(size):
+            rows = (streams % size == rank).nonzero().flatten()
+            assert torch.equal(draw_all(StreamNoise(3, "x", 64, streams[rows], "cuda")), whole[rows.cuda()])
+    assert abs(float(whole.mean())) < 0.2

@@ -1,8 +1,9 @@
 """Chains of the prior in one Triton kernel: all T Langevin steps over all K ratio networks, one launch.
 
-A program keeps its chains in registers from the first step to the last; the stacked weights, which fit into the cache
-of a GPU, are the only thing it reads again. Products are in bf16 (or fp32), sums, activations and the latent in fp32.
-The noise is handed in, or drawn inside from a counter, so that it needs no memory.
+A program keeps one network's weights in shared memory and its chains in registers from the first step to the last. The
+K programs that share some chains add up their gradients through memory after every step, behind a barrier, so that K
+networks take little longer than one as long as the GPU has multiprocessors left. Products are in bf16 (or fp32), sums,
+activations and the latent in fp32. The noise is handed in, or drawn inside from a counter, so that it needs no memory.
 
 Known are networks of two hidden layers, SiLU, LeakyReLU or GELU between them, and p_0 = N(0, I). Everything is padded
 to the tiles of a tensor core with zeros, which no activation here turns into anything else.
@@ -10,8 +11,10 @@ to the tiles of a tensor core with zeros, which no activation here turns into an
 Shapes: N chains, Z latent, K stages, T steps, H hidden units.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +26,10 @@ from ebmscale.density.langevin import ChainTrace, LangevinSettings
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.kernels.closed_form import StackedMlp, stacked
 
-MOST_UNITS = 256
-"""The widest padded layer whose tiles fit into the shared memory of a GPU."""
-TILE = 64
-"""Units of the second hidden layer taken at once."""
+BLOCK = 64
+"""Chains of a program. With fewer, tiles are 32 or 64 bytes wide, and Triton 3.6 reads beyond shared memory."""
+LEAST, LEAST_INTERPRETED = 128, 16
+"""Layers are padded to at least so many units: on a GPU to the tiles that were run there."""
 SILU, LEAKY_RELU, GELU = 0, 1, 2
 
 
@@ -39,9 +42,10 @@ def why_not(prior: RatioSequence, z: Tensor) -> str | None:
         return "p_0 is not N(0, I)"
     if z.dtype != torch.float32:
         return f"the latents are {z.dtype}, not float32"
-    widths = [_padded(size) for size in (*networks.weights[0].shape[1:], networks.weights[1].shape[1])]
-    if max(widths) > MOST_UNITS:
-        return f"a layer of the ratio networks has more than {MOST_UNITS} units"
+    if z.device.type == "cuda" and not _fits(networks, z.device, torch.bfloat16):
+        return "the weights of a ratio network do not fit into the shared memory of this device"
+    if z.device.type == "cuda" and prior.num_stages > _num_processors(z.device):
+        return "there are more ratios than multiprocessors"
     return None
 
 
@@ -68,15 +72,13 @@ def run(
     networks = stacked(prior)
     if networks is None or (reason := why_not(prior, z)) is not None:
         raise ValueError(f"the fused chain cannot run: {reason if networks is not None else 'no known networks'}")
-    weights = _padded_weights(networks, dtype)
+    weights = _padded_weights(prior, networks, dtype)
     ends = z.detach().contiguous().clone()
     shape = (len(z), settings.num_steps)
     log_density, drift, diffusion = (torch.empty(shape, device=z.device) for _ in range(3))
-    traces = (log_density, drift, diffusion)
+    launch = _launcher(ends, noise, settings, networks, weights, (log_density, drift, diffusion))
     for first in range(0, settings.num_steps, steps_a_launch):
-        _launch(
-            ends, noise, first, min(first + steps_a_launch, settings.num_steps), settings, networks, weights, traces
-        )
+        launch(first, min(first + steps_a_launch, settings.num_steps))
         after_launch()
     constant = 0.5 * prior.base.dim * math.log(2 * math.pi)
     return ends, ChainTrace(log_density.mean(0) - constant, drift.mean(0), diffusion.mean(0))
@@ -90,40 +92,81 @@ def counter_noise(seed: int, num_chains: int, num_steps: int, dim: int, device: 
     return noise
 
 
-def _launch(
+def _launcher(
     z: Tensor,
     noise: Tensor | int,
-    first: int,
-    last: int,
     settings: LangevinSettings,
     networks: StackedMlp,
     weights: tuple[Tensor, ...],
     traces: tuple[Tensor, Tensor, Tensor],
-) -> None:
-    num_stages, hidden_1, padded_dim = weights[0].shape
-    drawn = isinstance(noise, int)
-    source = z if isinstance(noise, int) else noise.to(torch.float32).contiguous()
+) -> Callable[[int, int], None]:
+    """A function that makes the steps from one to before another, of all chains, in as many waves as they need."""
+    num_stages, hidden_1, dim = weights[0].shape
+    seed, source = (noise, z) if isinstance(noise, int) else (0, noise.to(torch.float32).contiguous())
     activation = networks.activation
     kind = {nn.SiLU: SILU, nn.LeakyReLU: LEAKY_RELU, nn.GELU: GELU}[type(activation)]
     slope = activation.negative_slope if isinstance(activation, nn.LeakyReLU) else 0.0
-    block = 16 if len(z) < 8192 else 32
-    _chain_kernel[(triton.cdiv(len(z), block),)](
-        z, source, noise if isinstance(noise, int) else 0, *weights, *traces,
-        len(z), z.shape[1], settings.num_steps, first, last,
-        0.5 * settings.step_size**2 / settings.temperature, settings.step_size * settings.noise_scale, slope,
-        NUM_STAGES=num_stages, DIM=padded_dim, HIDDEN_1=hidden_1, HIDDEN_2=weights[2].shape[1], TILE=TILE, BLOCK=block,
-        KIND=kind, DRAWN=drawn, UPCAST=not isinstance(_chain_kernel, triton.JITFunction), num_warps=8,
-    )  # fmt: skip
+    interpreted = _is_interpreted()  # which runs one program after another: no barrier
+    members, block = (1, LEAST_INTERPRETED) if interpreted else (num_stages, BLOCK)
+    num_groups = triton.cdiv(len(z), block)
+    if members > 1:  # those who wait for one another must all be there
+        num_groups = min(num_groups, _num_processors(z.device) // members)
+    scores = z.new_empty(2 * num_groups * members * block * dim if members > 1 else 0)
+    values = z.new_empty(2 * num_groups * members * block if members > 1 else 0)
+    options = {"num_warps": 8} if members == 1 else {"num_warps": 8, "launch_cooperative_grid": True}
+
+    def launch(first: int, last: int) -> None:
+        for first_chain in range(0, len(z), num_groups * block):
+            counters = torch.zeros(num_groups, dtype=torch.int32, device=z.device)
+            _chain_kernel[(num_groups * members,)](
+                z, source, seed, *weights, *traces, scores, values, counters,
+                first_chain, len(z), z.shape[1], settings.num_steps, first, last,
+                0.5 * settings.step_size**2 / settings.temperature, settings.step_size * settings.noise_scale, slope,
+                NUM_STAGES=num_stages, DIM=dim, HIDDEN_1=hidden_1, HIDDEN_2=weights[2].shape[1], BLOCK=block, KIND=kind,
+                DRAWN=isinstance(noise, int), UPCAST=interpreted, MEMBERS=members, **options,
+            )  # fmt: skip
+
+    return launch
+
+
+def _fits(networks: StackedMlp, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the activations of a program's chains fit into shared memory beside a network's weights."""
+    one, two = networks.weights[0], networks.weights[1]
+    dim, hidden_1, hidden_2 = (_padded(size) for size in (one.shape[2], one.shape[1], two.shape[1]))
+    index = torch.cuda.current_device() if device.index is None else device.index
+    room = _shared_bytes(index) // dtype.itemsize - hidden_1 * (dim + hidden_2)
+    return room >= BLOCK * max(dim, hidden_1, hidden_2)
+
+
+@functools.lru_cache
+def _shared_bytes(index: int) -> int:
+    """Shared memory of a program; asking for it takes milliseconds."""
+    return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
+
+
+def _num_processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _is_interpreted() -> bool:
+    """Whether Triton interprets the kernel, on a CPU."""
+    return not isinstance(_chain_kernel, triton.JITFunction)
 
 
 def _padded(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
+    return max(LEAST_INTERPRETED if _is_interpreted() else LEAST, triton.next_power_of_2(size))
 
 
-def _padded_weights(networks: StackedMlp, dtype: torch.dtype) -> tuple[Tensor, ...]:
+_kept: WeakKeyDictionary[RatioSequence, dict[torch.dtype, tuple[Tensor, ...]]] = WeakKeyDictionary()
+
+
+def _padded_weights(prior: RatioSequence, networks: StackedMlp, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """W1 (K, H1, Z), b1 (K, H1), W2 (K, H2, H1), b2 (K, H2), w3 (K, H2), b3 (K,), all but K padded with zeros."""
+    kept = _kept.setdefault(prior, {})
+    if dtype in kept:
+        return kept[dtype]
     one, two, three = networks.weights
-    hidden_1, dim, hidden_2 = _padded(one.shape[1]), _padded(one.shape[2]), max(TILE, _padded(two.shape[1]))
+    hidden_1, dim, hidden_2 = _padded(one.shape[1]), _padded(one.shape[2]), _padded(two.shape[1])
 
     def pad(tensor: Tensor, *sizes: int) -> Tensor:
         ends = [size - have for size, have in zip(sizes, tensor.shape[1:], strict=True)]
@@ -131,7 +174,11 @@ def _padded_weights(networks: StackedMlp, dtype: torch.dtype) -> tuple[Tensor, .
 
     b1, b2, b3 = (bias[:, 0].float() for bias in networks.biases)
     w1, w2 = pad(one.to(dtype), hidden_1, dim), pad(two.to(dtype), hidden_2, hidden_1)
-    return w1, pad(b1, hidden_1), w2, pad(b2, hidden_2), pad(three[:, 0].float(), hidden_2), b3[:, 0].contiguous()
+    kept[dtype] = (
+        *(w1, pad(b1, hidden_1), w2, pad(b2, hidden_2)),
+        *(pad(three[:, 0].float(), hidden_2), b3[:, 0].contiguous()),
+    )
+    return kept[dtype]
 
 
 @triton.jit
@@ -160,54 +207,98 @@ def _product(a, b, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _load_network(k, w1_at, b1_at, w2_at, b2_at, w3_at, b3_at, DIM: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The padded matrices and biases of ratio k."""
+    axes, units_1, units_2 = tl.arange(0, DIM), tl.arange(0, H1), tl.arange(0, H2)
+    w1 = tl.load(w1_at + k * H1 * DIM + units_1[:, None] * DIM + axes[None, :])
+    w2 = tl.load(w2_at + k * H2 * H1 + units_2[:, None] * H1 + units_1[None, :])
+    b1, b2 = tl.load(b1_at + k * H1 + units_1), tl.load(b2_at + k * H2 + units_2)
+    return w1, b1, w2, b2, tl.load(w3_at + k * H2 + units_2), tl.load(b3_at + k)
+
+
+@triton.jit
+def _network(z, w1, b1, w2, b2, w3, b3, slope, KIND: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Value (BLOCK,) and gradient (DIM, BLOCK) of a ratio network at latents z (DIM, BLOCK).
+
+    Chains are the last axis, so that the weights, which are many, stand where a tensor core takes them from shared
+    memory, and few chains fill it.
+    """
+    rounded: tl.constexpr = w1.dtype  # what the factors of a product are rounded to
+    h1, slope_1 = _value_and_slope(_product(w1, z.to(rounded), UPCAST) + b1[:, None], slope, KIND)
+    h2, slope_2 = _value_and_slope(_product(w2, h1.to(rounded), UPCAST) + b2[:, None], slope, KIND)
+    value = tl.sum(h2 * w3[:, None], axis=0) + b3
+    of_h1 = _product(tl.trans(w2), (slope_2 * w3[:, None]).to(rounded), UPCAST)
+    return value, _product(tl.trans(w1), (of_h1 * slope_1).to(rounded), UPCAST)
+
+
+@triton.jit
+def _wait_for_all(counter, wanted):  # type: ignore[no-untyped-def]
+    """A barrier of the programs that share a counter; what they wrote before it can be read after it."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="release")
+    while tl.atomic_add(counter, 0, sem="acquire") < wanted:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
 def _chain_kernel(  # type: ignore[no-untyped-def]
     z_at, noise_at, seed, w1_at, b1_at, w2_at, b2_at, w3_at, b3_at, density_at, drift_at, diffusion_at,
-    num_chains, dim, num_steps, first, last, drift_factor, diffusion_factor, slope,
-    NUM_STAGES: tl.constexpr, DIM: tl.constexpr, HIDDEN_1: tl.constexpr, HIDDEN_2: tl.constexpr, TILE: tl.constexpr,
-    BLOCK: tl.constexpr, KIND: tl.constexpr, DRAWN: tl.constexpr, UPCAST: tl.constexpr,
+    scores_at, values_at, counters_at,
+    first_chain, num_chains, dim, num_steps, first, last, drift_factor, diffusion_factor, slope,
+    NUM_STAGES: tl.constexpr, DIM: tl.constexpr, HIDDEN_1: tl.constexpr, HIDDEN_2: tl.constexpr, BLOCK: tl.constexpr,
+    KIND: tl.constexpr, DRAWN: tl.constexpr, UPCAST: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
     """Steps `first` to `last` of BLOCK chains; z is read and written, the traces are written per chain and step."""
-    rounded: tl.constexpr = w1_at.dtype.element_ty  # what the factors of a product are rounded to
-    chains = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    axes, units_1, units_2 = tl.arange(0, DIM), tl.arange(0, HIDDEN_1), tl.arange(0, TILE)
+    group, member = tl.program_id(0) // MEMBERS, tl.program_id(0) % MEMBERS
+    chains = first_chain + group * BLOCK + tl.arange(0, BLOCK)
+    axes = tl.arange(0, DIM)
     alive = chains < num_chains
-    inside = alive[:, None] & (axes[None, :] < dim)
-    places = chains[:, None] * dim + axes[None, :]
-    z = tl.load(z_at + places, mask=inside, other=0.0)
+    written = chains < tl.where(member == 0, num_chains, 0)
+    inside = alive[None, :] & (axes[:, None] < dim)
+    z = tl.load(z_at + chains[None, :] * dim + axes[:, None], mask=inside, other=0.0)
+    tile = axes[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    if MEMBERS == NUM_STAGES:
+        w1, b1, w2, b2, w3, b3 = _load_network(
+            member, w1_at, b1_at, w2_at, b2_at, w3_at, b3_at, DIM, HIDDEN_1, HIDDEN_2
+        )
     for step in range(first, last):
-        score = -z
-        density = -0.5 * tl.sum(z * z, axis=1)
-        for k in range(NUM_STAGES):
-            w1 = tl.load(w1_at + k * HIDDEN_1 * DIM + units_1[:, None] * DIM + axes[None, :])  # H1, Z
-            x1 = _product(z.to(rounded), tl.trans(w1), UPCAST)
-            x1 += tl.load(b1_at + k * HIDDEN_1 + units_1)[None, :]
-            h1, slope_1 = _value_and_slope(x1, slope, KIND)
-            of_h1 = tl.zeros((BLOCK, HIDDEN_1), dtype=tl.float32)
-            density += tl.load(b3_at + k)
-            for tile in range(0, HIDDEN_2, TILE):
-                rows = k * HIDDEN_2 + tile + units_2
-                w2 = tl.load(w2_at + rows[:, None] * HIDDEN_1 + units_1[None, :])  # TILE, H1
-                x2 = _product(h1.to(rounded), tl.trans(w2), UPCAST) + tl.load(b2_at + rows)[None, :]
-                h2, slope_2 = _value_and_slope(x2, slope, KIND)
-                w3 = tl.load(w3_at + rows)[None, :]
-                density += tl.sum(h2 * w3, axis=1)
-                of_h1 += _product((slope_2 * w3).to(rounded), w2, UPCAST)
-            score += _product((of_h1 * slope_1).to(rounded), w1, UPCAST)
-        if DRAWN:
-            counters = (chains[:, None] * num_steps + step) * dim + axes[None, :]
-            noise = tl.where(inside, tl.randn(seed, counters), 0.0)
+        if MEMBERS == NUM_STAGES:
+            value, score = _network(z, w1, b1, w2, b2, w3, b3, slope, KIND, UPCAST)
+            if MEMBERS > 1:
+                side = (step % 2) * tl.num_programs(0)  # whoever is a step ahead writes to the other side
+                place = side + group * MEMBERS + member
+                tl.store(scores_at + place * DIM * BLOCK + tile, score)
+                tl.store(values_at + place * BLOCK + tl.arange(0, BLOCK), value)
+                _wait_for_all(counters_at + group, MEMBERS * (step - first + 1))
+                value, score = tl.zeros_like(value), tl.zeros_like(score)
+                for k in range(MEMBERS):
+                    place = side + group * MEMBERS + k
+                    score += tl.load(scores_at + place * DIM * BLOCK + tile, cache_modifier=".cg")
+                    value += tl.load(values_at + place * BLOCK + tl.arange(0, BLOCK), cache_modifier=".cg")
         else:
-            noise = tl.load(
-                noise_at + (chains[:, None] * num_steps + step) * dim + axes[None, :], mask=inside, other=0.0
-            )
-        drift = drift_factor * score
+            value, score = tl.zeros((BLOCK,), tl.float32), tl.zeros((DIM, BLOCK), tl.float32)
+            for k in range(NUM_STAGES):
+                w1, b1, w2, b2, w3, b3 = _load_network(
+                    k, w1_at, b1_at, w2_at, b2_at, w3_at, b3_at, DIM, HIDDEN_1, HIDDEN_2
+                )
+                of_one, gradient = _network(z, w1, b1, w2, b2, w3, b3, slope, KIND, UPCAST)
+                value += of_one
+                score += gradient
+        density = value - 0.5 * tl.sum(z * z, axis=0)
+        numbers = (chains[None, :] * num_steps + step) * dim + axes[:, None]
+        if DRAWN:
+            noise = tl.where(inside, tl.randn(seed, numbers), 0.0)
+        else:
+            noise = tl.load(noise_at + numbers, mask=inside, other=0.0)
+        drift = drift_factor * (score - z)
         diffusion = diffusion_factor * noise
         z += drift + diffusion
         entry = chains * num_steps + step
-        tl.store(density_at + entry, density, mask=alive)
-        tl.store(drift_at + entry, tl.sqrt(tl.sum(drift * drift, axis=1)), mask=alive)
-        tl.store(diffusion_at + entry, tl.sqrt(tl.sum(diffusion * diffusion, axis=1)), mask=alive)
-    tl.store(z_at + places, z, mask=inside)
+        tl.store(density_at + entry, density, mask=written)
+        tl.store(drift_at + entry, tl.sqrt(tl.sum(drift * drift, axis=0)), mask=written)
+        tl.store(diffusion_at + entry, tl.sqrt(tl.sum(diffusion * diffusion, axis=0)), mask=written)
+    tl.store(z_at + chains[None, :] * dim + axes[:, None], z, mask=written[None, :] & (axes[:, None] < dim))
 
 
 @triton.jit

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 STEPS_A_LAUNCH = 25
 """Steps of a fused chain after which the caller may end it."""
-TRIAL_CHAINS, TOLERANCE = 64, 0.02
-"""On how many chains the fused kernel is tried, and how far off a step's move may be (relative, in norm)."""
+TRIAL_CHAINS, TRIAL_STEPS, TOLERANCE = 64, 3, 0.02
+"""How many chains and steps the fused kernel is tried on, and how far off their move may be (relative, in norm)."""
 
 _verdicts: dict[tuple[object, ...], str | None] = {}
 
@@ -82,18 +82,21 @@ def _why_not_fused(prior: RatioSequence, z: Tensor, noise: Tensor, settings: Lan
     reason = fused_chain.why_not(prior, z)
     if reason is not None:
         return reason
+    if noise.numel() >= 2**31:
+        return "the kernel counts the numbers of the noise in 32 bits"
     key = (z.device, *(tuple(weight.shape) for weight in prior.weights.values()))
     if key not in _verdicts:
-        _verdicts[key] = _trial(prior, z[:TRIAL_CHAINS], noise[:TRIAL_CHAINS, :1], replace(settings, num_steps=1))
+        short = replace(settings, num_steps=min(TRIAL_STEPS, settings.num_steps))
+        _verdicts[key] = _trial(prior, z[:TRIAL_CHAINS], noise[:TRIAL_CHAINS, : short.num_steps], short)
     return _verdicts[key]
 
 
 def _trial(prior: RatioSequence, z: Tensor, noise: Tensor, settings: LangevinSettings) -> str | None:
-    """One step of a few chains, fused and by definition; the reason against the kernel, None if they agree."""
+    """A few steps of a few chains, fused and by definition; the reason against the kernel, None if they agree."""
     from ebmscale.kernels import fused_chain  # noqa: PLC0415
 
     try:
-        got, _ = fused_chain.run(prior, z, noise, settings, 1)
+        got, _ = fused_chain.run(prior, z, noise, settings, settings.num_steps)
     except Exception as error:  # whatever Triton raises where a kernel does not fit a device
         return f"the fused kernel does not run on this device ({type(error).__name__})"
     wanted = run_chain(prior.evaluate, start(prior.evaluate, z), noise, settings, evaluate_end=False)[0].z

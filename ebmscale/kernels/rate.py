@@ -8,11 +8,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-SIDE, REPEATS = 1024, 10
+SIDES = {"cpu": 1024, "cuda": 8192}
+"""Side of the matrices that a device multiplies at its best rate."""
+REPEATS = 10
 
 
 def matrix_rate(
-    dtype: torch.dtype, device: torch.device | str = "cpu", side: int = SIDE, repeats: int = REPEATS
+    dtype: torch.dtype, device: torch.device | str = "cpu", side: int | None = None, repeats: int = REPEATS
 ) -> float:
     """FLOPs a second of the faster of a matrix product and a 3x3 convolution.
 
@@ -23,10 +25,12 @@ def matrix_rate(
     Args:
         dtype: of the numbers.
         device: where.
-        side: of the square matrices; the convolution has a quarter of it as channels, on a square of 32.
+        side: of the square matrices (default: the device's); the convolution has a quarter of it as channels, on a
+            square of 32.
         repeats: of each.
     """
     place = torch.device(device)
+    side = side or SIDES[place.type]
     matrix = torch.randn(side, side, device=place).to(dtype)
     channels, size = side // 4, 34
     image = torch.randn(1, channels, size, size, device=place).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -49,7 +53,8 @@ def matrix_rate(
 @functools.lru_cache
 def bf16_gain(device: torch.device) -> float:
     """How many times faster than fp32 a device multiplies bf16; far below 1 on a CPU that emulates it."""
-    bf16, fp32 = (matrix_rate(dtype, device, side=256, repeats=3) for dtype in (torch.bfloat16, torch.float32))
+    side = SIDES[device.type] // 4
+    bf16, fp32 = (matrix_rate(dtype, device, side, repeats=3) for dtype in (torch.bfloat16, torch.float32))
     return bf16 / fp32
 
 

@@ -4,6 +4,7 @@ All that is DeepSpeed's own is in this file. Torch's Adam is handed to it, so no
 canonical state is read and written through its tensor API, so its checkpoint formats are not used.
 """
 
+import atexit
 import importlib
 import logging
 import math
@@ -248,5 +249,11 @@ def _join_group(world: World) -> None:
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        atexit.register(_leave_group)
     os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -52,6 +52,7 @@ def _chain(run: Run, x: Tensor, first: Tensor, steps: Tensor, begin: Tensor | No
         run.poll,
         scored=run.generator_trains,
         begin=begin,
+        graphs=run.sampling.graphs,
     )
 
 

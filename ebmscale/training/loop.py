@@ -45,7 +45,9 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
     """
     run = open_run(config, world, stop)
     log = _open_log(run) if world.is_first else None
-    profile = Profile(run.config, run.storage, run.timer, world.device) if config.profile and world.is_first else None
+    profile = None
+    if config.profile and world.is_first:
+        profile = Profile(run.config, run.storage, run.timer, world.device, run.sampling)
     view.start(run)
     batches = run.batches()
     stopping = False

@@ -226,10 +226,10 @@ def _image_shape(data: Storage, manifest: Manifest) -> ImageShape:
 
 
 def _engine_settings(config: RunConfig, world: World) -> EngineSettings:
-    """The engine: `auto` takes DeepSpeed for several processes or on CUDA."""
+    """The engine: `auto` takes DeepSpeed for several processes; alone it has nothing to share out."""
     kind = config.engine
     if kind == "auto":
-        kind = "deepspeed" if world.size > 1 or world.device.type == "cuda" else "plain"
+        kind = "deepspeed" if world.size > 1 else "plain"
     return EngineSettings(kind, config.deepspeed.zero_stage, "bf16" if config.precision == "bf16" else "fp32")
 
 

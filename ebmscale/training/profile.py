@@ -19,6 +19,7 @@ from ebmscale.config import RunConfig
 from ebmscale.kernels.rate import FlopCount, clock_s, matrix_rate
 from ebmscale.storage import Storage
 from ebmscale.training.metrics import PartTimer
+from ebmscale.training.sampling import SamplingCopy
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,14 @@ class Profile:
         storage: where trace and table go.
         timer: of the run; its parts are watched until the profile is written.
         device: where the run computes.
+        sampling: through which chains run.
     """
 
-    def __init__(self, config: RunConfig, storage: Storage, timer: PartTimer, device: torch.device):
+    def __init__(
+        self, config: RunConfig, storage: Storage, timer: PartTimer, device: torch.device, sampling: SamplingCopy
+    ):
         self._config, self._storage, self._timer, self._device = config, storage, timer, device
+        self._sampling = sampling
         self._num_batches = 0
         self._seconds: dict[str, float] = {}
         self._flops: dict[str, int] = {}
@@ -71,7 +76,11 @@ class Profile:
     def _part(self, name: str) -> Iterator[None]:
         at = self._num_batches - WARM
         with ExitStack() as stack:
-            count = stack.enter_context(FlopCount()) if 0 < at <= COUNTED else None
+            count = None
+            if 0 < at <= COUNTED:
+                if self._device.type == "cuda":  # a graph's kernels cannot be counted
+                    stack.enter_context(self._sampling.step_by_step())
+                count = stack.enter_context(FlopCount())
             stack.enter_context(record_function(name))
             begin = clock_s(self._device)
             yield

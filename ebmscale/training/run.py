@@ -12,6 +12,7 @@ from ebmscale.data.cache import RangeCache
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.stream import Batch, ImageStream
 from ebmscale.errors import ConfigError, DamagedError, DivergenceError, EbmscaleError
+from ebmscale.kernels.forms import is_for
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
 from ebmscale.training.engine import Engine
@@ -214,7 +215,7 @@ class Run:
         self.posterior_steps = state.get("posterior_steps", self.posterior_steps)
         self.samples_seen = saved.samples_seen
         self.saver.last_saved = saved.samples_seen
-        if self.config.posterior.kernel == "auto" and "form" in state:
+        if self.config.posterior.kernel == "auto" and "form" in state and is_for(state["form"], self.world.device):
             self.sampling.use(state["form"])  # the one that the run began with, whatever is faster here and now
         self.sampling.refresh()
 

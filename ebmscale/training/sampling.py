@@ -6,12 +6,14 @@ generator's copy may take another form than the generator (see `kernels.forms`).
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ebmscale.kernels.batch_inner import BatchInnerGenerator
+from ebmscale.kernels.chain_graph import ChainGraphs
 from ebmscale.kernels.forms import FormName, form_of
 from ebmscale.training.engine import Engine
 from ebmscale.training.parts import Piece, Span, piece, share_of, whole_spans
@@ -31,6 +33,7 @@ class SamplingCopy:
     Attributes:
         model: the networks; `use` and `refresh` change it.
         form: the generator's.
+        graphs: of the chains through it, on a GPU.
     """
 
     def __init__(self, engine: Engine, template: ImageModel, dtype: torch.dtype, device: torch.device):
@@ -40,12 +43,23 @@ class SamplingCopy:
         self._targets: dict[str, Tensor] = self._plain.state_dict()
         self.model = self._plain
         self.form: FormName = "plain"
+        self.graphs = ChainGraphs() if device.type == "cuda" else None
         self.refresh()
 
     def use(self, form: FormName) -> None:
         """Takes a form for the generator from now on."""
         self.model = ImageModel(form_of(form, self._plain.generator), self._plain.encoder)
         self.form = form
+
+    @contextmanager
+    def step_by_step(self) -> Iterator[None]:
+        """Chains inside run through the plain generator, every operation by itself, so that it can be counted."""
+        model, graphs = self.model, self.graphs
+        self.model, self.graphs = self._plain, None
+        try:
+            yield
+        finally:
+            self.model, self.graphs = model, graphs
 
     @torch.no_grad()
     def refresh(self) -> None:

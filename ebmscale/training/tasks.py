@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.config import ChainBlock
-from ebmscale.density.langevin import ChainTrace, LangevinSettings, Target, differentiate, run_chain, start
+from ebmscale.density.langevin import ChainTrace, LangevinSettings, Target, differentiate
 from ebmscale.density.prior import RatioSequence
+from ebmscale.kernels.chain_graph import ChainGraphs, Chains, Subject, run_chains
 from ebmscale.kernels.prior_chain import prior_target
 
 
@@ -146,6 +147,7 @@ def sample_posterior(
     after_step: Callable[[], None] = lambda: None,
     scored: bool = True,
     begin: Tensor | None = None,
+    graphs: ChainGraphs | None = None,
 ) -> PosteriorSample:
     """Draws z ~ p(z | x) by short-run Langevin from p_0, or from the encoder where the model has one.
 
@@ -161,8 +163,8 @@ def sample_posterior(
         after_step: see `run_chain`.
         scored: whether the score at the start is wanted.
         begin: (B, Z) where the chains start instead, without an encoder.
+        graphs: keeps the chains of a GPU from one call to the next.
     """
-    target = posterior_target(prior, model.generator, x, sigma)
     if model.encoder is None:
         z = prior.base.from_noise(start_noise) if begin is None else begin
     else:
@@ -172,11 +174,18 @@ def sample_posterior(
         if settings.num_steps == 0:
             score = prior_target(prior)(z)[1] if scored else None
             return PosteriorSample(z, start_noise, score, ChainTrace(*[z.new_zeros(0)] * 3))
-    first = start(target, z)
-    last, trace = run_chain(target, first, chain_noise, settings, after_step, evaluate_end=False)
-    gone = lost(last.z, bound)
+
+    def target_of(x: Tensor) -> Target:
+        return posterior_target(prior, model.generator, x, sigma)
+
+    chains = Chains(z, x, chain_noise)
+    if graphs is None or not settings.num_steps:
+        first, last, trace = run_chains(target_of(x), chains, settings, after_step)
+    else:
+        first, last, trace = graphs.run(Subject(model.generator, prior), target_of, chains, settings, after_step)
+    gone = lost(last, bound)
     num_lost = int(gone.sum())
-    ends = torch.where(gone[:, None], first.z, last.z) if num_lost else last.z
+    ends = torch.where(gone[:, None], first.z, last) if num_lost else last
     if model.encoder is None:
         return PosteriorSample(ends, None, None, trace, num_lost)
     return PosteriorSample(ends, start_noise, first.score, trace, num_lost)
