@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ebmscale.density.losses import nce
@@ -18,6 +19,7 @@ class Evidence:
 
     Attributes:
         loss: NCE loss; 2 log 2 = 1.3863 when the ratio tells nothing.
+        loss_error: its standard error.
         auc: probability that f is higher at a sample of q than at one of p; 0.5 when it tells nothing.
         calibration_error: expected calibration error of the classifier sigmoid(f), in [0, 1].
         kl_bound: lower bound on KL(q || p) in nats, `kl_lower_bound`.
@@ -27,6 +29,7 @@ class Evidence:
     """
 
     loss: float
+    loss_error: float
     auc: float
     calibration_error: float
     kl_bound: float
@@ -46,6 +49,7 @@ def measure(log_ratio_q: Tensor, log_ratio_p: Tensor, grad_norm: float = 0.0) ->
     bound, error = kl_lower_bound(q, p)
     return Evidence(
         loss=float(nce(q, p)),
+        loss_error=nce_error(q, p),
         auc=auc(q, p),
         calibration_error=calibration_error(q, p),
         kl_bound=bound,
@@ -53,6 +57,12 @@ def measure(log_ratio_q: Tensor, log_ratio_p: Tensor, grad_norm: float = 0.0) ->
         ess=effective_sample_size(p) / len(p),
         grad_norm=grad_norm,
     )
+
+
+def nce_error(log_ratio_q: Tensor, log_ratio_p: Tensor) -> float:
+    """Standard error of the NCE loss; small even where few samples of p carry the weights e^f of the KL bound."""
+    parts = F.softplus(-log_ratio_q), F.softplus(log_ratio_p)
+    return float(sum(part.var() / len(part) for part in parts)) ** 0.5
 
 
 def auc(log_ratio_q: Tensor, log_ratio_p: Tensor) -> float:

@@ -9,9 +9,6 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-LOSS_AT_EQUALITY = 2 * math.log(2.0)
-"""Value of `nce` when q = p and f = 0: 2 log 2 = 1.3863."""
-
 
 def nce(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
     """Noise contrastive estimation: E_q[softplus(-f)] + E_p[softplus(f)] (Gutmann & Hyvarinen 2010).

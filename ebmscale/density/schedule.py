@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ebmscale.density.evidence import Evidence
+from ebmscale.density.losses import chance_loss
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Criteria:
         settle_samples: how long the learning rate takes to fall to zero before a stage is frozen.
         patience: measurements of evidence without improvement that end exploring.
         min_improvement: least fall of the held-out loss, in nats, that counts as an improvement.
-        significance: a stage counts if its KL bound exceeds this many standard errors.
+        significance: a stage counts if its KL bound exceeds this many standard errors; or is positive while the NCE
+            loss is so far below that of a ratio that says nothing: across a wide gap a few samples carry the bound.
         target_moves: whether q still changes (a generator is training). A ratio that says nothing then starts
             another round instead of ending the sequence.
         auc_drop: the AUC falling this far below the stage's best is a divergence.
@@ -173,7 +175,11 @@ def _conclude(state: StageState, evidence: Evidence, criteria: Criteria, now: in
     """What becomes of a settled ratio."""
     bound = f"KL bound {evidence.kl_bound:.4f} +- {evidence.kl_bound_error:.4f} nats"
     fresh = StageState(stage=state.stage, started=now)
-    if evidence.kl_bound > criteria.significance * evidence.kl_bound_error:
+    bounded = evidence.kl_bound > criteria.significance * evidence.kl_bound_error
+    gain = chance_loss(1) - evidence.loss
+    if not bounded:
+        bound += f", loss {gain:.4f} +- {evidence.loss_error:.4f} below chance"
+    if bounded or (evidence.kl_bound > 0 and gain > criteria.significance * evidence.loss_error):
         if state.stage >= criteria.max_stages:
             return Finish(f"{bound}; the last of {criteria.max_stages} stages", freeze=True), replace(
                 fresh, finished=True

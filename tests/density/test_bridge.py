@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ebmscale.density.bridge import telescope_loss, waymarks
-from ebmscale.density.losses import LOSS_AT_EQUALITY, nce
+from ebmscale.density.losses import chance_loss, nce
 
 MEAN, SD = 1.5, 0.5
 
@@ -37,7 +37,7 @@ def test_waymarks_of_normal_sides_have_the_moments_of_the_bridge() -> None:
 
 def test_the_loss_is_the_mean_over_ratios_and_that_of_chance_where_they_say_nothing() -> None:
     zeros = torch.zeros(3, 7, dtype=torch.float64)
-    assert float(telescope_loss(zeros, zeros)) == pytest.approx(LOSS_AT_EQUALITY, abs=1e-12)
+    assert float(telescope_loss(zeros, zeros)) == pytest.approx(chance_loss(1), abs=1e-12)
     upper, lower = normal(21, 2)[:, 0].view(3, 7), normal(21, 3)[:, 0].view(3, 7)
     by_hand = sum(nce(upper[k], lower[k]) for k in range(3)) / 3
     assert float(telescope_loss(upper, lower)) == pytest.approx(float(by_hand), abs=1e-12)
@@ -58,4 +58,4 @@ def test_the_ratios_of_the_bridge_are_where_the_loss_is_least() -> None:
 
     others = [loss(*change) for change in ((0.8, 0), (1.2, 0), (1, 0.2), (1, -0.2), (-1, 0))]
     assert loss(1, 0) < min(others)
-    assert loss(1, 0) < LOSS_AT_EQUALITY
+    assert loss(1, 0) < chance_loss(1)

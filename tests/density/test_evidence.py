@@ -1,6 +1,7 @@
 """Evidence against scikit-learn, numpy and closed forms between normal densities."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from ebmscale.density.evidence import auc, calibration_error, effective_sample_size, kl_lower_bound, measure
-from ebmscale.density.losses import LOSS_AT_EQUALITY
+from ebmscale.density.evidence import auc, calibration_error, effective_sample_size, kl_lower_bound, measure, nce_error
+from ebmscale.density.losses import chance_loss, nce
 
 SHIFT = 0.8  # q = N(0.8, 1) against p = N(0, 1): log ratio 0.8 z - 0.32, KL 0.32 nats
 
@@ -109,7 +110,7 @@ def test_measure_puts_every_number_in_its_place() -> None:
     found = measure(f_q.float(), f_p.float(), grad_norm=3.0)
     bound, error = kl_lower_bound(f_q, f_p)
     assert found.is_finite
-    assert 1.0 < found.loss < LOSS_AT_EQUALITY
+    assert 1.0 < found.loss < chance_loss(1)
     assert found.auc == pytest.approx(auc(f_q, f_p), abs=1e-5)
     assert found.calibration_error == pytest.approx(calibration_error(f_q, f_p), abs=1e-3)
     assert (found.kl_bound, found.kl_bound_error) == pytest.approx((bound, error), rel=1e-4)
@@ -119,3 +120,15 @@ def test_measure_puts_every_number_in_its_place() -> None:
 
 def test_measure_of_a_broken_ratio_is_not_finite() -> None:
     assert not measure(torch.tensor([math.nan, 0.0]), torch.zeros(2)).is_finite
+
+
+def test_the_error_of_the_loss_is_its_spread_over_repetitions() -> None:
+    """f = log q - log p of N(1, 1) and N(0, 1): 4,000 losses of 50 + 80 samples, and the mean of their errors."""
+    drawn = torch.Generator().manual_seed(0)
+    losses, errors = [], []
+    for _ in range(4000):
+        f_q = torch.randn(50, generator=drawn, dtype=torch.float64) + 0.5
+        f_p = torch.randn(80, generator=drawn, dtype=torch.float64) - 0.5
+        losses.append(float(nce(f_q, f_p)))
+        errors.append(nce_error(f_q, f_p))
+    assert statistics.mean(errors) == pytest.approx(statistics.stdev(losses), rel=0.05)

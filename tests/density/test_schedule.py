@@ -22,8 +22,8 @@ from ebmscale.density.schedule import (
 )
 
 CRITERIA = Criteria(max_stages=3, min_samples=300, max_samples=1000, settle_samples=200, patience=2)
-GOOD = Evidence(loss=1.0, auc=0.8, calibration_error=0.01, kl_bound=0.5, kl_bound_error=0.01, ess=0.5)
-NOTHING = replace(GOOD, loss=1.386, auc=0.51, kl_bound=0.019)  # a bound below two standard errors
+GOOD = Evidence(loss=1.0, loss_error=0.02, auc=0.8, calibration_error=0.01, kl_bound=0.5, kl_bound_error=0.01, ess=0.5)
+NOTHING = replace(GOOD, loss=1.386, auc=0.51, kl_bound=0.019)  # bound and loss within two standard errors
 FALLING = [replace(GOOD, loss=1.3 - 0.1 * i) for i in range(10)]
 
 EXPLORE = Hold("exploring")
@@ -77,14 +77,22 @@ def test_without_settling_a_stage_is_concluded_at_the_next_measurement() -> None
 
 
 @pytest.mark.parametrize(
-    ("bound", "significance", "kind"),
-    [(0.021, 2.0, Advance), (0.019, 2.0, Finish), (0.019, 1.5, Advance), (-0.5, 2.0, Finish)],
+    ("bound", "loss", "significance", "kind"),
+    [
+        (0.021, 1.38, 2.0, Advance),
+        (0.019, 1.38, 2.0, Finish),
+        (0.019, 1.38, 1.5, Advance),
+        (-0.5, 1.38, 2.0, Finish),
+        (0.019, 1.345, 2.0, Advance),  # the loss is 0.0413 below 2 log 2, its error 0.02
+        (0.019, 1.347, 2.0, Finish),
+        (-0.001, 1.0, 2.0, Finish),
+    ],
 )
-def test_a_fixed_target_finishes_when_the_bound_is_within_its_error(
-    bound: float, significance: float, kind: type[Decision]
+def test_a_fixed_target_finishes_when_bound_and_loss_are_within_their_errors(
+    bound: float, loss: float, significance: float, kind: type[Decision]
 ) -> None:
     criteria = replace(CRITERIA, target_moves=False, significance=significance)
-    decisions, states = play([replace(GOOD, kl_bound=bound)] * 5, criteria)
+    decisions, states = play([replace(GOOD, kl_bound=bound, loss=loss)] * 5, criteria)
     assert isinstance(decisions[-1], kind)
     assert states[-1].finished is (kind is Finish)
     if isinstance(decisions[-1], Finish):

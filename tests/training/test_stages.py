@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ebmscale.config import PriorBlock, RatioOptimizerBlock, StagesBlock
 from ebmscale.density.evidence import Evidence
-from ebmscale.density.losses import LOSS_AT_EQUALITY
+from ebmscale.density.losses import chance_loss
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.density.schedule import Advance, Finish, Hold, RollBack, StageState
 from ebmscale.models import build_ratio_net
@@ -36,7 +36,7 @@ STAGES = StagesBlock(
 )
 CHAINS = PriorBlock(num_chains=256, num_steps=2, step_size=0.2, equilibrate_steps=5)
 OPTIMIZER = RatioOptimizerBlock(rate=5e-3)
-GOOD = Evidence(loss=1.0, auc=0.8, calibration_error=0.01, kl_bound=0.5, kl_bound_error=0.01, ess=0.5)
+GOOD = Evidence(loss=1.0, loss_error=0.02, auc=0.8, calibration_error=0.01, kl_bound=0.5, kl_bound_error=0.01, ess=0.5)
 SETTLED = StageState(settling_since=0)
 END = STAGES.settle_samples
 
@@ -117,7 +117,7 @@ def test_no_stages_leave_the_base_as_the_prior() -> None:
 
 def test_a_new_ratio_says_nothing() -> None:
     evidence = make_trainer().evidence(posterior(0), 0)
-    assert evidence.loss == pytest.approx(LOSS_AT_EQUALITY)
+    assert evidence.loss == pytest.approx(chance_loss(1))
     assert (evidence.auc, evidence.ess) == pytest.approx((0.5, 1.0))
     assert evidence.kl_bound == pytest.approx(0.0, abs=1e-12)
 
