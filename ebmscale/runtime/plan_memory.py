@@ -132,6 +132,8 @@ def forecast_memory(
         kept["freed, kept by malloc"] = networks[0].kept_by_malloc()
         kept["copy for checkpoints"] = -(-(state + kept["ends of chains"]) // size) + kept["latents"]
     passing = _computations(config, shape, share, model, network)
+    if on_cuda and config.posterior.num_steps:  # a graph keeps what its chains pass through
+        kept["graphs of posterior chains"] = passing["posterior"] + passing["evidence"]
     for part, net, width in (("generator", networks[0], half), ("ratio", ratio, FP32)):
         backward = max(passing[part] - net.num_elements * width, 0)  # the gradients are counted by the footprint
         passing[part] = max(backward + net.gradients(), net.step(on_cuda))
