@@ -64,14 +64,15 @@ class EvaluationBlock(Block):
 class Comparison(Block):
     """A comparison: rows by name, each a few dotted keys that change the configuration `config`.
 
-    `set` holds dotted keys for all rows; `config` is a path relative to this file.
+    `set` holds dotted keys for all rows; `config` is a path relative to this file. Rows are asked for with commas, so
+    their names have none.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     config: str
     about: str = ""
     set: Settings = Field(default_factory=dict)
-    rows: Annotated[dict[str, Settings], Field(min_length=1)]
+    rows: Annotated[dict[Annotated[str, Field(pattern=r"^[^,]+$")], Settings], Field(min_length=1)]
     budget: BudgetBlock = BudgetBlock()
     evaluation: EvaluationBlock = EvaluationBlock()
     first_seed: NonNegative = 0

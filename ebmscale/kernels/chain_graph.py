@@ -75,6 +75,7 @@ class ChainGraphs:
         self._subject: Subject | None = None
         self._met: set[Key] = set()
         self._graphs: dict[Key, _Graph] = {}
+        self._can_capture = True
 
     def run(
         self,
@@ -96,15 +97,24 @@ class ChainGraphs:
         if self._subject is None or any(old is not new for old, new in zip(self._subject, subject, strict=True)):
             self._subject, self._met, self._graphs = subject, set(), {}
         key = (chains.z.shape, chains.x.shape, chains.noise.shape, settings)
+        if key in self._met and key not in self._graphs and len(self._graphs) < MOST_GRAPHS and self._can_capture:
+            self._capture(key, target_of, chains, settings)
         if key not in self._graphs:
-            if key not in self._met or len(self._graphs) == MOST_GRAPHS:
-                self._met.add(key)
-                return run_chains(target_of(chains.x), chains, settings, after_step)
-            self._graphs[key] = _Graph(target_of, chains, settings)
+            self._met.add(key)
+            return run_chains(target_of(chains.x), chains, settings, after_step)
         ends = self._graphs[key].replay(chains)
         for _ in range(settings.num_steps):
             after_step()
         return ends
+
+    def _capture(
+        self, key: Key, target_of: Callable[[Tensor], Target], chains: Chains, settings: LangevinSettings
+    ) -> None:
+        try:
+            self._graphs[key] = _Graph(target_of, chains, settings)
+        except RuntimeError as error:  # some operation of the target cannot be captured
+            self._can_capture = False
+            log.warning("posterior chains: step by step; a CUDA graph of them cannot be captured (%s)", error)
 
 
 class _Graph:

@@ -68,6 +68,24 @@ def test_chains_of_one_shape_and_prior_are_captured_the_second_time(monkeypatch:
     assert len(captured) == 3 + chain_graph.MOST_GRAPHS - 1
 
 
+def test_chains_that_cannot_be_captured_run_step_by_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = []
+
+    def refuse(*_):
+        tries.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(chain_graph, "_Graph", refuse)
+    graphs, of = ChainGraphs(), subject()
+    for seed in range(4):
+        given = chains(6, seed)
+        torch.testing.assert_close(run(graphs, of, given).z, expected(of, given).z, rtol=0, atol=0)
+    assert len(tries) == 1
+    assert "cannot be captured (operation not permitted" in caplog.text
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 def test_a_graph_is_the_chain_on_a_gpu() -> None:
