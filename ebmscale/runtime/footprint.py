@@ -27,11 +27,10 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that an engine needs for one network of `num_elements` parameters, `num_largest` in the largest.
+    """Bytes that an engine needs for one network of `num_elements` parameters.
 
     Attributes:
         num_elements: parameters.
-        num_largest: elements of the largest tensor.
         num_small: parameters in tensors that ZeRO 3 leaves whole.
         num_in_heap: parameters in tensors that malloc keeps when they are freed.
         half: bytes of a weight as the forward pass uses it.
@@ -40,7 +39,6 @@ class Footprint:
     """
 
     num_elements: int
-    num_largest: int
     num_small: int
     num_in_heap: int
     half: int
@@ -52,7 +50,7 @@ class Footprint:
         """Of a module."""
         counts = [parameter.numel() for parameter in module.parameters()]
         small, in_heap = (sum(n for n in counts if n < most) for most in (PERSISTENT, MMAP_BYTES // half))
-        return cls(sum(counts), max(counts), small, in_heap, half, engine, size)
+        return cls(sum(counts), small, in_heap, half, engine, size)
 
     @property
     def _stage(self) -> int:
@@ -94,17 +92,15 @@ class Footprint:
             return whole + FP32 * self._bucket + FP32 * self._part
         return whole
 
-    def step(self, on_cuda: bool) -> int:
-        """Gradients and temporaries of Adam's update; on CUDA Adam takes all tensors together."""
-        whole, part = self.half * self.num_elements, FP32 * self._part
-        adam = part if on_cuda else 2 * (part if self._stage else FP32 * self.num_largest)
+    def step(self) -> int:
+        """Gradients and their copies at Adam's update, which itself needs nothing."""
         if self._stage == 3:
-            return adam
+            return 0
         if self._stage:
-            return part + adam
+            return FP32 * self._part
         copies = FP32 * self.num_elements if self.half != FP32 else 0
         flat = FP32 * self.num_elements if self.size > 1 else 0
-        return whole + copies + max(flat, adam)
+        return self.half * self.num_elements + copies + flat
 
     def refresh(self) -> int:
         """The gathered weights and their copies, where they are sharded."""

@@ -136,7 +136,7 @@ def forecast_memory(
         kept["graphs of posterior chains"] = passing["posterior"] + passing["evidence"]
     for part, net, width in (("generator", networks[0], half), ("ratio", ratio, FP32)):
         backward = max(passing[part] - net.num_elements * width, 0)  # the gradients are counted by the footprint
-        passing[part] = max(backward + net.gradients(), net.step(on_cuda))
+        passing[part] = max(backward + net.gradients(), net.step())
     passing["weights to the sampling copy"] = networks[0].refresh()
     passing["set-up"] = networks[0].setup()
     return Memory(kept, passing)
