@@ -17,14 +17,18 @@ LEAVING_S = 0.05
 """How long the interpreter's lock is let go at the end: gloo's threads need it to free the last tensors."""
 
 
-def _leave() -> None:
-    """Ends gloo's threads before the interpreter does: now and then that aborted a process that had done its work.
+def leave_group() -> None:
+    """Leaves the process group before the interpreter ends, which warns under NCCL.
 
-    Groups that DeepSpeed still refers to outlive `destroy_process_group`, and their threads abort the process where
-    they ask for the lock of an interpreter that is ending; so they get it before.
+    Gloo's threads now and then aborted a process that had done its work. Groups that DeepSpeed still refers to outlive
+    `destroy_process_group`, and their threads abort the process where they ask for the lock of an interpreter that is
+    ending; so they get it before.
     """
-    if dist.is_initialized() and dist.get_backend() == "gloo":
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    is_gloo = dist.get_backend() == "gloo"
+    dist.destroy_process_group()
+    if is_gloo:
         time.sleep(LEAVING_S)
 
 
@@ -66,7 +70,8 @@ class World:
             torch.cuda.set_device(place)
         if size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if use_cuda else "gloo", timeout=datetime.timedelta(minutes=10))
-            atexit.register(_leave)
+            if not use_cuda:
+                atexit.register(leave_group)
         return cls(rank, size, place)
 
     @property

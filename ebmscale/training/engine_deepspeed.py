@@ -40,7 +40,7 @@ from ebmscale.training.engine import (
     share_buffers,
     start_adam,
 )
-from ebmscale.world import World
+from ebmscale.world import World, leave_group
 
 MAX_BUCKET = 50_000_000  # gradient elements that ZeRO reduces at once
 
@@ -249,11 +249,6 @@ def _join_group(world: World) -> None:
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
-        atexit.register(_leave_group)
+        atexit.register(leave_group)
     os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-
-
-def _leave_group() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()

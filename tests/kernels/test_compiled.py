@@ -75,7 +75,7 @@ def test_a_generator_is_compiled_on_a_gpu(dtype: torch.dtype) -> None:
     generator = make("svhn", (3, 32, 32), "cuda", dtype)
     assert forms.choose_form(generator, DIM, 5, "compiled") == "compiled"
     form = forms.form_of("compiled", generator)
-    for rows in (5, 2, 7):  # the last ones by one kernel for any number of rows
+    for rows in (5, 2, 7):  # each number of rows is compiled by itself
         z = torch.randn(rows, DIM, device="cuda", dtype=dtype)
         tolerance = 1e-4 if dtype == torch.float32 else 0.05
         torch.testing.assert_close(form(z), generator(z), rtol=tolerance, atol=tolerance)

@@ -28,7 +28,7 @@ ON_GPU = [
     {"dim": 128, "hidden": [200, 200], "stages": 8, "steps": 20, "chains": 4000, "dtype": "bf16", "seed": 3},
     {"dim": 100, "hidden": [200, 200], "stages": 8, "steps": 7, "chains": 1100, "dtype": "bf16", "launch": 3},
     {"dim": 16, "hidden": [200, 200], "stages": 2, "steps": 5, "chains": 1, "dtype": "bf16", "activation": "gelu"},
-    {"dim": 16, "hidden": [64, 33], "stages": 1, "steps": 1, "chains": 70, "dtype": "bf16", "activation": "leaky_relu"},
+    {"dim": 16, "hidden": [64, 33], "stages": 1, "steps": 1, "chains": 70, "dtype": "fp32", "activation": "leaky_relu"},
 ]
 
 

@@ -10,31 +10,25 @@ pass, and is compared with the card's bf16 matrix rate as measured in the same p
 """
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from ebmscale.density.langevin import LangevinSettings, Target
-from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.kernels.chain_graph import ChainGraphs, Chains, Ends, Subject, run_chains
 from ebmscale.kernels.forms import FormName, form_of
 from ebmscale.kernels.rate import FlopCount, clock_s, matrix_rate
-from ebmscale.models import RatioNet, build_generator
+from ebmscale.models import build_generator
 from ebmscale.seeds import torch_generator
 from ebmscale.training.tasks import posterior_target
+from tools.bench.chain import make_prior
 
 SIGMA, SHAPE = 0.3, (3, 32, 32)
-
-
-def make_prior(dim: int, device: torch.device) -> RatioSequence:
-    """Two ratios with seeded weights."""
-    network = RatioNet(dim).to(device)
-    prior, generator = RatioSequence(StandardNormal(dim), network), torch_generator(0, "prior")
-    for _ in range(2):
-        drawn = {name: 0.05 * torch.randn(w.shape, generator=generator) for name, w in network.state_dict().items()}
-        prior = prior.append({name: weight.to(device) for name, weight in drawn.items()})
-    return prior
 
 
 def main() -> None:
@@ -46,11 +40,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this machine has no CUDA device, and the chains that are timed are a GPU's")
     device, batch, dim = torch.device("cuda"), arguments.batch, arguments.dim
     source = torch_generator(0, "generator")
     generator = build_generator(dim, SHAPE, arguments.width, arguments.form, generator=source).requires_grad_(False)
     generator.to(device, torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    prior, settings = make_prior(dim, device), LangevinSettings(arguments.steps, 0.1)
+    prior, settings = make_prior(2, dim, device), LangevinSettings(arguments.steps, 0.1)
     drawn = torch_generator(0, "chains")
     shapes = ((batch, dim), (batch, *SHAPE), (batch, arguments.steps, dim))
     chains = Chains(*(torch.randn(shape, generator=drawn).to(device) for shape in shapes))
