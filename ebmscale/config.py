@@ -92,7 +92,8 @@ class ModelBlock(Block):
     """Latent size, networks, and the standard deviation `sigma` of p(x|z) for pixels in [-1, 1].
 
     `form` names a generator's form where an image size has several (see `models.forms`). `ratio_components` adds a
-    mixture of so many terms, each of rank `ratio_rank`, to the ratio network (see `models.ratio_net.MixtureHead`).
+    mixture of so many terms, each of rank `ratio_rank`, to the ratio network (see `models.ratio_net.MixtureHead`);
+    `ratio_squares` lets its second layer see the first one's units and their squares (see `models.ratio_net`).
     """
 
     latent_dim: Positive = 16
@@ -104,6 +105,7 @@ class ModelBlock(Block):
     ratio_activation: Literal["silu", "leaky_relu", "gelu"] = "silu"
     ratio_components: NonNegative = 0
     ratio_rank: Positive = 8
+    ratio_squares: bool = False
 
 
 class ChainBlock(Block):
@@ -153,14 +155,21 @@ class PriorBlock(ChainBlock):
     """Prior chains of p_{k-1}: `persistent` ones move on by num_steps a batch, `short_run` ones restart from p_0.
 
     A new stage brings persistent chains to the new prior by equilibrate_steps of `langevin`, or by `smc`: resampled and
-    moved along rungs from the old prior to the new one, then that many steps.
+    moved along rungs from the old prior to the new one, then that many steps. By `tilt` the new ratio is made stronger
+    in the course of these steps, from 0 on, until chains have as high a ratio as held-out posteriors, and is frozen at
+    that strength (see `training.tilt`).
+
+    With base `moments`, p_0 is the Gaussian with the mean and covariance of the posterior latents from where the
+    ratios begin: the first density ratio in closed form (see `density.bases.MomentBase`). Before, and with `standard`,
+    it is N(0, I).
     """
 
+    base: Literal["standard", "moments"] = "standard"
     kind: Literal["persistent", "short_run"] = "persistent"
     num_steps: Positive = 5
     step_size: PositiveFloat = 0.2
     num_chains: Positive = 512
-    equilibrate: Literal["langevin", "smc"] = "langevin"
+    equilibrate: Literal["langevin", "smc", "tilt"] = "langevin"
     equilibrate_steps: NonNegative = 100
     sample_steps: Positive = 100
 
@@ -396,6 +405,11 @@ class RunConfig(Block):
         return {"gaussian": 0, "nce": 1, "lebm": 1}.get(self.method, self.stages.max_stages)
 
     @property
+    def is_amortised(self) -> bool:
+        """Whether posteriors are the encoder's Gaussians, and no chain goes on from a draw of them."""
+        return self.posterior.start == "encoder" and self.posterior.num_steps == 0
+
+    @property
     def generator_stops(self) -> int:
         """The `samples_seen` from which on the generator stays as it is."""
         return self.train.generator.stop_samples or self.train.max_samples
@@ -404,6 +418,12 @@ class RunConfig(Block):
     def _method_fits(self) -> "RunConfig":
         if self.method == "tre" and self.stages.max_stages == 0:
             raise ValueError("stages.max_stages must be above 0 for method tre: it is the number of ratios")
+        buffered, least = self.stages.buffer_samples, 10 * self.model.latent_dim
+        if self.prior.base == "moments" and self.most_stages and not least <= buffered <= self.stages.start_samples:
+            raise ValueError(
+                f"prior.base: moments takes them from the buffer: stages.buffer_samples must be at least {least} "
+                "(ten times model.latent_dim), and stages.start_samples no less than that, so that it is full"
+            )
         if self.stages.start_samples >= self.train.max_samples:
             raise ValueError("stages.start_samples must be below train.max_samples, or no ratio is ever trained")
         return self

@@ -1,6 +1,6 @@
-"""Base densities p_0 besides the standard normal: a Gaussian, and one that is known by samples alone.
+"""Base densities p_0 besides the standard normal: Gaussians, and one that is known by samples alone.
 
-Shapes: N points, Z latent.
+Shapes: ... any leading axes, N points, Z latent.
 """
 
 import math
@@ -45,6 +45,58 @@ class Gaussian:
     def from_noise(self, noise: Tensor) -> Tensor:
         """See `prior.Base.from_noise`."""
         return self.mean.to(noise) + noise @ self.cholesky.to(noise).T
+
+
+class MomentBase(Gaussian):
+    """The Gaussian with the moments of posterior latents; ratio networks and chains see its whitened coordinates.
+
+    Its density over that of N(0, I) is the first density ratio in closed form: that of the two Gaussians which have
+    the moments of either side. Under it the coordinates L^-1 (z - mean) are N(0, I).
+    """
+
+    def __init__(self, mean: Tensor, cholesky: Tensor):
+        super().__init__(mean, cholesky)
+        one = torch.eye(self.dim, dtype=torch.float64, device=cholesky.device)
+        self._whiten = torch.linalg.solve_triangular(cholesky.double(), one, upper=False).T.to(cholesky.dtype)
+
+    @classmethod
+    def standard(cls, dim: int) -> "MomentBase":
+        """N(0, I), before there is anything to fit."""
+        return cls(torch.zeros(dim), torch.eye(dim))
+
+    @classmethod
+    def of_posteriors(cls, means: Tensor, variances: Tensor) -> "MomentBase":
+        """The base with mean and covariance of a mixture of Gaussians with diagonal covariances, one a row.
+
+        Args:
+            means: (N, Z).
+            variances: (N, Z); zeros for latents that are samples.
+
+        Raises:
+            ValueError: the covariance is not positive definite.
+        """
+        values = means.double()
+        covariance = torch.cov(values.T, correction=0) + variances.double().mean(0).diag()
+        cholesky, failed = torch.linalg.cholesky_ex(covariance)
+        if int(failed):
+            raise ValueError("the latents' covariance is not positive definite")
+        return cls(values.mean(0).float(), cholesky.float())
+
+    def to(self, device: torch.device | str) -> "MomentBase":
+        """The same base on another device."""
+        return MomentBase(self.mean.to(device), self.cholesky.to(device))
+
+    def coordinates(self, z: Tensor) -> Tensor:
+        """Whitened points L^-1 (z - mean), (..., Z)."""
+        return (z - self.mean.to(z)) @ self._whiten.to(z)
+
+    def score_from(self, score: Tensor) -> Tensor:
+        """The gradient in z (N, Z) of a function with that gradient in the coordinates."""
+        return score @ self._whiten.to(score).T
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """See `prior.Base.log_density`."""
+        return -0.5 * self.coordinates(z).square().sum(dim=-1) - self._log_normaliser
 
 
 class SampledOnly:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ebmscale.density.bases import MomentBase
 from ebmscale.density.langevin import differentiate
 
 
@@ -91,14 +92,28 @@ class RatioSequence:
         """The state dict of the ratio frozen by stage 1 <= `stage` <= K."""
         return {name: tensor[stage - 1] for name, tensor in self.weights.items()}
 
+    def coordinates(self, z: Tensor) -> Tensor:
+        """What the ratio networks see of points (..., Z): the points, or their coordinates in a base that has some."""
+        return self.base.coordinates(z) if isinstance(self.base, MomentBase) else z
+
+    def in_coordinates(self) -> "RatioSequence":
+        """The density of a `MomentBase`'s coordinates, which are standard normal under the base."""
+        return RatioSequence(StandardNormal(self.base.dim), self.network, self.weights)
+
+    def on_base(self, base: Base) -> "RatioSequence":
+        """The same ratios on another base."""
+        return RatioSequence(base, self.network, self.weights)
+
     def to(self, device: torch.device | str) -> "RatioSequence":
         """The same sequence on another device."""
-        return RatioSequence(self.base, self.network, {name: w.to(device) for name, w in self.weights.items()})
+        base = self.base.to(device) if isinstance(self.base, MomentBase) else self.base
+        return RatioSequence(base, self.network, {name: w.to(device) for name, w in self.weights.items()})
 
     def log_ratios(self, z: Tensor) -> Tensor:
         """f_1(z), ..., f_K(z) for z (N, Z), as (K, N)."""
         if not self.weights:
             return z.new_zeros(0, len(z))
+        z = self.coordinates(z)
         return torch.vmap(lambda weights: functional_call(self.network, weights, (z,)))(self.weights)
 
     def log_density(self, z: Tensor) -> Tensor:

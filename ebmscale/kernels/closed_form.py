@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ebmscale.density.langevin import Target, differentiate
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.models import RatioNet
+from ebmscale.models.ratio_net import SQUARE_BOUND, WithSquares
 
 Backward = Callable[[Tensor, Tensor], Tensor]
 """From the gradient at an activation's output and the activation's input, the gradient at its input."""
@@ -25,14 +26,19 @@ class StackedMlp:
     """The K ratio networks as stacked matrices.
 
     Attributes:
-        activation: between the layers.
+        activations: after every layer but the last.
         weights: (K, out, in) of every layer, the last one (K, 1, H).
         biases: (K, 1, out) of every layer.
     """
 
-    activation: nn.Module
+    activations: tuple[nn.Module, ...]
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
+
+    @property
+    def activation(self) -> nn.Module | None:
+        """The one activation of all layers; None where they differ."""
+        return self.activations[0] if len({repr(one) for one in self.activations}) == 1 else None
 
 
 def stacked(prior: RatioSequence) -> StackedMlp | None:
@@ -43,16 +49,19 @@ def stacked(prior: RatioSequence) -> StackedMlp | None:
     linear, activations = layers[0::2], layers[1::2]
     if not activations or not all(isinstance(layer, nn.Linear) for layer in linear):
         return None
-    if _backward_of(activations[0]) is None or len({repr(one) for one in activations}) > 1:
+    if any(_backward_of(one) is None for one in activations):
         return None
     names = [f"layers.{2 * index}" for index in range(len(linear))]
     if set(prior.weights) != {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}:
         return None
     weights = tuple(prior.weights[f"{name}.weight"] for name in names)
-    return StackedMlp(activations[0], weights, tuple(prior.weights[f"{name}.bias"][:, None] for name in names))
+    biases = tuple(prior.weights[f"{name}.bias"][:, None] for name in names)
+    return StackedMlp(tuple(activations), weights, biases)
 
 
 def _backward_of(activation: nn.Module) -> Backward | None:
+    if isinstance(activation, WithSquares):
+        return squares_backward
     if isinstance(activation, nn.SiLU):
         return torch.ops.aten.silu_backward
     if isinstance(activation, nn.LeakyReLU):
@@ -61,6 +70,13 @@ def _backward_of(activation: nn.Module) -> Backward | None:
     if isinstance(activation, nn.GELU) and activation.approximate == "none":
         return torch.ops.aten.gelu_backward
     return None
+
+
+def squares_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    """Of `WithSquares`."""
+    of_units, of_squares = gradient.chunk(2, dim=-1)
+    bend = 1 - torch.tanh(x.square() / SQUARE_BOUND).square()
+    return of_units + 2 * of_squares * x * bend
 
 
 def closed_form_target(prior: RatioSequence, dtype: torch.dtype | None = None) -> Target | None:
@@ -76,11 +92,10 @@ def closed_form_target(prior: RatioSequence, dtype: torch.dtype | None = None) -
     networks = stacked(prior)
     if networks is None:
         return None
-    backward = _backward_of(networks.activation)
-    assert backward is not None
+    backwards = [backward for one in networks.activations if (backward := _backward_of(one)) is not None]
     base = _base_target(prior)
     own = networks.weights[0].dtype
-    kind, activation = dtype or own, networks.activation
+    kind = dtype or own
     weights, biases = ([one.to(kind) for one in part] for part in (networks.weights, networks.biases))
 
     @torch.no_grad()
@@ -88,14 +103,14 @@ def closed_form_target(prior: RatioSequence, dtype: torch.dtype | None = None) -
         log_density, score = base(z)
         inputs: list[Tensor] = []
         features = z.to(kind).expand(len(weights[0]), *z.shape)  # K, N, Z
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        for weight, bias, activation in zip(weights[:-1], biases[:-1], networks.activations, strict=True):
             inputs.append(torch.baddbmm(bias, features, weight.mT))
             features = activation(inputs[-1])
         log_ratios = torch.baddbmm(biases[-1], features, weights[-1].mT)
         gradient = weights[-1].expand(-1, len(z), -1)
-        for weight, before in zip(weights[-2:0:-1], inputs[:0:-1], strict=True):
+        for weight, before, backward in zip(weights[-2:0:-1], inputs[:0:-1], backwards[:0:-1], strict=True):
             gradient = torch.bmm(backward(gradient, before), weight)
-        gradient = backward(gradient, inputs[0])
+        gradient = backwards[0](gradient, inputs[0])
         if kind == own:
             score = torch.addbmm(score, gradient, weights[0])  # sums over K
         else:

@@ -31,12 +31,14 @@ BLOCK = 64
 LEAST, LEAST_INTERPRETED = 128, 16
 """Layers are padded to at least so many units: on a GPU to the tiles that were run there."""
 SILU, LEAKY_RELU, GELU = 0, 1, 2
+KINDS: dict[type, int] = {nn.SiLU: SILU, nn.LeakyReLU: LEAKY_RELU, nn.GELU: GELU}
 
 
 def why_not(prior: RatioSequence, z: Tensor) -> str | None:
     """Why the kernel cannot run these chains; None if it can."""
     networks = stacked(prior)
-    if networks is None or len(networks.weights) != 3:
+    known = networks is not None and len(networks.weights) == 3 and type(networks.activation) in KINDS
+    if networks is None or not known:
         return "the ratio networks do not have two hidden layers of a known kind"
     if type(prior.base) is not StandardNormal:
         return "p_0 is not N(0, I)"
@@ -104,7 +106,8 @@ def _launcher(
     num_stages, hidden_1, dim = weights[0].shape
     seed, source = (noise, z) if isinstance(noise, int) else (0, noise.to(torch.float32).contiguous())
     activation = networks.activation
-    kind = {nn.SiLU: SILU, nn.LeakyReLU: LEAKY_RELU, nn.GELU: GELU}[type(activation)]
+    assert activation is not None
+    kind = KINDS[type(activation)]
     slope = activation.negative_slope if isinstance(activation, nn.LeakyReLU) else 0.0
     interpreted = _is_interpreted()  # which runs one program after another: no barrier
     members, block = (1, LEAST_INTERPRETED) if interpreted else (num_stages, BLOCK)

@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ebmscale.density.bases import MomentBase
 from ebmscale.density.langevin import ChainTrace, LangevinSettings, Target, run_chain, start
 from ebmscale.density.prior import RatioSequence
 from ebmscale.kernels.closed_form import closed_form_target
@@ -34,10 +35,22 @@ def prior_target(prior: RatioSequence, dtype: torch.dtype | None = None) -> Targ
     """`prior.evaluate`, by whatever computes it fastest; networks of a closed form in `dtype`, where it is given."""
     if not prior.weights:
         return prior.evaluate
+    if isinstance(prior.base, MomentBase):
+        return _through_coordinates(prior, prior.base, dtype)
     target = closed_form_target(prior, dtype)
     if target is None:
         _say("autograd", f"the networks ({type(prior.network).__name__}) have no closed form here")
         return prior.evaluate
+    return target
+
+
+def _through_coordinates(prior: RatioSequence, base: MomentBase, dtype: torch.dtype | None) -> Target:
+    inside, shift = prior_target(prior.in_coordinates(), dtype), float(base.cholesky.diagonal().double().log().sum())
+
+    def target(z: Tensor) -> tuple[Tensor, Tensor]:
+        log_density, score = inside(base.coordinates(z))
+        return log_density - shift, base.score_from(score)
+
     return target
 
 
@@ -51,6 +64,8 @@ def run_prior_chain(
 ) -> tuple[Tensor, ChainTrace]:
     """The ends (N, Z) of Langevin chains under a prior, and their trace; the ends are not evaluated.
 
+    On a base with coordinates of its own the steps are steps of these: they are preconditioned by its covariance.
+
     Args:
         prior: p_k.
         z: (N, Z) where the chains start.
@@ -60,6 +75,10 @@ def run_prior_chain(
         dtype: of networks and activations where the chain is not fused (default: the weights'); the fused chain's
             products are in bf16. Latents and sums stay in fp32.
     """
+    if isinstance(prior.base, MomentBase):
+        inside, base = prior.in_coordinates(), prior.base
+        white, trace = run_prior_chain(inside, base.coordinates(z), noise, settings, after_step, dtype)
+        return base.from_noise(white), trace
     if z.device.type == "cuda" and prior.weights and z.numel() and settings.num_steps:
         reason = _why_not_fused(prior, z, noise, settings)
         if reason is None:

@@ -6,7 +6,6 @@ Shapes: ... any leading axes, Z latent.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,25 @@ from torch import Tensor, nn
 from ebmscale.errors import ConfigError
 from ebmscale.models.blocks import LEAKY_SLOPE, QuietLinear, ZeroLinear, ZeroScale, build
 
+SQUARE_BOUND = 25.0
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "leaky_relu": partial(nn.LeakyReLU, LEAKY_SLOPE),
     "gelu": nn.GELU,
 }
+
+
+class WithSquares(nn.Module):
+    """Features (..., H) and beside them their squares, c tanh(a^2 / c): (..., 2 H).
+
+    Covariances are what latents of an encoder differ in first, and a perceptron draws squares slowly. They are bounded,
+    so that a ratio grows no faster than the points' length and p_k stays a density.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features (..., H) to (..., 2 H)."""
+        return torch.cat([features, SQUARE_BOUND * torch.tanh(features.square() / SQUARE_BOUND)], dim=-1)
 
 
 class MixtureHead(nn.Module):
@@ -56,6 +69,7 @@ class RatioNet(nn.Module):
         activation: str = "silu",
         num_components: int = 0,
         rank: int = 8,
+        squares: bool = False,
     ) -> None:
         """Makes the layers.
 
@@ -65,6 +79,8 @@ class RatioNet(nn.Module):
             activation: a name in `ACTIVATIONS`.
             num_components: C of the mixture head; 0 leaves it away.
             rank: R of the mixture head.
+            squares: whether the first hidden layer is linear, and the next one sees its units and their squares (see
+                `WithSquares`) in the place of an activation.
 
         Raises:
             ConfigError: there is no such activation.
@@ -72,17 +88,27 @@ class RatioNet(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ConfigError(f"There is no activation {activation!r}; use one of {', '.join(ACTIVATIONS)}.")
-        widths = (latent_dim, *hidden)
         layers: list[nn.Module] = []
-        for in_features, out_features in pairwise(widths):
-            layers += [nn.Linear(in_features, out_features), ACTIVATIONS[activation]()]
-        self.layers = nn.Sequential(*layers, ZeroLinear(widths[-1], 1))
+        width = latent_dim
+        for out_features in hidden:
+            if squares and not layers:
+                layers += [QuietLinear(width, out_features), WithSquares()]
+                width = 2 * out_features
+            else:
+                layers += [nn.Linear(width, out_features), ACTIVATIONS[activation]()]
+                width = out_features
+        self.layers = nn.Sequential(*layers, ZeroLinear(width, 1))
         self.mixture = MixtureHead(latent_dim, num_components, rank) if num_components else None
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps latents (..., Z) to log_ratio (...)."""
         value = self.layers(z).squeeze(-1)
         return value if self.mixture is None else value + self.mixture(z)
+
+    def times(self, weights: Mapping[str, Tensor], gain: float) -> dict[str, Tensor]:
+        """The state dict of a network of this form that is `gain` times the network of `weights`."""
+        outputs = (f"layers.{len(self.layers) - 1}.", "mixture.scale.")
+        return {name: gain * one if name.startswith(outputs) else one for name, one in weights.items()}
 
 
 def build_ratio_net(
@@ -91,11 +117,12 @@ def build_ratio_net(
     activation: str = "silu",
     num_components: int = 0,
     rank: int = 8,
+    squares: bool = False,
     *,
     generator: torch.Generator,
 ) -> RatioNet:
     """A `RatioNet` on the CPU whose weights come from `generator` alone; the other arguments are the constructor's."""
-    return build(lambda: RatioNet(latent_dim, hidden, activation, num_components, rank), generator)
+    return build(lambda: RatioNet(latent_dim, hidden, activation, num_components, rank, squares), generator)
 
 
 class RatioNets(nn.Module):

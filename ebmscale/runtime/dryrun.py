@@ -144,7 +144,9 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     ]
     new_stage = Seconds(0.0, 0.0)
     if not config.num_live and config.most_stages:
-        new_stage = _seconds(lambda: run.stages.equilibrated(run.stages.prior, run.samples_seen), repeats=1)
+        new_stage = _seconds(
+            lambda: run.stages.next_prior(run.stages.engine.full_weights(), run.samples_seen), repeats=1
+        )
     last_evidence = _seconds(lambda: take_evidence(run), repeats=2)
     shares = [(end - begin) / config.train.max_samples for begin, end in spans]
     costs = Costs(

@@ -121,7 +121,7 @@ def forecast_memory(
         "sampling copy": networks[0].num_elements * half,
         "its form in chains": _form_elements(config, model.generator, on_cuda) * half,
         "frozen ratios": num_ratio * FP32 * (config.most_stages + 1),
-        "latents": (tables + share.num_chains + share.num_held_out) * dim * FP32,
+        "latents": (tables * (1 + config.is_amortised) + share.num_chains + share.num_held_out) * dim * FP32,
         "held-out images": share.num_held_out * pixels * FP32,
     }
     state = sum(3 * FP32 * net.num_elements for net in networks)
@@ -159,7 +159,12 @@ def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, Rat
         if config.posterior.start == "encoder":
             encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
         return ImageModel(generator, encoder), RatioNet(
-            model.latent_dim, model.ratio_hidden, model.ratio_activation, model.ratio_components, model.ratio_rank
+            model.latent_dim,
+            model.ratio_hidden,
+            model.ratio_activation,
+            model.ratio_components,
+            model.ratio_rank,
+            model.ratio_squares,
         )
 
 

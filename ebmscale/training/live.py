@@ -60,7 +60,7 @@ class LiveTrainer(StageTrainer):
     def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """See `StageTrainer._losses`; the prior is what each update made of it."""
         for _ in range(self._stages.updates_per_batch):
-            z_q = self.buffer.draw(noise.uniform(1), streams)[:, 0]
+            z_q = self._posterior_draws(noise, streams, 1)[:, 0]
             yield self._lebm(z_q, noise) if self._kind == "lebm" else self._tre(z_q, noise)
             self._refresh()
 

@@ -137,7 +137,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     if run.memory is not None:
         run.memory.keep(batch.samples, sample.z)
     with timer.part("prior"):
-        run.stages.observe(sample.z, batch.streams)
+        run.stages.observe(sample.z if sample.moments is None else sample.moments, batch.streams)
         run.stages.advance_prior(batch.start)
     with timer.part("ratio"):
         limit = guard.ratio_limit(run.stages.state, chance_loss(config.stages.magnification))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.path import Normaliser
-from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.errors import ConfigError, StorageError
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import ImageShape
@@ -25,6 +25,7 @@ from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
 from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
 from ebmscale.training.normaliser import measure_normaliser
 from ebmscale.training.parts import parse_tensors, whole_spans
+from ebmscale.training.prior_base import BASE, base_from, base_tensors
 from ebmscale.training.residuals import Residuals, parse_residuals
 from ebmscale.training.run import load_run_config
 from ebmscale.training.tasks import ImageModel, langevin_settings, log_likelihood, sample_posterior
@@ -149,6 +150,7 @@ class LatentModel:
         """Writes `model.safetensors` and `model.json`, which `load` opens."""
         tensors = {f"networks/{name}": tensor for name, tensor in self.networks.state_dict().items()}
         tensors |= {f"ratios/{name}": tensor for name, tensor in self.prior.weights.items()}
+        tensors |= {f"{BASE}{name}": tensor for name, tensor in base_tensors(self.prior.base).items()}
         about = {
             "format_version": EXPORT_VERSION,
             "samples_seen": self.samples_seen,
@@ -196,7 +198,9 @@ def _from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
         frozen = saved.ratios()
         ratios = {name: torch.stack([ratio[name] for ratio in frozen]) for name in _names(frozen)}
     state = saved.values("state")
-    model = _assemble(config, state["image_shape"], saved.samples_seen, networks, ratios)
+    kept = _read(saved, "chains", BASE) if config.prior.base == "moments" else {}
+    base = base_from(config.model.latent_dim, kept)
+    model = _assemble(config, state["image_shape"], saved.samples_seen, networks, base, ratios)
     return replace(model, residuals=parse_residuals(state.get("residuals")))
 
 
@@ -216,19 +220,20 @@ def _load_export(storage: Storage) -> LatentModel:
     except (ValueError, KeyError, TypeError):
         raise StorageError(f"{storage.url_of(ABOUT_FILE)} is damaged: it does not describe an export.") from None
     tensors = parse_tensors(storage.url_of(TENSOR_FILE), storage.read_bytes(TENSOR_FILE))
-    model = _assemble(config, shape, samples_seen, _below(tensors, "networks/"), _below(tensors, "ratios/"))
+    base = base_from(config.model.latent_dim, _below(tensors, BASE))
+    model = _assemble(config, shape, samples_seen, _below(tensors, "networks/"), base, _below(tensors, "ratios/"))
     return replace(model, residuals=residuals)
 
 
 def _assemble(
-    config: RunConfig, shape: Any, samples_seen: int, networks: dict[str, Tensor], ratios: dict[str, Tensor]
+    config: RunConfig, shape: Any, samples_seen: int, networks: dict[str, Tensor], base: Base, ratios: dict[str, Tensor]
 ) -> LatentModel:
     channels, height, width = shape
     image_shape = (channels, height, width)
     model = build_model(config, image_shape)
     model.load_state_dict(networks)
     model.requires_grad_(False)
-    prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config), ratios)
+    prior = RatioSequence(base, build_ratio_network(config), ratios)
     return LatentModel(config, model, prior, image_shape, samples_seen)
 
 

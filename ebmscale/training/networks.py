@@ -34,5 +34,6 @@ def build_ratio_network(config: RunConfig, stage: int = 1) -> RatioNet:
         model.ratio_activation,
         model.ratio_components,
         model.ratio_rank,
+        model.ratio_squares,
         generator=torch_generator(config.run.seed, "ratio-weights", stage, 0),
     )

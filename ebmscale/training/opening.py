@@ -157,6 +157,7 @@ def _stages(config: RunConfig, settings: EngineSettings, world: World, poll: Sto
         "chain_bound": config.guard.chain_bound,
         "chain_dtype": chain_dtype,
         "after_step": poll,
+        "amortised": config.is_amortised,
     }
     if config.num_live:
         return LiveTrainer(build_live_networks(config), config.method, *arguments, **settings_of_chains)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ebmscale.config import PriorBlock, RatioOptimizerBlock, StagesBlock
 from ebmscale.density import evidence as evidence_of
+from ebmscale.density.bases import MomentBase
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.losses import magnitude_penalty, n2ce
@@ -31,9 +32,11 @@ from ebmscale.models import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.training.engine import Engine
 from ebmscale.training.guard import Stopped, spoil
-from ebmscale.training.parts import Piece, Span
+from ebmscale.training.parts import Piece, Span, piece, share_of
+from ebmscale.training.prior_base import BASE, base_from, base_tensors
 from ebmscale.training.streams import StreamTable, owned_rows
 from ebmscale.training.tasks import langevin_settings, lost
+from ebmscale.training.tilt import tilt, with_gain
 from ebmscale.world import World
 
 ANNEALING = Annealing(ess=0.7, moves=MoveSettings(kind="mala", num_moves=2))
@@ -67,6 +70,8 @@ class StageTrainer:
         chain_dtype: in which prior chains evaluate the ratio networks (default: their own).
         after_step: called after every step of the long chains, those of `evidence` and `decide`; where it raises,
             nothing has changed.
+        amortised: whether posteriors come as Gaussians and not as samples of them (see `observe`): then no latent is
+            trained on twice, and the ratio cannot learn the buffer by heart.
     """
 
     def __init__(
@@ -84,9 +89,12 @@ class StageTrainer:
         chain_bound: float = math.inf,
         chain_dtype: torch.dtype | None = None,
         after_step: Callable[[], None] = lambda: None,
+        amortised: bool = False,
     ):
         self.engine = engine
         self.prior = prior
+        if chains.base == "moments":
+            self.prior = prior.on_base(MomentBase.standard(prior.base.dim)).to(world.device)
         self.state = StageState(started=stages.start_samples, finished=stages.max_stages == 0)
         self.criteria = Criteria(
             target_moves=target_moves,
@@ -99,16 +107,17 @@ class StageTrainer:
         self._world = world
         self._seed = seed
         self._num_streams = num_streams
-        self._grad_norm = 0.0
+        self._grad_norm = self._posterior_mean = 0.0
         self._chain_bound, self._chain_dtype, self._after_step = chain_bound, chain_dtype, after_step
         self._num_restarted = 0
+        self._amortised, self._fits_base = amortised, chains.base == "moments"
         dim = prior.base.dim
-        self.buffer = StreamTable(num_streams, stages.buffer_samples // num_streams, dim, world)
+        width = 2 * dim if amortised else dim
+        self.buffer = StreamTable(num_streams, stages.buffer_samples // num_streams, width, world)
         self.pool = StreamTable(num_streams, chains.num_chains // num_streams, dim, world)
         self.held_out_pool = StreamTable(num_streams, stages.evidence_samples // num_streams, dim, world)
         self.trace: ChainTrace | None = None
-        for name, table in self._pools.items():
-            table.fill(self._base_draw(f"{name}-start", table.row_streams, 0))
+        self._fill_pools(0)
 
     @property
     def _pools(self) -> dict[str, StreamTable]:
@@ -128,16 +137,21 @@ class StageTrainer:
     def trains_at(self, position: int) -> bool:
         """Whether a ratio is in training at `samples_seen` (collective until there is something to train on)."""
         begun = position >= self._stages.start_samples and not self.state.finished
-        return begun and self.buffer.is_ready()
+        return begun and (self.buffer.is_full() if self._fits_base else self.buffer.is_ready())
 
     @property
     def is_first_stage(self) -> bool:
         """Whether the prior is still p_0, whose samples are exact draws."""
         return self.prior.num_stages == 0
 
-    def observe(self, z: Tensor, streams: Tensor) -> None:
-        """Adds posterior latents z (B, Z) of the given streams (B,) to the buffer that ratios are trained on."""
-        self.buffer.add(z, streams)
+    def observe(self, posterior: Tensor, streams: Tensor) -> None:
+        """Adds posteriors of the given streams (B,) to the buffer that ratios are trained on.
+
+        Args:
+            posterior: latents (B, Z); of an amortised one means and standard deviations (B, 2 Z).
+            streams: of the rows.
+        """
+        self.buffer.add(posterior, streams)
 
     def advance_prior(self, position: int) -> None:
         """Moves the prior chains that training draws from; p_0 needs none."""
@@ -160,6 +174,8 @@ class StageTrainer:
         """
         if not self.trains_at(position):
             return None
+        if self._fits_base:
+            self._fit_base(position)
         rows = owned_rows(self._stages.batch_size, self._num_streams, self._world)
         streams = rows % self._num_streams
         noise = StreamNoise(self._seed, "ratio", position, streams, self._world.device)
@@ -185,7 +201,7 @@ class StageTrainer:
         Each is computed when it is asked for, so under the weights that the update before it left.
         """
         num_updates = self._stages.updates_per_batch
-        z_q = self.buffer.draw(noise.uniform(num_updates), streams)
+        z_q = self._posterior_draws(noise, streams, num_updates)
         z_p = (
             self.prior.base.from_noise(noise.normal(num_updates, self.prior.base.dim))
             if self.is_first_stage
@@ -194,6 +210,32 @@ class StageTrainer:
         for of_q, of_p in zip(z_q.unbind(1), z_p.unbind(1), strict=True):
             f_q, f_p = self._log_ratio(torch.cat([of_q, of_p])).split(len(streams))
             yield f_q, f_p, n2ce(f_q, f_p, self._stages.magnification)
+
+    def _posterior_draws(self, noise: StreamNoise, streams: Tensor, num: int) -> Tensor:
+        """Posterior latents (B, `num`, Z) for the ratio updates' rows of the given streams."""
+        drawn = self.buffer.draw(noise.uniform(num), streams)
+        if not self._amortised:
+            return drawn
+        mean, std = drawn.chunk(2, dim=-1)
+        return mean + std * noise.normal(num, self.prior.base.dim)
+
+    def _fit_base(self, position: int) -> None:
+        """Gives the base the moments of the posteriors in the buffer, and begins all chains on it (collective).
+
+        Every rank computes them from the whole buffer in the order of the streams, so that they are the same to the
+        last bit whatever the number of ranks.
+        """
+        tables, size = self._world.gather(self.buffer.z), self._world.size
+        rows = torch.cat([tables[stream % size][stream // size] for stream in range(self._num_streams)])
+        mean, std = rows.chunk(2, dim=1) if self._amortised else (rows, torch.zeros_like(rows))
+        base = MomentBase.of_posteriors(mean, std.square()).to(self._world.device)
+        self.prior = self.prior.on_base(base)
+        self._fits_base = False
+        self._fill_pools(position)
+
+    def _fill_pools(self, position: int) -> None:
+        for name, table in self._pools.items():
+            table.fill(self._base_draw(f"{name}-start", table.row_streams, position))
 
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Held-out evidence of the current ratio, the same on every rank (collective).
@@ -210,15 +252,14 @@ class StageTrainer:
         with torch.no_grad():
             f_q, f_p = self._log_ratio(z_held_out), self._log_ratio(z_p)
         everywhere = [torch.cat(self._world.gather(f)) for f in (f_q, f_p)]
+        self._posterior_mean = float(everywhere[0].double().mean())
         return evidence_of.measure(everywhere[0], everywhere[1], self._grad_norm)
 
     def decide(self, evidence: Evidence, position: int) -> Decision:
         """The scheduler's decision on this evidence, carried out."""
         decision, state = decide(self.state, evidence, self.criteria, position)
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
-            prior = self.prior.append(self.engine.full_weights())
-            chains = self.equilibrated(prior, position)
-            self.prior = prior
+            self.prior, chains = self.next_prior(self.engine.full_weights(), position)
             for name, z in chains.items():
                 self._pools[name].fill(z)
         self.state = state
@@ -226,9 +267,12 @@ class StageTrainer:
             self.engine.reset(self._initial_weights())
         return decision
 
-    def equilibrated(self, prior: RatioSequence, position: int) -> dict[str, Tensor]:
-        """Every pool's chains brought to a new prior, as a stage begins; nothing is changed."""
-        return {name: self._equilibrated(name, prior, position) for name in self._pools}
+    def next_prior(self, weights: dict[str, Tensor], position: int) -> tuple[RatioSequence, dict[str, Tensor]]:
+        """The prior with one more ratio and every pool's chains brought to it; nothing is changed (collective)."""
+        if self._chains.equilibrate == "tilt":
+            return self._tilted(weights, position)
+        prior = self.prior.append(weights)
+        return prior, {name: self._equilibrated(name, prior, position) for name in self._pools}
 
     @contextmanager
     def undone_if_stopped(self) -> Iterator[None]:
@@ -242,7 +286,8 @@ class StageTrainer:
 
     def shapes(self) -> dict[str, torch.Size]:
         """The shapes of the chains' and the buffer's tables, over all ranks."""
-        return {f"{name}/{key}": size for name, table in self._tables.items() for key, size in table.shapes().items()}
+        tables = {f"{name}/{key}": size for name, table in self._tables.items() for key, size in table.shapes().items()}
+        return tables | {name: tensor.shape for name, tensor in self._base_tensors().items()}
 
     def share(self) -> list[Piece]:
         """This rank's share of the tables."""
@@ -250,23 +295,31 @@ class StageTrainer:
             Piece(one.span._replace(name=f"{name}/{one.span.name}"), one.values)
             for name, table in self._tables.items()
             for one in table.share()
-        ]
+        ] + share_of(self._base_pieces(), self._world.rank, self._world.size)
 
     def wanted(self) -> list[Span]:
         """The spans that `restore` needs on this rank."""
         return [
             span._replace(name=f"{name}/{span.name}") for name, table in self._tables.items() for span in table.wanted()
-        ]
+        ] + [one.span for one in self._base_pieces()]
+
+    def _base_pieces(self) -> list[Piece]:
+        return [piece(name, tensor) for name, tensor in self._base_tensors().items()]
+
+    def _base_tensors(self) -> dict[str, Tensor]:
+        return {f"{BASE}{name}": tensor for name, tensor in base_tensors(self.prior.base).items()}
 
     def values(self) -> dict[str, Any]:
         """The plain values that `restore` takes."""
-        return {"stage": asdict(self.state), "grad_norm": self._grad_norm}
+        return {"stage": asdict(self.state), "grad_norm": self._grad_norm, "fits_base": self._fits_base}
 
     def restore(self, prior: RatioSequence, tensors: Mapping[Span, Tensor], values: dict[str, Any]) -> None:
         """Takes what `share` and `values` gave, on any world size; engine and frozen ratios are stored apart."""
-        self.prior = prior
+        whole = {one.span.name.removeprefix(BASE): tensors[one.span] for one in self._base_pieces()}
+        self.prior = prior.on_base(base_from(prior.base.dim, whole)).to(self._world.device)
         self.state = StageState(**values["stage"])
         self._grad_norm = values["grad_norm"]
+        self._fits_base = values.get("fits_base", False)
         for name, table in self._tables.items():
             table.restore({span: tensors[span._replace(name=f"{name}/{span.name}")] for span in table.wanted()})
 
@@ -281,7 +334,7 @@ class StageTrainer:
 
     def _log_ratio(self, z: Tensor) -> Tensor:
         dtype = next(self.engine.module.parameters()).dtype
-        return self.engine(z.to(dtype)).float()
+        return self.engine(self.prior.coordinates(z).to(dtype)).float()
 
     def _base_draw(self, purpose: str, streams: Tensor, position: int) -> Tensor:
         noise = StreamNoise(self._seed, purpose, position, streams, self._world.device)
@@ -298,6 +351,33 @@ class StageTrainer:
             return self._annealed(name, prior, position)
         steps = self._chains.equilibrate_steps
         return self._moved(name, prior, position, steps, purpose="equilibrate", long=True)[0]
+
+    def _tilted(self, weights: dict[str, Tensor], position: int) -> tuple[RatioSequence, dict[str, Tensor]]:
+        """See `training.tilt`; the chains of all pools find the gain together."""
+        tables, num_steps = self._pools.values(), self._chains.equilibrate_steps
+        noise = torch.cat(
+            [
+                StreamNoise(self._seed, f"tilt-{name}", position, table.row_streams, self._world.device).normal(
+                    num_steps, self.prior.base.dim
+                )
+                for name, table in self._pools.items()
+            ]
+        )
+        gains, z = tilt(
+            self.prior,
+            weights,
+            self._posterior_mean,
+            torch.cat([table.rows for table in tables]),
+            noise,
+            langevin_settings(self._chains, num_steps),
+            self._world,
+            self._after_step,
+            self._chain_dtype,
+        )
+        last = gains[-max(num_steps // 4, 1) :]
+        prior = with_gain(self.prior, weights, sum(last) / len(last))
+        parts = z.split([len(table.rows) for table in tables])
+        return prior, {name: self._kept(part, name, position) for name, part in zip(self._pools, parts, strict=True)}
 
     def _annealed(self, name: str, prior: RatioSequence, position: int) -> Tensor:
         """The chains of a pool, samples of p_{k-1}, brought to the new prior p_k along rungs p_{k-1} r_k^t.

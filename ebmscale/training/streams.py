@@ -72,6 +72,10 @@ class StreamTable:
             self._ready = not self.world.any(bool((self.written == 0).any()))
         return self._ready
 
+    def is_full(self) -> bool:
+        """Whether every slot on every rank holds a latent (collective)."""
+        return not self.world.any(bool((self.written < self.z.shape[1]).any()))
+
     def draw(self, uniform: Tensor, streams: Tensor) -> Tensor:
         """For every row a random slot of its stream: uniform draws (B, R) in [0, 1) give latents (B, R, Z)."""
         own = streams // self.world.size

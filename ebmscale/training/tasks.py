@@ -108,6 +108,7 @@ class PosteriorSample:
             None without encoder.
         trace: diagnostics of the chain.
         num_lost: chains that left their bound and count as still being at their start.
+        moments: (B, 2 Z) mean and standard deviation of the encoder's Gaussians where z is a draw of these.
     """
 
     z: Tensor
@@ -115,6 +116,7 @@ class PosteriorSample:
     start_score: Tensor | None
     trace: ChainTrace
     num_lost: int = 0
+    moments: Tensor | None = None
 
     @property
     def drawn(self) -> Tensor | None:
@@ -170,10 +172,12 @@ def sample_posterior(
     else:
         with torch.no_grad():
             location, log_std = model.encoder(x.to(next(model.parameters()).dtype))
-        z = location.float() + log_std.float().exp() * start_noise
+        location, std = location.float(), log_std.float().exp()
+        z = location + std * start_noise
         if settings.num_steps == 0:
             score = prior_target(prior)(z)[1] if scored else None
-            return PosteriorSample(z, start_noise, score, ChainTrace(*[z.new_zeros(0)] * 3))
+            moments = torch.cat([location, std], dim=1)
+            return PosteriorSample(z, start_noise, score, ChainTrace(*[z.new_zeros(0)] * 3), moments=moments)
 
     def target_of(x: Tensor) -> Target:
         return posterior_target(prior, model.generator, x, sigma)

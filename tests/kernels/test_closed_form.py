@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ebmscale.density.bases import MomentBase
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.kernels import prior_chain
 from ebmscale.kernels.closed_form import closed_form_target
-from ebmscale.kernels.prior_chain import run_prior_chain
+from ebmscale.kernels.prior_chain import prior_target, run_prior_chain
 from ebmscale.models import ACTIVATIONS, RatioNet
 
 DIM = 5
@@ -28,8 +29,10 @@ class WideNormal:
         return 2 * noise
 
 
-def make_prior(num_stages: int, hidden: tuple[int, ...] = (7, 6), activation: str = "silu", base=None) -> RatioSequence:
-    network = RatioNet(DIM, hidden, activation).double()
+def make_prior(
+    num_stages: int, hidden: tuple[int, ...] = (7, 6), activation: str = "silu", base=None, squares: bool = False
+) -> RatioSequence:
+    network = RatioNet(DIM, hidden, activation, squares=squares).double()
     generator = torch.Generator().manual_seed(num_stages)
     prior = RatioSequence(base or StandardNormal(DIM), network)
     for _ in range(num_stages):
@@ -45,8 +48,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("hidden", [(7,), (7, 6), (3, 8, 4)])
 @pytest.mark.parametrize("num_stages", [1, 3])
-def test_density_and_score_are_autograds(activation: str, hidden: tuple[int, ...], num_stages: int) -> None:
-    prior = make_prior(num_stages, hidden, activation)
+@pytest.mark.parametrize("squares", [False, True])
+def test_density_and_score_are_autograds(
+    activation: str, hidden: tuple[int, ...], num_stages: int, squares: bool
+) -> None:
+    prior = make_prior(num_stages, hidden, activation, squares=squares)
     target = closed_form_target(prior)
     assert target is not None
     for z in (normal(9, DIM), normal(1, DIM), normal(DIM, 4).T, normal(8, 2 * DIM)[::2, ::2]):
@@ -69,6 +75,26 @@ def test_bf16_networks_leave_latents_and_sums_in_fp32(hidden: tuple[int, ...], n
         base = prior.base.log_density(z)
         assert (log_density - wanted).norm() < 0.02 * (wanted - base).norm()
         assert (score - wanted_score).norm() < 0.02 * (wanted_score + z).norm()
+
+
+def moment_base() -> MomentBase:
+    samples = normal(200, DIM) @ normal(DIM, DIM, seed=1) + 2
+    return MomentBase(samples.mean(0), torch.linalg.cholesky(torch.cov(samples.T)))
+
+
+@pytest.mark.parametrize("squares", [False, True])
+def test_on_a_base_with_coordinates_density_and_score_are_autograds(squares: bool) -> None:
+    prior, z = make_prior(3, base=moment_base(), squares=squares), normal(9, DIM)
+    for got, wanted in zip(prior_target(prior)(z), prior.evaluate(z), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_chains_on_a_base_with_coordinates_are_preconditioned_by_its_covariance() -> None:
+    prior, z, noise = make_prior(2, base=moment_base()), normal(9, DIM), normal(9, 1, DIM, seed=3)
+    ends, _ = run_prior_chain(prior, z, noise, LangevinSettings(1, 0.3))
+    factor = prior.base.cholesky
+    wanted = z + 0.045 * prior.score(z) @ (factor @ factor.T) + 0.3 * noise[:, 0] @ factor.T
+    torch.testing.assert_close(ends, wanted)
 
 
 def test_another_base_is_differentiated() -> None:

@@ -6,6 +6,7 @@ import torch
 from ebmscale.errors import ConfigError
 from ebmscale.models import ACTIVATIONS, RatioNet, build_ratio_net, count_parameters, initialise
 from ebmscale.models.blocks import ZeroLinear
+from ebmscale.models.ratio_net import SQUARE_BOUND, WithSquares
 
 
 def randomised(net: RatioNet, seed: int) -> RatioNet:
@@ -63,3 +64,30 @@ def test_no_hidden_layer_gives_a_linear_log_ratio() -> None:
 def test_an_unknown_activation_is_refused() -> None:
     with pytest.raises(ConfigError, match="'relu'; use one of silu"):
         RatioNet(4, activation="relu")
+
+
+@pytest.mark.parametrize("components", [0, 3])
+@pytest.mark.parametrize("hidden", [(), (6,), (6, 5)])
+def test_times_scales_the_log_ratio(hidden: tuple[int, ...], components: int) -> None:
+    net = build_ratio_net(4, hidden, num_components=components, rank=2, generator=torch.Generator().manual_seed(0))
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    z = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    scaled = torch.func.functional_call(net, net.times(net.state_dict(), 0.3), (z,))
+    torch.testing.assert_close(scaled, 0.3 * net(z))
+
+
+def test_squares_are_seen_and_bounded() -> None:
+    features = torch.tensor([[0.5, -2.0, 1e3]])
+    units, squares = WithSquares()(features).chunk(2, dim=1)
+    assert torch.equal(units, features)
+    torch.testing.assert_close(squares, torch.tensor([[0.25, 4.0, SQUARE_BOUND]]), rtol=0.02, atol=0)
+
+
+def test_with_squares_a_linear_last_layer_draws_a_quadratic() -> None:
+    net = build_ratio_net(2, (3,), squares=True, generator=torch.Generator().manual_seed(0))
+    z = 0.1 * torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+    features = net.layers[:-1](z)
+    design, wanted = torch.cat([features, torch.ones(200, 1)], 1), z.square().sum(1, keepdim=True)
+    fitted = design @ torch.linalg.pinv(design) @ wanted
+    torch.testing.assert_close(fitted, wanted, rtol=0, atol=1e-4)
