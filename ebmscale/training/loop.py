@@ -122,6 +122,9 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     """
     config, meter, timer, guard = run.config, run.meter, run.timer, run.guard
     x = to_pixels(batch.images.to(run.world.device))
+    if config.data.flip:
+        chance = StreamNoise(config.run.seed, "flip", batch.start, batch.streams, run.world.device).uniform(1, 1, 1)
+        x = torch.where(chance < 0.5, x.flip(3), x)
     begin = time.perf_counter()
     with timer.part("posterior"):
         noise = StreamNoise(config.run.seed, "posterior", batch.start, batch.streams, run.world.device)

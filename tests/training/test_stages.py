@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.config import PriorBlock, RatioOptimizerBlock, StagesBlock
+from ebmscale.density.bases import MomentBase
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.losses import chance_loss
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.density.schedule import Advance, Finish, Hold, RollBack, StageState
 from ebmscale.models import build_ratio_net
-from ebmscale.seeds import torch_generator
+from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
 from ebmscale.training.parts import Span
 from ebmscale.training.stages import StageTrainer
@@ -42,13 +43,17 @@ END = STAGES.settle_samples
 
 
 def make_trainer(
-    network: nn.Module | None = None, dim: int = 2, chains: PriorBlock = CHAINS, stages: StagesBlock = STAGES
+    network: nn.Module | None = None,
+    dim: int = 2,
+    chains: PriorBlock = CHAINS,
+    stages: StagesBlock = STAGES,
+    amortised: bool = False,
 ) -> StageTrainer:
     world = World.alone()
     network = network or build_ratio_net(dim, (16, 16), generator=torch_generator(0, "ratio-weights"))
     prior = RatioSequence(StandardNormal(dim), network)
     engine = make_engine(network, OptimizerSettings(OPTIMIZER.rate, OPTIMIZER.betas), EngineSettings(), world)
-    return StageTrainer(engine, prior, stages, chains, OPTIMIZER, world, seed=0, num_streams=STREAMS)
+    return StageTrainer(engine, prior, stages, chains, OPTIMIZER, world, 0, STREAMS, amortised=amortised)
 
 
 def posterior(position: int) -> Tensor:
@@ -67,6 +72,75 @@ def train(trainer: StageTrainer, begin: int, end: int) -> list[type]:
         if now % (2 * BATCH) == 0:
             kinds.append(type(trainer.decide(trainer.evidence(posterior(10**6 + now), now), now)))
     return kinds
+
+
+MOMENTS = CHAINS.model_copy(update={"base": "moments", "equilibrate": "tilt", "equilibrate_steps": 40})
+BUFFERED = STAGES.model_copy(update={"buffer_samples": 2048, "start_samples": 2048})
+
+
+def gaussians(position: int) -> Tensor:
+    """Means around (3, -2) and standard deviations (B, 4): their mixture has variances 0.25 + 0.09 and 4 + 0.09."""
+    generator = torch.Generator().manual_seed(position)
+    means = torch.tensor([3.0, -2.0]) + torch.randn(BATCH, 2, generator=generator) * torch.tensor([0.5, 2.0])
+    return torch.cat([means, torch.full_like(means, 0.3)], dim=1)
+
+
+def with_moments() -> StageTrainer:
+    """A trainer whose buffer is full, as the ratios are about to begin."""
+    trainer = make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
+    for position in range(0, 2048, BATCH):
+        assert trainer.update(position) is None
+        trainer.observe(gaussians(position), torch.arange(BATCH) % STREAMS)
+    return trainer
+
+
+def test_the_base_takes_the_posteriors_moments_where_the_ratios_begin() -> None:
+    trainer = with_moments()
+    assert torch.equal(trainer.prior.coordinates(torch.ones(1, 2)), torch.ones(1, 2))
+    assert trainer.update(2048) is not None
+    base = trainer.prior.base
+    assert isinstance(base, MomentBase)
+    torch.testing.assert_close(base.mean, torch.tensor([3.0, -2.0]), rtol=0, atol=0.15)
+    covariance = base.cholesky @ base.cholesky.T
+    torch.testing.assert_close(covariance.diagonal(), torch.tensor([0.34, 4.09]), rtol=0.1, atol=0)
+    torch.testing.assert_close(trainer.pool.rows.mean(0), base.mean, rtol=0, atol=0.4)
+    trainer.observe(gaussians(9999) + 50, torch.arange(BATCH) % STREAMS)
+    trainer.update(2048 + BATCH)
+    assert trainer.prior.base is base  # fitted once
+
+
+def test_a_gaussian_posterior_leaves_nothing_to_a_ratio_on_its_moments() -> None:
+    trainer = with_moments()
+    for position in range(2048, 2048 + 12 * BATCH, BATCH):
+        trainer.observe(gaussians(position), torch.arange(BATCH) % STREAMS)
+        report = trainer.update(position)
+    assert report is not None
+    assert float(report.loss) == pytest.approx(chance_loss(1), abs=0.1)
+
+
+def test_amortised_posteriors_are_drawn_anew_at_every_update() -> None:
+    trainer = with_moments()
+    streams = torch.arange(STREAMS).repeat_interleave(500)
+    one, other = (trainer._posterior_draws(StreamNoise(0, name, 0, streams), streams, 1)[:, 0] for name in "ab")
+    assert not torch.isin(one, other).any()
+    torch.testing.assert_close(one.std(0), torch.tensor([0.34, 4.09]).sqrt(), rtol=0.1, atol=0)
+
+
+def test_the_base_comes_back_with_the_rest() -> None:
+    first, second = with_moments(), make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
+    first.update(2048)
+    first.evidence(gaussians(1)[:, :2], 2048)
+    first.state = SETTLED
+    assert isinstance(first.decide(GOOD, 2048 + END), Advance)
+    second.engine.load_state(first.engine.state())
+    bare = RatioSequence(StandardNormal(2), first.prior.network, first.prior.weights)
+    second.restore(bare, tables_of(first), first.values())
+    z = torch.randn(7, 2)
+    assert torch.equal(second.prior.log_density(z), first.prior.log_density(z))
+    for trainer in (first, second):
+        trainer.advance_prior(4096)
+        trainer.update(4096)
+    assert equal(tables_of(first), tables_of(second))
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
