@@ -161,12 +161,13 @@ class PriorBlock(ChainBlock):
     in the course of these steps, from 0 on, until chains have as high a ratio as held-out posteriors, and is frozen at
     that strength (see `training.tilt`).
 
-    With base `moments`, p_0 is the Gaussian with the mean and covariance of the posterior latents from where the
-    ratios begin: the first density ratio in closed form (see `density.bases.MomentBase`). Before, and with `standard`,
-    it is N(0, I).
+    With base `moments`, p_0 is, from where the ratios begin, the Gaussian with the mean and covariance of the posterior
+    latents, or a mixture of `base_components` Gaussians that is fitted to them: the first density ratio in closed form
+    (see `density.bases.MomentBase`). Before, and with `standard`, it is N(0, I).
     """
 
     base: Literal["standard", "moments"] = "standard"
+    base_components: Positive = 1
     kind: Literal["persistent", "short_run"] = "persistent"
     num_steps: Positive = 5
     step_size: PositiveFloat = 0.2
@@ -425,7 +426,7 @@ class RunConfig(Block):
                 "data.flip does not go with posterior.start: memory, whose latents are of unmirrored images"
             )
         buffered, least = self.stages.buffer_samples, 10 * self.model.latent_dim
-        if self.prior.base == "moments" and self.most_stages and not least <= buffered <= self.stages.start_samples:
+        if self.prior.base == "moments" and not least <= buffered <= self.stages.start_samples:
             raise ValueError(
                 f"prior.base: moments takes them from the buffer: stages.buffer_samples must be at least {least} "
                 "(ten times model.latent_dim), and stages.start_samples no less than that, so that it is full"

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+EM_STEPS = 20
+
 
 class Gaussian:
     """N(mean, L L^T) for a mean (Z,) and a lower triangular L (Z, Z)."""
@@ -48,29 +50,41 @@ class Gaussian:
 
 
 class MomentBase(Gaussian):
-    """The Gaussian with the moments of posterior latents; ratio networks and chains see its whitened coordinates.
+    """A base that is fitted to posterior latents; ratio networks and chains see its whitened coordinates.
 
-    Its density over that of N(0, I) is the first density ratio in closed form: that of the two Gaussians which have
-    the moments of either side. Under it the coordinates L^-1 (z - mean) are N(0, I).
+    Its density over that of N(0, I) is the first density ratio, in closed form. The coordinates L^-1 (z - mean) have
+    mean 0 and covariance I under it; there it is N(0, I), or a `Mixture` of Gaussians.
+
+    Args:
+        mean: (Z,).
+        cholesky: (Z, Z), L.
+        inside: the density of the coordinates; None is N(0, I).
     """
 
-    def __init__(self, mean: Tensor, cholesky: Tensor):
+    def __init__(self, mean: Tensor, cholesky: Tensor, inside: "Mixture | None" = None):
         super().__init__(mean, cholesky)
+        self.inside = inside
         one = torch.eye(self.dim, dtype=torch.float64, device=cholesky.device)
         self._whiten = torch.linalg.solve_triangular(cholesky.double(), one, upper=False).T.to(cholesky.dtype)
+        self.log_volume = float(cholesky.diagonal().double().log().sum())
 
     @classmethod
-    def standard(cls, dim: int) -> "MomentBase":
-        """N(0, I), before there is anything to fit."""
-        return cls(torch.zeros(dim), torch.eye(dim))
+    def standard(cls, dim: int, num_components: int = 1) -> "MomentBase":
+        """N(0, I), before there is anything to fit, as a mixture of so many equal parts."""
+        inside = Mixture.standard(dim, num_components) if num_components > 1 else None
+        return cls(torch.zeros(dim), torch.eye(dim), inside)
 
     @classmethod
-    def of_posteriors(cls, means: Tensor, variances: Tensor) -> "MomentBase":
+    def of_posteriors(
+        cls, means: Tensor, variances: Tensor, num_components: int = 1, generator: torch.Generator | None = None
+    ) -> "MomentBase":
         """The base with mean and covariance of a mixture of Gaussians with diagonal covariances, one a row.
 
         Args:
             means: (N, Z).
             variances: (N, Z); zeros for latents that are samples.
+            num_components: of the mixture in the coordinates; 1 is none.
+            generator: of the draws that the mixture is fitted to.
 
         Raises:
             ValueError: the covariance is not positive definite.
@@ -80,15 +94,25 @@ class MomentBase(Gaussian):
         cholesky, failed = torch.linalg.cholesky_ex(covariance)
         if int(failed):
             raise ValueError("the latents' covariance is not positive definite")
-        return cls(values.mean(0).float(), cholesky.float())
+        base = cls(values.mean(0).float(), cholesky.float())
+        if num_components == 1:
+            return base
+        noise = torch.randn(means.shape, generator=generator)
+        draws = base.coordinates(means.float() + variances.float().sqrt() * noise)
+        return cls(base.mean, base.cholesky, Mixture.fitted(draws, num_components, generator))
 
     def to(self, device: torch.device | str) -> "MomentBase":
         """The same base on another device."""
-        return MomentBase(self.mean.to(device), self.cholesky.to(device))
+        inside = self.inside.to(device) if self.inside is not None else None
+        return MomentBase(self.mean.to(device), self.cholesky.to(device), inside)
 
     def coordinates(self, z: Tensor) -> Tensor:
         """Whitened points L^-1 (z - mean), (..., Z)."""
         return (z - self.mean.to(z)) @ self._whiten.to(z)
+
+    def from_coordinates(self, white: Tensor) -> Tensor:
+        """Points (N, Z) with these coordinates."""
+        return super().from_noise(white)
 
     def score_from(self, score: Tensor) -> Tensor:
         """The gradient in z (N, Z) of a function with that gradient in the coordinates."""
@@ -96,7 +120,131 @@ class MomentBase(Gaussian):
 
     def log_density(self, z: Tensor) -> Tensor:
         """See `prior.Base.log_density`."""
-        return -0.5 * self.coordinates(z).square().sum(dim=-1) - self._log_normaliser
+        white = self.coordinates(z)
+        if self.inside is not None:
+            return self.inside.log_density(white) - self.log_volume
+        return -0.5 * white.square().sum(dim=-1) - self._log_normaliser
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """See `prior.Base.from_noise`."""
+        return self.from_coordinates(noise if self.inside is None else self.inside.from_noise(noise))
+
+
+class Mixture:
+    """A mixture of Gaussians with full covariances.
+
+    Args:
+        weights: (C,), which add up to 1.
+        means: (C, Z).
+        choleskys: (C, Z, Z) lower triangles of the covariances.
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor, choleskys: Tensor):
+        self.dim = means.shape[1]
+        self.weights, self.means, self.choleskys = weights, means, choleskys
+        one = torch.eye(self.dim, dtype=torch.float64, device=choleskys.device).expand(choleskys.shape)
+        self._whiten = torch.linalg.solve_triangular(choleskys.double(), one, upper=False).mT.to(choleskys.dtype)
+        self._shift = means[:, None] @ self._whiten  # C, 1, Z
+        volumes = choleskys.diagonal(dim1=1, dim2=2).double().log().sum(1)
+        constant = weights.double().log() - volumes - 0.5 * self.dim * math.log(2 * math.pi)
+        self._constant = constant.to(weights.dtype)
+
+    @classmethod
+    def standard(cls, dim: int, num_components: int) -> "Mixture":
+        """N(0, I), so many times."""
+        shares = torch.full((num_components,), 1 / num_components)
+        return cls(shares, torch.zeros(num_components, dim), torch.eye(dim).repeat(num_components, 1, 1))
+
+    @classmethod
+    def fitted(cls, samples: Tensor, num_components: int, generator: torch.Generator | None = None) -> "Mixture":
+        """By expectation maximisation, `EM_STEPS` of it, from centres that are spread as k-means++ spreads them.
+
+        Off its diagonal a component's covariance is shrunk as if Z samples of independent coordinates had been added.
+
+        Args:
+            samples: (N, Z), of about unit scale.
+            num_components: C.
+            generator: of the centres.
+        """
+        centres = _spread_centres(samples, num_components, generator)
+        nearest = torch.cdist(samples, centres).argmin(1)
+        parts = torch.nn.functional.one_hot(nearest, num_components).to(samples.dtype)
+        for _ in range(EM_STEPS):
+            mixture = cls._maximised(samples, parts)
+            parts = mixture._terms(samples).softmax(dim=0).T
+        return cls._maximised(samples, parts)
+
+    @classmethod
+    def _maximised(cls, samples: Tensor, parts: Tensor) -> "Mixture":
+        """The mixture under which samples (N, Z), of which each component owns `parts` (N, C), are likeliest."""
+        dim, counts = samples.shape[1], parts.sum(0) + 1.0
+        means, choleskys = (parts.T @ samples) / counts[:, None], []
+        for part, mean, count in zip(parts.T, means, counts, strict=True):
+            centred = samples - mean
+            covariance = ((centred * part[:, None]).T @ centred + torch.eye(dim).to(samples)) / count
+            share = count / (count + dim)
+            covariance = share * covariance + (1 - share) * covariance.diagonal().diag()
+            choleskys.append(torch.linalg.cholesky(covariance))
+        return cls(counts / counts.sum(), means, torch.stack(choleskys))
+
+    def to(self, device: torch.device | str) -> "Mixture":
+        """The same mixture on another device."""
+        return Mixture(self.weights.to(device), self.means.to(device), self.choleskys.to(device))
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """See `prior.Base.log_density`."""
+        return self._terms(z).logsumexp(0)
+
+    @torch.no_grad()
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density (N,) and score (N, Z), without autograd."""
+        white = self._white(z)
+        terms = self._terms_of(white)
+        shares = terms.softmax(0)
+        score = torch.bmm(shares[:, :, None] * white, -self._whiten.to(z).mT).sum(0)
+        return terms.logsumexp(0), score
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """See `prior.Base.from_noise`.
+
+        The first number of a row, as a quantile, chooses the component; where it lies among that component's
+        quantiles is again uniform, and becomes the row's first number.
+        """
+        if noise.dim() > 2:
+            return self.from_noise(noise.flatten(0, -2)).view(noise.shape)
+        normal = torch.distributions.Normal(0.0, 1.0)
+        quantile = normal.cdf(noise[:, 0].double())
+        ends = self.weights.double().cumsum(0).to(noise.device)
+        chosen = torch.searchsorted(ends, quantile).clamp(max=len(ends) - 1)
+        width = self.weights.double().to(noise.device)[chosen]
+        inner = ((quantile - ends[chosen] + width) / width).clamp(1e-9, 1 - 1e-9)
+        white = torch.cat([normal.icdf(inner)[:, None].to(noise), noise[:, 1:]], dim=1)
+        rotated = torch.empty_like(white)
+        for component in chosen.unique().tolist():
+            own = chosen == component
+            rotated[own] = white[own] @ self.choleskys[component].to(noise).T
+        return self.means.to(noise)[chosen] + rotated
+
+    def _white(self, z: Tensor) -> Tensor:
+        return torch.baddbmm(-self._shift.to(z), z.expand(len(self.weights), *z.shape), self._whiten.to(z))
+
+    def _terms(self, z: Tensor) -> Tensor:
+        """log of weight times density of every component, (C, N)."""
+        return self._terms_of(self._white(z))
+
+    def _terms_of(self, white: Tensor) -> Tensor:
+        return self._constant.to(white)[:, None] - 0.5 * white.square().sum(-1)
+
+
+def _spread_centres(samples: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
+    """`num` of the samples, each drawn in proportion to the squared distance from those before it (k-means++)."""
+    first = torch.randint(len(samples), (1,), generator=generator)
+    centres = [samples[first[0]]]
+    distance = (samples - centres[0]).square().sum(1)
+    for _ in range(num - 1):
+        centres.append(samples[torch.multinomial(distance, 1, generator=generator)[0]])
+        distance = torch.minimum(distance, (samples - centres[-1]).square().sum(1))
+    return torch.stack(centres)
 
 
 class SampledOnly:

@@ -97,8 +97,9 @@ class RatioSequence:
         return self.base.coordinates(z) if isinstance(self.base, MomentBase) else z
 
     def in_coordinates(self) -> "RatioSequence":
-        """The density of a `MomentBase`'s coordinates, which are standard normal under the base."""
-        return RatioSequence(StandardNormal(self.base.dim), self.network, self.weights)
+        """The density of a `MomentBase`'s coordinates."""
+        inside = self.base.inside if isinstance(self.base, MomentBase) else None
+        return RatioSequence(inside or StandardNormal(self.base.dim), self.network, self.weights)
 
     def on_base(self, base: Base) -> "RatioSequence":
         """The same ratios on another base."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ebmscale.density.bases import Mixture
 from ebmscale.density.langevin import Target, differentiate
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.models import RatioNet
@@ -124,4 +125,6 @@ def _base_target(prior: RatioSequence) -> Target:
     base = prior.base
     if type(base) is StandardNormal:
         return lambda z: (base.log_density(z), -z)
+    if isinstance(base, Mixture):
+        return base.evaluate
     return differentiate(base.log_density)

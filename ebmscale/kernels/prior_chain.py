@@ -45,11 +45,11 @@ def prior_target(prior: RatioSequence, dtype: torch.dtype | None = None) -> Targ
 
 
 def _through_coordinates(prior: RatioSequence, base: MomentBase, dtype: torch.dtype | None) -> Target:
-    inside, shift = prior_target(prior.in_coordinates(), dtype), float(base.cholesky.diagonal().double().log().sum())
+    inside = prior_target(prior.in_coordinates(), dtype)
 
     def target(z: Tensor) -> tuple[Tensor, Tensor]:
         log_density, score = inside(base.coordinates(z))
-        return log_density - shift, base.score_from(score)
+        return log_density - base.log_volume, base.score_from(score)
 
     return target
 
@@ -78,7 +78,7 @@ def run_prior_chain(
     if isinstance(prior.base, MomentBase):
         inside, base = prior.in_coordinates(), prior.base
         white, trace = run_prior_chain(inside, base.coordinates(z), noise, settings, after_step, dtype)
-        return base.from_noise(white), trace
+        return base.from_coordinates(white), trace
     if z.device.type == "cuda" and prior.weights and z.numel() and settings.num_steps:
         reason = _why_not_fused(prior, z, noise, settings)
         if reason is None:

@@ -94,7 +94,7 @@ class StageTrainer:
         self.engine = engine
         self.prior = prior
         if chains.base == "moments":
-            self.prior = prior.on_base(MomentBase.standard(prior.base.dim)).to(world.device)
+            self.prior = prior.on_base(MomentBase.standard(prior.base.dim, chains.base_components)).to(world.device)
         self.state = StageState(started=stages.start_samples, finished=stages.max_stages == 0)
         self.criteria = Criteria(
             target_moves=target_moves,
@@ -137,7 +137,7 @@ class StageTrainer:
     def trains_at(self, position: int) -> bool:
         """Whether a ratio is in training at `samples_seen` (collective until there is something to train on)."""
         begun = position >= self._stages.start_samples and not self.state.finished
-        return begun and (self.buffer.is_full() if self._fits_base else self.buffer.is_ready())
+        return begun and self.buffer.is_ready()
 
     @property
     def is_first_stage(self) -> bool:
@@ -172,10 +172,10 @@ class StageTrainer:
             rate_scale: factor of the learning rate.
             limit: an update whose loss on any rank is above it is left out, as one that is not finite.
         """
-        if not self.trains_at(position):
-            return None
-        if self._fits_base:
+        if self._fits_base and position >= self._stages.start_samples and self.buffer.is_full():
             self._fit_base(position)
+        if self._fits_base or not self.trains_at(position):
+            return None
         rows = owned_rows(self._stages.batch_size, self._num_streams, self._world)
         streams = rows % self._num_streams
         noise = StreamNoise(self._seed, "ratio", position, streams, self._world.device)
@@ -222,14 +222,19 @@ class StageTrainer:
     def _fit_base(self, position: int) -> None:
         """Gives the base the moments of the posteriors in the buffer, and begins all chains on it (collective).
 
-        Every rank computes them from the whole buffer in the order of the streams, so that they are the same to the
-        last bit whatever the number of ranks.
+        The first rank computes them from the whole buffer in the order of the streams, so that they are the same
+        whatever the number of ranks.
         """
         tables, size = self._world.gather(self.buffer.z), self._world.size
         rows = torch.cat([tables[stream % size][stream // size] for stream in range(self._num_streams)])
         mean, std = rows.chunk(2, dim=1) if self._amortised else (rows, torch.zeros_like(rows))
-        base = MomentBase.of_posteriors(mean, std.square()).to(self._world.device)
-        self.prior = self.prior.on_base(base)
+        found: dict[str, Tensor] | None = None
+        if self._world.is_first:
+            generator = torch_generator(self._seed, "base")
+            base = MomentBase.of_posteriors(mean.cpu(), std.square().cpu(), self._chains.base_components, generator)
+            found = base_tensors(base)
+        dim = self.prior.base.dim
+        self.prior = self.prior.on_base(base_from(dim, self._world.broadcast(found))).to(self._world.device)
         self._fits_base = False
         self._fill_pools(position)
 
@@ -259,7 +264,9 @@ class StageTrainer:
         """The scheduler's decision on this evidence, carried out."""
         decision, state = decide(self.state, evidence, self.criteria, position)
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
-            self.prior, chains = self.next_prior(self.engine.full_weights(), position)
+            self.prior, chains, gain = self.next_prior(self.engine.full_weights(), position)
+            if gain != 1:
+                decision = replace(decision, reason=f"{decision.reason}; frozen at {gain:.2f} of its strength")
             for name, z in chains.items():
                 self._pools[name].fill(z)
         self.state = state
@@ -267,12 +274,15 @@ class StageTrainer:
             self.engine.reset(self._initial_weights())
         return decision
 
-    def next_prior(self, weights: dict[str, Tensor], position: int) -> tuple[RatioSequence, dict[str, Tensor]]:
-        """The prior with one more ratio and every pool's chains brought to it; nothing is changed (collective)."""
+    def next_prior(self, weights: dict[str, Tensor], position: int) -> tuple[RatioSequence, dict[str, Tensor], float]:
+        """The prior with one more ratio, every pool's chains brought to it, and the ratio's gain (collective).
+
+        Nothing is changed.
+        """
         if self._chains.equilibrate == "tilt":
             return self._tilted(weights, position)
         prior = self.prior.append(weights)
-        return prior, {name: self._equilibrated(name, prior, position) for name in self._pools}
+        return prior, {name: self._equilibrated(name, prior, position) for name in self._pools}, 1.0
 
     @contextmanager
     def undone_if_stopped(self) -> Iterator[None]:
@@ -352,7 +362,7 @@ class StageTrainer:
         steps = self._chains.equilibrate_steps
         return self._moved(name, prior, position, steps, purpose="equilibrate", long=True)[0]
 
-    def _tilted(self, weights: dict[str, Tensor], position: int) -> tuple[RatioSequence, dict[str, Tensor]]:
+    def _tilted(self, weights: dict[str, Tensor], position: int) -> tuple[RatioSequence, dict[str, Tensor], float]:
         """See `training.tilt`; the chains of all pools find the gain together."""
         tables, num_steps = self._pools.values(), self._chains.equilibrate_steps
         noise = torch.cat(
@@ -375,9 +385,10 @@ class StageTrainer:
             self._chain_dtype,
         )
         last = gains[-max(num_steps // 4, 1) :]
-        prior = with_gain(self.prior, weights, sum(last) / len(last))
+        gain = sum(last) / len(last)
         parts = z.split([len(table.rows) for table in tables])
-        return prior, {name: self._kept(part, name, position) for name, part in zip(self._pools, parts, strict=True)}
+        chains = {name: self._kept(part, name, position) for name, part in zip(self._pools, parts, strict=True)}
+        return with_gain(self.prior, weights, gain), chains, gain
 
     def _annealed(self, name: str, prior: RatioSequence, position: int) -> Tensor:
         """The chains of a pool, samples of p_{k-1}, brought to the new prior p_k along rungs p_{k-1} r_k^t.

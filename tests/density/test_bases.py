@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ebmscale.density.bases import Gaussian, MomentBase, SampledOnly
+from ebmscale.density.bases import Gaussian, Mixture, MomentBase, SampledOnly
 
 
 def draws(num: int, dim: int) -> torch.Tensor:
@@ -79,3 +79,59 @@ def test_before_there_are_moments_the_base_is_the_standard_normal() -> None:
 def test_posteriors_that_do_not_fill_the_space_are_refused() -> None:
     with pytest.raises(ValueError, match="positive definite"):
         MomentBase.of_posteriors(torch.ones(50, 3), torch.zeros(50, 3))
+
+
+def two_clusters(num: int) -> torch.Tensor:
+    """0.7 N((2, 0), [[1, 0.8], [0.8, 1]]) + 0.3 N((-3, 1), 0.25 I)."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(num, 2, generator=generator)
+    factor = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+    first, second = torch.tensor([2.0, 0.0]) + noise @ factor.T, torch.tensor([-3.0, 1.0]) + 0.5 * noise
+    return torch.where(torch.rand(num, 1, generator=generator) < 0.7, first, second)
+
+
+def test_a_mixture_is_found_by_expectation_maximisation() -> None:
+    mixture = Mixture.fitted(two_clusters(20_000), 2, torch.Generator().manual_seed(3))
+    order = mixture.weights.argsort(descending=True)
+    torch.testing.assert_close(mixture.weights[order], torch.tensor([0.7, 0.3]), rtol=0, atol=0.02)
+    torch.testing.assert_close(mixture.means[order], torch.tensor([[2.0, 0.0], [-3.0, 1.0]]), rtol=0, atol=0.05)
+    covariances = (mixture.choleskys @ mixture.choleskys.mT)[order]
+    wanted = torch.tensor([[[1.0, 0.8], [0.8, 1.0]], [[0.25, 0.0], [0.0, 0.25]]])
+    torch.testing.assert_close(covariances, wanted, rtol=0, atol=0.05)
+
+
+def test_a_mixtures_density_and_score_are_torchs_and_autograds() -> None:
+    samples = draws(300, 3)
+    mixture = Mixture.fitted(samples, 4, torch.Generator().manual_seed(0))
+    parts = torch.distributions.MultivariateNormal(mixture.means, scale_tril=mixture.choleskys)
+    torchs = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(mixture.weights), parts)
+    z = samples[:9].clone().requires_grad_(True)
+    log_density, score = mixture.evaluate(z.detach())
+    torch.testing.assert_close(log_density, torchs.log_prob(z.detach()))
+    torch.testing.assert_close(mixture.log_density(z), log_density)
+    torch.testing.assert_close(torch.autograd.grad(torchs.log_prob(z).sum(), z)[0], score)
+
+
+def test_noise_becomes_exact_samples_of_a_mixture() -> None:
+    mixture = Mixture.fitted(two_clusters(5_000), 2, torch.Generator().manual_seed(3))
+    z = mixture.from_noise(torch.randn(40_000, 2, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(mixture.from_noise(torch.zeros(3, 2, 2)), mixture.from_noise(torch.zeros(6, 2)).view(3, 2, 2))
+    own = mixture._terms(z).argmax(0)
+    torch.testing.assert_close(own.bincount() / len(z), mixture.weights, rtol=0, atol=0.01)
+    for component in range(2):
+        part = z[own == component]
+        torch.testing.assert_close(part.mean(0), mixture.means[component], rtol=0, atol=0.05)
+        covariance = mixture.choleskys[component] @ mixture.choleskys[component].T
+        torch.testing.assert_close(torch.cov(part.T), covariance, rtol=0, atol=0.05)
+
+
+def test_a_base_may_be_a_mixture_in_its_coordinates() -> None:
+    samples = two_clusters(4_000)
+    base = MomentBase.of_posteriors(samples, torch.zeros_like(samples), 2, torch.Generator().manual_seed(3))
+    single = MomentBase.of_posteriors(samples, torch.zeros_like(samples))
+    assert float((base.log_density(samples) - single.log_density(samples)).mean()) > 0.5
+    side = torch.linspace(-8, 8, 400)
+    grid = torch.cartesian_prod(side, side)
+    assert float(base.log_density(grid).exp().sum() * (side[1] - side[0]) ** 2) == pytest.approx(1, abs=1e-3)
+    z = base.from_noise(torch.randn(40_000, 2, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(torch.cov(z.T), torch.cov(samples.T), rtol=0.05, atol=0.05)

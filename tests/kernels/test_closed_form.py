@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ebmscale.density.bases import MomentBase
+from ebmscale.density.bases import Mixture, MomentBase
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.kernels import prior_chain
@@ -77,14 +77,16 @@ def test_bf16_networks_leave_latents_and_sums_in_fp32(hidden: tuple[int, ...], n
         assert (score - wanted_score).norm() < 0.02 * (wanted_score + z).norm()
 
 
-def moment_base() -> MomentBase:
+def moment_base(num_components: int = 1) -> MomentBase:
     samples = normal(200, DIM) @ normal(DIM, DIM, seed=1) + 2
-    return MomentBase(samples.mean(0), torch.linalg.cholesky(torch.cov(samples.T)))
+    inside = Mixture.fitted(normal(200, DIM, seed=2), num_components) if num_components > 1 else None
+    return MomentBase(samples.mean(0), torch.linalg.cholesky(torch.cov(samples.T)), inside)
 
 
 @pytest.mark.parametrize("squares", [False, True])
-def test_on_a_base_with_coordinates_density_and_score_are_autograds(squares: bool) -> None:
-    prior, z = make_prior(3, base=moment_base(), squares=squares), normal(9, DIM)
+@pytest.mark.parametrize("num_components", [1, 3])
+def test_on_a_base_with_coordinates_density_and_score_are_autograds(squares: bool, num_components: int) -> None:
+    prior, z = make_prior(3, base=moment_base(num_components), squares=squares), normal(9, DIM)
     for got, wanted in zip(prior_target(prior)(z), prior.evaluate(z), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 

@@ -85,9 +85,9 @@ def gaussians(position: int) -> Tensor:
     return torch.cat([means, torch.full_like(means, 0.3)], dim=1)
 
 
-def with_moments() -> StageTrainer:
+def with_moments(chains: PriorBlock = MOMENTS) -> StageTrainer:
     """A trainer whose buffer is full, as the ratios are about to begin."""
-    trainer = make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
+    trainer = make_trainer(chains=chains, stages=BUFFERED, amortised=True)
     for position in range(0, 2048, BATCH):
         assert trainer.update(position) is None
         trainer.observe(gaussians(position), torch.arange(BATCH) % STREAMS)
@@ -126,8 +126,10 @@ def test_amortised_posteriors_are_drawn_anew_at_every_update() -> None:
     torch.testing.assert_close(one.std(0), torch.tensor([0.34, 4.09]).sqrt(), rtol=0.1, atol=0)
 
 
-def test_the_base_comes_back_with_the_rest() -> None:
-    first, second = with_moments(), make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
+@pytest.mark.parametrize("num_components", [1, 3])
+def test_the_base_comes_back_with_the_rest(num_components: int) -> None:
+    chains = MOMENTS.model_copy(update={"base_components": num_components})
+    first, second = with_moments(chains), make_trainer(chains=chains, stages=BUFFERED, amortised=True)
     first.update(2048)
     first.evidence(gaussians(1)[:, :2], 2048)
     first.state = SETTLED
