@@ -35,6 +35,7 @@ def test_overrides_are_dotted_and_typed() -> None:
         ("prior.num_chains=100", "must be a multiple of data.num_streams"),
         ("stages.settle_samples=50000", "below max_samples"),
         ("stages.magnification=10", "belongs to loss n2ce"),
+        ("prior.base=moments", "stages.buffer_samples must be at least 160"),
         ("posterior.num_steps=0", "unless the chain starts at an encoder"),
         ("train.max_samples=.nan", "train.max_samples"),
         ("run.name=../escape", "run.name"),
@@ -49,6 +50,11 @@ def test_a_bad_override_gets_one_sentence(override: str, words: str) -> None:
         parse_config(MINIMAL, [override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_memory_of_chains_knows_no_mirrored_images() -> None:
+    with pytest.raises(ConfigError, match=r"data\.flip does not go with posterior\.start: memory"):
+        parse_config(MINIMAL, ["data.flip=true", "posterior={start: memory, first_steps: 5}"])
 
 
 def test_a_missing_key_is_named() -> None:

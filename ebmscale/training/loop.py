@@ -26,7 +26,7 @@ from ebmscale.training.opening import open_run
 from ebmscale.training.profile import Profile
 from ebmscale.training.residuals import measure_residuals
 from ebmscale.training.run import Run
-from ebmscale.training.tasks import PosteriorSample, generator_loss, to_pixels
+from ebmscale.training.tasks import PosteriorSample, generator_loss, mirrored, to_pixels
 from ebmscale.training.view import View
 from ebmscale.world import World
 
@@ -123,8 +123,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     config, meter, timer, guard = run.config, run.meter, run.timer, run.guard
     x = to_pixels(batch.images.to(run.world.device))
     if config.data.flip:
-        chance = StreamNoise(config.run.seed, "flip", batch.start, batch.streams, run.world.device).uniform(1, 1, 1)
-        x = torch.where(chance < 0.5, x.flip(3), x)
+        x = mirrored(x, StreamNoise(config.run.seed, "flip", batch.start, batch.streams, run.world.device).uniform())
     begin = time.perf_counter()
     with timer.part("posterior"):
         noise = StreamNoise(config.run.seed, "posterior", batch.start, batch.streams, run.world.device)

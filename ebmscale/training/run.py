@@ -161,6 +161,7 @@ class Run:
             saved = self.saver.store.open(name)
             self.generator.check_shapes(saved.shapes("generator"))
             self.stages.engine.check_shapes(saved.shapes("ratio"))
+            self.stages.check_shapes(saved.shapes("chains"))
             wanted = {
                 "generator": self.generator.wanted(),
                 "ratio": self.stages.engine.wanted(),

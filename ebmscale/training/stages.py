@@ -7,7 +7,7 @@ Shapes: B rows of this rank, R ratio updates of a batch, Z latent, N chains.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -27,6 +27,7 @@ from ebmscale.density.prior import RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
 from ebmscale.density.smc import anneal
+from ebmscale.errors import ConfigError
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
@@ -298,6 +299,15 @@ class StageTrainer:
         """The shapes of the chains' and the buffer's tables, over all ranks."""
         tables = {f"{name}/{key}": size for name, table in self._tables.items() for key, size in table.shapes().items()}
         return tables | {name: tensor.shape for name, tensor in self._base_tensors().items()}
+
+    def check_shapes(self, saved: Mapping[str, Sequence[int]]) -> None:
+        """Refuses tables of other shapes, as an earlier version kept them of some runs, with a ConfigError."""
+        wrong = [name for name, size in self.shapes().items() if torch.Size(saved.get(name, ())) != size]
+        if wrong:
+            raise ConfigError(
+                f"The checkpoint keeps {wrong[0]} in another shape than this version of ebmscale; go on with the "
+                "version that began the run, or train anew under another run.name."
+            )
 
     def share(self) -> list[Piece]:
         """This rank's share of the tables."""

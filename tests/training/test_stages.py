@@ -16,6 +16,7 @@ from ebmscale.density.evidence import Evidence
 from ebmscale.density.losses import chance_loss
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.density.schedule import Advance, Finish, Hold, RollBack, StageState
+from ebmscale.errors import ConfigError
 from ebmscale.models import build_ratio_net
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
@@ -143,6 +144,13 @@ def test_the_base_comes_back_with_the_rest(num_components: int) -> None:
         trainer.advance_prior(4096)
         trainer.update(4096)
     assert equal(tables_of(first), tables_of(second))
+
+
+def test_a_buffer_of_samples_is_not_taken_for_one_of_gaussians() -> None:
+    trainer = make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
+    trainer.check_shapes(trainer.shapes())
+    with pytest.raises(ConfigError, match=r"buffer/z in another shape"):
+        trainer.check_shapes(make_trainer(chains=MOMENTS, stages=BUFFERED).shapes())
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from ebmscale.density.langevin import LangevinSettings
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.models import RatioNet
-from ebmscale.training.tasks import ImageModel, generator_loss, log_likelihood, sample_posterior, to_images, to_pixels
+from ebmscale.training.tasks import (
+    ImageModel,
+    generator_loss,
+    log_likelihood,
+    mirrored,
+    sample_posterior,
+    to_images,
+    to_pixels,
+)
 
 DIM, SIGMA = 2, 0.5
 
@@ -135,3 +143,23 @@ def test_pixels_and_images_are_inverse() -> None:
     assert pixels.max() == 1
     assert torch.equal(to_images(pixels), images)
     assert torch.equal(to_images(torch.tensor([-5.0, 5.0, float("nan")])), torch.tensor([0, 255, 128]).byte())
+
+
+def test_an_encoder_without_a_chain_gives_the_gaussians_that_its_latents_are_draws_of() -> None:
+    model, x = ImageModel(LinearGenerator(), LinearEncoder()), torch.randn(6, 1, 1, 3, dtype=torch.float64)
+    noise = torch.randn(6, DIM)
+    for num_steps in (0, 2):
+        settings = LangevinSettings(num_steps, 0.1)
+        chain_noise = torch.zeros(6, num_steps, DIM, dtype=torch.float64)
+        sample = sample_posterior(model, SIGMA, base_prior(), x, noise, chain_noise, settings)
+        assert (sample.moments is None) == (num_steps > 0)
+        if sample.moments is not None:
+            mean, std = sample.moments.chunk(2, dim=1)
+            torch.testing.assert_close(mean + std * noise, sample.z)
+
+
+def test_images_are_mirrored_left_to_right_where_their_number_is_small() -> None:
+    x = torch.arange(12.0).view(2, 1, 2, 3)
+    got = mirrored(x, torch.tensor([0.2, 0.7]))
+    assert torch.equal(got[0, 0], torch.tensor([[2.0, 1.0, 0.0], [5.0, 4.0, 3.0]]))
+    assert torch.equal(got[1], x[1])
