@@ -176,6 +176,12 @@ class PriorBlock(ChainBlock):
     equilibrate_steps: NonNegative = 100
     sample_steps: Positive = 100
 
+    @model_validator(mode="after")
+    def _tilts_in_steps(self) -> "PriorBlock":
+        if self.equilibrate == "tilt" and self.equilibrate_steps == 0:
+            raise ValueError("equilibrate: tilt needs equilibrate_steps above 0")
+        return self
+
 
 class StagesBlock(Block):
     """How a ratio is trained and when its stage moves on (see `density.schedule.Criteria`).

@@ -45,6 +45,7 @@ class Costs:
         first_evidence: of a measurement of evidence under p_0.
         last_evidence: of one in the last stage.
         new_stage: of bringing the prior chains to the last stage's prior.
+        base: of fitting the base to the posteriors, once.
     """
 
     config: RunConfig
@@ -54,6 +55,7 @@ class Costs:
     first_evidence: float
     last_evidence: float
     new_stage: float
+    base: float = 0.0
 
     def cpu_s(self, max_samples: int) -> float:
         """Of a run of so many samples whose stages last their longest; a short run does not come to its last stages."""
@@ -66,6 +68,8 @@ class Costs:
             age += (end - begin) / max_samples * of_span
         evidence = self.first_evidence + age * (self.last_evidence - self.first_evidence)
         seconds += max_samples // stages.evidence_every * evidence
+        if max_samples > stages.start_samples:
+            seconds += self.base
         if config.num_live or not config.most_stages:
             return seconds
         num_begun = min(-(-max(max_samples - stages.start_samples, 0) // stages.max_samples), config.most_stages)
@@ -129,6 +133,9 @@ def dry_run(config: RunConfig, world: World) -> Forecast:
 def _measure(run: Run, storage: Storage) -> Forecast:
     config = run.config
     spans = _spans(run)
+    base = Seconds(0.0, 0.0)
+    if config.prior.base == "moments":
+        base = _seconds(lambda: run.stages.try_base(config.stages.start_samples), repeats=1)
     first = [_batch_seconds(run, begin) for begin, _ in spans]
     first_evidence = _seconds(lambda: take_evidence(run), repeats=2)
     run.save()
@@ -154,7 +161,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         tuple(begin for begin, _ in spans),
         tuple(one.cpu_s for one in first),
         tuple(one.cpu_s for one in last),
-        *(first_evidence.cpu_s, last_evidence.cpu_s, new_stage.cpu_s),
+        *(first_evidence.cpu_s, last_evidence.cpu_s, new_stage.cpu_s, base.cpu_s),
     )
     longest_s = sum(
         share * max(one.wall_s, other.wall_s) for share, one, other in zip(shares, first, last, strict=True)
@@ -168,7 +175,10 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         last_batch_s=last[-1].wall_s,
         evidence_s=last_evidence.wall_s,
         costs=costs,
-        train_s=num_batches * longest_s + num_evidence * last_evidence.wall_s + config.most_stages * new_stage.wall_s,
+        train_s=num_batches * longest_s
+        + num_evidence * last_evidence.wall_s
+        + config.most_stages * new_stage.wall_s
+        + base.wall_s,
         memory_bytes=_peak_memory(run.world),
         checkpoint_bytes=saved.num_bytes,
         free_bytes=shutil.disk_usage(local).free if local is not None else None,

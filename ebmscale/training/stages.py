@@ -239,6 +239,11 @@ class StageTrainer:
         self._fits_base = False
         self._fill_pools(position)
 
+    def try_base(self, position: int) -> None:
+        """Fits the base to a buffer of made-up posteriors, for a dry run to see what that takes (collective)."""
+        self.buffer.fill(0.1 + torch.rand_like(self.buffer.rows))
+        self._fit_base(position)
+
     def _fill_pools(self, position: int) -> None:
         for name, table in self._pools.items():
             table.fill(self._base_draw(f"{name}-start", table.row_streams, position))

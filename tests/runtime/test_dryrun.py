@@ -1,6 +1,7 @@
 """What a dry run takes for granted about the stages of the run that it forecasts."""
 
-from pathlib import Path
+from pathlib from dataclasses import replace
+import Path
 
 import pytest
 
@@ -36,6 +37,9 @@ def test_a_run_of_any_length_costs_what_its_parts_cost() -> None:
     # Two stages begin, of 0 and 1 ratios of the 4 that the last has; a third of the time each without and with one.
     updates, evidence = 200 * 1.0 + 100 * 2.0 + 100 * 3.0, 16 * (10.0 + 40.0 / 4 / 4)
     assert costs.cpu_s(40_000) == pytest.approx(updates + evidence + 5.0 * (1 + 2) / 5)
+    with_base = replace(costs, base=7.0)
+    assert with_base.cpu_s(20_000) == costs.cpu_s(20_000)
+    assert with_base.cpu_s(40_000) == pytest.approx(costs.cpu_s(40_000) + 7.0)
     for samples in (100, 20_000, 40_000, 90_000, 500_000):
         assert costs.samples_within(costs.cpu_s(samples)) == samples
     assert costs.samples_within(0.1) == 100

@@ -110,6 +110,14 @@ def test_the_base_takes_the_posteriors_moments_where_the_ratios_begin() -> None:
     assert trainer.prior.base is base  # fitted once
 
 
+def test_a_dry_run_trains_ratios_on_a_made_up_base() -> None:
+    trainer = make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
+    trainer.observe(gaussians(0), torch.arange(BATCH) % STREAMS)
+    assert trainer.update(2048) is None
+    trainer.try_base(2048)
+    assert trainer.update(2048) is not None
+
+
 def test_a_gaussian_posterior_leaves_nothing_to_a_ratio_on_its_moments() -> None:
     trainer = with_moments()
     for position in range(2048, 2048 + 12 * BATCH, BATCH):
