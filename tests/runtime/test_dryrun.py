@@ -1,7 +1,7 @@
 """What a dry run takes for granted about the stages of the run that it forecasts."""
 
-from pathlib from dataclasses import replace
-import Path
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
