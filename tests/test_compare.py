@@ -27,6 +27,15 @@ from tests.s3_server import S3Server
 ROWS: dict[str, Any] = {"plain": {"method": "gaussian"}, "staged": {"stages.max_stages": 2}}
 
 
+COMPARISONS = sorted((Path(__file__).parents[1] / "configs" / "compare").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_every_shipped_comparison_is_valid(path: Path) -> None:
+    comparison, jobs = load_comparison(str(path)), make_jobs(str(path), None, 1, [])
+    assert [job.row for job in jobs] == list(comparison.rows)
+
+
 @pytest.fixture
 def file(tiny_text: str, tmp_path: Path) -> Path:
     (tmp_path / "tiny.yaml").write_text(tiny_text)
