@@ -97,9 +97,10 @@ class RatioSequence:
         return self.base.coordinates(z) if isinstance(self.base, MomentBase) else z
 
     def in_coordinates(self) -> "RatioSequence":
-        """The density of a `MomentBase`'s coordinates."""
-        inside = self.base.inside if isinstance(self.base, MomentBase) else None
-        return RatioSequence(inside or StandardNormal(self.base.dim), self.network, self.weights)
+        """The density of `coordinates`: of a `MomentBase` on what is inside it, of any other base the same."""
+        if not isinstance(self.base, MomentBase):
+            return self
+        return self.on_base(self.base.inside or StandardNormal(self.base.dim))
 
     def on_base(self, base: Base) -> "RatioSequence":
         """The same ratios on another base."""

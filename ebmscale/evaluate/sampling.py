@@ -15,7 +15,6 @@ import torch
 from arviz_stats.base.array import array_stats
 from torch import Tensor
 
-from ebmscale.density.bases import MomentBase
 from ebmscale.density.estimates import importance_estimate
 from ebmscale.density.evidence import effective_sample_size
 from ebmscale.density.langevin import ChainState, LangevinSettings, start, transition
@@ -120,9 +119,7 @@ def chain_diagnostics(prior: RatioSequence, z: Tensor, settings: LangevinSetting
     the mean log density from the first to the last quarter, in standard deviations of the log density.
     """
     num_steps, num = LONGER * settings.num_steps, min(len(z), NUM_CHAINS)
-    z = prior.coordinates(z)  # in which the steps are taken
-    if isinstance(prior.base, MomentBase):
-        prior = prior.in_coordinates()
+    z, prior = prior.coordinates(z), prior.in_coordinates()  # in which the steps are taken
     noise = StreamNoise(seed, "chain-diagnostics", 0, [0] * num)
     state, path, log_densities, acceptance = start(prior.evaluate, z[:num]), [], [], []
     for _ in range(num_steps):

@@ -21,6 +21,7 @@ from ebmscale.kernels.batch_inner import BatchInnerGenerator
 from ebmscale.models import Encoder, Generator, ImageShape, RatioNet
 from ebmscale.runtime.footprint import FP32, EngineChoice, Footprint
 from ebmscale.runtime.live_bytes import LiveBytes
+from ebmscale.training.networks import ratio_form
 from ebmscale.training.tasks import ImageModel, PosteriorSample, generator_loss, posterior_target
 
 SIMULATED_STEPS = 2
@@ -158,14 +159,7 @@ def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, Rat
         encoder = None
         if config.posterior.start == "encoder":
             encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
-        return ImageModel(generator, encoder), RatioNet(
-            model.latent_dim,
-            model.ratio_hidden,
-            model.ratio_activation,
-            model.ratio_components,
-            model.ratio_rank,
-            model.ratio_squares,
-        )
+        return ImageModel(generator, encoder), RatioNet(*ratio_form(model))
 
 
 def _computations(

@@ -1,6 +1,6 @@
 """The networks that a configuration describes, with the run's seeded initial weights."""
 
-from ebmscale.config import RunConfig
+from ebmscale.config import ModelBlock, RunConfig
 from ebmscale.models import ImageShape, RatioNet, RatioNets, build_encoder, build_generator, build_ratio_net
 from ebmscale.seeds import torch_generator
 from ebmscale.training.tasks import ImageModel
@@ -27,13 +27,17 @@ def build_live_networks(config: RunConfig) -> RatioNets:
 
 def build_ratio_network(config: RunConfig, stage: int = 1) -> RatioNet:
     """The ratio network of a stage as it starts: the zero function."""
-    model = config.model
-    return build_ratio_net(
+    source = torch_generator(config.run.seed, "ratio-weights", stage, 0)
+    return build_ratio_net(*ratio_form(config.model), generator=source)
+
+
+def ratio_form(model: ModelBlock) -> tuple[int, tuple[int, ...], str, int, int, bool]:
+    """The arguments of `RatioNet` and of `build_ratio_net`."""
+    return (
         model.latent_dim,
         model.ratio_hidden,
         model.ratio_activation,
         model.ratio_components,
         model.ratio_rank,
         model.ratio_squares,
-        generator=torch_generator(config.run.seed, "ratio-weights", stage, 0),
     )
