@@ -437,6 +437,11 @@ class RunConfig(Block):
                 f"prior.base: moments takes them from the buffer: stages.buffer_samples must be at least {least} "
                 "(ten times model.latent_dim), and stages.start_samples no less than that, so that it is full"
             )
+        if self.prior.base == "moments" and self.prior.base_components * self.model.latent_dim > buffered:
+            raise ValueError(
+                f"prior.base_components must be at most {buffered // self.model.latent_dim} (stages.buffer_samples "
+                "over model.latent_dim), so that every component has posteriors to be fitted to"
+            )
         if self.stages.start_samples >= self.train.max_samples:
             raise ValueError("stages.start_samples must be below train.max_samples, or no ratio is ever trained")
         return self

@@ -53,6 +53,12 @@ def test_a_bad_override_gets_one_sentence(override: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_mixture_has_no_more_components_than_posteriors_can_fit() -> None:
+    keys = ["prior={base: moments, base_components: 100}", "stages={buffer_samples: 640, start_samples: 640}"]
+    with pytest.raises(ConfigError, match=r"prior\.base_components must be at most 40"):
+        parse_config(MINIMAL, keys)
+
+
 def test_a_memory_of_chains_knows_no_mirrored_images() -> None:
     with pytest.raises(ConfigError, match=r"data\.flip does not go with posterior\.start: memory"):
         parse_config(MINIMAL, ["data.flip=true", "posterior={start: memory, first_steps: 5}"])

@@ -8,7 +8,7 @@ Shapes: B rows of this rank, R ratio updates of a batch, Z latent, N chains.
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from ebmscale.density.prior import RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
 from ebmscale.density.smc import anneal
-from ebmscale.errors import ConfigError
+from ebmscale.errors import ConfigError, DivergenceError
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
@@ -232,10 +232,16 @@ class StageTrainer:
         found: dict[str, Tensor] | None = None
         if self._world.is_first:
             generator = torch_generator(self._seed, "base")
-            base = MomentBase.of_posteriors(mean.cpu(), std.square().cpu(), self._chains.base_components, generator)
-            found = base_tensors(base)
-        dim = self.prior.base.dim
-        self.prior = self.prior.on_base(base_from(dim, self._world.broadcast(found))).to(self._world.device)
+            with suppress(ValueError):
+                base = MomentBase.of_posteriors(mean.cpu(), std.square().cpu(), self._chains.base_components, generator)
+                found = base_tensors(base)
+        found = self._world.broadcast(found)
+        if found is None:
+            raise DivergenceError(
+                "The posterior latents in the buffer do not fill the latent space, or are not finite, so no base can "
+                "be fitted to them; use prior.base=standard, or lower model.latent_dim or train.generator.rate."
+            )
+        self.prior = self.prior.on_base(base_from(self.prior.base.dim, found)).to(self._world.device)
         self._fits_base = False
         self._fill_pools(position)
 

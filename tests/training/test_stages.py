@@ -16,7 +16,7 @@ from ebmscale.density.evidence import Evidence
 from ebmscale.density.losses import chance_loss
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.density.schedule import Advance, Finish, Hold, RollBack, StageState
-from ebmscale.errors import ConfigError
+from ebmscale.errors import ConfigError, DivergenceError
 from ebmscale.models import build_ratio_net
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
@@ -108,6 +108,13 @@ def test_the_base_takes_the_posteriors_moments_where_the_ratios_begin() -> None:
     trainer.observe(gaussians(9999) + 50, torch.arange(BATCH) % STREAMS)
     trainer.update(2048 + BATCH)
     assert trainer.prior.base is base  # fitted once
+
+
+def test_posteriors_that_no_base_fits_end_in_a_sentence() -> None:
+    trainer = make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
+    trainer.buffer.fill(torch.full_like(trainer.buffer.rows, torch.nan))
+    with pytest.raises(DivergenceError, match="no base can be fitted"):
+        trainer.update(2048)
 
 
 def test_a_dry_run_trains_ratios_on_a_made_up_base() -> None:
