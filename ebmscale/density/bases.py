@@ -4,11 +4,14 @@ Shapes: ... any leading axes, N points, Z latent.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 EM_STEPS = 20
+EM_BLOCK = 4096
 
 
 class Gaussian:
@@ -167,25 +170,31 @@ class Mixture:
             generator: of the centres.
         """
         centres = _spread_centres(samples, num_components, generator)
-        nearest = torch.cdist(samples, centres).argmin(1)
-        parts = torch.nn.functional.one_hot(nearest, num_components).to(samples.dtype)
+        mixture = cls._maximised(samples, lambda z: one_hot(torch.cdist(z, centres).argmin(1), num_components))
         for _ in range(EM_STEPS):
-            mixture = cls._maximised(samples, parts)
-            parts = mixture._terms(samples).softmax(dim=0).T
-        return cls._maximised(samples, parts)
+            mixture = cls._maximised(samples, mixture._shares)
+        return mixture
 
     @classmethod
-    def _maximised(cls, samples: Tensor, parts: Tensor) -> "Mixture":
-        """The mixture under which samples (N, Z), of which each component owns `parts` (N, C), are likeliest."""
-        dim, counts = samples.shape[1], parts.sum(0) + 1.0
-        means, choleskys = (parts.T @ samples) / counts[:, None], []
-        for part, mean, count in zip(parts.T, means, counts, strict=True):
-            centred = samples - mean
-            covariance = ((centred * part[:, None]).T @ centred + torch.eye(dim).to(samples)) / count
-            share = count / (count + dim)
-            covariance = share * covariance + (1 - share) * covariance.diagonal().diag()
-            choleskys.append(torch.linalg.cholesky(covariance))
-        return cls(counts / counts.sum(), means, torch.stack(choleskys))
+    def _maximised(cls, samples: Tensor, shares_of: Callable[[Tensor], Tensor]) -> "Mixture":
+        """The mixture under which samples (N, Z) are likeliest, if component c owns `shares_of` them (N, C).
+
+        Moments are summed in float64, over blocks, so that memory does not grow with N C Z. Every component owns one
+        sample more, of N(0, I).
+        """
+        dim, moments = samples.shape[1], []
+        for block in samples.split(EM_BLOCK):
+            shares, z = shares_of(block).T.double(), block.double()
+            moments.append((shares.sum(1), shares @ z, shares @ (z[:, :, None] * z[:, None]).flatten(1)))
+        counts, sums, squares = (torch.stack(blocks).sum(0) for blocks in zip(*moments, strict=True))
+        counts = (counts + 1)[:, None, None]
+        means = sums / counts[:, 0]
+        outer = means[:, :, None] * means[:, None]
+        one = torch.eye(dim).to(squares)
+        covariances = (one + squares.unflatten(1, (dim, dim)) - (counts + 1) * outer) / counts
+        covariances = torch.where(one.bool(), covariances, counts / (counts + dim) * covariances)
+        weights = (counts / counts.sum()).flatten()
+        return cls(*(found.to(samples) for found in (weights, means, torch.linalg.cholesky(covariances))))
 
     def to(self, device: torch.device | str) -> "Mixture":
         """The same mixture on another device."""
@@ -227,6 +236,10 @@ class Mixture:
 
     def _white(self, z: Tensor) -> Tensor:
         return torch.baddbmm(-self._shift.to(z), z.expand(len(self.weights), *z.shape), self._whiten.to(z))
+
+    def _shares(self, z: Tensor) -> Tensor:
+        """How likely a point is to be of each component, (N, C)."""
+        return self._terms(z).softmax(0).T
 
     def _terms(self, z: Tensor) -> Tensor:
         """log of weight times density of every component, (C, N)."""
