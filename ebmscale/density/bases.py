@@ -37,10 +37,7 @@ class Gaussian:
         covariance = torch.cov(values.T).view(values.shape[1], values.shape[1])
         if blocks is not None:
             covariance = torch.block_diag(*(covariance[a:b, a:b] for a, b in _edges(blocks)))
-        cholesky, failed = torch.linalg.cholesky_ex(covariance)
-        if int(failed):
-            raise ValueError("the samples' covariance is not positive definite")
-        return cls(values.mean(0).to(samples.dtype), cholesky.to(samples.dtype))
+        return cls(values.mean(0).to(samples.dtype), _factor(covariance).to(samples.dtype))
 
     def log_density(self, z: Tensor) -> Tensor:
         """See `prior.Base.log_density`."""
@@ -94,10 +91,7 @@ class MomentBase(Gaussian):
         """
         values = means.double()
         covariance = torch.cov(values.T, correction=0) + variances.double().mean(0).diag()
-        cholesky, failed = torch.linalg.cholesky_ex(covariance)
-        if int(failed):
-            raise ValueError("the latents' covariance is not positive definite")
-        base = cls(values.mean(0).float(), cholesky.float())
+        base = cls(values.mean(0).float(), _factor(covariance).float())
         if num_components == 1:
             return base
         noise = torch.randn(means.shape, generator=generator)
@@ -277,6 +271,14 @@ class SampledOnly:
             ValueError: always.
         """
         raise ValueError("a base that is known by samples alone cannot be drawn from")
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """The lower triangle L of a covariance L L^T (Z, Z)."""
+    cholesky, failed = torch.linalg.cholesky_ex(covariance)
+    if int(failed):
+        raise ValueError("the samples' covariance is not positive definite")
+    return cholesky
 
 
 def _edges(blocks: tuple[int, ...]) -> list[tuple[int, int]]:
