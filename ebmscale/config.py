@@ -163,11 +163,13 @@ class PriorBlock(ChainBlock):
 
     With base `moments`, p_0 is, from where the ratios begin, the Gaussian with the mean and covariance of the posterior
     latents, or a mixture of `base_components` Gaussians that is fitted to them: the first density ratio in closed form
-    (see `density.bases.MomentBase`). Before, and with `standard`, it is N(0, I).
+    (see `density.bases.MomentBase`). With `base_fits` it is the mean of so many mixtures, each fitted from centres of its
+    own, which evens out what one fit gets wrong. Before, and with `standard`, it is N(0, I).
     """
 
     base: Literal["standard", "moments"] = "standard"
     base_components: Positive = 1
+    base_fits: Positive = 1
     kind: Literal["persistent", "short_run"] = "persistent"
     num_steps: Positive = 5
     step_size: PositiveFloat = 0.2
@@ -180,6 +182,12 @@ class PriorBlock(ChainBlock):
     def _tilts_in_steps(self) -> "PriorBlock":
         if self.equilibrate == "tilt" and self.equilibrate_steps == 0:
             raise ValueError("equilibrate: tilt needs equilibrate_steps above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_mixtures(self) -> "PriorBlock":
+        if self.base_fits > 1 and self.base_components == 1:
+            raise ValueError("base_fits above 1 needs base_components above 1: one Gaussian is fitted in one way only")
         return self
 
 

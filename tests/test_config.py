@@ -59,6 +59,11 @@ def test_a_mixture_has_no_more_components_than_posteriors_can_fit() -> None:
         parse_config(MINIMAL, keys)
 
 
+def test_one_gaussian_is_not_fitted_several_times() -> None:
+    with pytest.raises(ConfigError, match=r"base_fits above 1 needs base_components above 1"):
+        parse_config(MINIMAL, ["prior={base: moments, base_fits: 2}"])
+
+
 def test_a_memory_of_chains_knows_no_mirrored_images() -> None:
     with pytest.raises(ConfigError, match=r"data\.flip does not go with posterior\.start: memory"):
         parse_config(MINIMAL, ["data.flip=true", "posterior={start: memory, first_steps: 5}"])

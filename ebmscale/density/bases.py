@@ -76,7 +76,12 @@ class MomentBase(Gaussian):
 
     @classmethod
     def of_posteriors(
-        cls, means: Tensor, variances: Tensor, num_components: int = 1, generator: torch.Generator | None = None
+        cls,
+        means: Tensor,
+        variances: Tensor,
+        num_components: int = 1,
+        generator: torch.Generator | None = None,
+        num_fits: int = 1,
     ) -> "MomentBase":
         """The base with mean and covariance of a mixture of Gaussians with diagonal covariances, one a row.
 
@@ -85,6 +90,7 @@ class MomentBase(Gaussian):
             variances: (N, Z); zeros for latents that are samples.
             num_components: of the mixture in the coordinates; 1 is none.
             generator: of the draws that the mixture is fitted to.
+            num_fits: see `Mixture.fitted`.
 
         Raises:
             ValueError: the covariance is not positive definite.
@@ -96,7 +102,7 @@ class MomentBase(Gaussian):
             return base
         noise = torch.randn(means.shape, generator=generator)
         draws = base.coordinates(means.float() + variances.float().sqrt() * noise)
-        return cls(base.mean, base.cholesky, Mixture.fitted(draws, num_components, generator))
+        return cls(base.mean, base.cholesky, Mixture.fitted(draws, num_components, generator, num_fits))
 
     def to(self, device: torch.device | str) -> "MomentBase":
         """The same base on another device."""
@@ -153,7 +159,9 @@ class Mixture:
         return cls(shares, torch.zeros(num_components, dim), torch.eye(dim).repeat(num_components, 1, 1))
 
     @classmethod
-    def fitted(cls, samples: Tensor, num_components: int, generator: torch.Generator | None = None) -> "Mixture":
+    def fitted(
+        cls, samples: Tensor, num_components: int, generator: torch.Generator | None = None, num_fits: int = 1
+    ) -> "Mixture":
         """By expectation maximisation, `EM_STEPS` of it, from centres that are spread as k-means++ spreads them.
 
         Off its diagonal a component's covariance is shrunk as if Z samples of independent coordinates had been added.
@@ -162,33 +170,50 @@ class Mixture:
             samples: (N, Z), of about unit scale.
             num_components: C.
             generator: of the centres.
+            num_fits: from as many sets of centres; the mean of their densities is again a mixture, of so many times C.
         """
-        centres = _spread_centres(samples, num_components, generator)
-        mixture = cls._maximised(samples, lambda z: one_hot(torch.cdist(z, centres).argmin(1), num_components))
-        for _ in range(EM_STEPS):
-            mixture = cls._maximised(samples, mixture._shares)
-        return mixture
+        found = []
+        for _ in range(num_fits):
+            centres = _spread_centres(samples, num_components, generator)
+            mixture = cls._maximised(samples, lambda z, to=centres: one_hot(torch.cdist(z, to).argmin(1), len(to)).T)
+            for _ in range(EM_STEPS):
+                mixture = cls._maximised(samples, mixture._shares)
+            found.append((mixture.weights / num_fits, mixture.means, mixture.choleskys))
+        return cls(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     @classmethod
     def _maximised(cls, samples: Tensor, shares_of: Callable[[Tensor], Tensor]) -> "Mixture":
-        """The mixture under which samples (N, Z) are likeliest, if component c owns `shares_of` them (N, C).
+        """The mixture under which samples (N, Z) are likeliest, if component c owns `shares_of` them (C, N).
 
         Moments are summed in float64, over blocks, so that memory does not grow with N C Z. Every component owns one
         sample more, of N(0, I).
         """
         dim, moments = samples.shape[1], []
         for block in samples.split(EM_BLOCK):
-            shares, z = shares_of(block).T.double(), block.double()
-            moments.append((shares.sum(1), shares @ z, shares @ (z[:, :, None] * z[:, None]).flatten(1)))
-        counts, sums, squares = (torch.stack(blocks).sum(0) for blocks in zip(*moments, strict=True))
+            shares, z = shares_of(block).double(), block.double()
+            moments.append((shares.sum(1), shares @ z, shares @ _products(z)))
+        counts, sums, products = (torch.stack(blocks).sum(0) for blocks in zip(*moments, strict=True))
         counts = (counts + 1)[:, None, None]
         means = sums / counts[:, 0]
-        outer = means[:, :, None] * means[:, None]
+        rows, columns = torch.triu_indices(dim, dim)
+        squares = products.new_zeros(len(means), dim, dim)
+        squares[:, rows, columns] = squares[:, columns, rows] = products
         one = torch.eye(dim).to(squares)
-        covariances = (one + squares.unflatten(1, (dim, dim)) - (counts + 1) * outer) / counts
+        covariances = (one + squares - (counts + 1) * means[:, :, None] * means[:, None]) / counts
         covariances = torch.where(one.bool(), covariances, counts / (counts + dim) * covariances)
         weights = (counts / counts.sum()).flatten()
         return cls(*(found.to(samples) for found in (weights, means, torch.linalg.cholesky(covariances))))
+
+    def _shares(self, z: Tensor) -> Tensor:
+        """How likely points (N, Z) are to be of each component, (C, N) in float64: one product of matrices."""
+        whiten = self._whiten.double()
+        precisions = whiten @ whiten.mT
+        linear = (precisions @ self.means.double()[:, :, None])[:, :, 0]
+        constant = self._constant.double() - 0.5 * (linear * self.means).sum(1)
+        rows, columns = torch.triu_indices(self.dim, self.dim)
+        quadratic = precisions[:, rows, columns] * torch.where(rows == columns, 0.5, 1.0)
+        points = z.double()
+        return (constant[:, None] + linear @ points.T - quadratic @ _products(points).T).softmax(0)
 
     def to(self, device: torch.device | str) -> "Mixture":
         """The same mixture on another device."""
@@ -231,16 +256,18 @@ class Mixture:
     def _white(self, z: Tensor) -> Tensor:
         return torch.baddbmm(-self._shift.to(z), z.expand(len(self.weights), *z.shape), self._whiten.to(z))
 
-    def _shares(self, z: Tensor) -> Tensor:
-        """How likely a point is to be of each component, (N, C)."""
-        return self._terms(z).softmax(0).T
-
     def _terms(self, z: Tensor) -> Tensor:
         """log of weight times density of every component, (C, N)."""
         return self._terms_of(self._white(z))
 
     def _terms_of(self, white: Tensor) -> Tensor:
         return self._constant.to(white)[:, None] - 0.5 * white.square().sum(-1)
+
+
+def _products(z: Tensor) -> Tensor:
+    """z_i z_j of points (N, Z), for i <= j: (N, Z (Z + 1) / 2)."""
+    rows, columns = torch.triu_indices(z.shape[1], z.shape[1])
+    return z[:, rows] * z[:, columns]
 
 
 def _spread_centres(samples: Tensor, num: int, generator: torch.Generator | None) -> Tensor:

@@ -95,7 +95,8 @@ class StageTrainer:
         self.engine = engine
         self.prior = prior
         if chains.base == "moments":
-            self.prior = prior.on_base(MomentBase.standard(prior.base.dim, chains.base_components)).to(world.device)
+            num_components = chains.base_components * chains.base_fits
+            self.prior = prior.on_base(MomentBase.standard(prior.base.dim, num_components)).to(world.device)
         self.state = StageState(started=stages.start_samples, finished=stages.max_stages == 0)
         self.criteria = Criteria(
             target_moves=target_moves,
@@ -233,7 +234,9 @@ class StageTrainer:
         if self._world.is_first:
             generator = torch_generator(self._seed, "base")
             with suppress(ValueError):
-                base = MomentBase.of_posteriors(mean.cpu(), std.square().cpu(), self._chains.base_components, generator)
+                base = MomentBase.of_posteriors(
+                    mean.cpu(), std.square().cpu(), self._chains.base_components, generator, self._chains.base_fits
+                )
                 found = base_tensors(base)
         found = self._world.broadcast(found)
         if found is None:

@@ -1,5 +1,7 @@
 """The fitted Gaussians against torch's own."""
 
+import math
+
 import pytest
 import torch
 
@@ -98,6 +100,20 @@ def test_a_mixture_is_found_by_expectation_maximisation() -> None:
     covariances = (mixture.choleskys @ mixture.choleskys.mT)[order]
     wanted = torch.tensor([[[1.0, 0.8], [0.8, 1.0]], [[0.25, 0.0], [0.0, 0.25]]])
     torch.testing.assert_close(covariances, wanted, rtol=0, atol=0.05)
+
+
+def test_several_fits_are_the_mean_of_their_densities() -> None:
+    samples, generator = draws(500, 3), torch.Generator().manual_seed(2)
+    together = Mixture.fitted(samples, 4, torch.Generator().manual_seed(2), num_fits=2)
+    each = torch.stack([Mixture.fitted(samples, 4, generator).log_density(samples) for _ in range(2)])
+    assert not torch.allclose(each[0], each[1])
+    torch.testing.assert_close(together.log_density(samples), each.logsumexp(0) - math.log(2))
+
+
+def test_the_shares_of_expectation_maximisation_are_those_of_the_density() -> None:
+    samples = draws(300, 3)
+    mixture = Mixture.fitted(samples, 4, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mixture._shares(samples), mixture._terms(samples).softmax(0))
 
 
 def test_a_mixtures_density_and_score_are_torchs_and_autograds() -> None:

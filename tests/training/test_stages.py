@@ -142,9 +142,9 @@ def test_amortised_posteriors_are_drawn_anew_at_every_update() -> None:
     torch.testing.assert_close(one.std(0), torch.tensor([0.34, 4.09]).sqrt(), rtol=0.1, atol=0)
 
 
-@pytest.mark.parametrize("num_components", [1, 3])
-def test_the_base_comes_back_with_the_rest(num_components: int) -> None:
-    chains = MOMENTS.model_copy(update={"base_components": num_components})
+@pytest.mark.parametrize(("num_components", "num_fits"), [(1, 1), (3, 1), (3, 2)])
+def test_the_base_comes_back_with_the_rest(num_components: int, num_fits: int) -> None:
+    chains = MOMENTS.model_copy(update={"base_components": num_components, "base_fits": num_fits})
     first, second = with_moments(chains), make_trainer(chains=chains, stages=BUFFERED, amortised=True)
     first.update(2048)
     first.evidence(gaussians(1)[:, :2], 2048)
