@@ -163,8 +163,8 @@ class PriorBlock(ChainBlock):
 
     With base `moments`, p_0 is, from where the ratios begin, the Gaussian with the mean and covariance of the posterior
     latents, or a mixture of `base_components` Gaussians that is fitted to them: the first density ratio in closed form
-    (see `density.bases.MomentBase`). With `base_fits` it is the mean of so many mixtures, each fitted from centres of its
-    own, which evens out what one fit gets wrong. Before, and with `standard`, it is N(0, I).
+    (see `density.bases.MomentBase`). With `base_fits` it is the mean of so many mixtures, each fitted from centres of
+    its own, which evens out what one fit gets wrong. Before, and with `standard`, it is N(0, I).
     """
 
     base: Literal["standard", "moments"] = "standard"

@@ -94,9 +94,6 @@ class StageTrainer:
     ):
         self.engine = engine
         self.prior = prior
-        if chains.base == "moments":
-            num_components = chains.base_components * chains.base_fits
-            self.prior = prior.on_base(MomentBase.standard(prior.base.dim, num_components)).to(world.device)
         self.state = StageState(started=stages.start_samples, finished=stages.max_stages == 0)
         self.criteria = Criteria(
             target_moves=target_moves,
@@ -341,7 +338,11 @@ class StageTrainer:
         return [piece(name, tensor) for name, tensor in self._base_tensors().items()]
 
     def _base_tensors(self) -> dict[str, Tensor]:
-        return {f"{BASE}{name}": tensor for name, tensor in base_tensors(self.prior.base).items()}
+        """The base that was fitted; before, N(0, I) in tensors of the same shapes."""
+        base, chains = self.prior.base, self._chains
+        if self._fits_base:
+            base = MomentBase.standard(base.dim, chains.base_components * chains.base_fits)
+        return {f"{BASE}{name}": tensor for name, tensor in base_tensors(base).items()}
 
     def values(self) -> dict[str, Any]:
         """The plain values that `restore` takes."""
@@ -350,10 +351,11 @@ class StageTrainer:
     def restore(self, prior: RatioSequence, tensors: Mapping[Span, Tensor], values: dict[str, Any]) -> None:
         """Takes what `share` and `values` gave, on any world size; engine and frozen ratios are stored apart."""
         whole = {one.span.name.removeprefix(BASE): tensors[one.span] for one in self._base_pieces()}
-        self.prior = prior.on_base(base_from(prior.base.dim, whole)).to(self._world.device)
+        self._fits_base = values.get("fits_base", False)
+        base = base_from(prior.base.dim, {} if self._fits_base else whole)
+        self.prior = prior.on_base(base).to(self._world.device)
         self.state = StageState(**values["stage"])
         self._grad_norm = values["grad_norm"]
-        self._fits_base = values.get("fits_base", False)
         for name, table in self._tables.items():
             table.restore({span: tensors[span._replace(name=f"{name}/{span.name}")] for span in table.wanted()})
 
