@@ -161,6 +161,25 @@ def test_the_base_comes_back_with_the_rest(num_components: int, num_fits: int) -
     assert equal(tables_of(first), tables_of(second))
 
 
+def test_back_before_the_base_was_fitted_it_is_the_standard_normal_again() -> None:
+    chains = MOMENTS.model_copy(update={"base_components": 3})
+    trainer = with_moments(chains)
+    before, values = tables_of(trainer), trainer.values()
+    fitted = [prior_after(trainer)]
+    trainer.restore(trainer.prior, before, values)
+    assert isinstance(trainer.prior.base, StandardNormal)
+    fitted.append(prior_after(trainer))
+    z = torch.randn(7, 2)
+    assert torch.equal(fitted[0].log_density(z), fitted[1].log_density(z))
+
+
+def prior_after(trainer: StageTrainer) -> RatioSequence:
+    """The prior after the update where the ratios begin."""
+    assert trainer.update(2048) is not None
+    assert isinstance(trainer.prior.base, MomentBase)
+    return trainer.prior
+
+
 def test_a_buffer_of_samples_is_not_taken_for_one_of_gaussians() -> None:
     trainer = make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
     trainer.check_shapes(trainer.shapes())
