@@ -247,10 +247,11 @@ class Mixture:
         width = self.weights.double().to(noise.device)[chosen]
         inner = ((quantile - ends[chosen] + width) / width).clamp(1e-9, 1 - 1e-9)
         white = torch.cat([normal.icdf(inner)[:, None].to(noise), noise[:, 1:]], dim=1)
+        order, groups = chosen.argsort(), chosen.bincount(minlength=len(ends)).tolist()
+        factors = self.choleskys.to(noise).mT
+        parts = zip(white[order].split(groups), factors, strict=True)
         rotated = torch.empty_like(white)
-        for component in chosen.unique().tolist():
-            own = chosen == component
-            rotated[own] = white[own] @ self.choleskys[component].to(noise).T
+        rotated[order] = torch.cat([part @ factor for part, factor in parts if len(part)])
         return self.means.to(noise)[chosen] + rotated
 
     def _white(self, z: Tensor) -> Tensor:
