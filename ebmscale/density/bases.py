@@ -5,6 +5,7 @@ Shapes: ... any leading axes, N points, Z latent.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -175,7 +176,7 @@ class Mixture:
         found = []
         for _ in range(num_fits):
             centres = _spread_centres(samples, num_components, generator)
-            mixture = cls._maximised(samples, lambda z, to=centres: one_hot(torch.cdist(z, to).argmin(1), len(to)).T)
+            mixture = cls._maximised(samples, partial(_nearest, centres))
             for _ in range(EM_STEPS):
                 mixture = cls._maximised(samples, mixture._shares)
             found.append((mixture.weights / num_fits, mixture.means, mixture.choleskys))
@@ -263,6 +264,11 @@ class Mixture:
 
     def _terms_of(self, white: Tensor) -> Tensor:
         return self._constant.to(white)[:, None] - 0.5 * white.square().sum(-1)
+
+
+def _nearest(centres: Tensor, z: Tensor) -> Tensor:
+    """1 where a centre (C, Z) is a point's (N, Z) nearest one, else 0: (C, N)."""
+    return one_hot(torch.cdist(z, centres).argmin(1), len(centres)).T
 
 
 def _products(z: Tensor) -> Tensor:
