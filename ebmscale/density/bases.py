@@ -192,7 +192,7 @@ class Mixture:
         dim, moments = samples.shape[1], []
         for block in samples.split(EM_BLOCK):
             shares, z = shares_of(block).double(), block.double()
-            moments.append((shares.sum(1), shares @ z, shares @ _products(z)))
+            moments.append((shares.sum(1), shares @ z, shares @ _products(z).T))
         counts, sums, products = (torch.stack(blocks).sum(0) for blocks in zip(*moments, strict=True))
         counts = (counts + 1)[:, None, None]
         means = sums / counts[:, 0]
@@ -214,7 +214,7 @@ class Mixture:
         rows, columns = torch.triu_indices(self.dim, self.dim)
         quadratic = precisions[:, rows, columns] * torch.where(rows == columns, 0.5, 1.0)
         points = z.double()
-        return (constant[:, None] + linear @ points.T - quadratic @ _products(points).T).softmax(0)
+        return (constant[:, None] + linear @ points.T - quadratic @ _products(points)).softmax(0)
 
     def to(self, device: torch.device | str) -> "Mixture":
         """The same mixture on another device."""
@@ -272,9 +272,10 @@ def _nearest(centres: Tensor, z: Tensor) -> Tensor:
 
 
 def _products(z: Tensor) -> Tensor:
-    """z_i z_j of points (N, Z), for i <= j: (N, Z (Z + 1) / 2)."""
+    """z_i z_j of points (N, Z), for i <= j: (Z (Z + 1) / 2, N)."""
     rows, columns = torch.triu_indices(z.shape[1], z.shape[1])
-    return z[:, rows] * z[:, columns]
+    coordinates = z.T.contiguous()
+    return coordinates[rows] * coordinates[columns]
 
 
 def _spread_centres(samples: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
