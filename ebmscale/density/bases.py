@@ -38,7 +38,7 @@ class Gaussian:
         covariance = torch.cov(values.T).view(values.shape[1], values.shape[1])
         if blocks is not None:
             covariance = torch.block_diag(*(covariance[a:b, a:b] for a, b in _edges(blocks)))
-        return cls(values.mean(0).to(samples.dtype), _factor(covariance).to(samples.dtype))
+        return cls(values.mean(0).to(samples.dtype), factor(covariance).to(samples.dtype))
 
     def log_density(self, z: Tensor) -> Tensor:
         """See `prior.Base.log_density`."""
@@ -98,7 +98,7 @@ class MomentBase(Gaussian):
         """
         values = means.double()
         covariance = torch.cov(values.T, correction=0) + variances.double().mean(0).diag()
-        base = cls(values.mean(0).float(), _factor(covariance).float())
+        base = cls(values.mean(0).float(), factor(covariance).float())
         if num_components == 1:
             return base
         noise = torch.randn(means.shape, generator=generator)
@@ -252,7 +252,7 @@ class Mixture:
         factors = self.choleskys.to(noise).mT
         parts = zip(white[order].split(groups), factors, strict=True)
         rotated = torch.empty_like(white)
-        rotated[order] = torch.cat([part @ factor for part, factor in parts if len(part)])
+        rotated[order] = torch.cat([part @ root for part, root in parts if len(part)])
         return self.means.to(noise)[chosen] + rotated
 
     def _white(self, z: Tensor) -> Tensor:
@@ -308,8 +308,12 @@ class SampledOnly:
         raise ValueError("a base that is known by samples alone cannot be drawn from")
 
 
-def _factor(covariance: Tensor) -> Tensor:
-    """The lower triangle L of a covariance L L^T (Z, Z)."""
+def factor(covariance: Tensor) -> Tensor:
+    """The lower triangle L (Z, Z) of a covariance L L^T (Z, Z) of samples.
+
+    Raises:
+        ValueError: it is not positive definite.
+    """
     cholesky, failed = torch.linalg.cholesky_ex(covariance)
     if int(failed):
         raise ValueError("the samples' covariance is not positive definite")

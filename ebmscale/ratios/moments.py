@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebmscale.density.bases import factor
+
 
 class Quadratic(NamedTuple):
     """z^T A z + b^T z + c, with A (Z, Z), b (Z,) and c ()."""
@@ -45,9 +47,7 @@ def _moments(samples: Tensor) -> tuple[Tensor, Tensor]:
 
 def _logarithm(mean: Tensor, covariance: Tensor) -> Quadratic:
     """The log density of N(mean, covariance), up to the constant that all Gaussians share."""
-    cholesky, failed = torch.linalg.cholesky_ex(covariance)
-    if int(failed):
-        raise ValueError("the samples' covariance is not positive definite")
+    cholesky = factor(covariance)
     precision = torch.cholesky_inverse(cholesky)
     linear = precision @ mean
     return Quadratic(-0.5 * precision, linear, -0.5 * mean @ linear - cholesky.diagonal().log().sum())
