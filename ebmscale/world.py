@@ -32,6 +32,24 @@ def leave_group() -> None:
         time.sleep(LEAVING_S)
 
 
+def device_of(name: str = "auto") -> torch.device:
+    """The device of this process, by LOCAL_RANK where there are several.
+
+    Args:
+        name: `auto` (CUDA when present), `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda but this machine has no CUDA device; use device=cpu or device=auto.")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(place)
+    return place
+
+
 @dataclass(frozen=True)
 class World:
     """One process's place in a run.
@@ -62,12 +80,8 @@ class World:
             ConfigError: CUDA was asked for and is not there.
         """
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device is cuda but this machine has no CUDA device; use device=cpu or device=auto.")
-        use_cuda = device != "cpu" and torch.cuda.is_available()
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
-        if use_cuda:
-            torch.cuda.set_device(place)
+        place = device_of(device)
+        use_cuda = place.type == "cuda"
         if size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if use_cuda else "gloo", timeout=datetime.timedelta(minutes=10))
             if not use_cuda:

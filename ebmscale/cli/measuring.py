@@ -6,6 +6,11 @@ from rich.table import Table
 from ebmscale.cli.group import cli, console
 
 
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="auto: a GPU if any."
+)
+
+
 @cli.command()
 @click.argument("run")
 @click.option("--data", "url", metavar="URL", help="A packed set (default: the one that the run was trained on).")
@@ -17,6 +22,7 @@ from ebmscale.cli.group import cli, console
 @click.option("--num-samples", type=click.IntRange(1), help="At most so many images, and for frechet so many samples.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--stage", type=click.IntRange(0), help="Measure the prior after this many stages (default: all).")
+@device_option
 def evaluate(
     run: str,
     url: str | None,
@@ -26,6 +32,7 @@ def evaluate(
     num_samples: int | None,
     seed: int,
     stage: int | None,
+    device: str,
 ) -> None:
     """Measure RUN's newest valid checkpoint on held-out data: a table here, and JSON in RUN's folder `evaluation`.
 
@@ -36,15 +43,16 @@ def evaluate(
     from ebmscale.evaluate.metrics import check_metrics, measure  # noqa: PLC0415
     from ebmscale.storage import Storage, open_storage  # noqa: PLC0415
     from ebmscale.training.model import open_model  # noqa: PLC0415
-    from ebmscale.world import World  # noqa: PLC0415
+    from ebmscale.world import World, device_of  # noqa: PLC0415
 
     names = [name.strip() for name in metrics.split(",")]
     check_metrics(names, features)
-    model, world = open_model(Storage.at(run)), World.from_environment("cpu")
+    place, world = device_of(device), World.from_environment("cpu")
+    model = open_model(Storage.at(run)).to(place)
     if stage is not None:
         model = model.at_stage(stage)
     data = open_storage(model.config.data) if url is None else Storage.at(url)
-    network = open_features(features) if features is not None and "frechet" in names else None
+    network = open_features(features, place) if features is not None and "frechet" in names else None
     for name in names:
         found = measure(model, data, name, network, split, num_samples, seed, world)
         if not world.is_first:
@@ -62,16 +70,18 @@ def evaluate(
 @click.argument("url")
 @click.option("--out", required=True, help="FILE.parquet or FILE.csv: key, label and every score, one row an image.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def score(run: str, url: str, out: str, seed: int) -> None:
+@device_option
+def score(run: str, url: str, out: str, seed: int, device: str) -> None:
     """Score how unlikely the images of the packed set at URL are under RUN's model; higher is less likely."""
     from ebmscale.evaluate.images import open_all_images  # noqa: PLC0415
     from ebmscale.evaluate.score_file import check_format, write_scores  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.training.model import open_model  # noqa: PLC0415
-    from ebmscale.world import World  # noqa: PLC0415
+    from ebmscale.world import World, device_of  # noqa: PLC0415
 
     check_format(out)
-    model, world = open_model(Storage.at(run)), World.from_environment("cpu")
+    place, world = device_of(device), World.from_environment("cpu")
+    model = open_model(Storage.at(run)).to(place)
     num_scored = write_scores(model, open_all_images(model, Storage.at(url), world), out, seed)
     if world.is_first:
         console.print(f"{num_scored:,} images scored: {out}")

@@ -63,8 +63,10 @@ class Features:
         return torch.cat([self.extract(part) for part in images.split(ROWS_AT_ONCE)])
 
 
-def open_features(url: str) -> Features:
+def open_features(url: str, device: torch.device | str = "cpu") -> Features:
     """Features from an address: a folder that tools/feature_net.py wrote, or a file of Inception's weights.
+
+    They are computed on `device` and returned on the CPU.
 
     Raises:
         StorageError: nothing is there, or it is neither.
@@ -72,16 +74,17 @@ def open_features(url: str) -> Features:
     storage = Storage.at(url)
     if storage.exists(classifier.ABOUT_FILE):
         network, about = classifier.load_classifier(storage)
+        network.to(device)
 
         def extract(images: Tensor) -> Tensor:
-            return network.features(to_pixels(images))
+            return network.features(to_pixels(images.to(device))).cpu()
 
         num_features = network.output.in_features
         return Features(f"FD-{about.name}", num_features, about.sha256, about.image_shape, extract)
-    return _open_inception(storage)
+    return _open_inception(storage, device)
 
 
-def _open_inception(storage: Storage) -> Features:
+def _open_inception(storage: Storage, device: torch.device | str) -> Features:
     folder, _, name = storage.url.rpartition("/")
     data = Storage.at(folder or "/").read_bytes(name)
     with torch.device("meta"):
@@ -99,8 +102,12 @@ def _open_inception(storage: Storage) -> Features:
             f"{len(wrong)} of {len(expected)} tensors are missing or of another shape, the first is {wrong[0]}."
         )
     inception.load_state_dict({key: value.float() for key, value in found.items()} | counters, assign=True)
-    inception.eval().requires_grad_(False)
-    return Features("FID", NUM_FEATURES, hashlib.sha256(data).hexdigest(), None, inception)
+    inception.eval().requires_grad_(False).to(device)
+
+    def extract(images: Tensor) -> Tensor:
+        return inception(images.to(device)).cpu()
+
+    return Features("FID", NUM_FEATURES, hashlib.sha256(data).hexdigest(), None, extract)
 
 
 def _weights(url: str, data: bytes) -> dict[str, Any]:

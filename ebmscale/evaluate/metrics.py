@@ -80,7 +80,7 @@ def measure(
     """One metric (collective; the values are the same on every rank, and for any number of them up to rounding).
 
     Args:
-        model: what is evaluated.
+        model: what is evaluated, on its device (the likelihood on the CPU).
         data: a packed set; the model's configuration says what is validation and which class is held out.
         metric: one of `METRICS`.
         features: of the Frechet distance.
@@ -102,11 +102,12 @@ def measure(
         num_samples = DEFAULT_SAMPLES.get(metric)
     images = open_images(model, data, split, ranks, num_samples, with_anomalies=metric == "anomaly")
     protocol = images.protocol() | {"num_stages": model.prior.num_stages, "num_workers": ranks.size}
+    protocol |= {"device": model.device.type}
     protocol |= {"seed": seed, "run_seed": model.config.run.seed}
     if metric == "reconstruction":
         values = measure_reconstruction(model, images, seed)
     elif metric == "likelihood":
-        values = measure_likelihood(model, images, seed)
+        values = measure_likelihood(model.to("cpu"), images, seed)
         protocol |= {"convention": CONVENTION}
     elif metric == "anomaly":
         values = measure_anomaly(model, images, seed)

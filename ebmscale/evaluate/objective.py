@@ -15,6 +15,7 @@ from ebmscale.search.objectives import EVALUATED
 from ebmscale.search.space import EvaluateBlock, Space
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.model import open_model
+from ebmscale.world import device_of
 
 _METRICS = "ebmscale.evaluate.metrics"
 _SCORES = ("joint", "reconstruction", "prior", "balanced")
@@ -64,13 +65,14 @@ def measure_run(run: Storage, wanted: Sequence[str], block: EvaluateBlock) -> di
         block: on which images.
     """
     metrics: Any = importlib.import_module(_METRICS)
-    model = open_model(run)
+    device = device_of()
+    model = open_model(run).to(device)
     data = open_storage(model.config.data)
     found: dict[str, float] = {}
     for metric in sorted({name.split("/")[1] for name in wanted}):
         network = None
         if metric == "frechet":
-            network = importlib.import_module("ebmscale.evaluate.features").open_features(block.features)
+            network = importlib.import_module("ebmscale.evaluate.features").open_features(block.features, device)
         values = metrics.measure(model, data, metric, network, block.split, block.num_samples, block.seed).values
         if metric == "frechet":
             values = {"FD": next(iter(values.values())), **values}

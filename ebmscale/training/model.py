@@ -3,6 +3,7 @@
 Needs neither DeepSpeed nor Ray. Shapes: B batch, N samples, Z latent, C H W image, K stages.
 """
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -56,6 +57,9 @@ class AnomalyScore(NamedTuple):
 class LatentModel:
     """p(x, z) = p_K(z) N(x; G(z), sigma^2 I), with images in [-1, 1].
 
+    Its methods compute on `device`, take tensors from anywhere and return them on the CPU. What is random is drawn on
+    the CPU, so that it is the same on every device.
+
     Attributes:
         config: of the run that trained it.
         networks: generator, and encoder where the run has one.
@@ -71,6 +75,15 @@ class LatentModel:
     image_shape: ImageShape
     samples_seen: int
     residuals: Residuals | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks and prior lie."""
+        return next(self.networks.parameters()).device
+
+    def to(self, device: torch.device | str) -> "LatentModel":
+        """The same model on another device."""
+        return replace(self, networks=copy.deepcopy(self.networks).to(device), prior=self.prior.to(device))
 
     def at_stage(self, stage: int) -> "LatentModel":
         """The model with the prior after its first stages.
@@ -89,7 +102,7 @@ class LatentModel:
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """The generator's images (N, C, H, W) at latents (N, Z)."""
-        return torch.cat([self.networks.generator(part) for part in z.split(ROWS_AT_ONCE)])
+        return torch.cat([self.networks.generator(part.to(self.device)).cpu() for part in z.split(ROWS_AT_ONCE)])
 
     def sample_prior(self, num: int, seed: int = 0, num_stages: int | None = None) -> tuple[Tensor, list[ChainTrace]]:
         """Latents (N, Z) from the prior by Langevin chains, and the chain's trace at every stage.
@@ -99,12 +112,12 @@ class LatentModel:
         prior = self.prior if num_stages is None else self.prior.prefix(num_stages)
         noise = _noise(seed, "sample-prior", num)
         settings = langevin_settings(self.config.prior, self.config.prior.sample_steps)
-        z, traces = prior.base.from_noise(noise.normal(prior.base.dim)), []
+        z, traces = prior.base.from_noise(noise.normal(prior.base.dim).to(self.device)), []
         for stage in range(1, prior.num_stages + 1):
-            steps = noise.normal(settings.num_steps, prior.base.dim)
+            steps = noise.normal(settings.num_steps, prior.base.dim).to(self.device)
             z, trace = run_prior_chain(prior.prefix(stage), z, steps, settings)
-            traces.append(trace)
-        return z, traces
+            traces.append(_on_cpu(trace))
+        return z.cpu(), traces
 
     def infer(self, x: Tensor, seed: int = 0, at_mean: bool = False) -> tuple[Tensor, ChainTrace]:
         """Posterior latents (B, Z) of images x (B, C, H, W) by the run's own chain, and the first chunk's trace.
@@ -119,9 +132,9 @@ class LatentModel:
             first, steps = noise.normal(dim), noise.normal(settings.num_steps, dim)
             if at_mean and self.networks.encoder is not None:
                 first = torch.zeros_like(first)
-            chain = (first, steps, settings)
-            parts.append(sample_posterior(self.networks, sigma, self.prior, part, *chain, scored=False))
-        return torch.cat([part.z for part in parts]), parts[0].trace
+            rows, first, steps = (tensor.to(self.device) for tensor in (part, first, steps))
+            parts.append(sample_posterior(self.networks, sigma, self.prior, rows, first, steps, settings, scored=False))
+        return torch.cat([part.z.cpu() for part in parts]), _on_cpu(parts[0].trace)
 
     def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
         """G(z) at posterior latents z of images x (B, C, H, W)."""
@@ -130,7 +143,7 @@ class LatentModel:
     @torch.no_grad()
     def log_prior(self, z: Tensor, normaliser: Normaliser | None = None) -> Tensor:
         """log p_K(z) (N,), normalised where `log_normaliser` is given, else up to the constant log Z_K."""
-        return self.prior.log_density(z) - (normaliser.log_z if normaliser is not None else 0.0)
+        return self.prior.log_density(z.to(self.device)).cpu() - (normaliser.log_z if normaliser is not None else 0.0)
 
     def log_normaliser(self, seed: int = 0) -> Normaliser:
         """log Z_K with its standard error, by sequential Monte Carlo along the stages."""
@@ -142,7 +155,7 @@ class LatentModel:
         z = self.infer(x, seed, at_mean=True)[0]
         mean = self.decode(z)
         reconstruction = -log_likelihood(x, mean, self.config.model.sigma)
-        prior = self.prior.energy(z)
+        prior = -self.log_prior(z)
         balanced = prior + (self.residuals.energy(x, mean) if self.residuals is not None else reconstruction)
         return AnomalyScore(reconstruction + prior, reconstruction, prior, balanced)
 
@@ -243,6 +256,10 @@ def _names(ratios: list[dict[str, Tensor]]) -> Iterator[str]:
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _on_cpu(trace: ChainTrace) -> ChainTrace:
+    return ChainTrace(*(values.cpu() for values in trace))
 
 
 def _noise(seed: int, purpose: str, num_rows: int) -> StreamNoise:
