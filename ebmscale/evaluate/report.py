@@ -25,6 +25,7 @@ from ebmscale.storage import Storage, open_storage
 from ebmscale.training.model import LatentModel, open_model
 from ebmscale.training.tasks import to_pixels
 from ebmscale.version import __version__
+from ebmscale.world import device_of
 
 REPORT_FILE, SAMPLES_FILE = "report.html", "samples.png"
 SEED = 0  # of the samples; samples.png is `model.sample(64, SEED)`
@@ -72,7 +73,7 @@ def write_report(run: Storage) -> str:
         ConfigError: there is no run.
         StorageError: it has no valid checkpoint, or its storage refuses.
     """
-    model, record = open_model(run), Record.of(run)
+    model, record = open_model(run).to(device_of()), Record.of(run)
     held_out, missing = _held_out(model)
     samples = sample_grid(model, model.sample(GRID_COLUMNS**2, SEED), GRID_COLUMNS)
     data_name = held_out.name if held_out else without_credentials(model.config.data.url)
@@ -173,10 +174,10 @@ def _latents(model: LatentModel, held_out: HeldOut | None) -> dict[str, list[Pic
         chains.append(_chain(held_out.trace, "posterior chain: log p(x, z)"))
     traces: list[ChainTrace] = []
     for stage in range(model.prior.num_stages + 1):
-        prior = model.prior.prefix(stage)
-        z, traces = model.sample_prior(NUM_HELD_OUT, ENERGY_SEED, stage)
+        earlier = model.at_stage(stage)
+        z, traces = earlier.sample_prior(NUM_HELD_OUT, ENERGY_SEED)
         if held_out is not None:
-            posterior_energy, prior_energy = prior.energy(held_out.z), prior.energy(z)
+            posterior_energy, prior_energy = -earlier.log_prior(held_out.z), -earlier.log_prior(z)
             gap = float(posterior_energy.mean() - prior_energy.mean())
             chart = _chart(pictures.energy_histogram(posterior_energy, prior_energy))
             energies.append(Picture(chart, f"k = {stage}", f"mean energy of z⁺ less that of z⁻: {gap:+.2f} nats"))
