@@ -5,9 +5,12 @@ from rich.table import Table
 
 from ebmscale.cli.group import cli, console
 
-
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="auto: a GPU if any."
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto: on a GPU if there is one.",
 )
 
 
