@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 EM_STEPS = 20
-EM_BLOCK = 4096
+EM_BLOCK = 2**18
+"""Numbers in the products of a block of samples: few enough that they stay in a processor's cache."""
 
 
 class Gaussian:
@@ -178,23 +179,31 @@ class Mixture:
             centres = _spread_centres(samples, num_components, generator)
             mixture = cls._maximised(samples, partial(_nearest, centres))
             for _ in range(EM_STEPS):
-                mixture = cls._maximised(samples, mixture._shares)
+                mixture = cls._maximised(samples, mixture._shares_of())
             found.append((mixture.weights / num_fits, mixture.means, mixture.choleskys))
         return cls(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     @classmethod
     def _maximised(cls, samples: Tensor, shares_of: Callable[[Tensor], Tensor]) -> "Mixture":
-        """The mixture under which samples (N, Z) are likeliest, if component c owns `shares_of` them (C, N).
+        """The mixture under which samples (N, Z) are likeliest, if component c owns `shares_of` them.
 
-        Moments are summed in float64, over blocks, so that memory does not grow with N C Z. Every component owns one
-        sample more, of N(0, I).
+        Moments are summed in float64, over blocks, so that memory does not grow with N. Every component owns one sample
+        more, of N(0, I).
+
+        Args:
+            samples: (N, Z).
+            shares_of: `_statistics` (S, N) to shares (C, N) of the components.
         """
-        dim, moments = samples.shape[1], []
-        for block in samples.split(EM_BLOCK):
-            shares, z = shares_of(block).double(), block.double()
-            moments.append((shares.sum(1), shares @ z, shares @ _products(z).T))
-        counts, sums, products = (torch.stack(blocks).sum(0) for blocks in zip(*moments, strict=True))
-        counts = (counts + 1)[:, None, None]
+        dim = samples.shape[1]
+        moments = None
+        for block in samples.split(max(2 * EM_BLOCK // (dim * (dim + 1)), 1)):
+            statistics = _statistics(block.double())
+            shares = shares_of(statistics)
+            moments = shares.new_zeros(len(shares), len(statistics)) if moments is None else moments
+            moments.addmm_(shares, statistics.T)
+        assert moments is not None
+        counts, sums, products = moments.split([1, dim, moments.shape[1] - 1 - dim], dim=1)
+        counts = (counts + 1)[:, :, None]
         means = sums / counts[:, 0]
         rows, columns = torch.triu_indices(dim, dim)
         squares = products.new_zeros(len(means), dim, dim)
@@ -205,16 +214,19 @@ class Mixture:
         weights = (counts / counts.sum()).flatten()
         return cls(*(found.to(samples) for found in (weights, means, torch.linalg.cholesky(covariances))))
 
-    def _shares(self, z: Tensor) -> Tensor:
-        """How likely points (N, Z) are to be of each component, (C, N) in float64: one product of matrices."""
+    def _shares_of(self) -> Callable[[Tensor], Tensor]:
+        """How likely points are to be of each component, (C, N) in float64 of their `_statistics` (S, N).
+
+        The log density of a Gaussian is linear in them, so it is one product of matrices.
+        """
         whiten = self._whiten.double()
         precisions = whiten @ whiten.mT
         linear = (precisions @ self.means.double()[:, :, None])[:, :, 0]
         constant = self._constant.double() - 0.5 * (linear * self.means).sum(1)
         rows, columns = torch.triu_indices(self.dim, self.dim)
-        quadratic = precisions[:, rows, columns] * torch.where(rows == columns, 0.5, 1.0)
-        points = z.double()
-        return (constant[:, None] + linear @ points.T - quadratic @ _products(points)).softmax(0)
+        quadratic = precisions[:, rows, columns] * torch.where(rows == columns, -0.5, -1.0)
+        natural = torch.cat([constant[:, None], linear, quadratic], dim=1)
+        return lambda statistics: (natural @ statistics).softmax(0)
 
     def to(self, device: torch.device | str) -> "Mixture":
         """The same mixture on another device."""
@@ -266,16 +278,21 @@ class Mixture:
         return self._constant.to(white)[:, None] - 0.5 * white.square().sum(-1)
 
 
-def _nearest(centres: Tensor, z: Tensor) -> Tensor:
-    """1 where a centre (C, Z) is a point's (N, Z) nearest one, else 0: (C, N)."""
-    return one_hot(torch.cdist(z, centres).argmin(1), len(centres)).T
+def _nearest(centres: Tensor, statistics: Tensor) -> Tensor:
+    """1 where a centre (C, Z) is the nearest one of a point with these `_statistics` (S, N), else 0: (C, N)."""
+    z = statistics[1 : centres.shape[1] + 1].T
+    return one_hot(torch.cdist(z, centres.to(z)).argmin(1), len(centres)).T.to(z)
 
 
-def _products(z: Tensor) -> Tensor:
-    """z_i z_j of points (N, Z), for i <= j: (Z (Z + 1) / 2, N)."""
-    rows, columns = torch.triu_indices(z.shape[1], z.shape[1])
-    coordinates = z.T.contiguous()
-    return coordinates[rows] * coordinates[columns]
+def _statistics(z: Tensor) -> Tensor:
+    """1, z_i, and z_i z_j for i <= j, of points (N, Z): (S, N) with S = 1 + Z + Z (Z + 1) / 2."""
+    dim = z.shape[1]
+    rows, columns = torch.triu_indices(dim, dim)
+    found = z.new_empty(1 + dim + len(rows), len(z))
+    found[0] = 1
+    found[1 : dim + 1] = z.T
+    torch.mul(found[1 : dim + 1][rows], found[1 : dim + 1][columns], out=found[dim + 1 :])
+    return found
 
 
 def _spread_centres(samples: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
