@@ -1,0 +1,210 @@
+"""The one schema of a run: YAML plus dotted overrides in, a strict value out, saved resolved with the run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from ebmscale.config.blocks import (
+    Block,
+    DataBlock,
+    ModelBlock,
+    NonNegative,
+    PosteriorBlock,
+    PriorBlock,
+    RunBlock,
+    StagesBlock,
+    StorageBlock,
+)
+from ebmscale.config.keys import apply_override, first_problem, known_keys, value_at
+from ebmscale.config.training_blocks import (
+    CheckpointBlock,
+    DeepspeedBlock,
+    GuardBlock,
+    MetricsBlock,
+    RayBlock,
+    TrainBlock,
+)
+from ebmscale.errors import ConfigError
+
+Method = Literal["adaptive", "nce", "tre", "lebm", "gaussian"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class RunConfig(Block):
+    """Everything that defines a run. `num_threads` is for each process; 0 leaves it to torch.
+
+    `method` says how the prior is learned, and is all that the baselines differ in: `adaptive`, stages one after the
+    other; `nce`, one stage that lasts the whole run; `tre`, `stages.max_stages` ratios at once along a fixed bridge
+    (Rhodes et al. 2020); `lebm`, one energy by maximum likelihood (Pang et al. 2020); `gaussian`, p_0 itself.
+
+    `precision` `auto` is bf16 where the device of every worker multiplies it faster than fp32, else fp32; a run keeps
+    what it began with.
+
+    `profile` writes a trace and a table of where an update's time goes (see `training.profile`).
+    """
+
+    run: RunBlock
+    method: Method = "adaptive"
+    storage: StorageBlock = StorageBlock()
+    data: DataBlock
+    model: ModelBlock = ModelBlock()
+    posterior: PosteriorBlock = PosteriorBlock()
+    prior: PriorBlock = PriorBlock()
+    stages: StagesBlock = StagesBlock()
+    train: TrainBlock
+    checkpoint: CheckpointBlock = CheckpointBlock()
+    guard: GuardBlock = GuardBlock()
+    metrics: MetricsBlock = MetricsBlock()
+    engine: Literal["auto", "plain", "deepspeed"] = "auto"
+    deepspeed: DeepspeedBlock = DeepspeedBlock()
+    ray: RayBlock = RayBlock()
+    precision: Precision = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: NonNegative = 0
+    profile: bool = False
+
+    @property
+    def num_live(self) -> int:
+        """How many ratios are trained at once and make the prior as they are now; 0 where stages freeze them."""
+        return self.most_stages if self.method in ("lebm", "tre") else 0
+
+    @property
+    def most_stages(self) -> int:
+        """The most ratios that the method's prior can come to have."""
+        return {"gaussian": 0, "nce": 1, "lebm": 1}.get(self.method, self.stages.max_stages)
+
+    @property
+    def is_amortised(self) -> bool:
+        """Whether posteriors are the encoder's Gaussians, and no chain goes on from a draw of them."""
+        return self.posterior.start == "encoder" and self.posterior.num_steps == 0
+
+    @property
+    def generator_stops(self) -> int:
+        """The `samples_seen` from which on the generator stays as it is."""
+        return self.train.generator.stop_samples or self.train.max_samples
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> "RunConfig":
+        if self.method == "tre" and self.stages.max_stages == 0:
+            raise ValueError("stages.max_stages must be above 0 for method tre: it is the number of ratios")
+        if self.data.flip and self.posterior.start == "memory":
+            raise ValueError(
+                "data.flip does not go with posterior.start: memory, whose latents are of unmirrored images"
+            )
+        buffered, least = self.stages.buffer_samples, 10 * self.model.latent_dim
+        if self.prior.base == "moments" and not least <= buffered <= self.stages.start_samples:
+            raise ValueError(
+                f"prior.base: moments takes them from the buffer: stages.buffer_samples must be at least {least} "
+                "(ten times model.latent_dim), and stages.start_samples no less than that, so that it is full"
+            )
+        if self.prior.base == "moments" and self.prior.base_components * self.model.latent_dim > buffered:
+            raise ValueError(
+                f"prior.base_components must be at most {buffered // self.model.latent_dim} (stages.buffer_samples "
+                "over model.latent_dim), so that every component has posteriors to be fitted to"
+            )
+        if self.stages.start_samples >= self.train.max_samples:
+            raise ValueError("stages.start_samples must be below train.max_samples, or no ratio is ever trained")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_fit(self) -> "RunConfig":
+        streams = self.data.num_streams
+        if self.train.batch_size < streams:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) must not be below data.num_streams ({streams}): "
+                "every stream gives at least one sample to a batch"
+            )
+        for key, value in {
+            "prior.num_chains": self.prior.num_chains,
+            "stages.buffer_samples": self.stages.buffer_samples,
+            "stages.evidence_samples": self.stages.evidence_samples,
+        }.items():
+            if value % streams:
+                raise ValueError(f"{key} ({value}) must be a multiple of data.num_streams ({streams})")
+        return self
+
+    def dump(self) -> str:
+        """The resolved configuration as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+CIRCUMSTANCES = (
+    *("checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage", "ray", "profile"),
+    *("data.url", "data.endpoint_url", "data.anonymous", "data.retries", "data.format", "data.source"),
+    *("posterior.kernel", "data.verify", "data.max_damaged", "data.cache", "data.cache_bytes"),
+)
+"""Keys that say where and by what means a run is computed, and not what."""
+
+RESUMABLE = ("train.max_samples", "train.generator.rate", "train.ratio.rate", "guard", *CIRCUMSTANCES)
+"""Keys that may change between an interruption and the resume; the others define what the run computes."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file and applies `key=value` overrides (dotted keys, YAML values).
+
+    Raises:
+        ConfigError: the file is missing or is not YAML, a key is unknown, a value has the wrong type or range.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the configuration {path} is not a text file; give a YAML file in UTF-8.") from None
+    return parse_config(text, overrides, source=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), source: str = "configuration") -> RunConfig:
+    """`load_config` from the text itself; `source` names it in errors."""
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source} must hold a mapping of keys, not a {type(tree).__name__}.")
+    for override in overrides:
+        apply_override(tree, override)
+    return _validated(tree, source)
+
+
+def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
+    """The configuration with other values of dotted keys; `source` names them in errors.
+
+    Raises:
+        ConfigError: a key is unknown, a value has the wrong type or range, or they do not go together.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return _validated(tree, source)
+
+
+def _validated(tree: dict[str, Any], source: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {first_problem(error, list(known_keys(RunConfig)))}") from None
+
+
+def changed_keys(old: RunConfig, new: RunConfig, allowed: Sequence[str] = RESUMABLE) -> list[str]:
+    """Dotted keys whose values differ, but for the allowed ones: those that forbid resuming `old` as `new`.
+
+    A `precision` of `auto` is the old one, whatever that is.
+    """
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    if new.precision == "auto":
+        after["precision"] = before["precision"]
+    leaves = [key for key in known_keys(RunConfig) if not isinstance(value_at(before, key), dict)]
+    return [
+        key
+        for key in leaves
+        if value_at(before, key) != value_at(after, key)
+        and not any(key == a or key.startswith(a + ".") for a in allowed)
+    ]
