@@ -70,7 +70,7 @@ class LiveTrainer(StageTrainer):
         Its KL bound is a lower bound on KL(q || p_0), and equals what the prior gains over p_0 in held-out log
         density, its normaliser estimated by importance sampling.
         """
-        z_p = self._base_draw("evidence", self.held_out_pool.row_streams, position)
+        z_p = self.pools.base_draw(self.prior.base, "evidence", self.held_out_pool.row_streams, position)
         with torch.no_grad():
             values = [self.prior.log_ratios(z).sum(0) for z in (z_held_out, z_p)]
         f_q, f_p = (torch.cat(self._world.gather(f)) for f in values)
@@ -96,7 +96,7 @@ class LiveTrainer(StageTrainer):
         dim = self.prior.base.dim
         first = self.prior.base.from_noise(noise.normal(dim))
         steps = noise.normal(settings.num_steps, dim)
-        z_p, self.trace = run_prior_chain(self.prior, first, steps, settings, dtype=self._chain_dtype)
+        z_p, self.trace = run_prior_chain(self.prior, first, steps, settings, dtype=self.pools.dtype)
         f_q, f_p = self._log_ratio(torch.cat([z_q, z_p])[None])[0].split(len(z_q))
         return f_q, f_p, maximum_likelihood(f_q, f_p)
 

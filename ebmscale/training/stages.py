@@ -21,27 +21,18 @@ from ebmscale.density.bases import MomentBase
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.losses import magnitude_penalty, n2ce
-from ebmscale.density.moves import MoveSettings
-from ebmscale.density.path import Annealing, stage_legs
 from ebmscale.density.prior import RatioSequence
-from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
-from ebmscale.density.smc import anneal
 from ebmscale.errors import ConfigError, DivergenceError
-from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
+from ebmscale.training.chain_pools import ChainPools
 from ebmscale.training.engine import Engine
 from ebmscale.training.guard import Stopped, spoil
 from ebmscale.training.parts import Piece, Span, piece, share_of
 from ebmscale.training.prior_base import BASE, base_from, base_tensors
 from ebmscale.training.streams import StreamTable, owned_rows
-from ebmscale.training.tasks import langevin_settings, lost
-from ebmscale.training.tilt import tilt, with_gain
 from ebmscale.world import World
-
-ANNEALING = Annealing(ess=0.7, moves=MoveSettings(kind="mala", num_moves=2))
-"""How a pool is brought to a new prior by sequential Monte Carlo."""
 
 
 @dataclass(frozen=True)
@@ -107,26 +98,30 @@ class StageTrainer:
         self._seed = seed
         self._num_streams = num_streams
         self._grad_norm = self._posterior_mean = 0.0
-        self._chain_bound, self._chain_dtype, self._after_step = chain_bound, chain_dtype, after_step
-        self._num_restarted = 0
         self._amortised, self._fits_base = amortised, chains.base == "moments"
         dim = prior.base.dim
         width = 2 * dim if amortised else dim
         self.buffer = StreamTable(num_streams, stages.buffer_samples // num_streams, width, world)
-        self.pool = StreamTable(num_streams, chains.num_chains // num_streams, dim, world)
-        self.held_out_pool = StreamTable(num_streams, stages.evidence_samples // num_streams, dim, world)
+        self.pools = ChainPools(
+            chains, stages.evidence_samples, dim, world, seed, num_streams, chain_bound, chain_dtype, after_step
+        )
         self.trace: ChainTrace | None = None
-        self._fill_pools(0)
+        self.pools.begin(prior.base, 0)
 
     @property
-    def _pools(self) -> dict[str, StreamTable]:
-        """The pools of prior chains: the held-out one is never trained on."""
-        return {"pool": self.pool, "held_out_pool": self.held_out_pool}
+    def pool(self) -> StreamTable:
+        """The chains of the prior that ratios are trained on."""
+        return self.pools.tables["pool"]
+
+    @property
+    def held_out_pool(self) -> StreamTable:
+        """The chains of the prior that evidence is measured on."""
+        return self.pools.tables["held_out_pool"]
 
     @property
     def _tables(self) -> dict[str, StreamTable]:
         """What is kept by stream."""
-        return {"buffer": self.buffer, **self._pools}
+        return {"buffer": self.buffer, **self.pools.tables}
 
     @property
     def frozen(self) -> RatioSequence:
@@ -155,13 +150,12 @@ class StageTrainer:
     def advance_prior(self, position: int) -> None:
         """Moves the prior chains that training draws from; p_0 needs none."""
         if not self.is_first_stage:
-            z, self.trace = self._moved("pool", self.prior, position, self._chains.num_steps)
+            z, self.trace = self.pools.moved("pool", self.prior, position, self._chains.num_steps)
             self.pool.fill(z)
 
     def take_restarted(self) -> int:
         """How many of this rank's prior chains diverged and began anew since the last call."""
-        number, self._num_restarted = self._num_restarted, 0
-        return number
+        return self.pools.take_restarted()
 
     def update(self, position: int, rate_scale: float = 1.0, limit: float = math.inf) -> RatioReport | None:
         """`updates_per_batch` updates of the current ratio; None when there is nothing to train yet or any more.
@@ -243,16 +237,12 @@ class StageTrainer:
             )
         self.prior = self.prior.on_base(base_from(self.prior.base.dim, found)).to(self._world.device)
         self._fits_base = False
-        self._fill_pools(position)
+        self.pools.begin(self.prior.base, position)
 
     def try_base(self, position: int) -> None:
         """Fits the base to a buffer of made-up posteriors, for a dry run to see what that takes (collective)."""
         self.buffer.fill(0.1 + torch.rand_like(self.buffer.rows))
         self._fit_base(position)
-
-    def _fill_pools(self, position: int) -> None:
-        for name, table in self._pools.items():
-            table.fill(self._base_draw(f"{name}-start", table.row_streams, position))
 
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Held-out evidence of the current ratio, the same on every rank (collective).
@@ -262,9 +252,9 @@ class StageTrainer:
             position: `samples_seen`.
         """
         if self.is_first_stage:
-            z_p = self._base_draw("evidence", self.held_out_pool.row_streams, position)
+            z_p = self.pools.base_draw(self.prior.base, "evidence", self.held_out_pool.row_streams, position)
         else:
-            z_p, _ = self._moved("held_out_pool", self.prior, position, self._chains.num_steps, long=True)
+            z_p, _ = self.pools.moved("held_out_pool", self.prior, position, self._chains.num_steps, long=True)
             self.held_out_pool.fill(z_p)
         with torch.no_grad():
             f_q, f_p = self._log_ratio(z_held_out), self._log_ratio(z_p)
@@ -279,8 +269,7 @@ class StageTrainer:
             self.prior, chains, gain = self.next_prior(self.engine.full_weights(), position)
             if gain != 1:
                 decision = replace(decision, reason=f"{decision.reason}; frozen at {gain:.2f} of its strength")
-            for name, z in chains.items():
-                self._pools[name].fill(z)
+            self.pools.fill(chains)
         self.state = state
         if isinstance(decision, (Advance, RollBack)):
             self.engine.reset(self._initial_weights())
@@ -292,9 +281,9 @@ class StageTrainer:
         Nothing is changed.
         """
         if self._chains.equilibrate == "tilt":
-            return self._tilted(weights, position)
+            return self.pools.tilted(self.prior, weights, self._posterior_mean, position)
         prior = self.prior.append(weights)
-        return prior, {name: self._equilibrated(name, prior, position) for name in self._pools}, 1.0
+        return prior, self.pools.equilibrated(prior, position), 1.0
 
     @contextmanager
     def undone_if_stopped(self) -> Iterator[None]:
@@ -372,98 +361,7 @@ class StageTrainer:
         dtype = next(self.engine.module.parameters()).dtype
         return self.engine(self.prior.coordinates(z).to(dtype)).float()
 
-    def _base_draw(self, purpose: str, streams: Tensor, position: int) -> Tensor:
-        noise = StreamNoise(self._seed, purpose, position, streams, self._world.device)
-        return self.prior.base.from_noise(noise.normal(self.prior.base.dim))
-
     def _initial_weights(self) -> dict[str, Tensor]:
         network = copy.deepcopy(self.prior.network)
         initialise(network, torch_generator(self._seed, "ratio-weights", self.state.stage, self.state.rollbacks))
         return network.state_dict()
-
-    def _equilibrated(self, name: str, prior: RatioSequence, position: int) -> Tensor:
-        """The chains of a pool under a new prior, by Langevin steps or by sequential Monte Carlo."""
-        if self._chains.equilibrate == "smc":
-            return self._annealed(name, prior, position)
-        steps = self._chains.equilibrate_steps
-        return self._moved(name, prior, position, steps, purpose="equilibrate", long=True)[0]
-
-    def _tilted(self, weights: dict[str, Tensor], position: int) -> tuple[RatioSequence, dict[str, Tensor], float]:
-        """See `training.tilt`; the chains of all pools find the gain together."""
-        tables, num_steps = self._pools.values(), self._chains.equilibrate_steps
-        noise = torch.cat(
-            [
-                StreamNoise(self._seed, f"tilt-{name}", position, table.row_streams, self._world.device).normal(
-                    num_steps, self.prior.base.dim
-                )
-                for name, table in self._pools.items()
-            ]
-        )
-        gains, z = tilt(
-            self.prior,
-            weights,
-            self._posterior_mean,
-            torch.cat([table.rows for table in tables]),
-            noise,
-            langevin_settings(self._chains, num_steps),
-            self._world,
-            self._after_step,
-            self._chain_dtype,
-        )
-        last = gains[-max(num_steps // 4, 1) :]
-        gain = sum(last) / len(last)
-        parts = z.split([len(table.rows) for table in tables])
-        chains = {name: self._kept(part, name, position) for name, part in zip(self._pools, parts, strict=True)}
-        return with_gain(self.prior, weights, gain), chains, gain
-
-    def _annealed(self, name: str, prior: RatioSequence, position: int) -> Tensor:
-        """The chains of a pool, samples of p_{k-1}, brought to the new prior p_k along rungs p_{k-1} r_k^t.
-
-        Langevin steps alone leave the chains in whichever modes they started near, and an error in how many there
-        are in a mode is then invisible to all later ratios. Streams are groups that never mix.
-        """
-        table = self._pools[name]
-
-        def noise(leg: int, rung: int) -> StreamNoise:
-            purpose = f"anneal-{name}-{rung}"
-            return StreamNoise(self._seed, purpose, position, table.row_streams, self._world.device)
-
-        self._after_step()
-        walked = anneal(stage_legs(prior)[-1:], table.z, noise, ANNEALING)
-        placed = noise(0, -1).uniform().view(table.z.shape[:2])[:, 0]
-        chosen = resample_systematically(walked.log_weights, placed, table.z.shape[1])
-        rows = walked.z.gather(1, chosen[:, :, None].expand(-1, -1, prior.base.dim)).flatten(0, 1)
-        settings = langevin_settings(self._chains, self._chains.equilibrate_steps)
-        steps = noise(0, -2).normal(settings.num_steps, prior.base.dim)
-        rows, _ = run_prior_chain(prior, rows, steps, settings, self._after_step, self._chain_dtype)
-        return self._kept(rows, name, position)
-
-    def _moved(
-        self,
-        name: str,
-        prior: RatioSequence,
-        position: int,
-        num_steps: int,
-        purpose: str = "prior",
-        long: bool = False,
-    ) -> tuple[Tensor, ChainTrace]:
-        """The chains (O * N, Z) of a pool after steps under a prior, from where they are or anew from p_0."""
-        table = self._pools[name]
-        noise = StreamNoise(self._seed, f"{purpose}-{name}", position, table.row_streams, self._world.device)
-        z = table.rows
-        if self._chains.kind == "short_run":
-            z = prior.base.from_noise(noise.normal(prior.base.dim))
-        settings = langevin_settings(self._chains, num_steps)
-        chain_noise = noise.normal(num_steps, prior.base.dim)
-        after_step = self._after_step if long else lambda: None
-        z, trace = run_prior_chain(prior, z, chain_noise, settings, after_step, self._chain_dtype)
-        return self._kept(z, name, position), trace
-
-    def _kept(self, z: Tensor, name: str, position: int) -> Tensor:
-        """The chains, those that diverged replaced by draws from p_0 and counted."""
-        gone = lost(z, self._chain_bound)
-        if not bool(gone.any()):
-            return z
-        self._num_restarted += int(gone.sum())
-        fresh = self._base_draw(f"restart-{name}", self._pools[name].row_streams, position)
-        return torch.where(gone[:, None], fresh, z)
