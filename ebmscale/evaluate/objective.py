@@ -18,7 +18,7 @@ from ebmscale.training.model import open_model
 from ebmscale.world import device_of
 
 _METRICS = "ebmscale.evaluate.metrics"
-_SCORES = ("joint", "reconstruction", "prior", "balanced")
+_SCORES = ("joint", "reconstruction", "prior", "ratio", "balanced")
 VALUES = {
     "reconstruction": ("mse", "mse_unit", "psnr"),
     "anomaly": (*(f"auprc_{part}" for part in _SCORES), *(f"auroc_{part}" for part in _SCORES)),

@@ -16,7 +16,7 @@ from torch import Tensor
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.path import Normaliser
-from ebmscale.density.prior import Base, RatioSequence
+from ebmscale.density.prior import Base, RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, StorageError
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import ImageShape
@@ -43,6 +43,9 @@ class AnomalyScore(NamedTuple):
         joint: -log p(x, z) up to constants, the sum of the next two.
         reconstruction: -log p(x | z), every pixel on its own.
         prior: -log p_K(z).
+        ratio: -log of all density ratios together, log p_0(z) - log p_K(z) with p_0 = N(0, I): how much likelier the
+            latent was before anything was learned of the data. A likelihood ratio against a background (Ren et al.,
+            NeurIPS 2019): near the origin, where everything is likely, a latent does not pass for normal.
         balanced: `prior` plus the reconstruction's energy as `training.residuals` counts it, from what errors are on
             held-out images; equal to `joint` where a model knows nothing of them.
     """
@@ -50,6 +53,7 @@ class AnomalyScore(NamedTuple):
     joint: Tensor
     reconstruction: Tensor
     prior: Tensor
+    ratio: Tensor
     balanced: Tensor
 
 
@@ -156,8 +160,9 @@ class LatentModel:
         mean = self.decode(z)
         reconstruction = -log_likelihood(x, mean, self.config.model.sigma)
         prior = -self.log_prior(z)
+        ratio = prior + StandardNormal(z.shape[1]).log_density(z)
         balanced = prior + (self.residuals.energy(x, mean) if self.residuals is not None else reconstruction)
-        return AnomalyScore(reconstruction + prior, reconstruction, prior, balanced)
+        return AnomalyScore(reconstruction + prior, reconstruction, prior, ratio, balanced)
 
     def export(self, storage: Storage) -> None:
         """Writes `model.safetensors` and `model.json`, which `load` opens."""

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import read_split
+from ebmscale.density.bases import Gaussian
 from ebmscale.errors import ConfigError, DataError, DivergenceError
 from ebmscale.evaluate import fidelity
 from ebmscale.evaluate.features import Features, open_features
@@ -83,6 +86,18 @@ def test_anomalies_are_the_class_that_was_held_out(make_model, digits):
     assert found.values["num_anomalies"] == 182  # all there are
     assert found.protocol["held_out"] == {"label": "1", "protocol": "pooled"}
     assert found.protocol["chance_auprc"] == 182 / found.protocol["num_images"]
+
+
+def test_the_ratio_score_is_that_of_all_ratios(make_model):
+    """Whatever the base: N(0, I) is divided out, so that with it the ratios are left."""
+    model, x = make_model(), to_pixels(torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8))
+    z, _ = model.infer(x, at_mean=True)
+    torch.testing.assert_close(model.score(x).ratio, -model.prior.log_ratios(z).sum(0), rtol=1e-4, atol=1e-4)
+    base = Gaussian(torch.ones(4), 2 * torch.eye(4))
+    fitted = replace(model, prior=model.prior.prefix(0).on_base(base))
+    z, _ = fitted.infer(x, at_mean=True)
+    wanted = 4 * math.log(2) + 0.5 * ((z - 1) / 2).square().sum(1) - 0.5 * z.square().sum(1)
+    torch.testing.assert_close(fitted.score(x).ratio, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_other_metrics_leave_the_anomalies_out(make_model, digits):
