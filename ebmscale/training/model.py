@@ -16,7 +16,7 @@ from torch import Tensor
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.path import Normaliser
-from ebmscale.density.prior import Base, RatioSequence, StandardNormal
+from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.errors import ConfigError, StorageError
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import ImageShape
@@ -34,6 +34,8 @@ from ebmscale.training.tasks import ImageModel, langevin_settings, log_likelihoo
 EXPORT_VERSION = 1
 TENSOR_FILE, ABOUT_FILE = "model.safetensors", "model.json"
 ROWS_AT_ONCE = 500
+BACKGROUND_WIDTH = 2.0
+"""Of the background that `AnomalyScore.ratio` compares with, in standard deviations of its Gaussian."""
 
 
 class AnomalyScore(NamedTuple):
@@ -43,9 +45,9 @@ class AnomalyScore(NamedTuple):
         joint: -log p(x, z) up to constants, the sum of the next two.
         reconstruction: -log p(x | z), every pixel on its own.
         prior: -log p_K(z).
-        ratio: -log of all density ratios together, log p_0(z) - log p_K(z) with p_0 = N(0, I): how much likelier the
-            latent was before anything was learned of the data. A likelihood ratio against a background (Ren et al.,
-            NeurIPS 2019): near the origin, where everything is likely, a latent does not pass for normal.
+        ratio: log b(z) - log p_K(z) up to constants, with a background b: the Gaussian of p_0 (that of the posteriors,
+            where the base was fitted), `BACKGROUND_WIDTH` times as wide. In the middle of the latents every prior is
+            high, and there a latent does not pass for normal for that alone (likelihood ratios: Ren et al., 2019).
         balanced: `prior` plus the reconstruction's energy as `training.residuals` counts it, from what errors are on
             held-out images; equal to `joint` where a model knows nothing of them.
     """
@@ -160,7 +162,7 @@ class LatentModel:
         mean = self.decode(z)
         reconstruction = -log_likelihood(x, mean, self.config.model.sigma)
         prior = -self.log_prior(z)
-        ratio = prior + StandardNormal(z.shape[1]).log_density(z)
+        ratio = prior - 0.5 * (self.prior.coordinates(z.to(self.device)) / BACKGROUND_WIDTH).square().sum(1).cpu()
         balanced = prior + (self.residuals.energy(x, mean) if self.residuals is not None else reconstruction)
         return AnomalyScore(reconstruction + prior, reconstruction, prior, ratio, balanced)
 

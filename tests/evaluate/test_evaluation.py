@@ -20,7 +20,7 @@ from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import read_split
-from ebmscale.density.bases import Gaussian
+from ebmscale.density.bases import MomentBase
 from ebmscale.errors import ConfigError, DataError, DivergenceError
 from ebmscale.evaluate import fidelity
 from ebmscale.evaluate.features import Features, open_features
@@ -88,15 +88,17 @@ def test_anomalies_are_the_class_that_was_held_out(make_model, digits):
     assert found.protocol["chance_auprc"] == 182 / found.protocol["num_images"]
 
 
-def test_the_ratio_score_is_that_of_all_ratios(make_model):
-    """Whatever the base: N(0, I) is divided out, so that with it the ratios are left."""
+def test_the_ratio_score_compares_with_a_gaussian_twice_as_wide(make_model):
+    """Of p_0 = N(0, I), and of a fitted base: one without a mixture is 2 times narrower in every direction."""
     model, x = make_model(), to_pixels(torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8))
     z, _ = model.infer(x, at_mean=True)
-    torch.testing.assert_close(model.score(x).ratio, -model.prior.log_ratios(z).sum(0), rtol=1e-4, atol=1e-4)
-    base = Gaussian(torch.ones(4), 2 * torch.eye(4))
+    wanted = model.prior.energy(z) - z.square().sum(1) / 8
+    torch.testing.assert_close(model.score(x).ratio, wanted, rtol=1e-4, atol=1e-4)
+    base = MomentBase(torch.ones(4), 3 * torch.eye(4))
     fitted = replace(model, prior=model.prior.prefix(0).on_base(base))
     z, _ = fitted.infer(x, at_mean=True)
-    wanted = 4 * math.log(2) + 0.5 * ((z - 1) / 2).square().sum(1) - 0.5 * z.square().sum(1)
+    constant = 4 * (math.log(3) + 0.5 * math.log(2 * math.pi))
+    wanted = constant + (0.5 - 0.125) * ((z - 1) / 3).square().sum(1)
     torch.testing.assert_close(fitted.score(x).ratio, wanted, rtol=1e-4, atol=1e-4)
 
 
