@@ -7,6 +7,7 @@ import torch
 
 import ebmscale
 from ebmscale.config import RunConfig
+from ebmscale.density.bases import MomentBase
 from ebmscale.errors import ConfigError
 from ebmscale.evaluate.report import write_report
 from ebmscale.storage import Storage
@@ -158,3 +159,21 @@ def test_averaged_weights_are_saved_for_any_world_restored_and_loaded(tiny: RunC
     assert sum(len(values.flatten()) for values in pieces.values()) == sum(w.numel() for w in loaded.values())
     assert max(len(run.average.share(world)) for world in ranks) < len(loaded)  # the ranks share the writing
     run.close()
+
+
+def test_a_fitted_base_alone_is_a_prior(tiny: RunConfig) -> None:
+    """No stage at all: the first density ratio, in closed form, is fitted where ratios would begin."""
+    config = method_of(
+        tiny,
+        "adaptive",
+        "base",
+        prior={"base": "moments", "base_components": 2},
+        stages=STAGES | {"max_stages": 0, "start_samples": 608},
+    )
+    run_until(config)
+    model = ebmscale.load(run_storage(config).url)
+    assert model.prior.num_stages == 0
+    assert isinstance(model.prior.base, MomentBase)
+    assert model.prior.base.inside is not None
+    assert not torch.equal(model.prior.base.cholesky, torch.eye(4))
+    assert model.sample(3).isfinite().all()
