@@ -89,6 +89,8 @@ class LatentModel:
 
     def to(self, device: torch.device | str) -> "LatentModel":
         """The same model on another device."""
+        if torch.device(device) == self.device:
+            return self
         return replace(self, networks=copy.deepcopy(self.networks).to(device), prior=self.prior.to(device))
 
     def at_stage(self, stage: int) -> "LatentModel":
