@@ -33,7 +33,7 @@ def leave_group() -> None:
 
 
 def device_of(name: str = "auto") -> torch.device:
-    """The device of this process, by LOCAL_RANK where there are several.
+    """The device of this process: where there are several, by LOCAL_RANK, in turn if the ranks are more.
 
     Args:
         name: `auto` (CUDA when present), `cpu` or `cuda`.
@@ -45,7 +45,7 @@ def device_of(name: str = "auto") -> torch.device:
         raise ConfigError("device is cuda but this machine has no CUDA device; use device=cpu or device=auto.")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(place)
     return place
 

@@ -34,7 +34,8 @@ class Features:
         num_features: F.
         sha256: of the file of weights.
         image_shape: (C, H, W) that it takes; None takes any image of 1 or 3 channels.
-        extract: uint8 images (B, C, H, W) to features (B, F).
+        extract: uint8 images (B, C, H, W) to features (B, F), both on `device`.
+        device: where they are computed.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Features:
     sha256: str
     image_shape: ImageShape | None
     extract: Callable[[Tensor], Tensor]
+    device: torch.device | str = "cpu"
 
     def check(self, image_shape: ImageShape) -> None:
         """Refuses images that the network does not take, with a DataError."""
@@ -59,14 +61,12 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (B, F) of uint8 images (B, C, H, W), a few images at a time."""
-        return torch.cat([self.extract(part) for part in images.split(ROWS_AT_ONCE)])
+        """Features (B, F) of uint8 images (B, C, H, W), both on the CPU, a few images at a time."""
+        return torch.cat([self.extract(part.to(self.device)).cpu() for part in images.split(ROWS_AT_ONCE)])
 
 
 def open_features(url: str, device: torch.device | str = "cpu") -> Features:
-    """Features from an address: a folder that tools/feature_net.py wrote, or a file of Inception's weights.
-
-    They are computed on `device` and returned on the CPU.
+    """Features from an address, on a device: a folder that tools/feature_net.py wrote, or Inception's weights.
 
     Raises:
         StorageError: nothing is there, or it is neither.
@@ -77,10 +77,10 @@ def open_features(url: str, device: torch.device | str = "cpu") -> Features:
         network.to(device)
 
         def extract(images: Tensor) -> Tensor:
-            return network.features(to_pixels(images.to(device))).cpu()
+            return network.features(to_pixels(images))
 
         num_features = network.output.in_features
-        return Features(f"FD-{about.name}", num_features, about.sha256, about.image_shape, extract)
+        return Features(f"FD-{about.name}", num_features, about.sha256, about.image_shape, extract, device)
     return _open_inception(storage, device)
 
 
@@ -103,11 +103,7 @@ def _open_inception(storage: Storage, device: torch.device | str) -> Features:
         )
     inception.load_state_dict({key: value.float() for key, value in found.items()} | counters, assign=True)
     inception.eval().requires_grad_(False).to(device)
-
-    def extract(images: Tensor) -> Tensor:
-        return inception(images.to(device)).cpu()
-
-    return Features("FID", NUM_FEATURES, hashlib.sha256(data).hexdigest(), None, extract)
+    return Features("FID", NUM_FEATURES, hashlib.sha256(data).hexdigest(), None, inception, device)
 
 
 def _weights(url: str, data: bytes) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def write_report(run: Storage) -> str:
         ConfigError: there is no run.
         StorageError: it has no valid checkpoint, or its storage refuses.
     """
-    model, record = open_model(run).to(device_of()), Record.of(run)
+    model, record = open_model(run), Record.of(run)
+    model = model.to(device_of("cpu" if model.config.device == "cpu" else "auto"))
     held_out, missing = _held_out(model)
     samples = sample_grid(model, model.sample(GRID_COLUMNS**2, SEED), GRID_COLUMNS)
     data_name = held_out.name if held_out else without_credentials(model.config.data.url)
