@@ -7,10 +7,10 @@ URL/NAME/trials/0003/             its run, as any run; 0003-1 after it first too
 
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from ebmscale.config import Block, RunConfig, parse_config
+from ebmscale.config import Block, RunConfig, config_of
+from ebmscale.documents import read_yaml, write_yaml
 from ebmscale.errors import ConfigError, DamagedError
 from ebmscale.search.space import Space, parse_space
 from ebmscale.storage import Storage
@@ -112,14 +112,13 @@ class SearchStore:
         """
         tree = {"config": config.model_dump(mode="json"), "space": space.dump()}
         if self.storage.exists(SEARCH_FILE):
-            old = yaml.safe_load(self.storage.read_text(SEARCH_FILE))
-            changed = _changed(old, tree)
+            changed = _changed(self._tree(), tree)
             if changed:
                 raise ConfigError(
                     f"The search {self.storage.url} was made with other values of {', '.join(changed)}; choose another "
                     "run.name, or set them back to go on with it."
                 )
-        self.storage.publish(SEARCH_FILE, yaml.safe_dump(tree, sort_keys=False).encode())
+        self.storage.publish(SEARCH_FILE, write_yaml(tree).encode())
 
     def load(self) -> tuple[RunConfig, Space]:
         """What is searched.
@@ -129,9 +128,8 @@ class SearchStore:
         """
         if not self.storage.exists(SEARCH_FILE):
             raise ConfigError(f"There is no search at {self.storage.url}; `ebmscale tune` prints its address.")
-        tree = yaml.safe_load(self.storage.read_text(SEARCH_FILE))
-        source = self.storage.url_of(SEARCH_FILE)
-        return parse_config(yaml.safe_dump(tree["config"]), source=source), parse_space(tree["space"], source)
+        tree, source = self._tree(), self.storage.url_of(SEARCH_FILE)
+        return config_of(tree["config"], source), parse_space(tree["space"], source)
 
     def records(self) -> dict[int, Record]:
         """All records by number."""
@@ -149,6 +147,14 @@ class SearchStore:
     def run(self, folder: str) -> Storage:
         """The storage of a trial's run."""
         return self.storage.child(f"{TRIALS}/{folder}")
+
+    def _tree(self) -> dict[str, Any]:
+        """The search as it was written down."""
+        source = self.storage.url_of(SEARCH_FILE)
+        tree = read_yaml(self.storage.read_bytes(SEARCH_FILE), source, DamagedError)
+        if not isinstance(tree, dict) or tree.keys() != {"config", "space"}:
+            raise DamagedError(f"{source} is damaged: it does not hold a search; choose another run.name.")
+        return tree
 
     def _read(self, name: str) -> Record:
         path = f"{RECORDS}/{name}"

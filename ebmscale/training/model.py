@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ebmscale.config import RunConfig, parse_config
+from ebmscale.config import RunConfig, config_of
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, RatioSequence
@@ -236,7 +236,7 @@ def _read(saved: SavedCheckpoint, stem: str, prefix: str) -> dict[str, Tensor]:
 def _load_export(storage: Storage) -> LatentModel:
     try:
         about = json.loads(storage.read_bytes(ABOUT_FILE))
-        config = parse_config(json.dumps(about["config"]), source=storage.url_of(ABOUT_FILE))
+        config = config_of(about["config"], storage.url_of(ABOUT_FILE))
         shape, samples_seen = about["image_shape"], about["samples_seen"]
         residuals = parse_residuals(about.get("residuals"))
     except (ValueError, KeyError, TypeError):

@@ -294,4 +294,4 @@ def load_run_config(storage: Storage) -> RunConfig:
     """
     if not storage.exists(CONFIG_FILE):
         raise ConfigError(f"There is no run at {storage.url}; give the address that `ebmscale train` printed.")
-    return parse_config(storage.read_text(CONFIG_FILE), source=storage.url_of(CONFIG_FILE))
+    return parse_config(storage.read_bytes(CONFIG_FILE), source=storage.url_of(CONFIG_FILE))
