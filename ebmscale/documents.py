@@ -1,0 +1,284 @@
+"""JSON and YAML that others wrote: bounded, strict, and never anything but plain values or one sentence.
+
+YAML is read by the core schema of YAML 1.2, with two differences. A mapping's keys are text. A plain value that YAML
+1.1 and 1.2 read differently (`on`, `010`, `1_000`, `12:30`, `2026-11-29`) is refused, and the sentence says how to
+quote it.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import yaml
+
+from ebmscale.errors import EbmscaleError
+
+MAX_DEPTH = 64
+"""How deep lists and mappings may be nested."""
+
+MAX_DIGITS = 100
+"""How many digits an integer may have: the states of generators of random numbers have 40."""
+
+_SKIP_JSON = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^"\[\]{}]+', re.DOTALL)  # strings, and all else but brackets
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_LEADING_ZERO = re.compile(r"([-+]?)0+([0-9]+)")
+_BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_NULLS = ("", "~", "null", "Null", "NULL")
+_YAML_1_1 = yaml.resolver.Resolver()
+_NUMBER = ("a number", ", or write the number in plain digits")
+_MEANINGS = {
+    "bool": ("true or false", ", or write true or false"),
+    "timestamp": ("a date", ""),
+    "int": _NUMBER,
+    "float": _NUMBER,
+}
+_STR_TAG = "tag:yaml.org,2002:str"
+
+
+def read_json(
+    text: str | bytes,
+    what: str,
+    error: type[EbmscaleError],
+    *,
+    max_bytes: int = 256 << 20,
+    non_finite: bool = False,
+) -> Any:
+    """The value of a JSON document.
+
+    Args:
+        text: the document, in UTF-8; a byte order mark is left out.
+        what: the document's name in the sentence, e.g. "the manifest s3://x/manifest.json".
+        error: the class of the error.
+        max_bytes: how large it may be.
+        non_finite: whether NaN and Infinity are taken, as `json.dumps` writes them; else they are refused.
+
+    Raises:
+        EbmscaleError: of the class `error`. It is too large, not UTF-8, not JSON, nested deeper than `MAX_DEPTH`, has
+            a key twice or an integer of more than `MAX_DIGITS` digits.
+    """
+
+    def refuse(reason: str) -> NoReturn:
+        raise error(f"{what} {reason}")
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            twice = counts.most_common(1)[0][0]
+            refuse(f"has the key {_shown(twice)} twice in one mapping.")
+        return found
+
+    def constant(name: str) -> float:
+        return float(name) if non_finite else refuse(f"holds {name}, which is no finite number.")
+
+    def floating(digits: str) -> float:
+        value = float(digits)
+        return value if non_finite or math.isfinite(value) else refuse(f"holds {_shown(digits)}, which is too large.")
+
+    def integer(digits: str) -> int:
+        return int(digits) if len(digits) <= MAX_DIGITS else refuse(f"holds an integer of {len(digits)} digits.")
+
+    text = _as_text(text, max_bytes, refuse)
+    if _json_depth_is_over(text):
+        refuse(f"is nested deeper than {MAX_DEPTH} levels.")
+    try:
+        value = json.loads(
+            text, object_pairs_hook=mapping, parse_constant=constant, parse_float=floating, parse_int=integer
+        )
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        refuse("holds half of a surrogate pair, which is no character.")
+    except json.JSONDecodeError as problem:
+        refuse(f"is not valid JSON: line {problem.lineno}, column {problem.colno}: {problem.msg}.")
+    return value
+
+
+def read_yaml(text: str | bytes, what: str, error: type[EbmscaleError], *, max_bytes: int = 1 << 20) -> Any:
+    """The value of a YAML document, None where it is empty; arguments as `read_json` has them.
+
+    Raises:
+        EbmscaleError: of the class `error`. It is too large, not UTF-8, not YAML, nested deeper than `MAX_DEPTH`, has
+            a key twice, a value that could mean two things, an alias or a tag.
+    """
+    text = _as_text(text, max_bytes, _refusal(what, error))
+    return _YamlReader(text, what, error).document()
+
+
+def read_scalar(text: str, what: str, error: type[EbmscaleError]) -> Any:
+    """The value of a plain YAML scalar: a number, true, false, null or text, as `read_yaml` reads it.
+
+    Raises:
+        EbmscaleError: of the class `error`. The text could mean two things, or has too many digits.
+    """
+    if text in _NULLS:
+        return None
+    if text in _BOOLS:
+        return _BOOLS[text]
+    refuse = _refusal(what, error)
+    quoted = f"quote it as '{_shown(text)}' for the text"
+    if _LEADING_ZERO.fullmatch(text):
+        number = _LEADING_ZERO.sub(r"\1\2", text)
+        refuse(f"holds {_shown(text)}, which could be octal: write {_shown(number)}, or {quoted}.")
+    if _INT.fullmatch(text):
+        if len(text) > MAX_DIGITS:
+            refuse(f"holds an integer of {len(text)} digits.")
+        return int(text, 0)
+    if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
+        refuse(f"holds {_shown(text)}, which is no finite number; {quoted}.")
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    tag = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False))
+    if tag != _STR_TAG:
+        meaning, instead = _MEANINGS.get(tag.rpartition(":")[2], ("something else in YAML", ""))
+        refuse(f"holds {_shown(text)}, which could be text or {meaning}: {quoted}{instead}.")
+    return text
+
+
+def write_yaml(value: Any) -> str:
+    """Plain values as YAML that `read_yaml` reads as the same values, in the order they have."""
+    return yaml.dump(value, Dumper=_YamlWriter, sort_keys=False)
+
+
+class _YamlWriter(yaml.SafeDumper):
+    """Quotes what either version of YAML would read as something else than text; writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _written_text(writer: _YamlWriter, text: str) -> yaml.ScalarNode:
+    number = _INT.fullmatch(text) or _FLOAT.fullmatch(text) or _LEADING_ZERO.fullmatch(text)
+    return writer.represent_scalar(_STR_TAG, text, style="'" if number else None)
+
+
+_YamlWriter.add_representer(str, _written_text)
+
+
+class _YamlReader:
+    """Values from the events of a document. The parser of events is a loop, so no depth makes it fail."""
+
+    def __init__(self, text: str, what: str, error: type[EbmscaleError]) -> None:
+        self._events: Iterator[yaml.Event] = iter(yaml.parse(text, Loader=yaml.SafeLoader))
+        self._what, self._error = what, error
+        self._line = 1
+
+    def document(self) -> Any:
+        try:
+            self._next()
+            event = self._next()
+            value = None if isinstance(event, yaml.StreamEndEvent) else self._value(self._next(), 0)
+            if isinstance(event, yaml.DocumentStartEvent):
+                self._next()
+                if not isinstance(self._next(), yaml.StreamEndEvent):
+                    self._refuse("a second document begins; give one.")
+        except yaml.MarkedYAMLError as problem:
+            mark = problem.problem_mark or problem.context_mark
+            line = f"line {mark.line + 1}: " if mark else ""
+            raise self._invalid(f"{line}{problem.problem or problem.context}") from None
+        except yaml.reader.ReaderError as problem:
+            raise self._invalid(f"the character {problem.character:#06x} may not stand in it") from None
+        except (ValueError, OverflowError):  # an escape that is no character, a directive with a long number
+            raise self._invalid(f"after line {self._line}: an escape or a directive cannot be read") from None
+        return value
+
+    def _next(self) -> yaml.Event:
+        event = next(self._events)
+        if event.start_mark is not None:
+            self._line = event.start_mark.line + 1
+        return event
+
+    def _value(self, event: yaml.Event, depth: int) -> Any:
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse(f"write the value out in place of the alias *{_shown(event.anchor or '')}.")
+        if isinstance(event, yaml.ScalarEvent):
+            return self._scalar(event)
+        if depth == MAX_DEPTH:
+            self._refuse(f"it is nested deeper than {MAX_DEPTH} levels.")
+        if isinstance(event, yaml.CollectionStartEvent) and event.tag is not None:
+            self._refuse(f"leave out the tag {_shown(event.tag)}.")
+        return self._list(depth) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(depth)
+
+    def _list(self, depth: int) -> list[Any]:
+        values = []
+        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+            values.append(self._value(event, depth + 1))
+        return values
+
+    def _mapping(self, depth: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                self._refuse("a key must be text.")
+            key = self._text(event)
+            if key == "<<" and event.style is None:
+                self._refuse("write the keys out in place of the merge key <<.")
+            if key in lines:
+                self._refuse(f"the key {_shown(key)} stands there a second time (first on line {lines[key]}).")
+            lines[key] = self._line
+            values[key] = self._value(self._next(), depth + 1)
+        return values
+
+    def _scalar(self, event: yaml.ScalarEvent) -> Any:
+        if event.tag not in (None, "!", _STR_TAG):
+            self._refuse(f"leave out the tag {_shown(event.tag)}.")
+        text = self._text(event)
+        is_plain = event.style is None and event.tag is None
+        return read_scalar(text, f"{self._what}, line {self._line},", self._error) if is_plain else text
+
+    def _text(self, event: yaml.ScalarEvent) -> str:
+        try:
+            event.value.encode()
+        except UnicodeEncodeError:
+            self._refuse("half of a surrogate pair is no character.")
+        return event.value
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise self._error(f"{self._what}, line {self._line}: {reason}")
+
+    def _invalid(self, reason: str) -> EbmscaleError:
+        return self._error(f"{self._what} is not valid YAML: {' '.join(reason.split())}.")
+
+
+def _as_text(text: str | bytes, max_bytes: int, refuse: Callable[[str], NoReturn]) -> str:
+    """The document as text without a byte order mark."""
+    try:
+        content = text if isinstance(text, bytes) else text.encode()
+        if len(content) > max_bytes:
+            refuse(f"has {len(content)} bytes; more than {max_bytes} are not read.")
+        text = content.decode()
+    except UnicodeError:
+        refuse("is not a text in UTF-8.")
+    return text.removeprefix("\ufeff")
+
+
+def _json_depth_is_over(text: str) -> bool:
+    """Whether brackets are nested deeper than `MAX_DEPTH`."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for bracket in _SKIP_JSON.sub("", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
+
+
+def _refusal(what: str, error: type[EbmscaleError]) -> Callable[[str], NoReturn]:
+    def refuse(reason: str) -> NoReturn:
+        raise error(f"{what} {reason}")
+
+    return refuse
+
+
+def _shown(text: str) -> str:
+    """Foreign text for a sentence: at most 60 characters, control characters escaped."""
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return text if text.isprintable() else json.dumps(text)
