@@ -10,6 +10,7 @@ from typing import Any
 from ebmscale.data.manifest import Shard
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
+from ebmscale.stored import read_document
 
 FOLDER = ".partial"
 _PLAN = f"{FOLDER}/plan.json"
@@ -53,7 +54,7 @@ class Partial:
         """The shards noted, up to the first one that is not there in its full size."""
         shards: list[Shard] = []
         while self._storage.exists(note := self._note(len(shards))):
-            shard = Shard(**json.loads(self._storage.read_text(note)))
+            shard = read_document(self._storage, note, Shard, DataError)
             if not self._storage.exists(shard.file) or self._storage.size(shard.file) != shard.num_bytes:
                 break
             shards.append(shard)
