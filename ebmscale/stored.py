@@ -8,8 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Hashable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -19,6 +18,8 @@ from ebmscale.errors import DamagedError, EbmscaleError
 from ebmscale.storage import Storage
 
 T = TypeVar("T")
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 DOCUMENT_BYTES = 64 * 2**20
 """The most that a document may have, unless its reader says otherwise."""
@@ -98,6 +99,13 @@ def read_document(
     return as_form(value, form, where, error)
 
 
+def _adapter_of(form: Any) -> TypeAdapter[Any]:
+    """What validates a form; made once, as it takes milliseconds."""
+    if form not in _ADAPTERS:
+        _ADAPTERS[form] = TypeAdapter(form)
+    return _ADAPTERS[form]
+
+
 def as_form(value: Any, form: type[T], what: str, error: type[EbmscaleError] = DamagedError) -> T:
     """Plain values in the form of a model, a dataclass or another type; `what` names them.
 
@@ -105,7 +113,7 @@ def as_form(value: Any, form: type[T], what: str, error: type[EbmscaleError] = D
         EbmscaleError: an `error`, where they are of another form.
     """
     try:
-        return _adapter(form).validate_python(value)
+        return _adapter_of(form).validate_python(value)
     except ValidationError as problem:
         raise error(f"{what} is damaged or of another version of ebmscale: {explain(problem)}.") from None
 
@@ -134,8 +142,3 @@ def _shown(value: Any) -> str:
     elif isinstance(value, int) and value.bit_length() > 128:
         return "a number of many digits"
     return ascii(value)[:60]
-
-
-@cache
-def _adapter(form: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(form)
