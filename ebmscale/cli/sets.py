@@ -83,10 +83,13 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
 def index(url: str, shape: str | None) -> None:
     """Write the manifest of WebDataset shards that others made: they are read once, and can then be trained on."""
     from ebmscale.data.index import index as write_manifest  # noqa: PLC0415
+    from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
 
     if shape is not None and not re.fullmatch(r"\d+,\d+,\d+", shape):
         raise ConfigError(f"--shape {shape} must be three numbers, such as 3,32,32.")
     channels, height, width = map(int, (shape or "0,0,0").split(","))
-    manifest = write_manifest(Storage.at(url), image_shape=(channels, height, width) if shape else None)
-    console.print(f"{url}: {manifest.summary()}")
+    notes: list[str] = []
+    shape_of_bin = (channels, height, width) if shape else None
+    manifest = write_manifest(Storage.at(url), image_shape=shape_of_bin, note=notes.append)
+    console.print("; ".join([f"{printable(url)}: {manifest.summary()}", *notes]), markup=False)

@@ -145,7 +145,7 @@ def test_nothing_to_index_is_refused(storage):
     with pytest.raises(DataError, match=r"has no \.tar files"):
         index(storage)
     storage.publish("a.tar", make_tar([("x.wav", b"1")]))
-    with pytest.raises(DataError, match=r"No sample at .* can be used \(of a\.tar: x has no image\)"):
+    with pytest.raises(DataError, match=r"No sample at .* can be used \(of a\.tar: x has no image, only \.wav\)"):
         index(storage)
     storage.publish("a.tar", make_tar([("x.bin", b"1")]))
     with pytest.raises(DataError, match="whose shape is not known"):
