@@ -18,6 +18,7 @@ _WORDS = {
     "validation": {"val", "valid", "validation", "dev", "development"},
     "test": {"test", "testing", "tst", "t10k", "eval", "evaluation", "holdout", "heldout"},
 }
+_NO_CLASS = {"test", "testing", "val", "validation"}  # words that are no class's name either
 
 
 def words_of(name: str) -> set[str]:
@@ -35,28 +36,27 @@ def part_of(name: str) -> str | None:
 
 
 def parts_of(names: Iterable[str], where: str) -> dict[str, str] | None:
-    """The part of each name, where the names together cut a set into parts; None where they do not.
+    """The part of each folder, where folders together cut a set into parts; None where they do not, as classes do.
 
-    Names of at least two parts are a cut. Names of one part are a cut only where each is nothing but the part's word
-    ("test", "Train"): "test tube" and "test drive" are classes.
+    Folders of at least two parts are a cut. Those of one part are a cut only where each is called nothing but the
+    part's word ("test", "Train"): "test tube" and "test drive" are classes.
 
     Args:
-        names: of folders, files or arrays that lie side by side.
+        names: of folders that lie side by side.
         where: they lie, for the error.
 
     Raises:
-        DataError: some names say at least two parts and others say none, so that their part is not known.
+        DataError: it cannot be told which part some of them belong to.
     """
     names = list(names)
     found = {name: part for name in names if (part := part_of(name)) is not None}
-    if len(set(found.values())) < 2:
-        plain = all(name.lower() in _WORDS[part] for name, part in found.items())
-        return found if found and plain and len(found) == len(names) else None
     others = [name for name in names if name not in found]
-    if others:
-        shown = ", ".join(others[:3])
+    plain = [name for name, part in found.items() if name.lower() in _WORDS[part]]
+    if len(set(found.values())) < 2 and (others or len(plain) < len(found)):
+        found = {name: part for name, part in found.items() if name.lower() in _NO_CLASS}
+    if found and others:
         raise DataError(
-            f"{where} holds {', '.join(sorted(found)[:6])}, which are parts of a set, and beside them {shown}, whose "
-            "part is not known; move that away or into one of the parts."
+            f"{where} holds {', '.join(sorted(found)[:6])}, which says a part of the set, and beside it "
+            f"{', '.join(others[:3])}, whose part is not known; move that away or into one of the parts."
         )
-    return found
+    return found or None

@@ -37,7 +37,8 @@ def svhn(src: str) -> Source:
             yield from Arrays(_PARTS[prefix], prefix, images, labels).records()
 
     shape = (3, _SIDE, _SIDE)
-    return Source("svhn", "svhn", shape, "uint8", [str(digit) for digit in range(10)], counts, records)
+    classes = [str(digit) for digit in range(10)]
+    return Source("svhn", "svhn", shape, "uint8", classes, counts, records, files=tuple(files.values()))
 
 
 def _num_samples(file: Path) -> int:
