@@ -36,22 +36,25 @@ def pack(
     first folder below) or npy (arrays, latents: .npy, .npz or a folder of .npy). JPEG is of quality 95.
     """
     from ebmscale.data.formats import open_source  # noqa: PLC0415
+    from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
+    from ebmscale.data.packed import packed  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
 
-    source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
+    source, storage = open_source(format_name, src, size=size, grey=grey, attribute=attribute), Storage.at(url)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"packing {format_name}")
-        manifest = write_shards(
-            source,
-            Storage.at(url),
-            encoding=encoding,
-            shard_samples=shard_samples,
-            num_threads=threads,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        already = packed(source, storage, encoding, num_threads=threads, progress=show)
+        manifest = already or write_shards(
+            source, storage, encoding=encoding, shard_samples=shard_samples, num_threads=threads, progress=show
         )
-    skipped = f", {source.num_skipped:,} other files passed over" if source.num_skipped else ""
-    console.print(f"{url}: {manifest.summary()}{skipped}")
+    state = "already packed, its source has not changed: " if already else ""
+    skipped = [f"{source.num_skipped:,} other files passed over"] if source.num_skipped else []
+    console.print("; ".join([f"{printable(url)}: {state}{manifest.summary()}", *skipped, *source.notes]), markup=False)
 
 
 @cli.command()
