@@ -83,7 +83,9 @@ def check_labels(labels: np.ndarray, num_samples: int, where: str) -> np.ndarray
             f"The labels in {where} are {labels.dtype.name} of shape {labels.shape}; "
             f"give one whole number from 0 on for each of the {num_samples} samples."
         )
-    return flat
+    if int(flat.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"The labels in {where} go up to {flat.max()}, which is no number of a class.")
+    return flat.astype(np.int64)
 
 
 def _holds_labels(name: str) -> bool:
@@ -127,9 +129,9 @@ def _rank(name: str) -> int:
 
 def _of_folder(folder: Path) -> tuple[list[Arrays], tuple[Path, ...]]:
     """The stretches of a folder's files, part after part, and the files."""
-    inner = parts_of([path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.npy"))], str(folder))
-    placed: list[tuple[Path, str | None]] = [(file, None) for file in sorted(folder.glob("*.npy"))]
-    placed += [(file, part) for name, part in (inner or {}).items() for file in sorted((folder / name).glob("*.npy"))]
+    inner = parts_of([path.name for path in folder.iterdir() if path.is_dir() and _arrays_in(path)], str(folder)) or {}
+    placed: list[tuple[Path, str | None]] = [(file, None) for file in _arrays_in(folder)]
+    placed += [(file, part) for name, part in sorted(inner.items()) for file in _arrays_in(folder / name)]
     in_parts = any(part or part_of(file.stem) for file, part in placed)
     samples: dict[str, list[Path]] = {part: [] for part in PARTS}
     labels: dict[str, Path] = {}
@@ -149,6 +151,10 @@ def _of_folder(folder: Path) -> tuple[list[Arrays], tuple[Path, ...]]:
         raise DataError(f"{astray[0]} holds labels of a part that has no samples; name the samples' files as it.")
     stretches = [one for part, files in samples.items() for one in _of_part(part, files, labels.get(part))]
     return stretches, tuple(file for file, _ in placed)
+
+
+def _arrays_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.npy") if file.is_file())
 
 
 def _of_part(part: str, files: list[Path], label_file: Path | None) -> list[Arrays]:

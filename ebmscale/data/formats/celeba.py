@@ -92,4 +92,4 @@ def _read_attribute(file: Path, attribute: str) -> dict[str, int]:
 
 
 def _lines(file: Path) -> list[str]:
-    return file.read_text(errors="replace").splitlines()
+    return file.read_text("utf-8-sig", errors="replace").splitlines()

@@ -77,8 +77,8 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
 
     Where the folders at the top, or those one level below all of them, are the parts of a set (train/, val/, test/ and
     the like, see `parts.parts_of`), images are of these parts, and the class is the first other folder on the way; else
-    all is part train. Files whose ending is none of `ENDINGS`, and hidden ones, are passed over and counted. A key is
-    made of the path, so that a sample stays in its split when others are added.
+    all is part train. Files whose ending is none of `ENDINGS`, hidden ones, and links that lead nowhere are passed over
+    and counted. A key is made of the path, so that a sample stays in its split when others are added.
 
     Args:
         src: the folder.
@@ -156,7 +156,12 @@ def _image_files(root: Path) -> tuple[list[Path], int]:
             continue
         seen.add(os.path.realpath(place))
         for name in files:
-            if name.lower().endswith(ENDINGS) and not name.startswith("."):
+            # neither a link that leads nowhere nor a pipe, which would be waited for, is an image
+            if (
+                name.lower().endswith(ENDINGS)
+                and not name.startswith(".")
+                and os.path.isfile(os.path.join(place, name))
+            ):
                 found.append(Path(place, name).relative_to(root))
             else:
                 num_skipped += 1

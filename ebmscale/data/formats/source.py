@@ -110,6 +110,8 @@ def local_source(src: str) -> Path:
         raise DataError(f"{src} is not on this machine; copy the files to a folder here and give that.")
     if not path.exists():
         raise DataError(f"{printable(path)} does not exist; give the folder or file that holds the data.")
+    if not (path.is_file() or path.is_dir()):
+        raise DataError(f"{printable(path)} is neither a file nor a folder; give the one that holds the data.")
     return path
 
 
