@@ -49,7 +49,7 @@ class HeldOutBlock(Block):
     """A class of the set that training never sees, so that its samples can serve as anomalies; no `label`, no such.
 
     `label` is the class's name in the set. Protocol `official` trains on the official train part without the class and
-    tests on the whole official test part. `pooled` puts both parts together: 80 % of the normal samples are there to
+    tests on the whole official test part. `pooled` puts all parts together: 80 % of the normal samples are there to
     train on (validation is taken from them), the other 20 % and every sample of the class are the test split.
     """
 
@@ -65,6 +65,8 @@ class HeldOutBlock(Block):
 class DataBlock(AddressBlock):
     """The packed data set. With `format`, an empty `url` is packed first from `source`.
 
+    Held-out images are the set's validation part (folders or files called val, valid, validation or dev), whole, where
+    it was packed with one. Otherwise they are `validation_fraction` of its train part, chosen by a hash of the keys.
     `cache` is a folder of the machine that reads, for up to `cache_bytes` of what comes from another place. With `flip`
     every training image is mirrored left to right half of the time, which doubles a small set.
     """

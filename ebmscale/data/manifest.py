@@ -42,7 +42,7 @@ class Shard:
 
     Attributes:
         file: name below the set's address.
-        part: "train" or "test", the official split.
+        part: "train", "validation" or "test" (see `parts.PARTS`), the official split.
         num_bytes: size of the file.
         sha256: of the whole file, hexadecimal.
         keys: unique in the set.
@@ -112,9 +112,13 @@ class Manifest:
         return counts
 
     def summary(self) -> str:
-        """One line for people: name, samples of each part, shards, encoding."""
+        """One line for people: name, samples of each part, classes, shards, encoding."""
         counts = ", ".join(f"{count:,} {part}" for part, count in self.counts().items())
-        return f"{self.name}, {counts}, {len(self.shards)} shard(s), {self.encoding}"
+        unlabelled = sum(label < 0 for shard in self.shards for label in shard.labels)
+        labels = f"{len(self.classes):,} class(es)" if self.classes else "no labels"
+        if self.classes and unlabelled:
+            labels += f", {unlabelled:,} without label"
+        return f"{self.name}, {counts}, {labels}, {len(self.shards)} shard(s), {self.encoding}"
 
     def to_json(self) -> str:
         """Compact JSON, the same for equal manifests."""

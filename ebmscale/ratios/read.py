@@ -6,11 +6,13 @@ import zipfile
 import numpy as np
 from torch import Tensor
 
+from ebmscale.data.compressed import check_memory, check_zip
 from ebmscale.data.manifest import FILE, Manifest
 from ebmscale.data.stream import read_split
 from ebmscale.errors import DataError
 from ebmscale.ratios.samples import as_samples
 from ebmscale.storage import Storage
+from ebmscale.stored import check_regular
 
 NAMES = ("z", "x", "images", "latents", "data", "x_train")
 """What samples are called in an .npz file that holds more than one array."""
@@ -43,8 +45,15 @@ def read_samples(url: str, name: str) -> Tensor:
 
 def _read_numpy(url: str) -> np.ndarray:
     folder, _, file = url.rpartition("/")
-    content = io.BytesIO(Storage.at(folder or ".").read_bytes(file))
+    storage = Storage.at(folder or ".")
+    check_regular(storage, file, DataError)
+    if storage.exists(file):
+        check_memory(storage.size(file), url)
+    content = io.BytesIO(storage.read_bytes(file))
     try:
+        if zipfile.is_zipfile(content):
+            check_zip(content, url)
+        content.seek(0)
         loaded = np.load(content, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
@@ -52,5 +61,7 @@ def _read_numpy(url: str) -> np.ndarray:
         if len(loaded) > 1 and names[0] not in NAMES:
             raise DataError(f"{url} holds {', '.join(loaded)}; call the samples {' or '.join(NAMES)}.")
         return loaded[names[0]]
-    except (ValueError, EOFError, OSError, IndexError, zipfile.BadZipFile):
+    except DataError:
+        raise
+    except Exception:  # what a damaged file raises has no common class
         raise DataError(f"{url} cannot be read; save an array of numbers with numpy.save or numpy.savez.") from None

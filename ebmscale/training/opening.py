@@ -12,7 +12,7 @@ from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, c
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
-from ebmscale.data.split import select
+from ebmscale.data.split import has_validation_part, select
 from ebmscale.data.stream import read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
@@ -245,9 +245,9 @@ def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World
         data, manifest, "validation", config.stages.evidence_samples, block.validation_fraction, block.held_out
     )
     if len(images) < LEAST_HELD_OUT:
-        raise DataError(
-            f"{data.url} has only {len(images)} held-out images, too few to decide on; raise data.validation_fraction "
-            f"(now {block.validation_fraction}) until it has {LEAST_HELD_OUT}."
-        )
+        cure = f"raise data.validation_fraction (now {block.validation_fraction}) until it has {LEAST_HELD_OUT}"
+        if has_validation_part(manifest):
+            cure = f"pack it with {LEAST_HELD_OUT} or more in its validation part, or without that part"
+        raise DataError(f"{data.url} has only {len(images)} held-out images, too few to decide on; {cure}.")
     rows = owned_rows(len(images), block.num_streams, world)
     return to_pixels(images[rows]).to(world.device), rows % block.num_streams
