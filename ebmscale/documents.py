@@ -1,8 +1,8 @@
 """JSON and YAML that others wrote: bounded, strict, and never anything but plain values or one sentence.
 
-YAML is read by the core schema of YAML 1.2, with two differences. A mapping's keys are text. A plain value that YAML
-1.1 and 1.2 read differently (`on`, `010`, `1_000`, `12:30`, `2026-11-29`) is refused, and the sentence says how to
-quote it.
+YAML is read by the core schema of YAML 1.2, with three differences. A mapping's keys are text. The merge key `<<` is
+taken. A plain value that YAML 1.1 and 1.2 read differently (`on`, `010`, `1_000`, `12:30`, `2026-11-29`) is refused,
+and the sentence says how to quote it.
 """
 
 import json
@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -18,6 +19,9 @@ from ebmscale.errors import EbmscaleError
 
 MAX_DEPTH = 64
 """How deep lists and mappings may be nested."""
+
+MAX_COPIES = 10_000
+"""How many values the aliases of a YAML document may stand for together."""
 
 MAX_DIGITS = 100
 """How many digits an integer may have: the states of generators of random numbers have 40."""
@@ -71,7 +75,7 @@ def read_json(
         if len(found) < len(pairs):
             counts = Counter(key for key, _ in pairs)
             twice = counts.most_common(1)[0][0]
-            refuse(f"has the key {_shown(twice)} twice in one mapping.")
+            refuse(f"has the key {shown(twice)} twice in one mapping.")
         return found
 
     def constant(name: str) -> float:
@@ -79,7 +83,7 @@ def read_json(
 
     def floating(digits: str) -> float:
         value = float(digits)
-        return value if non_finite or math.isfinite(value) else refuse(f"holds {_shown(digits)}, which is too large.")
+        return value if non_finite or math.isfinite(value) else refuse(f"holds {shown(digits)}, which is too large.")
 
     def integer(digits: str) -> int:
         return int(digits) if len(digits) <= MAX_DIGITS else refuse(f"holds an integer of {len(digits)} digits.")
@@ -105,10 +109,24 @@ def read_yaml(text: str | bytes, what: str, error: type[EbmscaleError], *, max_b
 
     Raises:
         EbmscaleError: of the class `error`. It is too large, not UTF-8, not YAML, nested deeper than `MAX_DEPTH`, has
-            a key twice, a value that could mean two things, an alias or a tag.
+            a key twice, a value that could mean two things, a tag, or aliases of more than `MAX_COPIES` values.
     """
     text = _as_text(text, max_bytes, _refusal(what, error))
     return _YamlReader(text, what, error).document()
+
+
+def load_yaml(path: str | Path, what: str, error: type[EbmscaleError], *, max_bytes: int = 1 << 20) -> Any:
+    """`read_yaml` of a file of this machine, of which no more is read than is taken.
+
+    Raises:
+        EbmscaleError: of the class `error`, as `read_yaml`, or the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as problem:
+        raise error(f"cannot read {what}: {problem.strerror or problem}.") from None
+    return read_yaml(content, what, error, max_bytes=max_bytes)
 
 
 def read_scalar(text: str, what: str, error: type[EbmscaleError]) -> Any:
@@ -122,22 +140,22 @@ def read_scalar(text: str, what: str, error: type[EbmscaleError]) -> Any:
     if text in _BOOLS:
         return _BOOLS[text]
     refuse = _refusal(what, error)
-    quoted = f"quote it as '{_shown(text)}' for the text"
+    quoted = f"quote it as '{shown(text)}' for the text"
     if _LEADING_ZERO.fullmatch(text):
         number = _LEADING_ZERO.sub(r"\1\2", text)
-        refuse(f"holds {_shown(text)}, which could be octal: write {_shown(number)}, or {quoted}.")
+        refuse(f"holds {shown(text)}, which could be octal: write {shown(number)}, or {quoted}.")
     if _INT.fullmatch(text):
         if len(text) > MAX_DIGITS:
             refuse(f"holds an integer of {len(text)} digits.")
         return int(text, 0)
     if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
-        refuse(f"holds {_shown(text)}, which is no finite number; {quoted}.")
+        refuse(f"holds {shown(text)}, which is no finite number; {quoted}.")
     if _FLOAT.fullmatch(text):
         return float(text)
     tag = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False))
     if tag != _STR_TAG:
         meaning, instead = _MEANINGS.get(tag.rpartition(":")[2], ("something else in YAML", ""))
-        refuse(f"holds {_shown(text)}, which could be text or {meaning}: {quoted}{instead}.")
+        refuse(f"holds {shown(text)}, which could be text or {meaning}: {quoted}{instead}.")
     return text
 
 
@@ -167,7 +185,8 @@ class _YamlReader:
     def __init__(self, text: str, what: str, error: type[EbmscaleError]) -> None:
         self._events: Iterator[yaml.Event] = iter(yaml.parse(text, Loader=yaml.SafeLoader))
         self._what, self._error = what, error
-        self._line = 1
+        self._line, self._copied = 1, 0
+        self._anchors: dict[str | None, Any] = {}
 
     def document(self) -> Any:
         try:
@@ -196,14 +215,35 @@ class _YamlReader:
 
     def _value(self, event: yaml.Event, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
-            self._refuse(f"write the value out in place of the alias *{_shown(event.anchor or '')}.")
+            if event.anchor not in self._anchors:
+                self._refuse(f"the alias *{shown(event.anchor or '')} names nothing that ends before it.")
+            return self._copy(self._anchors[event.anchor], depth)
         if isinstance(event, yaml.ScalarEvent):
-            return self._scalar(event)
+            value: Any = self._scalar(event)
+        else:
+            self._check_depth(depth)
+            if isinstance(event, yaml.CollectionStartEvent) and event.tag is not None:
+                self._refuse(f"leave out the tag {shown(event.tag)}.")
+            value = self._list(depth) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(depth)
+        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+            self._anchors[event.anchor] = value
+        return value
+
+    def _copy(self, value: Any, depth: int) -> Any:
+        """An alias's value, which must leave the document within the bounds that it has without aliases."""
+        self._copied += 1
+        if self._copied > MAX_COPIES:
+            self._refuse(f"the aliases stand for more than {MAX_COPIES} values; write out fewer.")
+        if not isinstance(value, list | dict):
+            return value
+        self._check_depth(depth)
+        if isinstance(value, list):
+            return [self._copy(one, depth + 1) for one in value]
+        return {key: self._copy(one, depth + 1) for key, one in value.items()}
+
+    def _check_depth(self, depth: int) -> None:
         if depth == MAX_DEPTH:
             self._refuse(f"it is nested deeper than {MAX_DEPTH} levels.")
-        if isinstance(event, yaml.CollectionStartEvent) and event.tag is not None:
-            self._refuse(f"leave out the tag {_shown(event.tag)}.")
-        return self._list(depth) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(depth)
 
     def _list(self, depth: int) -> list[Any]:
         values = []
@@ -212,31 +252,41 @@ class _YamlReader:
         return values
 
     def _mapping(self, depth: int) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 self._refuse("a key must be text.")
             key = self._text(event)
-            if key == "<<" and event.style is None:
-                self._refuse("write the keys out in place of the merge key <<.")
             if key in lines:
-                self._refuse(f"the key {_shown(key)} stands there a second time (first on line {lines[key]}).")
+                self._refuse(f"the key {shown(key)} stands there a second time (first on line {lines[key]}).")
             lines[key] = self._line
-            values[key] = self._value(self._next(), depth + 1)
-        return values
+            value = self._value(self._next(), depth + 1)
+            if key == "<<" and event.style is None:
+                merged = self._merged(value)
+            else:
+                values[key] = value
+        return merged | values
+
+    def _merged(self, value: Any) -> dict[str, Any]:
+        """The keys that a merge key << brings: of one mapping, or of a list whose first ones are the strongest."""
+        merged: dict[str, Any] = {}
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, dict):
+                self._refuse("the merge key << needs a mapping, or a list of them.")
+            merged = one | merged
+        return merged
 
     def _scalar(self, event: yaml.ScalarEvent) -> Any:
         if event.tag not in (None, "!", _STR_TAG):
-            self._refuse(f"leave out the tag {_shown(event.tag)}.")
+            self._refuse(f"leave out the tag {shown(event.tag)}.")
         text = self._text(event)
         is_plain = event.style is None and event.tag is None
         return read_scalar(text, f"{self._what}, line {self._line},", self._error) if is_plain else text
 
     def _text(self, event: yaml.ScalarEvent) -> str:
-        try:
-            event.value.encode()
-        except UnicodeEncodeError:
+        if not is_unicode(event.value):
             self._refuse("half of a surrogate pair is no character.")
         return event.value
 
@@ -252,10 +302,10 @@ def _as_text(text: str | bytes, max_bytes: int, refuse: Callable[[str], NoReturn
     try:
         content = text if isinstance(text, bytes) else text.encode()
         if len(content) > max_bytes:
-            refuse(f"has {len(content)} bytes; more than {max_bytes} are not read.")
+            refuse(f"has more than {max_bytes} bytes, which are not read.")
         text = content.decode()
     except UnicodeError:
-        refuse("is not a text in UTF-8.")
+        refuse("is not a text file in UTF-8.")
     return text.removeprefix("\ufeff")
 
 
@@ -278,7 +328,16 @@ def _refusal(what: str, error: type[EbmscaleError]) -> Callable[[str], NoReturn]
     return refuse
 
 
-def _shown(text: str) -> str:
+def is_unicode(text: str) -> bool:
+    """Whether all of it can be written in UTF-8; what the system gives for other bytes cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(text: str) -> str:
     """Foreign text for a sentence: at most 60 characters, control characters escaped."""
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return text if text.isprintable() else json.dumps(text)

@@ -99,10 +99,12 @@ def test_any_yaml_text_ends_in_a_value_or_a_sentence(text):
         ("a: " + "1" * 5000, "5000 digits"),
         ("a: 1\nb: 2\na: 1\n", "line 3: the key a stands there a second time (first on line 1)"),
         ("x: {a: 1, 'a': 2}", "line 1: the key a"),
-        ("a: &b 1\nc: *b\n", "line 2: write the value out in place of the alias *b"),
-        ("\n".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9) if i else 1}]" for i in range(30)), "line 2: write"),
+        ("a: 1\nc: *b\n", "line 2: the alias *b names nothing"),
+        ("\n".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9) if i else 1}]" for i in range(30)), "more than 10000"),
+        ("\n".join(f"a{i}: &a{i} [{f'*a{i - 1}' if i else 1}]" for i in range(80)), "line 64: it is nested deeper"),
         ("a: &a [*a]", "alias *a"),
-        ("<<: {a: 1}", "merge key"),
+        ("<<: 1", "merge key"),
+        ("<<: {a: 1}\n<<: {a: 2}", "line 2: the key << stands there a second time"),
         ("a: !!python/object/apply:os.system [ls]", "tag"),
         ("a: !!int '3'", "tag"),
         ("{a: 1}: 2", "a key must be text"),
@@ -114,7 +116,7 @@ def test_any_yaml_text_ends_in_a_value_or_a_sentence(text):
         ("a: \x00", "not valid YAML"),
         ("a: b: c", "not valid YAML: line 1"),
         (b"\xff\xfea\x00", "UTF-8"),
-        ("a" * (1 << 20) + "a", "more than 1048576"),
+        ("a" * (1 << 20) + "a", "more than 1048576 bytes"),
     ],
 )
 def test_a_yaml_document_that_cannot_be_used_ends_in_a_sentence(text, said):
@@ -166,6 +168,13 @@ def test_keys_are_text_and_an_empty_document_is_nothing():
     assert yaml_of("on: 1\n010: 2\n1: 3\nnull: 4") == {"on": 1, "010": 2, "1": 3, "null": 4}
     assert yaml_of("") is yaml_of("# nothing\n") is yaml_of("---\n") is None
     assert yaml_of(b"\xef\xbb\xbfa: 1") == yaml_of("\ufeffa: 1") == {"a": 1}
+
+
+def test_aliases_are_copies_and_a_merge_gives_way_to_the_keys_beside_it():
+    tree = yaml_of("a: &a {x: 1, y: [2]}\nb: *a\nc: {y: 3, <<: *a, z: 4}\nd: {<<: [{x: 5}, *a]}")
+    assert tree == {"a": {"x": 1, "y": [2]}, "b": tree["a"], "c": {"x": 1, "y": 3, "z": 4}, "d": {"x": 5, "y": [2]}}
+    tree["a"]["y"].append(6)
+    assert tree["b"]["y"] == tree["d"]["y"] == [2]
 
 
 def test_a_value_that_stands_in_two_places_is_written_twice():

@@ -1,13 +1,11 @@
 """What a comparison is: a file of rows, each a few keys that change a shared configuration, and its runs."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ebmscale.config import (
@@ -20,6 +18,7 @@ from ebmscale.config import (
     known_keys,
     load_config,
 )
+from ebmscale.documents import load_yaml
 from ebmscale.errors import ConfigError
 
 Settings = dict[str, Any]
@@ -92,10 +91,7 @@ def load_comparison(path: str) -> Comparison:
     Raises:
         ConfigError: it is missing, is not YAML, or has unknown keys or no rows.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the comparison {path}: {' '.join(str(error).split())}.") from None
+    tree = load_yaml(path, f"the comparison {path}", ConfigError)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping with name, config and rows; see configs/compare/ for examples.")
     if "run" in tree and "rows" not in tree:
@@ -143,11 +139,10 @@ def _job(path: str, comparison: Comparison, row: str, seed: int, overrides: Sequ
     settings = comparison.set | comparison.rows[row]
     if comparison.budget.samples is not None:
         settings = settings | {"train.max_samples": comparison.budget.samples}
-    given = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
     name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', row)}-seed{seed}"
     own = [f"run.seed={seed}", f"run.name={name}"]
     try:
-        config = load_config(Path(path).parent / comparison.config, [*given, *overrides, *own])
+        config = load_config(Path(path).parent / comparison.config, [*overrides, *own], settings)
     except ConfigError as error:
         raise ConfigError(f"row {row} of {path}: {error}") from None
     storage = config.storage.model_copy(update={"url": f"{config.storage.url}/compare-{comparison.name}"})

@@ -5,7 +5,9 @@ All lengths of time are in samples.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from ebmscale.config.keys import check_type
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -14,9 +16,16 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Block(BaseModel):
-    """A part of the configuration: frozen, unknown keys refused."""
+    """A part of the configuration: frozen, unknown keys refused, and no value taken for one of another type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_other_type(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        check_type(value, cls.model_fields[info.field_name].annotation)
+        return value
 
 
 class RunBlock(Block):

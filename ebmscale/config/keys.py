@@ -1,39 +1,26 @@
-"""Dotted keys of a configuration: overrides, what is known, and what was probably meant."""
+"""Dotted keys of a configuration: what is known, what was probably meant, and which values a field takes."""
 
 import difflib
 import types
 from collections.abc import Iterator, Sequence
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticKnownError
 
-from ebmscale.errors import ConfigError
+from ebmscale.documents import shown
 
-
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Sets one dotted key of the tree, as `key=value` says; a ConfigError where it cannot be read."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"cannot read the override '{override}': write it as key=value, e.g. train.batch_size=64.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"the value of the override '{override}' is not valid YAML.") from None
-    *parents, last = key.split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"the override '{override}' needs {parent} to hold keys, but it holds a value.")
-        node = child
-    node[last] = value
+_WRONG_TYPE: dict[type, Literal["int_type", "float_type", "bool_type"]] = {
+    int: "int_type",
+    float: "float_type",
+    bool: "bool_type",
+}
 
 
 def first_problem(error: ValidationError, known: Sequence[str]) -> str:
     """A sentence on the first problem found in a file whose keys are `known` ones."""
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    key = shown(".".join(str(part) for part in problem["loc"]))
     if problem["type"] == "extra_forbidden":
         match, blocks = nearest_key(key, known), dict.fromkeys(name.partition(".")[0] for name in known)
         hint = f"did you mean {match}?" if match else f"known keys start with {', '.join(blocks)}."
@@ -41,10 +28,14 @@ def first_problem(error: ValidationError, known: Sequence[str]) -> str:
     if problem["type"] == "missing":
         return f"the key {key} is missing and has no default; add it."
     if key == "precision":
-        return f"precision {problem['input']} is not offered: fp16 overflows and has no CPU kernels; use bf16 or fp32."
+        given = shown(str(problem["input"]))
+        return f"precision {given} is not offered: fp16 overflows and has no CPU kernels; use bf16 or fp32."
+    if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
+        given = "true or false" if isinstance(problem["input"], bool) else f"the number {problem['input']}"
+        return f"{key}: text is needed, but it is {given}; put the text in quotes."
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    given = "" if problem["type"] == "value_error" else f", but it is {problem['input']!r}"
+    given = "" if problem["type"] == "value_error" else f", but it is {shown(repr(problem['input']))}"
     return f"{key}: {message}{given}." if key else f"{message}."
 
 
@@ -62,14 +53,63 @@ def known_keys(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every dotted key of the schema, blocks and leaves."""
     for name, field in block.model_fields.items():
         yield prefix + name
-        for kind in _alternatives(field.annotation):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from known_keys(kind, f"{prefix}{name}.")
+        for inner in nested_blocks(field.annotation):
+            yield from known_keys(inner, f"{prefix}{name}.")
 
 
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+def nested_blocks(annotation: Any) -> list[type[BaseModel]]:
+    """The blocks that a field of this annotation may hold."""
+    kinds = _alternatives(annotation)
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def field_types(annotation: Any) -> frozenset[type]:
+    """The types of what a field of this annotation may hold: str, int, float, bool, NoneType, a container, a block.
+
+    A field of any value has the type `object`.
+    """
+    found: set[type] = set()
+    for kind in _alternatives(annotation):
+        if get_origin(kind) is Literal:
+            found |= {type(value) for value in get_args(kind)}
+        else:
+            outer = get_origin(kind) or kind
+            found.add(outer if isinstance(outer, type) else object)
+    return frozenset(found)
+
+
+def check_type(value: Any, annotation: Any) -> None:
+    """Refuses a value that pydantic would change to another type: text for a number, a number for true or false.
+
+    A whole number may be written as 1e6. Lists are checked member by member; blocks check themselves.
+
+    Raises:
+        PydanticKnownError: the value has another type.
+    """
+    if isinstance(value, list | tuple):
+        members = [member for kind in _alternatives(annotation) for member in get_args(kind) if member is not Ellipsis]
+        if members:
+            for one in value:
+                check_type(one, Union[tuple(members)])  # noqa: UP007 (a union of what is only known now)
+        return
+    types = field_types(annotation)
+    if object in types or not isinstance(value, str | bool | int | float):
+        return
+    if (isinstance(value, str) and str not in types) or (isinstance(value, bool) and bool not in types):
+        for kind, problem in _WRONG_TYPE.items():
+            if kind in types:
+                raise PydanticKnownError(problem)
+    elif not isinstance(value, str | bool) and bool in types and not types & {int, float}:
+        raise PydanticKnownError("bool_type")
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, or the type itself, without what is annotated."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for member in get_args(annotation) for kind in _alternatives(member)]
+    return [annotation]
 
 
 def value_at(tree: Any, key: str) -> Any:

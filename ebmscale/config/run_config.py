@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ValidationError, model_validator
 
 from ebmscale.config.blocks import (
@@ -18,7 +17,8 @@ from ebmscale.config.blocks import (
     StagesBlock,
     StorageBlock,
 )
-from ebmscale.config.keys import apply_override, first_problem, known_keys, value_at
+from ebmscale.config.keys import first_problem, known_keys, value_at
+from ebmscale.config.overrides import apply_override, set_key
 from ebmscale.config.training_blocks import (
     CheckpointBlock,
     DeepspeedBlock,
@@ -27,6 +27,7 @@ from ebmscale.config.training_blocks import (
     RayBlock,
     TrainBlock,
 )
+from ebmscale.documents import load_yaml, read_yaml, write_yaml
 from ebmscale.errors import ConfigError
 
 Method = Literal["adaptive", "nce", "tre", "lebm", "gaussian"]
@@ -128,7 +129,7 @@ class RunConfig(Block):
 
     def dump(self) -> str:
         """The resolved configuration as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return write_yaml(self.model_dump(mode="json"))
 
 
 CIRCUMSTANCES = (
@@ -142,32 +143,28 @@ RESUMABLE = ("train.max_samples", "train.generator.rate", "train.ratio.rate", "g
 """Keys that may change between an interruption and the resume; the others define what the run computes."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a YAML file and applies `key=value` overrides (dotted keys, YAML values).
+def load_config(path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunConfig:
+    """Reads a YAML file, sets `values` of dotted keys, and applies `key=value` overrides (see `config.overrides`).
 
     Raises:
         ConfigError: the file is missing or is not YAML, a key is unknown, a value has the wrong type or range.
     """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}.") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"the configuration {path} is not a text file; give a YAML file in UTF-8.") from None
-    return parse_config(text, overrides, source=str(path))
+    tree = load_yaml(path, f"the configuration {path}", ConfigError)
+    return _from_tree(tree, values or {}, overrides, str(path))
 
 
-def parse_config(text: str, overrides: Sequence[str] = (), source: str = "configuration") -> RunConfig:
+def parse_config(text: str | bytes, overrides: Sequence[str] = (), source: str = "configuration") -> RunConfig:
     """`load_config` from the text itself; `source` names it in errors."""
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source} must hold a mapping of keys, not a {type(tree).__name__}.")
-    for override in overrides:
-        apply_override(tree, override)
-    return _validated(tree, source)
+    return _from_tree(read_yaml(text, source, ConfigError), {}, overrides, source)
+
+
+def config_of(tree: Any, source: str) -> RunConfig:
+    """The configuration from its plain values, as `model_dump(mode="json")` gives them; `source` names it in errors.
+
+    Raises:
+        ConfigError: a key is unknown or missing, a value has the wrong type or range.
+    """
+    return _from_tree(tree, {}, (), source)
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
@@ -176,17 +173,17 @@ def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> Ru
     Raises:
         ConfigError: a key is unknown, a value has the wrong type or range, or they do not go together.
     """
-    tree = config.model_dump(mode="json")
+    return _from_tree(config.model_dump(mode="json"), values, (), source)
+
+
+def _from_tree(tree: Any, values: Mapping[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source} must hold a mapping of keys, not a {type(tree).__name__}.")
     for key, value in values.items():
-        *parents, last = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return _validated(tree, source)
-
-
-def _validated(tree: dict[str, Any], source: str) -> RunConfig:
+        set_key(tree, key, value)
+    for override in overrides:
+        apply_override(tree, override, RunConfig)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from ebmscale.config import RunConfig
+from ebmscale.documents import write_yaml
 from ebmscale.evaluate import search_pictures as charts
 from ebmscale.evaluate.pages import Figure, Picture, render, without_credentials
 from ebmscale.evaluate.pictures import data_uri
@@ -56,7 +55,7 @@ def search_page(
         head=[*space.space, *(f"{o.name} ({o.direction})" for o in space.objectives)],
         rows=[_row(space, record) for record in records],
         best_text=best_text,
-        space_text=yaml.safe_dump(space.dump(), sort_keys=False),
+        space_text=write_yaml(space.dump()),
         address=without_credentials(store.storage.url),
         versions={"ebmscale": __version__, "Python": platform.python_version()},
     )

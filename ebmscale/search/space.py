@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ebmscale.config import Block, Fraction, NonNegative, Positive, PositiveFloat, first_problem
+from ebmscale.documents import load_yaml
 from ebmscale.errors import ConfigError
 
 Range = tuple[float, float]
@@ -259,14 +259,7 @@ def load_space(path: str | Path) -> Space:
     Raises:
         ConfigError: the file is missing or is not YAML, a key is unknown, a value is wrong, a range empty.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file"
-        raise ConfigError(f"cannot read the space {path}: {reason}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    return parse_space(tree, str(path))
+    return parse_space(load_yaml(path, f"the space {path}", ConfigError), str(path))
 
 
 def parse_space(tree: Any, source: str = "space") -> Space:

@@ -5,14 +5,12 @@ URL/NAME/records/0003.json        values, state, reports of trial 3
 URL/NAME/trials/0003/             its run, as any run; 0003-1 after it first took over another's checkpoint
 """
 
-import json
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, field_validator
 
-from ebmscale.config import Block, RunConfig, parse_config
-from ebmscale.documents import read_yaml
+from ebmscale.config import Block, RunConfig, config_of
+from ebmscale.documents import read_yaml, write_yaml
 from ebmscale.errors import ConfigError, DamagedError, NotFoundError
 from ebmscale.search.space import Space, parse_space
 from ebmscale.storage import Storage
@@ -130,14 +128,13 @@ class SearchStore:
         """
         tree = {"config": config.model_dump(mode="json"), "space": space.dump()}
         if self.storage.exists(SEARCH_FILE):
-            old = self._tree()
-            changed = _changed(old, tree)
+            changed = _changed(self._tree(), tree)
             if changed:
                 raise ConfigError(
                     f"The search {self.storage.url} was made with other values of {', '.join(changed)}; choose another "
                     "run.name, or set them back to go on with it."
                 )
-        self.storage.publish(SEARCH_FILE, yaml.safe_dump(tree, sort_keys=False).encode())
+        self.storage.publish(SEARCH_FILE, write_yaml(tree).encode())
 
     def load(self) -> tuple[RunConfig, Space]:
         """What is searched.
@@ -148,7 +145,7 @@ class SearchStore:
         if not self.storage.exists(SEARCH_FILE):
             raise ConfigError(f"There is no search at {self.storage.url}; `ebmscale tune` prints its address.")
         tree, source = self._tree(), self.storage.url_of(SEARCH_FILE)
-        return parse_config(json.dumps(tree["config"]), source=source), parse_space(tree["space"], source)
+        return config_of(tree["config"], source), parse_space(tree["space"], source)
 
     def records(self) -> dict[int, Record]:
         """All records by number."""
@@ -168,7 +165,7 @@ class SearchStore:
         return self.storage.child(f"{TRIALS}/{folder}")
 
     def _tree(self) -> dict[str, Any]:
-        """The search's file as plain values."""
+        """The search as it was written down."""
         where = self.storage.url_of(SEARCH_FILE)
         tree = read_yaml(read_file(self.storage, SEARCH_FILE, DOCUMENT_BYTES), where, DamagedError)
         return as_form(tree, SearchFile, where).model_dump()

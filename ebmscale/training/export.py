@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ebmscale.config import RunConfig, parse_config
+from ebmscale.config import RunConfig, config_of
 from ebmscale.errors import ConfigError, DamagedError, StorageError
 from ebmscale.storage import Storage
 from ebmscale.stored import as_form, digest, read_document, read_file
@@ -44,7 +44,7 @@ def read_export(storage: Storage) -> tuple[ExportAbout, RunConfig, dict[str, Ten
     where = storage.url_of(ABOUT_FILE)
     about = _read_about(storage)
     try:
-        config = parse_config(json.dumps(about.config), source=where)
+        config = config_of(about.config, where)
         networks, ratio = build_on_meta(config, about.image_shape)
     except ConfigError as error:
         raise DamagedError(f"{where} is damaged or of another version of ebmscale: {error}") from None

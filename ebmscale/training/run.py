@@ -14,6 +14,7 @@ from ebmscale.data.stream import Batch, ImageStream
 from ebmscale.errors import ConfigError, DamagedError, DivergenceError, EbmscaleError
 from ebmscale.kernels.forms import is_for
 from ebmscale.storage import Storage, open_storage
+from ebmscale.stored import read_file
 from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
 from ebmscale.training.documents import ClockState, RunState
 from ebmscale.training.engine import Engine
@@ -28,6 +29,7 @@ from ebmscale.training.stages import StageTrainer
 from ebmscale.world import World
 
 CONFIG_FILE = "config.yaml"
+CONFIG_BYTES = 1 << 20
 
 
 @dataclass
@@ -300,4 +302,4 @@ def load_run_config(storage: Storage) -> RunConfig:
     """
     if not storage.exists(CONFIG_FILE):
         raise ConfigError(f"There is no run at {storage.url}; give the address that `ebmscale train` printed.")
-    return parse_config(storage.read_text(CONFIG_FILE), source=storage.url_of(CONFIG_FILE))
+    return parse_config(read_file(storage, CONFIG_FILE, CONFIG_BYTES), source=storage.url_of(CONFIG_FILE))

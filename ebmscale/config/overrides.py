@@ -1,0 +1,83 @@
+"""Overrides `key=value`: a value is read as its field in the schema has it.
+
+The value of a field of text is the text that was typed: `run.name=010` is the name 010, and `storage.url=/a #b` a
+folder with a blank. Text in quotes is what the quotes hold. Every other value is YAML, on one line, without comments.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from ebmscale.config.keys import field_types, nested_blocks
+from ebmscale.documents import is_unicode, read_scalar, read_yaml, shown
+from ebmscale.errors import ConfigError
+
+_LIKE_NULL = ("~", "Null", "NULL")
+
+
+def apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel]) -> None:
+    """Sets one dotted key of the tree, as `key=value` says.
+
+    Raises:
+        ConfigError: it is not of this form, or the value could mean two things.
+    """
+    key, equals, text = override.partition("=")
+    what = f"the override '{shown(override)}'"
+    if not is_unicode(override):
+        raise ConfigError(f"{what} is not text in UTF-8; rename what it names.")
+    if not equals or not key:
+        raise ConfigError(f"cannot read {what}: write it as key=value, e.g. train.batch_size=64.")
+    set_key(tree, key, _value(text, _types_at(schema, key), what))
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key of the tree.
+
+    Raises:
+        ConfigError: a part of the key holds a value, not keys.
+    """
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        if not isinstance(node[parent], dict):
+            raise ConfigError(f"the key {shown(key)} needs {shown(parent)} to hold keys, but it holds a value.")
+        node = node[parent]
+    node[last] = value
+
+
+def _value(text: str, types: frozenset[type], what: str) -> Any:
+    if text[:1] in ("'", '"') and len(text) > 1 and text.endswith(text[0]):
+        return _flow(text, what)
+    if types <= {str, type(None)}:  # also a key that is unknown, of which the schema says more
+        return _text(text, type(None) in types, what)
+    text = text.strip()
+    return _flow(text, what) if text[:1] in ("[", "{") else read_scalar(text, what, ConfigError)
+
+
+def _text(text: str, is_optional: bool, what: str) -> str | None:
+    if is_optional and text in ("", "null"):
+        return None
+    if is_optional and text in _LIKE_NULL:
+        raise ConfigError(f"{what} could mean no value or the text {text}: write null, or '{text}' with its quotes.")
+    return text
+
+
+def _flow(text: str, what: str) -> Any:
+    """A list, a mapping or text in quotes: within brackets, so that a comment hides the last one and is an error."""
+    values = read_yaml(f"[{text}]", what, ConfigError)
+    if not isinstance(values, list) or len(values) != 1:
+        raise ConfigError(f"{what} has several values; write a list as [a, b].")
+    return values[0]
+
+
+def _types_at(schema: type[BaseModel], key: str) -> frozenset[type]:
+    """The types of the values that the field at a dotted key takes; none where there is no such field."""
+    first, _, rest = key.partition(".")
+    field = schema.model_fields.get(first)
+    if field is None:
+        return frozenset()
+    if not rest:
+        return field_types(field.annotation)
+    return frozenset().union(*(_types_at(block, rest) for block in nested_blocks(field.annotation)))
