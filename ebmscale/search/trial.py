@@ -5,16 +5,16 @@ URL/NAME/records/0003.json        values, state, reports of trial 3
 URL/NAME/trials/0003/             its run, as any run; 0003-1 after it first took over another's checkpoint
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, field_validator
 
 from ebmscale.config import Block, RunConfig, config_of
 from ebmscale.documents import read_yaml, write_yaml
 from ebmscale.errors import ConfigError, DamagedError, NotFoundError
 from ebmscale.search.space import Space, parse_space
 from ebmscale.storage import Storage
-from ebmscale.stored import DOCUMENT_BYTES, Count, Stored, as_form, read_document, read_file
+from ebmscale.stored import DOCUMENT_BYTES, Count, FileName, Stored, as_form, read_document, read_file
 
 SEARCH_FILE, RECORDS, TRIALS = "search.yaml", "records", "trials"
 
@@ -30,7 +30,7 @@ class Origin(Block):
     """Where a generation of a trial comes from: another trial's checkpoint at about `samples_seen`."""
 
     donor: Count
-    folder: Annotated[str, Field(pattern=r"^[0-9]{4,}(-[0-9]+)?$")]
+    folder: FileName
     samples_seen: Count
 
 

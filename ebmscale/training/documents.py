@@ -6,7 +6,7 @@ A checkpoint whose checksums are right may still be another program's, or a stra
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ebmscale.density.schedule import StageState
 from ebmscale.kernels.forms import FormName
@@ -15,6 +15,8 @@ from ebmscale.training.guard import GuardState
 from ebmscale.training.part_names import PARTS
 from ebmscale.training.residuals import Residuals
 
+EVIDENCE = {"loss", "auc", "kl_bound", "kl_bound_error", "ess"}  # what readers of events rely on
+STATE = {"started", "settling_since"}
 Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Stem = Annotated[str, Field(pattern=r"^[a-z]{1,32}$")]
 
@@ -130,3 +132,48 @@ class ExportAbout(Stored):
     num_stages: Count | None = None
     residuals: Residuals | None = None
     files: dict[FileName, FileAbout] = Field(default_factory=dict)
+
+
+class LogLine(Stored):
+    """A line of `guard.jsonl`, and what lines of all logs have."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    samples_seen: Count
+
+
+class Times(Stored):
+    """Seconds of an interval: in all, of processors, by part."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, Number | None]
+
+    total_s: Number
+    cpu_s: Number = 0.0
+
+
+class MetricsLine(LogLine):
+    """A line of `metrics.jsonl`; what is no finite number is null."""
+
+    __pydantic_extra__: dict[str, Number | None]
+
+    time: Times
+    num_frozen: Count = 0
+
+
+class EventLine(LogLine):
+    """A line of `events.jsonl`; with evidence comes a decision."""
+
+    stage: Count
+    held_out_mse: Number | None = None
+    evidence: dict[str, Number | None] | None = None
+    decision: str | None = None
+    state: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_all_of_a_decision(self) -> "EventLine":
+        if self.evidence is not None:
+            lacking = EVIDENCE - self.evidence.keys() or STATE - (self.state or {}).keys()
+            if self.decision is None or lacking:
+                raise ValueError(f"evidence comes with a decision, its numbers and a state, {sorted(lacking)} lack")
+        return self
