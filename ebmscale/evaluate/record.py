@@ -25,7 +25,8 @@ class Record:
     @classmethod
     def of(cls, run: Storage) -> "Record":
         """The record of a run; empty where it has written none yet."""
-        return cls(read_lines(run, EVENTS_FILE, EventLine), read_lines(run, METRICS_FILE, MetricsLine))
+        metrics = read_lines(run, METRICS_FILE, MetricsLine)
+        return cls(read_lines(run, EVENTS_FILE, EventLine), [line for line in metrics if "total_s" in line["time"]])
 
     @property
     def end(self) -> int:

@@ -148,7 +148,7 @@ class Times(Stored):
     model_config = ConfigDict(frozen=True, extra="allow")
     __pydantic_extra__: dict[str, Number | None]
 
-    total_s: Number
+    total_s: Number = 0.0
     cpu_s: Number = 0.0
 
 

@@ -27,6 +27,7 @@ from ebmscale.training.live import LiveTrainer
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
+from ebmscale.training.room import check_room, check_threads
 from ebmscale.training.run import CONFIG_FILE, Run, run_storage, saved_config
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
@@ -54,6 +55,8 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
             f"{world.size} workers cannot share out {config.data.num_streams} streams; start at most that many, or "
             "begin another run with a larger data.num_streams."
         )
+    check_threads(config)
+    check_room(config, None, 0, world.size, world.device)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     storage, data = run_storage(config), open_storage(config.data)
@@ -62,6 +65,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
     config = on_first(world, stop, lambda check: _prepare(asked, gain, storage, data, check))
     manifest = Manifest.load(data)
     image_shape = _image_shape(data, manifest)
+    check_room(config, image_shape, sum(manifest.counts().values()), world.size, world.device)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
     settings = _engine_settings(config, world)
     adam = replace(_adam(config.train.generator), factors={"encoder.": config.train.generator.encoder_factor})
