@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def ratio(
     """
     from ebmscale.density.prior import StandardNormal  # noqa: PLC0415 (commands import what they use)
     from ebmscale.ratios import FitSettings, fit_ratio  # noqa: PLC0415
-    from ebmscale.ratios.read import read_samples  # noqa: PLC0415
+    from ebmscale.ratios.read import read_array, read_samples  # noqa: PLC0415
 
     if out is not None and not out.endswith(".npz"):
         raise ConfigError(f"--out {out} must end in .npz.")
@@ -61,8 +62,8 @@ def ratio(
         widths = tuple(int(width) for width in hidden.split(",") if width)
     except ValueError:
         raise ConfigError(f"--hidden {hidden} must be numbers with commas, such as 128,128.") from None
-    samples_q = read_samples(q, "q")
-    samples_p = StandardNormal(samples_q[0].numel()) if base == "normal" else read_samples(p, "p")
+    samples_q = read_samples(q, "q") if base == "normal" else read_array(q)
+    samples_p = StandardNormal(math.prod(samples_q.shape[1:])) if base == "normal" else read_array(p)
     settings = FitSettings(hidden=widths, waves=waves, quadratic=quadratic, max_stages=max_stages)
     table = Table("stage", "updates", "held-out loss", "KL bound", "gain", "why it ended")
     fitted = fit_ratio(

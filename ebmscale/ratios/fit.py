@@ -16,9 +16,9 @@ from ebmscale.density.evidence import measure
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.models import ConvRatioNet, Standardised, vector_ratio
-from ebmscale.ratios.fitted import FittedRatio, StageRow, mean_and_error, total
+from ebmscale.ratios.fitted import FittedRatio, StageRow, in_frame, mean_and_error, total
 from ebmscale.ratios.negatives import MovedParticles, Negatives, WeightedSamples
-from ebmscale.ratios.samples import Split, as_samples, check_alike, split
+from ebmscale.ratios.samples import Frame, Split, as_pair, as_samples, check_alike, split
 from ebmscale.ratios.settings import FitSettings
 from ebmscale.ratios.stages import Progress, fit_stages
 from ebmscale.seeds import torch_generator
@@ -56,21 +56,29 @@ def fit_ratio(
     if base not in ("samples", "gaussian"):
         raise ConfigError(f"There is no base {base!r}; use samples or gaussian, or give p as a density.")
     settings = changed(settings or FitSettings(), changes)
-    q = as_samples(q, "q")
+    is_density = hasattr(p, "log_density") and hasattr(p, "from_noise")
+    if is_density:
+        q = as_samples(q, "q")
+        frame = Frame.none(q.shape[1:])
+        frame.check(q, q.std(0), "q")
+    else:
+        p, q, pixels = as_pair(p, q)
+        check_alike(p.shape[1:], q.shape[1:])
+        frame = Frame.of({"p": p, "q": q}, pixels)
+        p = frame.inside(p)
+    q = frame.inside(q)
     shape = tuple(q.shape[1:])
     inner = network if network is not None else build_network(shape, settings)
     fitting = _Fitting(shape, inner, settings, torch_generator(seed, "fit-ratio"), seed, progress)
-    if hasattr(p, "log_density") and hasattr(p, "from_noise"):
+    if is_density:
         check_alike((p.dim,), (math.prod(shape),))
         return fitting.from_base(p, fitting.split(q))
-    p = as_samples(p, "p")
-    check_alike(p.shape[1:], shape)
     parts_p, parts_q = fitting.split(p), fitting.split(q)
     if base == "samples":
-        return fitting.from_samples(parts_p, parts_q)
+        return in_frame(fitting.from_samples(parts_p, parts_q), frame)
     gaussian = fitted_gaussian(p.flatten(1))
     of_p = fitting.from_base(gaussian, parts_p)
-    return _against(of_p, fitting.from_base(gaussian, parts_q), parts_p.test, parts_q.test)
+    return in_frame(_against(of_p, fitting.from_base(gaussian, parts_q), parts_p.test, parts_q.test), frame)
 
 
 def changed(settings: FitSettings, changes: dict[str, Any]) -> FitSettings:

@@ -4,17 +4,20 @@ Shapes: N points, ... the shape of one point, Z coordinates.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ebmscale.data.arrays import as_float64, as_numbers
 from ebmscale.density.bases import SampledOnly
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DataError
+from ebmscale.ratios.samples import Frame, as_pixels
 
 ROWS_AT_ONCE = 8192
 POOR = 0.05
@@ -55,6 +58,7 @@ class FittedRatio:
         stages: how every stage ended.
         effective: with samples of p alone, the fraction of them that still counts in the last prior; 1 otherwise.
         reference: where base and p differ, the ratio of p to the base, which is subtracted.
+        frame: the coordinates in which the sequence and its base are; None where they are those of the points.
     """
 
     sequence: RatioSequence
@@ -66,6 +70,7 @@ class FittedRatio:
     stages: tuple[StageRow, ...]
     effective: float = 1.0
     reference: "FittedRatio | None" = None
+    frame: Frame | None = None
 
     @property
     def num_stages(self) -> int:
@@ -91,7 +96,8 @@ class FittedRatio:
         if isinstance(self.sequence.base, SampledOnly):
             raise DataError("log q needs a base density: fit with base='gaussian', or give p as a density.")
         rows = self._rows(x)
-        return total(self.sequence, rows) + self.sequence.base.log_density(rows) - self.normaliser.log_z
+        volume = 0.0 if self.frame is None else self.frame.log_volume
+        return total(self.sequence, rows) + self.sequence.base.log_density(rows) - self.normaliser.log_z - volume
 
     def lines(self) -> list[str]:
         """What was found, in plain lines."""
@@ -108,11 +114,20 @@ class FittedRatio:
         return said
 
     def _rows(self, x: Any) -> Tensor:
-        x = torch.as_tensor(x).detach().float()
+        numbers = as_numbers(x, "x")
+        x = torch.from_numpy(as_float64(numbers, "x"))
+        if self.frame is not None and self.frame.pixels and numbers.dtype == np.uint8:
+            x = as_pixels(x)
         x = x[:, None] if x.dim() == 1 and self.shape == (1,) else x
         if tuple(x.shape[1:]) != self.shape:
             raise DataError(f"The points have the shape {tuple(x.shape[1:])}; the ratio was fitted to {self.shape}.")
-        return x.flatten(1)
+        return (x.float() if self.frame is None else self.frame.inside(x)).flatten(1)
+
+
+def in_frame(fitted: FittedRatio, frame: Frame) -> FittedRatio:
+    """A ratio that was fitted in a frame, at points outside of it."""
+    reference = None if fitted.reference is None else in_frame(fitted.reference, frame)
+    return replace(fitted, frame=frame, reference=reference)
 
 
 @torch.no_grad()

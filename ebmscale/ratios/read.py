@@ -6,11 +6,12 @@ import zipfile
 import numpy as np
 from torch import Tensor
 
+from ebmscale.data.arrays import check_real
 from ebmscale.data.compressed import check_memory, check_zip
 from ebmscale.data.manifest import FILE, Manifest
 from ebmscale.data.stream import read_split
 from ebmscale.errors import DataError
-from ebmscale.ratios.samples import as_samples
+from ebmscale.ratios.samples import as_pixels, as_samples
 from ebmscale.storage import Storage
 from ebmscale.stored import check_regular
 
@@ -19,15 +20,29 @@ NAMES = ("z", "x", "images", "latents", "data", "x_train")
 
 
 def read_samples(url: str, name: str) -> Tensor:
-    """The samples (N, ...) at an address, as float32; bytes become values in [-1, 1].
+    """The samples (N, ...) at an address, as float64; bytes become values in [-1, 1].
 
     Args:
-        url: a .npy file; an .npz file, with one array or one called as in `NAMES`; or a set of shards, of which the
-            train split is taken, whole.
+        url: as of `read_array`.
         name: what the set is called in errors.
 
     Raises:
         DataError: there are no samples.
+    """
+    values = read_array(url)
+    samples = as_samples(values, name)
+    return as_pixels(samples) if values.dtype == np.uint8 else samples
+
+
+def read_array(url: str) -> np.ndarray:
+    """The samples (N, ...) at an address, of the type that they have there.
+
+    Args:
+        url: a .npy file; an .npz file, with one array or one called as in `NAMES`; or a set of shards, of which the
+            train split is taken, whole.
+
+    Raises:
+        DataError: there are no real numbers.
     """
     if url.endswith((".npy", ".npz")):
         values = _read_numpy(url)
@@ -38,9 +53,8 @@ def read_samples(url: str, name: str) -> Tensor:
         values = read_split(storage, Manifest.load(storage), "train")[0].numpy()
         if values.ndim == 4 and values.shape[2:] == (1, 1):  # vectors are packed as (Z, 1, 1)
             values = values[:, :, 0, 0]
-    if values.dtype == np.uint8:
-        values = values.astype(np.float32) / 127.5 - 1
-    return as_samples(values, name)
+    check_real(values, url)
+    return values
 
 
 def _read_numpy(url: str) -> np.ndarray:
@@ -60,8 +74,12 @@ def _read_numpy(url: str) -> np.ndarray:
         names = [key for key in NAMES if key in loaded] or list(loaded)
         if len(loaded) > 1 and names[0] not in NAMES:
             raise DataError(f"{url} holds {', '.join(loaded)}; call the samples {' or '.join(NAMES)}.")
-        return loaded[names[0]]
+        return np.asarray(loaded[names[0]])
     except DataError:
         raise
-    except Exception:  # what a damaged file raises has no common class
-        raise DataError(f"{url} cannot be read; save an array of numbers with numpy.save or numpy.savez.") from None
+    except Exception as error:  # what a damaged file raises has no common class
+        objects = any(word in str(error) for word in ("Object arrays", "Python objects"))
+        reason = ", because it holds Python objects" if objects else ""
+        raise DataError(
+            f"{url} cannot be read{reason}; save an array of numbers with numpy.save or numpy.savez."
+        ) from None

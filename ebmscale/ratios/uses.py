@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmscale.data.arrays import as_float64
 from ebmscale.density.evidence import auc
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.ratios.fit import fit_ratio, fitted_gaussian
 from ebmscale.ratios.fitted import FittedRatio
-from ebmscale.ratios.samples import as_samples, split
+from ebmscale.ratios.samples import Frame, as_samples, split
 from ebmscale.seeds import torch_generator
 
 
@@ -48,14 +49,15 @@ def mutual_information(x: Any, y: Any, *, seed: int = 0, **settings: Any) -> Mut
     Raises:
         DataError: unequal numbers of rows, or samples that cannot be used.
     """
-    x, y = (as_samples(side, name).flatten(1) for side, name in ((x, "x"), (y, "y")))
+    sides = {name: as_samples(side, name) for name, side in (("x", x), ("y", y))}
+    x, y = (Frame.of({name: side}).inside(side).flatten(1) for name, side in sides.items())
     if len(x) != len(y):
         raise DataError(f"x has {len(x)} samples and y {len(y)}; they must be pairs.")
     both = torch.cat([x, y], dim=1)
     joint = fit_ratio(fitted_gaussian(both, (x.shape[1], y.shape[1])), both, seed=seed, **settings)
-    sides = tuple(fit_ratio(fitted_gaussian(side), side, seed=seed, **settings) for side in (x, y))
-    nats = joint.kl - sum(side.kl for side in sides)
-    return MutualInformation(nats, math.hypot(joint.kl_error, *(side.kl_error for side in sides)), joint, sides)
+    margins = tuple(fit_ratio(fitted_gaussian(side), side, seed=seed, **settings) for side in (x, y))
+    nats = joint.kl - sum(side.kl for side in margins)
+    return MutualInformation(nats, math.hypot(joint.kl_error, *(side.kl_error for side in margins)), joint, margins)
 
 
 class TwoSampleTest(NamedTuple):
@@ -125,10 +127,12 @@ class OutOfDistribution:
     Attributes:
         ratio: of q to the Gaussian with its moments.
         held_out: (N,) scores of samples that it has not seen, in ascending order.
+        frame: the coordinates in which the ratio is.
     """
 
     ratio: FittedRatio
     held_out: Tensor
+    frame: Frame
 
     @classmethod
     def fitted(cls, q: Any, *, seed: int = 0, **settings: Any) -> "OutOfDistribution":
@@ -138,15 +142,21 @@ class OutOfDistribution:
             DataError: samples that cannot be used.
         """
         q = as_samples(q, "q")
-        parts = split(q, 0.2, torch_generator(seed, "out-of-distribution"))
+        frame = Frame.of({"q": q})
+        parts = split(frame.inside(q), 0.2, torch_generator(seed, "out-of-distribution"))
         seen = torch.cat([parts.train, parts.validation])
         ratio = fit_ratio(fitted_gaussian(seen), seen, seed=seed, **settings)
-        return cls(ratio, (-ratio.log_density(parts.test)).sort().values)
+        return cls(ratio, (frame.log_volume - ratio.log_density(parts.test)).sort().values, frame)
 
     def score(self, x: Any) -> Tensor:
         """-log q at points (T, ...), as (T,): higher is stranger."""
-        x = torch.as_tensor(x).detach().float()
-        return -self.ratio.log_density(x.reshape(len(x), -1))
+        points = torch.from_numpy(as_float64(x, "x"))
+        shape = self.frame.centre.shape
+        points = points.reshape(len(points), -1)
+        if points.shape[1] != shape.numel():
+            raise DataError(f"The points have {points.shape[1]} coordinates; the scores are for {tuple(shape)}.")
+        rows = self.frame.inside(points.reshape(-1, *shape)).flatten(1)
+        return self.frame.log_volume - self.ratio.log_density(rows)
 
     def judge(self, x: Any) -> Strangeness:
         """The score of points (T, ...), and the probability that a sample of q is at least as strange.
