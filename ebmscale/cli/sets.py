@@ -36,22 +36,25 @@ def pack(
     first folder below) or npy (arrays, latents: .npy, .npz or a folder of .npy). JPEG is of quality 95.
     """
     from ebmscale.data.formats import open_source  # noqa: PLC0415
+    from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
+    from ebmscale.data.packed import packed  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
 
-    source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
+    source, storage = open_source(format_name, src, size=size, grey=grey, attribute=attribute), Storage.at(url)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"packing {format_name}")
-        manifest = write_shards(
-            source,
-            Storage.at(url),
-            encoding=encoding,
-            shard_samples=shard_samples,
-            num_threads=threads,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        already = packed(source, storage, encoding, num_threads=threads, progress=show)
+        manifest = already or write_shards(
+            source, storage, encoding=encoding, shard_samples=shard_samples, num_threads=threads, progress=show
         )
-    skipped = f", {source.num_skipped:,} other files passed over" if source.num_skipped else ""
-    console.print(f"{url}: {manifest.summary()}{skipped}")
+    state = "already packed, its source has not changed: " if already else ""
+    skipped = [f"{source.num_skipped:,} other files passed over"] if source.num_skipped else []
+    console.print("; ".join([f"{printable(url)}: {state}{manifest.summary()}", *skipped, *source.notes]), markup=False)
 
 
 @cli.command()
@@ -83,10 +86,13 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
 def index(url: str, shape: str | None) -> None:
     """Write the manifest of WebDataset shards that others made: they are read once, and can then be trained on."""
     from ebmscale.data.index import index as write_manifest  # noqa: PLC0415
+    from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
 
     if shape is not None and not re.fullmatch(r"\d+,\d+,\d+", shape):
         raise ConfigError(f"--shape {shape} must be three numbers, such as 3,32,32.")
     channels, height, width = map(int, (shape or "0,0,0").split(","))
-    manifest = write_manifest(Storage.at(url), image_shape=(channels, height, width) if shape else None)
-    console.print(f"{url}: {manifest.summary()}")
+    notes: list[str] = []
+    shape_of_bin = (channels, height, width) if shape else None
+    manifest = write_manifest(Storage.at(url), image_shape=shape_of_bin, note=notes.append)
+    console.print("; ".join([f"{printable(url)}: {manifest.summary()}", *notes]), markup=False)

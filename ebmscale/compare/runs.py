@@ -14,11 +14,13 @@ from pydantic import ValidationError
 
 from ebmscale.compare.rows import EvaluationBlock, Job, load_comparison, make_jobs, with_features
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
-from ebmscale.errors import ConfigError, Interrupted
+from ebmscale.errors import ConfigError, DamagedError, Interrupted
 from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.evaluate.features import Features, open_features
-from ebmscale.evaluate.metrics import FOLDER, check_metrics
+from ebmscale.evaluate.metrics import FOLDER, check_metrics, read_records
 from ebmscale.storage import Storage, open_storage
+from ebmscale.stored import Number, Size, Stored, read_document
+from ebmscale.training.documents import MetricsLine
 from ebmscale.training.metrics import METRICS_FILE, read_lines
 from ebmscale.training.run import run_storage, saved_config
 
@@ -85,7 +87,10 @@ def _budgeted(
 
     What a row costs is forecast once, and again only if its settings or the budget have changed.
     """
-    known: dict[str, Any] = json.loads(storage.read_text(PILOT_FILE)) if storage.exists(PILOT_FILE) else {}
+    known: dict[str, Any] = {}
+    if storage.exists(PILOT_FILE):
+        pilots = read_document(storage, PILOT_FILE, dict[str, Pilot])
+        known = {row: pilot.model_dump() for row, pilot in pilots.items()}
     budgeted = []
     for job in jobs:
         wanted = {"cpu_s": cpu_s, "config": job.config.model_dump(mode="json", exclude={"run", *CIRCUMSTANCES})}
@@ -126,9 +131,9 @@ def _carry_out(
     protocol = features.protocol() if features is not None else {}
     wanted = {"train": config.train.max_samples, "evaluation": evaluation.model_dump(mode="json") | protocol}
     if storage.exists(result_file):
-        found = json.loads(storage.read_text(result_file))
-        if found["wanted"] == wanted:
-            return Result(job.row, config.run.seed, url, found["measured"], None)
+        found = read_document(storage, result_file, ResultRecord, non_finite=True)
+        if found.wanted == wanted:
+            return Result(job.row, config.run.seed, url, found.measured, None)
     try:
         with tempfile.TemporaryDirectory(prefix="ebmscale-compare-") as folder:
             config_file = Path(folder) / f"{config.run.name}.yaml"
@@ -144,6 +149,20 @@ def _carry_out(
     storage.publish(result_file, json.dumps({"wanted": wanted, "measured": measured}, indent=1).encode())
     say(f"{config.run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     return Result(job.row, config.run.seed, url, measured, None)
+
+
+class Pilot(Stored):
+    """How many samples a row's budget pays for, and what that was found for."""
+
+    samples: Size
+    wanted: dict[str, Any]
+
+
+class ResultRecord(Stored):
+    """What a row of the table measured, and by which training and evaluation."""
+
+    wanted: dict[str, Any]
+    measured: dict[str, Number]
 
 
 class RunFailed(Exception):
@@ -203,25 +222,31 @@ class _Commands:
 
 def _measured(run: Storage, evaluation: EvaluationBlock, features: Features | None) -> dict[str, float]:
     """The values that the evaluation found; a run may hold records of other splits, features and checkpoints too."""
-    records = [json.loads(run.read_text(f"{FOLDER}/{name}")) for name in run.list(FOLDER)]
+    records = read_records(run)
     expected = features.protocol() if features is not None else {}
     values: dict[str, float] = {}
     for metric in evaluation.metrics:
         of_metric = [
             record
             for record in records
-            if record["metric"] == metric
-            and record["protocol"]["split"] == evaluation.split
-            and (metric != "frechet" or expected.items() <= record["protocol"].items())
+            if record.metric == metric
+            and record.protocol["split"] == evaluation.split
+            and (metric != "frechet" or expected.items() <= record.protocol.items())
         ]
-        values |= max(of_metric, key=lambda record: (record["samples_seen"], record["protocol"]["num_stages"]))[
-            "values"
-        ]
+        if not of_metric:
+            raise DamagedError(f"{run.url_of(FOLDER)} holds no record of {metric} that this comparison made.")
+        values |= max(of_metric, key=lambda record: (record.samples_seen, record.protocol["num_stages"])).values
     return values
 
 
 def _cost(run: Storage, config: RunConfig) -> dict[str, float]:
     """What the training took: seconds of processor time, samples, and the stages that it made."""
-    lines = read_lines(run, METRICS_FILE)
-    cpu_s = sum(line["time"]["cpu_s"] for line in lines)
-    return {"stages": lines[-1]["num_frozen"] or config.num_live, "samples": lines[-1]["samples_seen"], "cpu_s": cpu_s}
+    lines = read_lines(run, METRICS_FILE, MetricsLine)
+    if not lines:
+        raise DamagedError(f"{run.url_of(METRICS_FILE)} holds no metrics of the run; delete the run to train it anew.")
+    cpu_s = sum(line["time"].get("cpu_s", 0.0) for line in lines)
+    return {
+        "stages": lines[-1].get("num_frozen", 0) or config.num_live,
+        "samples": lines[-1]["samples_seen"],
+        "cpu_s": cpu_s,
+    }

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from ebmscale.config.keys import check_type
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
+NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -58,7 +58,7 @@ class HeldOutBlock(Block):
     """A class of the set that training never sees, so that its samples can serve as anomalies; no `label`, no such.
 
     `label` is the class's name in the set. Protocol `official` trains on the official train part without the class and
-    tests on the whole official test part. `pooled` puts both parts together: 80 % of the normal samples are there to
+    tests on the whole official test part. `pooled` puts all parts together: 80 % of the normal samples are there to
     train on (validation is taken from them), the other 20 % and every sample of the class are the test split.
     """
 
@@ -74,6 +74,8 @@ class HeldOutBlock(Block):
 class DataBlock(AddressBlock):
     """The packed data set. With `format`, an empty `url` is packed first from `source`.
 
+    Held-out images are the set's validation part (folders or files called val, valid, validation or dev), whole, where
+    it was packed with one. Otherwise they are `validation_fraction` of its train part, chosen by a hash of the keys.
     `cache` is a folder of the machine that reads, for up to `cache_bytes` of what comes from another place. With `flip`
     every training image is mirrored left to right half of the time, which doubles a small set.
     """

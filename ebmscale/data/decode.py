@@ -1,7 +1,7 @@
 """Payload bytes to images, one decoder per encoding.
 
 raw: the numbers in the order of their dimensions (of images C, H, W), little-endian.
-png: 8 bits a channel, lossless. jpeg: as `encode` wrote it.
+png, jpeg: `pack` writes grey and RGB of 8 bits; files of others may be of any mode that `pixels.to_eight_bits` takes.
 """
 
 import io
@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from ebmscale.data.pixels import channels_first, to_eight_bits
 from ebmscale.errors import DataError
 
 Payload = bytes | memoryview
@@ -45,13 +46,14 @@ def decode_jpeg(payload: Payload, shape: Shape) -> np.ndarray:
 def _decode_with_pillow(payload: Payload, shape: Shape, kind: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(payload), formats=[kind]) as image:
-            found = (len(image.getbands()), image.height, image.width)
-            if found != shape or image.mode not in ("L", "RGB"):
-                raise ValueError(f"an image of mode {image.mode} and shape {found} is none of {shape}")
-            pixels = np.asarray(image)
+            if (image.height, image.width) != shape[1:]:  # before it is decoded
+                raise ValueError(f"an image of {image.height} x {image.width} pixels is none of {shape}")
+            pixels = channels_first(np.asarray(to_eight_bits(image)))
+            if pixels.shape != shape:
+                raise ValueError(f"an image of shape {pixels.shape} is none of {shape}")
     except _DAMAGED as error:
         raise ValueError(f"no {kind} image: {error}") from error
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return pixels
 
 
 DECODERS: dict[str, Decoder] = {"raw": decode_raw, "png": decode_png, "jpeg": decode_jpeg}

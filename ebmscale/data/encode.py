@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ def choose_encoding(source: Source, wanted: str | None = None) -> str:
 
 def encode_all(
     records: Iterator[Record], source: Source, encoding: str, num_threads: int | None = None
-) -> Iterator[Encoded]:
+) -> Generator[Encoded, None, None]:
     """Load and encode records in threads; they come out in their order, and only a bounded number is in memory.
 
     Threads and not processes: what takes time in Pillow (decoding, resizing, compressing PNG) runs without Python's
@@ -129,3 +129,5 @@ def _check(record: Record, image: np.ndarray, source: Source) -> None:
             f"Sample {record.key} of {source.name} is {image.dtype.name} {image.shape}, "
             f"the set is {source.dtype} {source.image_shape}; resize or convert it (a folder of images: give a size)."
         )
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise DataError(f"Sample {record.key} of {source.name} holds NaN or infinity; take it out of the source.")

@@ -1,208 +1,203 @@
 """The manifest of shards that others made: plain WebDataset tars, each read once from its first byte to its last.
 
 A sample is the members KEY.png, KEY.jpg, KEY.npy or KEY.bin (its image) and KEY.cls, KEY.json or KEY.txt (its label,
-if any), side by side. Payloads stay where they are: what is learned is where they begin, how long they are, what
-their checksums are. An .npy member is a raw payload behind a header.
+if any). Payloads stay where they are: what is learned is where they begin, how long they are, what their checksums
+are. An .npy member is a raw payload behind a header.
 """
 
-import io
 import logging
-import tarfile
-import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import NamedTuple
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from ebmscale.data.decode import Shape, decoder
+from ebmscale.data.decode import Shape
+from ebmscale.data.labels import Label, LabelError, are_captions, number_labels
 from ebmscale.data.manifest import Manifest, Shard
-from ebmscale.data.tars import SequentialFile, TarSample, tar_samples
+from ebmscale.data.names import printable
+from ebmscale.data.parts import part_of
+from ebmscale.data.scan import ENCODINGS, Kind, Payload, Sample, Scan, scan
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
 
 log = logging.getLogger(__name__)
 
-ENCODINGS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "npy": "raw", "bin": "raw"}
-TEST_WORDS = {"test", "val", "valid", "validation"}
+MOST_LEFT_OUT = 0.5  # of all samples; with more there is no set
+_ENDINGS = ", ".join(f".{ending}" for ending in ENCODINGS)
+_FEW = 10  # classes, which may be as many as samples
 
-
-class _Kind(NamedTuple):
-    """What all images of a set share."""
-
-    ending: str
-    shape: Shape
-    dtype: str
+Note = Callable[[str], None]
 
 
 @dataclass
 class _Found:
-    """A shard being read; its labels are as they were written."""
+    """The sound samples of a shard; labels are as they were written, with their ending."""
 
-    file: str
+    scan: Scan
     keys: list[str] = field(default_factory=list)
-    labels: list[str | int | None] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    crc32: list[int] = field(default_factory=list)
-    num_bytes: int = 0
-    sha256: str = ""
-    num_damaged: int = 0
-    damage: str = ""  # of the first damaged sample
+    images: list[Payload] = field(default_factory=list)
+    labels: list[tuple[str, Label | None]] = field(default_factory=list)
+    num_left_out: int = 0
+    reason: str = ""  # of the first that was left out
 
 
 def index(
-    storage: Storage, *, image_shape: Shape | None = None, progress: Callable[[int, int], None] | None = None
+    storage: Storage,
+    *,
+    image_shape: Shape | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    note: Note = lambda text: None,
 ) -> Manifest:
     """Read every `*.tar` at an address and write the manifest beside them.
 
-    The first sound image says what the set holds: encoding, shape (C, H, W) and dtype. Samples without an image, or
-    with another one, are left out of the manifest, counted, and reported by shard as a warning. Shards with the word
-    test, val, valid or validation in their names are the test part. Keys that occur in several shards get the
-    shard's name before them.
+    The kind of most images is the set's: field of the name, encoding, shape (C, H, W) and dtype. Samples without an
+    image of it are left out of the manifest, counted, and reported by shard as a warning. A shard's part is what the
+    words of its name say (see `parts.part_of`), else train. Keys that occur in several shards get the shard's name
+    before them. Texts that are no class names, as captions, are not taken for labels.
 
     Args:
         storage: where the tars are; the manifest is written there.
-        image_shape: of `.bin` members (uint8), which do not tell it.
+        image_shape: of `.bin` members (uint8), which do not tell it; then the set is of these.
         progress: called after every shard with (shards read, shards in all).
+        note: called at the end with every kind of thing that was left out, as "3 of 20 samples left out".
 
     Raises:
-        DataError: there are no tars, one of them is truncated or no tar, or no sample can be used.
+        DataError: there are no tars, one of them is truncated or no tar, or most samples cannot be used.
         StorageError: the storage fails, or cannot be written.
     """
     files = [name for name in storage.list() if name.endswith(".tar")]
     if not files:
         raise DataError(f"{storage.url} has no .tar files; give the folder that holds the WebDataset shards.")
-    kind = _Kind("bin", image_shape, "uint8") if image_shape else None
-    shards: list[_Found] = []
+    scans = []
     for number, file in enumerate(files, 1):
-        found, kind = _read_shard(storage, file, kind)
-        shards.append(found)
-        if found.num_damaged:
-            log.warning(
-                "%s: %d samples left out, the first because %s",
-                storage.url_of(file), found.num_damaged, found.damage,
-            )  # fmt: skip
+        scans.append(scan(storage, file, image_shape))
         if progress:
             progress(number, len(files))
-    if kind is None or not any(found.keys for found in shards):
-        endings = ", ".join(f".{ending}" for ending in ENCODINGS)
-        raise DataError(
-            f"No sample at {storage.url} can be used (of {shards[0].file}: {shards[0].damage or 'it is empty'}); "
-            f"a sample needs a member KEY with one of the endings {endings}."
-        )
-    manifest = _manifest(storage, [found for found in shards if found.keys], kind)
+    kind = _common_kind(storage, scans, image_shape)
+    shards = [_sound_samples(storage, one, kind) for one in scans]
+    _note_left_out(storage, shards, note)
+    classes, labels = _labels(shards, note)
+    manifest = _manifest(storage, shards, kind, classes, labels)
     manifest.save(storage)
     return manifest
 
 
-def _read_shard(storage: Storage, file: str, kind: _Kind | None) -> tuple[_Found, _Kind | None]:
-    """One pass over a tar; the first sound image of all shards decides the kind."""
-    found, source = _Found(file), SequentialFile(storage, file)
-    try:
-        for sample in tar_samples(source, set(ENCODINGS)):
-            try:
-                kind = _add(found, sample, kind)
-            except ValueError as error:
-                found.num_damaged += 1
-                found.damage = found.damage or f"{sample.key} {error}"
-        source.read_to_end()
-    except tarfile.TarError as error:
+def _common_kind(storage: Storage, scans: list[Scan], image_shape: Shape | None) -> Kind:
+    """The kind of most images; the first of several that are as frequent."""
+    samples = [(one.file, key, sample) for one in scans for key, sample in one.samples.items()]
+    images = [image for _, _, sample in samples for image in sample.images.values() if isinstance(image, Payload)]
+    kinds = Counter(image.kind for image in images if image_shape is None or image.kind.field.endswith("bin"))
+    if not kinds:
+        file, key, sample = samples[0] if samples else (scans[0].file, "it", Sample())
         raise DataError(
-            f"Shard {storage.url_of(file)} cannot be read as a tar ({error}); get it again or take it away."
-        ) from error
-    found.num_bytes, found.sha256 = source.position, source.digest.hexdigest()
-    if len(set(found.keys)) != len(found.keys):
-        raise DataError(f"Shard {storage.url_of(file)} holds a key twice; give every sample a key of its own.")
-    return found, kind
-
-
-def _add(found: _Found, sample: TarSample, kind: _Kind | None) -> _Kind:
-    """Put a sound sample into the shard's lists; ValueError says why it is none."""
-    if sample.ending is None:
-        raise ValueError("has no image")
-    payload, skipped, own = _describe(sample, kind)
-    kind = kind or own
-    same = ENCODINGS[own.ending] == ENCODINGS[kind.ending] and own[1:] == kind[1:]
-    if not same:
-        raise ValueError(
-            f"is {own.dtype} {own.shape} .{own.ending}, the set is {kind.dtype} {kind.shape} .{kind.ending}"
+            f"No sample at {storage.url} can be used (of {file}: {key} {_why_none(sample)}); "
+            f"a sample needs a member KEY with one of the endings {_ENDINGS}."
         )
-    decoder(ENCODINGS[kind.ending], kind.dtype)(payload, kind.shape)
-    found.keys.append(sample.key)
-    found.labels.append(sample.label)
-    found.offsets.append(sample.offset + skipped)
-    found.sizes.append(len(payload))
-    found.crc32.append(zlib.crc32(payload))
-    return kind
+    fields = {name for _, _, sample in samples for name in sample.images}
+    if len(fields) > max(2, sum(bool(sample.images) for _, _, sample in samples)):
+        _, key, sample = max(samples, key=lambda entry: len(entry[2].images))
+        one, other = [*sample.images][:2]
+        raise DataError(
+            f"The names in {storage.url} have dots, and a key ends at the first dot, so that {key}.{one} and "
+            f"{key}.{other} are images of one sample; name the files without dots before the ending."
+        )
+    return kinds.most_common(1)[0][0]
 
 
-def _describe(sample: TarSample, kind: _Kind | None) -> tuple[bytes, int, _Kind]:
-    """An image's payload, the bytes of the member before it, and what it holds."""
-    ending = sample.ending or ""
-    if ending == "bin":
-        if kind is None or kind.ending != "bin":
-            raise ValueError("is a .bin image, whose shape is not known; give its C, H, W")
-        return sample.payload, 0, kind
-    if ending == "npy":
-        return _describe_npy(sample.payload)
-    try:
-        with Image.open(io.BytesIO(sample.payload)) as image:
-            return sample.payload, 0, _Kind(ending, (len(image.getbands()), image.height, image.width), "uint8")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"is no .{ending} image") from error
+def _why_none(sample: Sample) -> str:
+    reason = next((str(image) for image in sample.images.values()), "has no image")
+    return f"{reason}, only {', '.join(f'.{name}' for name in sample.others)}" if sample.others else reason
 
 
-def _describe_npy(payload: bytes) -> tuple[bytes, int, _Kind]:
-    file = io.BytesIO(payload)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, transposed, dtype = read_header(file)
-    if (
-        len(shape) != 3
-        or transposed
-        or dtype.newbyteorder("=").name not in ("uint8", "float32")
-        or dtype.byteorder == ">"
-    ):
-        raise ValueError(f"is an array of {dtype} {shape}, not uint8 or float32 of C, H, W in C order")
-    return payload[file.tell() :], file.tell(), _Kind("npy", shape, dtype.name)
+def _sound_samples(storage: Storage, one: Scan, kind: Kind) -> _Found:
+    """A shard's samples of the kind, in the order in which their images lie; others are counted and warned of."""
+    found, sound = _Found(one), []
+    for key, sample in one.samples.items():
+        image = sample.image(kind)
+        if isinstance(image, Payload):
+            sound.append((image.offset, key, image, sample.label()))
+            continue
+        found.num_left_out += 1
+        found.reason = found.reason or f"{key} {image}"
+    for _, key, image, (ending, label) in sorted(sound, key=lambda entry: entry[0]):
+        found.keys.append(key)
+        found.images.append(image)
+        found.labels.append((ending, None if isinstance(label, LabelError) else label))
+    if found.num_left_out:
+        log.warning(
+            "%s: %d samples left out, the first because %s",
+            printable(storage.url_of(one.file)), found.num_left_out, found.reason,
+        )  # fmt: skip
+    return found
 
 
-def _manifest(storage: Storage, shards: list[_Found], kind: _Kind) -> Manifest:
-    labels = {label for found in shards for label in found.labels if label is not None}
-    if all(isinstance(label, int) for label in labels):
-        classes = [str(number) for number in range(1 + max((int(label) for label in labels), default=-1))]
-    else:
-        classes = sorted(str(label) for label in labels)
-    number_of = {name: number for number, name in enumerate(classes)}
+def _note_left_out(storage: Storage, shards: list[_Found], note: Note) -> None:
+    """Say what of the images is not in the set; DataError where that is most of it."""
+    left_out, used = sum(found.num_left_out for found in shards), sum(len(found.keys) for found in shards)
+    if left_out > MOST_LEFT_OUT * (left_out + used):
+        first = next(found for found in shards if found.num_left_out)
+        raise DataError(
+            f"{left_out:,} of {left_out + used:,} samples at {storage.url} cannot be used (the first, of "
+            f"{first.scan.file}: {first.reason}); a set needs images of one size and type, so pack the images "
+            "with `ebmscale pack folder SRC URL --size N`, or write the shards again."
+        )
+    if left_out:
+        note(f"{left_out:,} of {left_out + used:,} samples left out")
+    others = sum(len(found.scan.samples[key].images) - 1 for found in shards for key in found.keys)
+    if others:
+        note(f"{others:,} further images of these samples not used")
+
+
+def _labels(shards: list[_Found], note: Note) -> tuple[list[str], list[int]]:
+    """Classes, and the labels of all samples in order; what is no label is said."""
+    labels = [label for found in shards for label in found.labels]
+    bad = [
+        (key, label)
+        for found in shards
+        for key in found.keys
+        if isinstance(label := found.scan.samples[key].label()[1], LabelError)
+    ]
+    if bad:
+        note(f"{len(bad):,} labels cannot be read (the first, of {bad[0][0]}, {bad[0][1]})")
+    texts = [label for ending, label in labels if ending == "txt" and label is not None]
+    if are_captions(texts):
+        note(f"{len(texts):,} texts (.txt) taken for captions, not for classes")
+        labels = [(ending, None if ending == "txt" else label) for ending, label in labels]
+    classes, numbers = number_labels(label for _, label in labels)
+    num_labelled = len(numbers) - numbers.count(-1)
+    different = len({number for number in numbers if number >= 0})
+    if different > max(_FEW, num_labelled / 2):
+        note(f"nearly every one of {num_labelled:,} labels is a class of its own; see whether they are classes")
+    return classes, numbers
+
+
+def _manifest(storage: Storage, shards: list[_Found], kind: Kind, classes: list[str], labels: list[int]) -> Manifest:
     keys = [key for found in shards for key in found.keys]
     ambiguous = len(set(keys)) != len(keys)
+    entries, rest = [], iter(labels)
+    for found in shards:
+        if not found.keys:
+            continue
+        file, images = found.scan.file, found.images
+        entries.append(
+            Shard(
+                file,
+                part_of(file) or "train",
+                found.scan.num_bytes,
+                found.scan.sha256,
+                [f"{file.removesuffix('.tar')}/{key}" for key in found.keys] if ambiguous else found.keys,
+                [next(rest) for _ in found.keys],
+                [image.offset for image in images],
+                [image.size for image in images],
+                [image.crc32 for image in images],
+            )
+        )
     return Manifest(
         name=PurePosixPath(storage.url).name or "shards",
         format="webdataset",
-        encoding=ENCODINGS[kind.ending],
+        encoding=kind.encoding,
         image_shape=kind.shape,
         dtype=kind.dtype,
         classes=classes,
-        shards=[
-            Shard(
-                found.file,
-                _part(found.file),
-                found.num_bytes,
-                found.sha256,
-                [f"{found.file.removesuffix('.tar')}/{key}" for key in found.keys] if ambiguous else found.keys,
-                [-1 if label is None else number_of[str(label)] for label in found.labels],
-                found.offsets,
-                found.sizes,
-                found.crc32,
-            )
-            for found in shards
-        ],
+        shards=entries,
     )
-
-
-def _part(file: str) -> str:
-    words = "".join(letter if letter.isalpha() else " " for letter in file.lower()).split()
-    return "test" if TEST_WORDS.intersection(words) else "train"

@@ -6,20 +6,34 @@ missing field, or lists that do not fit each other are refused.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+from pydantic import ConfigDict, Field
+
+from ebmscale.documents import read_json
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
+from ebmscale.stored import Count, FileName, Sha256, as_form, check_regular, read_file
 
 FILE = "manifest.json"
 KIND = "ebmscale-shards"
 VERSION = 1
 CHECKED_AT_ONCE = 4  # shards
+MANIFEST_BYTES = 512 * 2**20
+SAMPLE_BYTES = 256 * 2**20  # of a decoded sample; more is no image, and would fill a worker's memory
+MOST_CLASSES = 1_000_000
+BLOCK_BYTES = 16 * 2**20  # of a shard that is checked, in memory at a time
 
 Level = Literal["sha256", "size", "none"]
+Part = Annotated[str, Field(pattern=r"^[a-z]{1,32}$")]
+Label = Annotated[int, Field(strict=True, ge=-1, lt=MOST_CLASSES)]
+Crc32 = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+Text = Annotated[str, Field(max_length=1000)]
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Shard:
 
     Attributes:
         file: name below the set's address.
-        part: "train" or "test", the official split.
+        part: "train", "validation" or "test" (see `parts.PARTS`), the official split.
         num_bytes: size of the file.
         sha256: of the whole file, hexadecimal.
         keys: unique in the set.
@@ -38,15 +52,17 @@ class Shard:
         crc32: of the payload.
     """
 
-    file: str
-    part: str
-    num_bytes: int
-    sha256: str
-    keys: list[str]
-    labels: list[int]
-    offsets: list[int]
-    sizes: list[int]
-    crc32: list[int]
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # for `as_form`
+
+    file: FileName
+    part: Part
+    num_bytes: Count
+    sha256: Sha256
+    keys: list[Text]
+    labels: list[Label]
+    offsets: list[Count]
+    sizes: list[Count]
+    crc32: list[Crc32]
 
     def __post_init__(self) -> None:
         lists = (self.keys, self.labels, self.offsets, self.sizes, self.crc32)
@@ -73,13 +89,20 @@ class Manifest:
         shards: all shards, part by part.
     """
 
-    name: str
-    format: str
-    encoding: str
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # for `as_form`
+
+    name: Text
+    format: Text
+    encoding: Text
     image_shape: tuple[int, ...]
-    dtype: str
-    classes: list[str]
+    dtype: Text
+    classes: Annotated[list[Text], Field(max_length=MOST_CLASSES)]
     shards: list[Shard]
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of a decoded sample."""
+        return math.prod(self.image_shape) * np.dtype(self.dtype).itemsize
 
     def counts(self) -> dict[str, int]:
         """Samples of each part."""
@@ -89,9 +112,13 @@ class Manifest:
         return counts
 
     def summary(self) -> str:
-        """One line for people: name, samples of each part, shards, encoding."""
+        """One line for people: name, samples of each part, classes, shards, encoding."""
         counts = ", ".join(f"{count:,} {part}" for part, count in self.counts().items())
-        return f"{self.name}, {counts}, {len(self.shards)} shard(s), {self.encoding}"
+        unlabelled = sum(label < 0 for shard in self.shards for label in shard.labels)
+        labels = f"{len(self.classes):,} class(es)" if self.classes else "no labels"
+        if self.classes and unlabelled:
+            labels += f", {unlabelled:,} without label"
+        return f"{self.name}, {counts}, {labels}, {len(self.shards)} shard(s), {self.encoding}"
 
     def to_json(self) -> str:
         """Compact JSON, the same for equal manifests."""
@@ -100,19 +127,19 @@ class Manifest:
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> "Manifest":
-        """The inverse of `to_json`; ValueError with the reason where the text is no manifest of this version."""
-        fields = json.loads(text)
+    def from_json(cls, text: str | bytes) -> "Manifest":
+        """The inverse of `to_json`; DataError with the reason where the text is no manifest of this version."""
+        fields = read_json(text, "it", DataError, max_bytes=MANIFEST_BYTES)
         if not isinstance(fields, dict) or fields.pop("kind", None) != KIND:
-            raise ValueError(f'it is not of kind "{KIND}"')
+            raise DataError(f'it is not of kind "{KIND}"')
         version = fields.pop("version", None)
         if version != VERSION:
-            raise ValueError(f"it is of version {version}, this program reads version {VERSION}")
-        try:
-            fields["shards"] = [_shard(shard) for shard in fields["shards"]]
-            return cls(**fields | {"image_shape": _shape(fields["image_shape"])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a field is missing, unknown or of the wrong form: {error}") from error
+            raise DataError(f"it is of version {version!r:.20}, this program reads version {VERSION}")
+        counts = [_take_count(shard) for shard in _listed(fields.get("shards"))]
+        fields["image_shape"] = _shape(fields.get("image_shape"))
+        manifest = as_form(fields, cls, "a field is missing, unknown or of the wrong form: it", DataError)
+        _check(manifest, counts)
+        return manifest
 
     def save(self, storage: Storage) -> None:
         """Publish it beside its shards, which must all be written before."""
@@ -128,27 +155,70 @@ class Manifest:
         if not storage.exists(FILE):
             what = f"has no {FILE}" if storage.exists() else "does not exist"
             raise DataError(f"{storage.url} {what}: write shards there with `ebmscale pack FORMAT SRC {storage.url}`.")
+        text = read_file(storage, FILE, MANIFEST_BYTES, DataError)
         try:
-            return cls.from_json(storage.read_bytes(FILE).decode())
-        except ValueError as error:  # also what json and UTF-8 decoding raise
+            return cls.from_json(text)
+        except DataError as error:
             raise DataError(
-                f"{storage.url_of(FILE)} does not describe shards of ebmscale ({error}); "
+                f"{storage.url_of(FILE)} does not describe shards of ebmscale ({str(error).rstrip('.')}); "
                 "give the address of a set written by `ebmscale pack FORMAT SRC URL`, or pack it again."
             ) from error
 
 
+def _listed(shards: Any) -> list[dict[str, Any]]:
+    if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+        raise DataError("a field is missing, unknown or of the wrong form: shards is no list of shards")
+    if not shards:
+        raise DataError("it lists no shards")
+    return shards
+
+
+def _take_count(shard: dict[str, Any]) -> Any:
+    if "num_samples" not in shard:
+        raise DataError("a field is missing, unknown or of the wrong form: a shard has no num_samples")
+    return shard.pop("num_samples")
+
+
 def _shape(sizes: Any) -> tuple[int, ...]:
     if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError(f"the shape of its samples, {sizes}, is no list of sizes")
+        raise DataError(f"the shape of its samples, {str(sizes)[:60]}, is no list of sizes")
     return tuple(sizes)
 
 
-def _shard(fields: dict[str, Any]) -> Shard:
-    num_samples = fields.pop("num_samples")
-    shard = Shard(**fields)
-    if shard.num_samples != num_samples:
-        raise ValueError(f"shard {shard.file} lists {shard.num_samples} samples where it says {num_samples}")
-    return shard
+def _check(manifest: Manifest, counts: list[Any]) -> None:
+    """What the fields must have in common; DataError says what does not fit."""
+    try:
+        kind = np.dtype(manifest.dtype)
+    except (TypeError, ValueError, SyntaxError):
+        raise DataError(f"its samples are of no type of numbers, {manifest.dtype[:20]!r}") from None
+    if kind.kind not in "uif" or kind.name != manifest.dtype:
+        raise DataError(f"its samples are of no type of numbers, {manifest.dtype[:20]!r}")
+    if manifest.sample_bytes > SAMPLE_BYTES:
+        raise DataError(
+            f"a sample of {manifest.dtype} {manifest.image_shape} has {manifest.sample_bytes:,} bytes, "
+            f"and at most {SAMPLE_BYTES:,} are read"
+        )
+    if len({shard.file for shard in manifest.shards}) != len(manifest.shards):
+        raise DataError("it lists a shard twice")
+    for shard, count in zip(manifest.shards, counts, strict=True):
+        if shard.num_samples != count:
+            raise DataError(f"shard {shard.file} lists {shard.num_samples} samples where it says {str(count)[:20]}")
+        _check_shard(manifest, shard)
+    if not sum(shard.num_samples for shard in manifest.shards):
+        raise DataError("it lists no samples")
+
+
+def _check_shard(manifest: Manifest, shard: Shard) -> None:
+    if max(shard.labels, default=-1) >= len(manifest.classes):
+        raise DataError(
+            f"shard {shard.file} has label {max(shard.labels)} where the set has {len(manifest.classes)} classes"
+        )
+    if any(offset + size > shard.num_bytes for offset, size in zip(shard.offsets, shard.sizes, strict=True)):
+        raise DataError(f"shard {shard.file} has {shard.num_bytes} bytes, and a sample is said to lie beyond them")
+    if manifest.encoding == "raw" and set(shard.sizes) - {manifest.sample_bytes}:
+        raise DataError(f"shard {shard.file} has samples of another size than {manifest.dtype} {manifest.image_shape}")
+    if max(shard.sizes, default=0) > SAMPLE_BYTES:
+        raise DataError(f"shard {shard.file} has a sample of {max(shard.sizes):,} bytes")
 
 
 class Finding(NamedTuple):
@@ -161,7 +231,7 @@ class Finding(NamedTuple):
 
 
 def inspect_shards(storage: Storage, level: Level = "sha256") -> Iterator[Finding]:
-    """Check every shard of the set at an address, a few at once; DataError where the manifest is unusable."""
+    """Check the file of every shard at an address, a few at once; DataError where the manifest is unusable."""
     shards = Manifest.load(storage).shards
     for shard, problem in zip(shards, _problems(storage, shards, level), strict=True):
         yield Finding(shard.file, shard.num_samples, shard.num_bytes, problem)
@@ -191,7 +261,7 @@ def verify(
 
 
 def _problems(storage: Storage, shards: list[Shard], level: Level) -> Iterator[str | None]:
-    """What is wrong with each shard, in their order; the bytes of `CHECKED_AT_ONCE` are in memory."""
+    """What is wrong with each shard, in their order; a block of `CHECKED_AT_ONCE` is in memory."""
     with ThreadPoolExecutor(CHECKED_AT_ONCE, thread_name_prefix="verify") as pool:
         try:
             yield from pool.map(lambda shard: _problem(storage, shard, level), shards)
@@ -204,9 +274,17 @@ def _problem(storage: Storage, shard: Shard, level: Level) -> str | None:
         return None
     if not storage.exists(shard.file):
         return "is missing"
+    check_regular(storage, shard.file, DataError)
     num_bytes = storage.size(shard.file)
     if num_bytes != shard.num_bytes:
         return f"has {num_bytes} bytes where the manifest says {shard.num_bytes}"
-    if level == "sha256" and hashlib.sha256(storage.read_bytes(shard.file)).hexdigest() != shard.sha256:
+    if level == "sha256" and _digest(storage, shard) != shard.sha256:
         return "is damaged (its sha256 differs from the manifest's)"
     return None
+
+
+def _digest(storage: Storage, shard: Shard) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, shard.num_bytes, BLOCK_BYTES):
+        digest.update(storage.read_range(shard.file, start, min(BLOCK_BYTES, shard.num_bytes - start)))
+    return digest.hexdigest()

@@ -3,13 +3,19 @@
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
-from ebmscale.data.encode import ENCODERS, ENDINGS, choose_encoding, encode_all
+import numpy as np
+
+from ebmscale.data.encode import ENDINGS, choose_encoding, encode_all, encode_raw
 from ebmscale.data.formats import Record, Source
-from ebmscale.data.manifest import FILE, Manifest, Shard
+from ebmscale.data.manifest import Manifest, Shard
+from ebmscale.data.packed import DESCRIBED, packed
 from ebmscale.data.partial import Partial
 from ebmscale.data.shard_writer import ShardWriter
+from ebmscale.data.source_record import FILE as SOURCE_FILE
+from ebmscale.data.source_record import SourceRecord
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
 
@@ -42,11 +48,12 @@ def pack(
         ConfigError: the encoding is unknown or cannot hold such images.
         DataError: the address holds another set, or a record does not fit the source's description.
     """
-    if (already := packed(source, storage, encoding)) is not None:
+    if (already := packed(source, storage, encoding, num_threads=num_threads, progress=progress)) is not None:
         return already
     encoding = choose_encoding(source, encoding)
     total = sum(source.counts.values())
-    partial = Partial(storage, _plan(source, encoding, shard_samples, shard_bytes))
+    record = SourceRecord.of(source)
+    partial = Partial(storage, _plan(source, record, encoding, shard_samples, shard_bytes))
     num_written = 0
     for shard, data in _all_shards(source, partial.shards, encoding, shard_samples, shard_bytes, num_threads):
         if data is not None:
@@ -65,42 +72,20 @@ def pack(
         classes=source.classes,
         shards=partial.shards,
     )
+    if record is None:
+        storage.delete(SOURCE_FILE)
+    else:
+        record.save(storage)
     manifest.save(storage)
     partial.remove()
     return manifest
 
 
-def packed(source: Source, storage: Storage, encoding: str | None = None) -> Manifest | None:
-    """The manifest at the address if it is this source's, None where nothing is packed there.
-
-    Compared are the description, the number of samples of each part, the encoding if one is asked for, and the first
-    sample: its key and, where it is stored raw, its numbers (other versions of Pillow may write another PNG or JPEG).
-
-    Raises:
-        DataError: a manifest of anything else is there.
-    """
-    if not storage.exists(FILE):
-        return None
-    manifest = Manifest.load(storage)
-    stored, wanted = (
-        (one.name, one.format, one.image_shape, one.dtype, one.classes, counts)
-        for one, counts in ((manifest, manifest.counts()), (source, source.counts))
-    )
-    if stored == wanted and encoding in (None, manifest.encoding):
-        record, shard = next(source.records()), manifest.shards[0]
-        same_bytes = manifest.encoding != "raw" or zlib.crc32(ENCODERS["raw"](record.load())) == shard.crc32[0]
-        if record.key == shard.keys[0] and same_bytes:
-            return manifest
-    raise DataError(
-        f"{storage.url} already holds another set ({manifest.name}, {sum(manifest.counts().values())} samples, "
-        f"packed from {manifest.format} as {manifest.encoding}); "
-        f"pack {source.name} to another address or delete that one."
-    )
-
-
-def _plan(source: Source, encoding: str, shard_samples: int, shard_bytes: int) -> dict[str, Any]:
-    described = ("name", "format", "image_shape", "dtype", "classes", "counts")
-    return {name: getattr(source, name) for name in described} | {
+def _plan(
+    source: Source, record: SourceRecord | None, encoding: str, shard_samples: int, shard_bytes: int
+) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in DESCRIBED} | {
+        "source": None if record is None else asdict(record),
         "encoding": encoding,
         "shard_samples": shard_samples,
         "shard_bytes": shard_bytes,
@@ -118,7 +103,7 @@ def _all_shards(
     """The finished shards, without bytes, then the records that are left, cut into shards of one part each."""
     records = source.records()
     for shard in list(finished):
-        _pass_over(records, shard, source)
+        _pass_over(records, shard, source, encoding)
         yield shard, None
     numbers: dict[str, int] = {}  # shards begun, per part
     for shard in finished:
@@ -139,9 +124,16 @@ def _all_shards(
         yield writer.finish()
 
 
-def _pass_over(records: Iterator[Record], shard: Shard, source: Source) -> None:
-    """Skip the records of a finished shard without decoding them; they must be the ones that it was made of."""
-    if [record.key for record in itertools.islice(records, shard.num_samples)] != shard.keys:
+def _pass_over(records: Iterator[Record], shard: Shard, source: Source, encoding: str) -> None:
+    """Skip the records of a finished shard without decoding them; they must be the ones that it was made of.
+
+    Compared are keys, labels and, of arrays that are stored raw, the numbers.
+    """
+    passed = list(itertools.islice(records, shard.num_samples))
+    same = [(record.key, record.label) for record in passed] == list(zip(shard.keys, shard.labels, strict=True))
+    if same and encoding == "raw" and passed and isinstance(passed[0].image, np.ndarray):
+        same = [zlib.crc32(encode_raw(record.load())) for record in passed] == shard.crc32
+    if not same:
         raise DataError(
             f"The files of {source.name} are not those that shard {shard.file} was made of; "
             "pack to another address, or delete what is there."

@@ -10,6 +10,7 @@ from typing import Any
 from ebmscale.data.manifest import Shard
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
+from ebmscale.stored import read_document
 
 FOLDER = ".partial"
 _PLAN = f"{FOLDER}/plan.json"
@@ -29,16 +30,25 @@ class Partial:
     def __init__(self, storage: Storage, plan: dict[str, Any]):
         self._storage = storage
         self.shards: list[Shard] = []
-        text = json.dumps(plan)
+        plan = json.loads(json.dumps(plan))
         if not storage.exists(_PLAN):
-            storage.publish(_PLAN, text.encode())
-        elif storage.read_text(_PLAN) != text:
+            storage.publish(_PLAN, json.dumps(plan).encode())
+            return
+        if changed := self._changed(plan):
+            what = "whose source changed since" if changed == ["source"] else "of another set or with other options"
             raise DataError(
-                f"{storage.url} holds an unfinished pack of another set or with other options; "
+                f"{storage.url} holds an unfinished pack {what} (other {', '.join(changed)}); "
                 "repeat that command, pack to another address, or delete what is there."
             )
-        else:
-            self.shards = self._finished()
+        self.shards = self._finished()
+
+    def _changed(self, plan: dict[str, Any]) -> list[str]:
+        """What differs from the plan that is there; earlier versions did not note the source."""
+        try:
+            there = {"source": plan["source"]} | read_document(self._storage, _PLAN, dict[str, Any], DataError)
+        except DataError:
+            return ["plan"]
+        return [name for name in plan if there.get(name) != plan[name]]
 
     def add(self, shard: Shard) -> None:
         """Note a shard whose file is written."""
@@ -53,7 +63,10 @@ class Partial:
         """The shards noted, up to the first one that is not there in its full size."""
         shards: list[Shard] = []
         while self._storage.exists(note := self._note(len(shards))):
-            shard = Shard(**json.loads(self._storage.read_text(note)))
+            try:
+                shard = read_document(self._storage, note, Shard, DataError)
+            except DataError:
+                break
             if not self._storage.exists(shard.file) or self._storage.size(shard.file) != shard.num_bytes:
                 break
             shards.append(shard)

@@ -1,10 +1,11 @@
 """Which samples belong to train, validation and test: a property of each sample's key, never of chance or order.
 
-`test` is the official test part. `validation` is that fraction of the official train part whose keys hash lowest,
-`train` is the rest. So a split does not change when a set is sharded otherwise. With a class held out as anomalies
-its samples are in no split but test (see `config.HeldOutBlock`), unless validation is asked for with anomalies: then
-those of the official train part that hash as low are in it too, and settings can be chosen by them without a look at
-the test. Shapes: N samples of the split.
+`test` is the official test part. Of a set with a validation part, that part is `validation`, and the whole train part
+is `train`. Of other sets `validation` is that fraction of the official train part whose keys hash lowest, and `train`
+is the rest. So a split does not change when a set is sharded otherwise. With a class held out as anomalies its samples
+are in no split but test (see `config.HeldOutBlock`), unless validation is asked for with anomalies: then those of what
+validation is taken from are in it too, and settings can be chosen by them without a look at the test. Shapes: N samples
+of the split.
 """
 
 import difflib
@@ -15,9 +16,10 @@ import numpy as np
 
 from ebmscale.config import HeldOutBlock
 from ebmscale.data.manifest import Manifest
+from ebmscale.data.parts import PARTS
 from ebmscale.errors import ConfigError, DataError
 
-SPLITS = ("train", "validation", "test")
+SPLITS = PARTS
 VALIDATION_FRACTION = 0.05
 POOLED_TEST_FRACTION = 0.2  # of the normal samples, in the pooled protocol
 POOLED_SALT = "pooled test/"  # makes this choice independent of which samples are validation
@@ -61,7 +63,8 @@ def select(
     Args:
         manifest: of the set.
         split: "train", "validation" or "test".
-        validation_fraction: share of what there is to train on that is validation.
+        validation_fraction: share of what there is to train on that is validation; plays no role where the set has a
+            validation part.
         held_out: a class that is never trained on.
         with_anomalies: whether validation has samples of it, in the official protocol; the pooled one has all in test.
 
@@ -76,6 +79,7 @@ def select(
         raise ConfigError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1.")
     anomalous = class_index(manifest, held_out)
     pooled = anomalous is not None and held_out.protocol == "pooled"
+    has_part = has_validation_part(manifest)
     shards, samples, labels, keys = [], [], [], []
     for index, shard in enumerate(manifest.shards):
         if not pooled and (shard.part == "test") != (split == "test"):
@@ -86,7 +90,8 @@ def select(
             left_out = is_anomaly and not is_test and not (with_anomalies and split == "validation")
             if is_test != (split == "test") or left_out:
                 continue
-            if is_test or (key_hash(key) < validation_fraction) == (split == "validation"):
+            is_validation = shard.part == "validation" if has_part else key_hash(key) < validation_fraction
+            if is_test or is_validation == (split == "validation"):
                 shards.append(index)
                 samples.append(sample)
                 labels.append(label)
@@ -94,6 +99,11 @@ def select(
     if not keys:
         raise DataError(_why_empty(manifest, split, validation_fraction))
     return Selection(np.array(shards), np.array(samples), np.array(labels), keys)
+
+
+def has_validation_part(manifest: Manifest) -> bool:
+    """Whether the set came with samples for validation, so that none are taken out of its train part."""
+    return any(shard.part == "validation" for shard in manifest.shards)
 
 
 def class_index(manifest: Manifest, held_out: HeldOutBlock) -> int | None:
@@ -121,6 +131,8 @@ def class_index(manifest: Manifest, held_out: HeldOutBlock) -> int | None:
 def _why_empty(manifest: Manifest, split: str, validation_fraction: float) -> str:
     if split == "test":
         return f"{manifest.name} has no test part; use the validation split, which is held out of train."
+    if has_validation_part(manifest):
+        return f"The {split} split of {manifest.name} is empty; its parts are {manifest.counts()}."
     return (
         f"The {split} split of {manifest.name} is empty with validation_fraction {validation_fraction}; "
         "choose another fraction or a larger set."

@@ -1,38 +1,52 @@
-"""The samples of a WebDataset tar that anyone wrote, in one pass from its first byte to its last.
+"""The members of a WebDataset tar that anyone wrote, in one pass from its first byte to its last.
 
-A sample is consecutive members with one key, KEY.ENDING; the key ends at the first dot of the file's name.
+A member is called KEY.FIELD. The key, with the folders before it, ends at the first dot of the file's name; what
+follows the last dot is the ending. So a/b.input.png has the key a/b, the field input.png and the ending png.
 """
 
 import hashlib
-import json
+import posixpath
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
+from ebmscale.data.names import printable
+from ebmscale.errors import EbmscaleError
 from ebmscale.storage import Storage
 
 BLOCK_BYTES = 16 << 20  # of a tar, in memory at a time
-LABELS = ("cls", "json", "txt")
-LABEL_FIELDS = ("cls", "label", "class")  # of a JSON label, the first that is there
+HEADER_BYTES = 1 << 20  # of a header that goes on in blocks of its own: a long name, fields of pax
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES[:2])
 
 
-@dataclass
-class TarSample:
-    """What the members of one key hold.
-
-    Attributes:
-        key: with the folders before it.
-        ending: of the image's member; None where there is no image.
-        payload: that member's content,
-        offset: and the byte of the tar at which it begins.
-        label: as it was written; None where there is none.
-    """
+class Name(NamedTuple):
+    """The name of a member."""
 
     key: str
-    ending: str | None = None
-    payload: bytes = b""
-    offset: int = 0
-    label: str | int | None = None
+    field: str
+
+    @property
+    def ending(self) -> str:
+        """Of the file's name, in lower case."""
+        return self.field.rpartition(".")[2]
+
+
+class Member(NamedTuple):
+    """A file of a tar, or a link to one.
+
+    Attributes:
+        name: its own.
+        content: its bytes, at most one more than the limit of its ending; none of other endings and of links.
+        offset: byte of the tar at which the content begins.
+        link: the file that it is a link to; None where it is none.
+        is_sparse: whether the tar holds it with holes, so that its content does not lie there as it is.
+    """
+
+    name: Name
+    content: bytes
+    offset: int
+    link: Name | None
+    is_sparse: bool
 
 
 class SequentialFile:
@@ -78,54 +92,60 @@ class SequentialFile:
             pass
 
 
-def tar_samples(source: SequentialFile, images: set[str]) -> Iterator[TarSample]:
-    """The samples of a tar; `images` are the endings of images.
+class Header(tarfile.TarInfo):
+    """The header of a member. One that claims to go on for longer than headers do is refused before it is read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
+        """See `tarfile.TarInfo`."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENDED and header.size > HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims to be of {header.size:,} bytes")
+        return header
+
+
+def tar_members(source: SequentialFile, limits: Mapping[str, int]) -> Iterator[Member]:
+    """The files of a tar whose names have a key and a field, and the links to them.
+
+    Args:
+        source: the tar.
+        limits: how many bytes are read of a file, by its ending; files of other endings come without content.
 
     Raises:
         tarfile.TarError: it is truncated, or no tar.
     """
-    sample: TarSample | None = None
-    # tarfile takes what has a `read` for a file
-    with tarfile.open(fileobj=source, mode="r|", bufsize=tarfile.BLOCKSIZE * 128) as tar:  # type: ignore[call-overload]
-        for member in tar:
-            folder, _, name = member.name.rpartition("/")
-            stem, _, ending = name.partition(".")
-            if not member.isreg() or not stem or not ending:
-                continue
-            key = f"{folder}/{stem}" if folder else stem
-            if sample is None or sample.key != key:
-                if sample is not None:
-                    yield sample
-                sample = TarSample(key)
-            _take(sample, ending.lower(), tar, member, images)
-    if sample is not None:
-        yield sample
-
-
-def _take(sample: TarSample, ending: str, tar: tarfile.TarFile, member: tarfile.TarInfo, images: set[str]) -> None:
-    """A member's content into its sample, where it is the image or the label."""
-    if ending not in LABELS and (ending not in images or sample.ending is not None):
-        return
-    file = tar.extractfile(member)
-    content = file.read() if file is not None else b""
-    if len(content) != member.size:
-        raise tarfile.ReadError(f"{member.name} ends early")
-    if ending in LABELS:
-        label = _label(ending, content)
-        sample.label = label if label is not None else sample.label
-    else:
-        sample.ending, sample.payload, sample.offset = ending, content, member.offset_data
-
-
-def _label(ending: str, content: bytes) -> str | int | None:
-    """A label as a number or a name; None where there is none to be found."""
-    text = content.decode("utf-8", "replace").strip()
-    if ending != "json":
-        return int(text) if text.isascii() and text.isdigit() else text or None
     try:
-        value = json.loads(text)
-    except ValueError:
+        # tarfile takes what has a `read` for a file
+        with tarfile.open(fileobj=source, mode="r|", bufsize=tarfile.BLOCKSIZE * 128, tarinfo=Header) as tar:  # type: ignore[call-overload]
+            for found in tar:
+                name = _name(found.name)
+                if name is not None and (found.isreg() or found.islnk() or found.issym()):
+                    yield _member(tar, found, name, limits)
+    except (tarfile.TarError, EbmscaleError):
+        raise
+    except Exception as error:  # what a damaged header raises has no common class
+        raise tarfile.ReadError(str(error)) from error
+
+
+def _name(path: str) -> Name | None:
+    folder, _, name = posixpath.normpath(path).rpartition("/")
+    stem, _, field = name.partition(".")
+    if not stem or not field:
         return None
-    if isinstance(value, dict):
-        value = next((value[name] for name in LABEL_FIELDS if name in value), None)
-    return value if isinstance(value, str | int) and not isinstance(value, bool) else None
+    return Name(printable(f"{folder}/{stem}" if folder else stem), printable(field.lower()))
+
+
+def _member(tar: tarfile.TarFile, found: tarfile.TarInfo, name: Name, limits: Mapping[str, int]) -> Member:
+    if not found.isreg():
+        # a hard link names its file from the tar's beginning, a symbolic one from its own folder
+        start = "" if found.islnk() else posixpath.dirname(found.name)
+        target = _name(posixpath.join(start, found.linkname)) or Name(printable(found.linkname), "")
+        return Member(name, b"", 0, target, False)
+    if name.ending not in limits:
+        return Member(name, b"", found.offset_data, None, False)
+    length = min(found.size, limits[name.ending] + 1)
+    file = tar.extractfile(found)
+    content = file.read(length) if file is not None else b""
+    if len(content) != length:
+        raise tarfile.ReadError(f"{printable(found.name)} ends early")
+    return Member(name, content, found.offset_data, None, found.issparse())

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
@@ -19,16 +20,18 @@ from ebmscale.data.chunks import iter_chunks, take
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import VALIDATION_FRACTION, select
 from ebmscale.data.stream import ImageStream
-from ebmscale.errors import DataError, StorageError
+from ebmscale.errors import DamagedError, DataError, StorageError
 from ebmscale.models import ImageShape
 from ebmscale.models.feature_net import FeatureNet, build_feature_net
 from ebmscale.seeds import torch_generator
 from ebmscale.storage import Storage
-from ebmscale.training.parts import parse_tensors
+from ebmscale.stored import FileName, Size, as_form, read_document, read_file
+from ebmscale.training.parts import check_fit, parse_tensors, shapes_of
 from ebmscale.training.tasks import to_pixels
 
 KIND, VERSION = "ebmscale-feature-net", 1
 WEIGHTS_FILE, ABOUT_FILE = "feature_net.safetensors", "feature_net.json"
+WEIGHTS_BYTES = 4 << 30
 NUM_STREAMS, WINDOW = 64, 512
 
 
@@ -59,10 +62,10 @@ class About:
         recipe: how it was trained.
     """
 
-    name: str
-    image_shape: ImageShape
+    name: FileName
+    image_shape: tuple[Size, Size, Size]
     classes: list[str]
-    width: int
+    width: Size
     sha256: str
     accuracy: float
     held_out: str
@@ -147,21 +150,30 @@ def load_classifier(storage: Storage) -> tuple[FeatureNet, About]:
     """
     where = storage.url_of(ABOUT_FILE)
     try:
-        fields = json.loads(storage.read_bytes(ABOUT_FILE))
-        if (fields.pop("kind"), fields.pop("version")) != (KIND, VERSION):
-            raise ValueError("another kind or version")
-        about = About(**fields | {"recipe": Recipe(**fields["recipe"]), "image_shape": tuple(fields["image_shape"])})
-        network = build_feature_net(
-            about.image_shape, len(about.classes), about.width, generator=torch_generator(0, "feature-net-weights")
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        fields = read_document(storage, ABOUT_FILE, dict[str, Any], non_finite=True)
+        if (fields.pop("kind", None), fields.pop("version", None)) != (KIND, VERSION):
+            raise DamagedError("another kind or version")
+        about = as_form(fields, About, where)
+    except DamagedError as error:
         raise StorageError(
-            f"{where} does not describe a classifier of this version ({error}); train one with tools/feature_net.py."
+            f"{where} does not describe a classifier of this version ({str(error).rstrip('.')}); train one with "
+            "tools/feature_net.py."
         ) from None
-    weights = storage.read_bytes(WEIGHTS_FILE)
+    weights = read_file(storage, WEIGHTS_FILE, WEIGHTS_BYTES)
     if hashlib.sha256(weights).hexdigest() != about.sha256:
         raise StorageError(f"{storage.url_of(WEIGHTS_FILE)} is damaged: its sha256 is not that in {where}.")
-    network.load_state_dict(parse_tensors(storage.url_of(WEIGHTS_FILE), weights))
+    tensors = parse_tensors(storage.url_of(WEIGHTS_FILE), weights)
+    try:
+        with torch.device("meta"):
+            network = FeatureNet(about.image_shape, len(about.classes), about.width)
+    except RuntimeError as error:  # torch counts with 64 bits
+        raise DamagedError(f"{where} describes no classifier: {error}") from None
+    check_fit(shapes_of(tensors), shapes_of(network.state_dict()), storage.url_of(WEIGHTS_FILE))
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise DamagedError(f"{storage.url_of(WEIGHTS_FILE)} holds weights that are not finite numbers; train it again.")
+    source = torch_generator(0, "feature-net-weights")
+    network = build_feature_net(about.image_shape, len(about.classes), about.width, generator=source)
+    network.load_state_dict(tensors)
     return network.eval().requires_grad_(False), about
 
 

@@ -6,7 +6,6 @@ and compares within one table only. Shapes: B batch, F features, C channels, H h
 
 import hashlib
 import io
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +18,12 @@ from ebmscale.evaluate import classifier
 from ebmscale.models import ImageShape
 from ebmscale.models.inception import NUM_FEATURES, FidInception
 from ebmscale.storage import Storage
+from ebmscale.stored import read_file
 from ebmscale.training.parts import parse_tensors
 from ebmscale.training.tasks import to_pixels
 
 ROWS_AT_ONCE = 50
+WEIGHTS_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def open_features(url: str, device: torch.device | str = "cpu") -> Features:
 
 def _open_inception(storage: Storage, device: torch.device | str) -> Features:
     folder, _, name = storage.url.rpartition("/")
-    data = Storage.at(folder or "/").read_bytes(name)
+    data = read_file(Storage.at(folder or "/"), name, WEIGHTS_BYTES)
     with torch.device("meta"):
         inception = FidInception()
     counters: dict[str, Tensor] = {}
@@ -112,7 +113,7 @@ def _weights(url: str, data: bytes) -> dict[str, Any]:
         return parse_tensors(url, data)
     try:
         weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # what foreign bytes raise has no common class
         reason = " ".join(str(error).split())[:100]
         raise StorageError(f"{url} is no file of weights ({reason}); give the .pth file as published.") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import ConfigDict
+
 from ebmscale.errors import ConfigError
 from ebmscale.evaluate.anomaly import measure_anomaly
 from ebmscale.evaluate.features import Features
@@ -13,6 +15,7 @@ from ebmscale.evaluate.images import open_images
 from ebmscale.evaluate.likelihood import CONVENTION, measure_likelihood
 from ebmscale.evaluate.manifold import NEIGHBOURS
 from ebmscale.storage import Storage
+from ebmscale.stored import Count, Number, Stored, read_document
 from ebmscale.training.model import LatentModel
 from ebmscale.version import __version__
 from ebmscale.world import World
@@ -49,6 +52,38 @@ class Measured:
     def save(self, run: Storage) -> None:
         """Writes the record into a run, in the place of an earlier one of the same checkpoint."""
         run.publish(self.file, json.dumps({"ebmscale": __version__} | asdict(self), indent=1).encode())
+
+
+class Protocol(Stored):
+    """What a record says about how it was measured; metrics add to it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    split: str
+    num_stages: Count
+
+
+class MeasuredRecord(Stored):
+    """A record that `Measured.save` wrote."""
+
+    metric: str
+    values: dict[str, Number]
+    protocol: Protocol
+    samples_seen: Count
+
+
+def read_records(run: Storage) -> list[Measured]:
+    """The records of a run.
+
+    Raises:
+        DamagedError: one of them is none.
+    """
+    found = [
+        read_document(run, f"{FOLDER}/{name}", MeasuredRecord, non_finite=True)
+        for name in run.list(FOLDER)
+        if name.endswith(".json")
+    ]
+    return [Measured(one.metric, one.values, one.protocol.model_dump(), one.samples_seen) for one in found]
 
 
 def evaluate(

@@ -7,6 +7,7 @@ from typing import Any
 
 from ebmscale.evaluate.pictures import Curve, Mark
 from ebmscale.storage import Storage
+from ebmscale.training.documents import EventLine, MetricsLine
 from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, read_lines
 from ebmscale.training.part_names import PARTS
 
@@ -24,7 +25,8 @@ class Record:
     @classmethod
     def of(cls, run: Storage) -> "Record":
         """The record of a run; empty where it has written none yet."""
-        return cls(read_lines(run, EVENTS_FILE), read_lines(run, METRICS_FILE))
+        metrics = read_lines(run, METRICS_FILE, MetricsLine)
+        return cls(read_lines(run, EVENTS_FILE, EventLine), [line for line in metrics if "total_s" in line["time"]])
 
     @property
     def end(self) -> int:

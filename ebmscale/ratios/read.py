@@ -1,22 +1,22 @@
 """Samples from where they lie: NumPy's files, or a set of shards."""
 
 import io
+import zipfile
 
 import numpy as np
 from torch import Tensor
 
 from ebmscale.data.arrays import check_real
+from ebmscale.data.compressed import check_memory, check_zip
 from ebmscale.data.manifest import FILE, Manifest
 from ebmscale.data.stream import read_split
 from ebmscale.errors import DataError
 from ebmscale.ratios.samples import as_pixels, as_samples
 from ebmscale.storage import Storage
+from ebmscale.stored import check_regular
 
 NAMES = ("z", "x", "images", "latents", "data", "x_train")
 """What samples are called in an .npz file that holds more than one array."""
-
-MAX_BYTES = 16 << 30
-"""How large an array in an .npz file may be: a small file may stand for a very large one."""
 
 
 def read_samples(url: str, name: str) -> Tensor:
@@ -59,17 +59,21 @@ def read_array(url: str) -> np.ndarray:
 
 def _read_numpy(url: str) -> np.ndarray:
     folder, _, file = url.rpartition("/")
-    content = io.BytesIO(Storage.at(folder or ".").read_bytes(file))
+    storage = Storage.at(folder or ".")
+    check_regular(storage, file, DataError)
+    if storage.exists(file):
+        check_memory(storage.size(file), url)
+    content = io.BytesIO(storage.read_bytes(file))
     try:
+        if zipfile.is_zipfile(content):
+            check_zip(content, url)
+        content.seek(0)
         loaded = np.load(content, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
         names = [key for key in NAMES if key in loaded] or list(loaded)
         if len(loaded) > 1 and names[0] not in NAMES:
             raise DataError(f"{url} holds {', '.join(loaded)}; call the samples {' or '.join(NAMES)}.")
-        size = loaded.zip.getinfo(f"{names[0]}.npy").file_size
-        if size > MAX_BYTES:
-            raise DataError(f"{names[0]} in {url} is of {size / 2**30:.0f} GiB; at most {MAX_BYTES >> 30} are read.")
         return np.asarray(loaded[names[0]])
     except DataError:
         raise

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ebmscale.data.decode import decoder
 from ebmscale.data.manifest import FILE, Manifest, inspect_shards
+from ebmscale.data.soundness import damaged_samples
 from ebmscale.errors import DataError, EbmscaleError, StorageError
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import FOLDER, CheckpointStore
-from ebmscale.training.model import ABOUT_FILE, load
-from ebmscale.training.run import CONFIG_FILE
+from ebmscale.training.checkpoint import FOLDER, CheckpointStore, SavedCheckpoint
+from ebmscale.training.export import ABOUT_FILE
+from ebmscale.training.model import from_checkpoint, load
+from ebmscale.training.run import CONFIG_FILE, load_run_config
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,14 @@ def inspect(url: str) -> Inspection:
 
 
 def _run(storage: Storage) -> Inspection:
-    found = CheckpointStore(storage).describe()
+    config = load_run_config(storage)
+
+    def check(saved: SavedCheckpoint) -> None:
+        saved.verify()
+        saved.clock()
+        from_checkpoint(config, saved)
+
+    found = CheckpointStore(storage).describe(check)
     rows = [
         [c.name, f"{c.samples_seen:,}", str(c.stage or "?"), f"{c.num_bytes / 1e6:.1f} MB", c.problem or "ok"]
         for c in found
@@ -68,10 +78,13 @@ def _export(storage: Storage) -> Inspection:
 
 def _shards(storage: Storage) -> Inspection:
     manifest = Manifest.load(storage)
-    found = list(inspect_shards(storage))
-    rows = [[f.shard, f"{f.num_samples:,}", f"{f.num_bytes / 1e6:.1f} MB", f.problem or "ok"] for f in found]
-    bad = sum(f.problem is not None for f in found)
-    failure = DataError(f"{bad} of {len(found)} shards are not what the manifest says.") if bad else None
+    decoder(manifest.encoding, manifest.dtype)
+    rows, bad = [], 0
+    for number, found in enumerate(inspect_shards(storage)):
+        problem = found.problem or damaged_samples(storage, manifest, number)
+        bad += problem is not None
+        rows.append([found.shard, f"{found.num_samples:,}", f"{found.num_bytes / 1e6:.1f} MB", problem or "ok"])
+    failure = DataError(f"{bad} of {len(rows)} shards are not what the manifest says.") if bad else None
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.counts().items())
     shape = "x".join(map(str, manifest.image_shape))
     title = f"shards {storage.url}: {manifest.name}, {counts}, images {shape} {manifest.dtype}, {manifest.encoding}"

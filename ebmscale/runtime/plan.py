@@ -17,9 +17,10 @@ from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.models import ImageShape
 from ebmscale.runtime.footprint import FP32, EngineChoice
-from ebmscale.runtime.plan_memory import Memory, Share, build_on_meta, forecast_memory
+from ebmscale.runtime.plan_memory import Memory, Share, forecast_memory
 from ebmscale.runtime.plan_timing import Measured, measure, process_bytes
 from ebmscale.storage import open_storage
+from ebmscale.training.networks import build_on_meta
 from ebmscale.training.opening import least_bf16_gain, with_precision
 from ebmscale.world import World
 

@@ -18,10 +18,10 @@ from ebmscale.density.langevin import ChainTrace, LangevinSettings, run_chain, s
 from ebmscale.density.losses import n2ce
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.kernels.batch_inner import BatchInnerGenerator
-from ebmscale.models import Encoder, Generator, ImageShape, RatioNet
+from ebmscale.models import ImageShape
 from ebmscale.runtime.footprint import FP32, EngineChoice, Footprint
 from ebmscale.runtime.live_bytes import LiveBytes
-from ebmscale.training.networks import ratio_form
+from ebmscale.training.networks import build_on_meta
 from ebmscale.training.tasks import ImageModel, PosteriorSample, generator_loss, posterior_target
 
 SIMULATED_STEPS = 2
@@ -149,17 +149,6 @@ def _form_elements(config: RunConfig, generator: nn.Module, on_cuda: bool) -> in
     """Weights in the layouts of `kernels.batch_inner`; of `auto`, which decides by the clock, the larger choice."""
     is_plain = config.posterior.kernel == "plain" or on_cuda or not BatchInnerGenerator.supports(generator)
     return 0 if is_plain else BatchInnerGenerator.num_copied(generator)
-
-
-def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, RatioNet]:
-    """The networks of a run, of any size, without their weights."""
-    model = config.model
-    with torch.device("meta"):
-        generator = Generator(model.latent_dim, shape, model.generator_width, model.form)
-        encoder = None
-        if config.posterior.start == "encoder":
-            encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
-        return ImageModel(generator, encoder), RatioNet(*ratio_form(model))
 
 
 def _computations(

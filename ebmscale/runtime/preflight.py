@@ -10,6 +10,7 @@ from ebmscale.config import RunConfig
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import class_index
 from ebmscale.errors import ConfigError, DataError, EbmscaleError, StorageError
+from ebmscale.machine import num_cpus
 from ebmscale.storage import Storage, open_storage
 
 CHECK_S = 120.0
@@ -98,6 +99,10 @@ def check_node(config: RunConfig, name: str, place: str, version: str) -> Findin
     try:
         if ebmscale.__version__ != version:
             raise ConfigError(f"ebmscale {ebmscale.__version__} is installed, but this is {version}; install that.")
+        if config.num_threads > num_cpus():
+            raise ConfigError(
+                f"num_threads is {config.num_threads:,}, and this machine has {num_cpus()} processors; lower it."
+            )
         storage = storage_of_run(config)
         storage.probe()
         if not storage.exists(name):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ebmscale.config import RayBlock
 from ebmscale.errors import ConfigError
+from ebmscale.machine import num_cpus
 from ebmscale.runtime.turns import children_wait_their_turn
 
 INSTALL = "pip install 'ebmscale[cluster]'"
@@ -68,6 +69,11 @@ def ray_session(block: RayBlock) -> Iterator[Any]:
     """
     ray = import_ray()
     address = given_address(block)
+    if address is None and math.ceil(block.cpus_per_worker) > num_cpus():
+        raise ConfigError(
+            f"ray.cpus_per_worker is {block.cpus_per_worker:g}, and this machine has {num_cpus()} processors; lower it, "
+            "or give the address of a cluster as ray.address."
+        )
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.CRITICAL,

@@ -27,6 +27,7 @@ from ebmscale.search.space import EvaluateBlock, Space
 from ebmscale.search.trial import Record, SearchStore, folder_of
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, position_of
+from ebmscale.training.documents import EventLine
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import EVENTS_FILE, read_lines
@@ -232,7 +233,7 @@ class _Link:
 
     def catch_up(self, run: Storage, record: Record) -> Order | None:
         """Hands in what a process before this one wrote into the run and could not report any more."""
-        for event in read_lines(run, EVENTS_FILE):
+        for event in read_lines(run, EVENTS_FILE, EventLine):
             if event["samples_seen"] > record.samples_seen:
                 order = self.report(evidence_report(event["samples_seen"], event))
                 if order is not None:

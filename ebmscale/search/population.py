@@ -146,9 +146,9 @@ def _copy(name: str, donor: Storage, run: Storage) -> None:
     saved = CheckpointStore(donor).open(name)
     saved.verify()
     manifest = donor.read_bytes(f"{FOLDER}/{name}/manifest.json")
-    for ratio in saved.manifest["ratios"]:
-        run.publish(ratio["file"], donor.read_bytes(ratio["file"]))
-    for file in saved.manifest["files"]:
+    for ratio in saved.manifest.ratios:
+        run.publish(ratio.file, donor.read_bytes(ratio.file))
+    for file in saved.manifest.files:
         run.publish(f"{FOLDER}/{name}/{file}", donor.read_bytes(f"{FOLDER}/{name}/{file}"))
     run.publish(f"{FOLDER}/{name}/manifest.json", manifest)
     CheckpointStore(run).open(name).verify()

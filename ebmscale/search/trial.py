@@ -7,13 +7,14 @@ URL/NAME/trials/0003/             its run, as any run; 0003-1 after it first too
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, field_validator
 
 from ebmscale.config import Block, RunConfig, config_of
 from ebmscale.documents import read_yaml, write_yaml
-from ebmscale.errors import ConfigError, DamagedError
+from ebmscale.errors import ConfigError, DamagedError, NotFoundError
 from ebmscale.search.space import Space, parse_space
 from ebmscale.storage import Storage
+from ebmscale.stored import DOCUMENT_BYTES, Count, FileName, Stored, as_form, read_document, read_file
 
 SEARCH_FILE, RECORDS, TRIALS = "search.yaml", "records", "trials"
 
@@ -22,15 +23,15 @@ class Attempt(Block):
     """A process that worked on a trial: where, and from which sample on."""
 
     place: str
-    samples_seen: int
+    samples_seen: Count
 
 
 class Origin(Block):
     """Where a generation of a trial comes from: another trial's checkpoint at about `samples_seen`."""
 
-    donor: int
-    folder: str
-    samples_seen: int
+    donor: Count
+    folder: FileName
+    samples_seen: Count
 
 
 class Record(BaseModel):
@@ -47,15 +48,23 @@ class Record(BaseModel):
         measured: what was measured once it had finished.
     """
 
-    number: int
+    number: Count
     values: dict[str, Any]
     status: Literal["running", "finished", "stopped", "failed"] = "running"
     reason: str = ""
     origins: list[Origin] = []
     attempts: list[Attempt] = []
-    deaths: int = 0
+    deaths: Count = 0
     reports: list[dict[str, float]] = []
     measured: dict[str, float] = {}
+
+    @field_validator("reports")
+    @classmethod
+    def _reports_are_placed(cls, reports: list[dict[str, float]]) -> list[dict[str, float]]:
+        places = [report.get("samples_seen", -1.0) for report in reports]
+        if not all(0 <= place < 2**63 for place in places):
+            raise ValueError("a report has no samples_seen")
+        return reports
 
     @property
     def folder(self) -> str:
@@ -92,6 +101,13 @@ class Record(BaseModel):
 def folder_of(number: int, generation: int) -> str:
     """The name of a trial's run."""
     return f"{number:04d}" + (f"-{generation}" if generation else "")
+
+
+class SearchFile(Stored):
+    """`search.yaml`: the configuration and the space, as they are dumped."""
+
+    config: dict[str, Any]
+    space: dict[str, Any]
 
 
 class SearchStore:
@@ -150,21 +166,24 @@ class SearchStore:
 
     def _tree(self) -> dict[str, Any]:
         """The search as it was written down."""
-        source = self.storage.url_of(SEARCH_FILE)
-        tree = read_yaml(self.storage.read_bytes(SEARCH_FILE), source, DamagedError)
-        if not isinstance(tree, dict) or tree.keys() != {"config", "space"}:
-            raise DamagedError(f"{source} is damaged: it does not hold a search; choose another run.name.")
-        return tree
+        where = self.storage.url_of(SEARCH_FILE)
+        tree = read_yaml(read_file(self.storage, SEARCH_FILE, DOCUMENT_BYTES), where, DamagedError)
+        return as_form(tree, SearchFile, where).model_dump()
 
     def _read(self, name: str) -> Record:
         path = f"{RECORDS}/{name}"
         try:
-            return Record.model_validate_json(self.storage.read_text(path))
-        except ValidationError:
+            record = read_document(self.storage, path, Record, non_finite=True)
+            if f"{record.number:04d}.json" != name:
+                raise DamagedError(f"it is of trial {record.number}")
+        except NotFoundError:
+            raise
+        except DamagedError as error:
             raise DamagedError(
-                f"{self.storage.url_of(path)} is damaged: it is no record of a trial; delete it, and the trial is "
-                "made again."
+                f"{self.storage.url_of(path)} is damaged: it is no record of a trial ({str(error).rstrip('.')}); "
+                "delete it, and the trial is made again."
             ) from None
+        return record
 
 
 _MAY_CHANGE = ("num_trials", "resources", "max_failures")

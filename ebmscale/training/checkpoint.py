@@ -29,8 +29,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ebmscale.config import CheckpointBlock
+from ebmscale.documents import read_json
 from ebmscale.errors import DamagedError, NotFoundError, StorageError
 from ebmscale.storage import Storage
+from ebmscale.stored import DOCUMENT_BYTES, as_form, read_file
+from ebmscale.stored import digest as _digest
+from ebmscale.training.documents import CheckpointManifest, ClockState, FileAbout, RatioAbout, RunState
 from ebmscale.training.parts import PartImage, Piece, Span, assemble, parse_part, parse_tensors
 
 log = logging.getLogger(__name__)
@@ -42,6 +46,7 @@ FOLDER = "checkpoints"
 RATIO_FOLDER = "ratios"
 MANIFEST_FILE = "manifest.json"
 AT_ONCE = 4  # parts written or read together
+WEIGHTS, AVERAGE = ("weights/", "base/"), "average"  # tensors that a model is made of: their names begin so; a stem
 _NAME = re.compile(r"\d{12}-[0-9a-f]{12}")
 
 
@@ -76,59 +81,94 @@ class SavedCheckpoint:
     @property
     def num_bytes(self) -> int:
         """Size of its own files; frozen ratios, which it shares, are not counted."""
-        return sum(about["num_bytes"] for about in self.manifest["files"].values())
+        return sum(known.num_bytes for known in self.manifest.files.values())
 
     def shapes(self, stem: str) -> dict[str, list[int]]:
         """The shapes of all tensors of `generator`, `ratio` or `chains`."""
-        return self.manifest["tensors"][stem]
+        if stem not in self.manifest.tensors:
+            raise DamagedError(f"The checkpoint {self._storage.url_of(self._folder)} has no tensors of {stem}.")
+        return self.manifest.tensors[stem]
 
     def values(self, file: str) -> dict[str, Any]:
         """The plain values of `state` or `clock`."""
-        return json.loads(self._verified(f"{self._folder}/{file}.json", self.manifest["files"][f"{file}.json"]))
+        path, known = f"{self._folder}/{file}.json", self.manifest.files.get(f"{file}.json")
+        if known is None:
+            raise DamagedError(f"{self._storage.url_of(path)} is not listed by the checkpoint's manifest.")
+        found = read_json(self._verified(path, known), self._storage.url_of(path), DamagedError, non_finite=True)
+        return as_form(found, dict[str, Any], self._storage.url_of(path))
+
+    def state(self) -> RunState:
+        """The run's state, in its form."""
+        where = self._storage.url_of(f"{self._folder}/state.json")
+        state = as_form(self.values("state"), RunState, where)
+        if state.samples_seen != self.samples_seen:
+            raise DamagedError(f"{where} is of {state.samples_seen:,} samples, not of {self.samples_seen:,}.")
+        return state
+
+    def clock(self) -> ClockState:
+        """The clock, in its form."""
+        return as_form(self.values("clock"), ClockState, self._storage.url_of(f"{self._folder}/clock.json"))
 
     def read(self, stem: str, wanted: Sequence[Span]) -> dict[Span, Tensor]:
         """The elements of the wanted spans; only the parts that hold some of them are read."""
         names = {span.name for span in wanted}
         needed = [
-            (name, about)
-            for name, about in self.manifest["files"].items()
-            if about.get("stem") == stem
-            and any(span[0] in names and _overlaps(span, wanted) for span in about["spans"])
+            (name, known)
+            for name, known in self.manifest.files.items()
+            if known.stem == stem and any(span[0] in names and _overlaps(span, wanted) for span in known.spans)
         ]
         return assemble(wanted, (one for part in self._read_parts(needed) for one in part))
 
     def ratios(self) -> list[dict[str, Tensor]]:
         """Weights of the frozen ratios, in the order of their stages."""
-        return [parse_tensors(about["file"], self._read_ratio(about)) for about in self.manifest["ratios"]]
+        found = [parse_tensors(known.file, self._read_ratio(known)) for known in self.manifest.ratios]
+        for known, weights in zip(self.manifest.ratios, found, strict=True):
+            self._check_finite(known.file, weights.values())
+        return found
 
     def verify(self) -> None:
         """Reads everything."""
-        for name, about in self.manifest["files"].items():
-            self._verified(f"{self._folder}/{name}", about)
+        parts = [(name, known) for name, known in self.manifest.files.items() if known.stem is not None]
+        for _ in self._read_parts(parts):
+            pass
+        for name, known in self.manifest.files.items():
+            if known.stem is None:
+                self._verified(f"{self._folder}/{name}", known)
         self.ratios()
 
-    def _read_parts(self, needed: list[tuple[str, dict[str, Any]]]) -> Iterator[list[Piece]]:
+    def _read_parts(self, needed: list[tuple[str, FileAbout]]) -> Iterator[list[Piece]]:
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="checkpoint-read") as pool:
-            yield from _a_few_ahead(
-                pool,
-                lambda item: parse_part(item[0], self._verified(f"{self._folder}/{item[0]}", item[1])),
-                needed,
-            )
+            yield from _a_few_ahead(pool, lambda item: self._read_part(*item), needed)
 
-    def _read_ratio(self, about: Mapping[str, Any]) -> bytes:
+    def _read_part(self, name: str, known: FileAbout) -> list[Piece]:
+        """The pieces of a part, which are those that the manifest lists."""
+        path = f"{self._folder}/{name}"
+        pieces = parse_part(path, self._verified(path, known))
+        if sorted(one.span for one in pieces) != sorted(Span(*span) for span in known.spans):
+            raise DamagedError(f"{self._storage.url_of(path)} holds other tensors than the manifest says.")
+        weights = (one.values for one in pieces if known.stem == AVERAGE or one.span.name.startswith(WEIGHTS))
+        self._check_finite(path, weights)
+        return pieces
+
+    def _check_finite(self, path: str, weights: Iterable[Tensor]) -> None:
+        """Refuses weights that a run diverged to: nothing could be learned or drawn from them."""
+        if not all(bool(one.isfinite().all()) for one in weights):
+            raise DamagedError(f"{self._storage.url_of(path)} holds weights that are not finite numbers.")
+
+    def _read_ratio(self, known: RatioAbout) -> bytes:
         """A frozen ratio, or its copy where it is damaged: all checkpoints of a run depend on it."""
         try:
-            return self._verified(about["file"], about)
+            return self._verified(known.file, known)
         except DamagedError as error:
             log.warning("%s Its copy is used.", error)
-            return self._verified(_copy_of(about["file"]), about)
+            return self._verified(_copy_of(known.file), known)
 
-    def _verified(self, path: str, about: Mapping[str, Any]) -> bytes:
+    def _verified(self, path: str, known: FileAbout | RatioAbout) -> bytes:
         try:
-            data = self._storage.read_bytes(path)
+            data = read_file(self._storage, path, known.num_bytes)
         except NotFoundError as error:
             raise DamagedError(f"{self._storage.url_of(path)} is missing.") from error
-        if len(data) != about["num_bytes"] or hashlib.sha256(data).hexdigest() != about["sha256"]:
+        if len(data) != known.num_bytes or hashlib.sha256(data).hexdigest() != known.sha256:
             raise DamagedError(f"{self._storage.url_of(path)} is damaged: its checksum is not the manifest's.")
         return data
 
@@ -182,16 +222,20 @@ class CheckpointStore:
                 self.pass_over(name, str(error))
         return None
 
-    def describe(self) -> list[CheckpointInfo]:
-        """Every checkpoint, oldest first, with stage, size and validity (every file is read and verified)."""
+    def describe(self, check: Callable[[SavedCheckpoint], object] = SavedCheckpoint.verify) -> list[CheckpointInfo]:
+        """Every checkpoint, oldest first, with stage, size and validity (every file is read and verified).
+
+        Args:
+            check: raises a `DamagedError` where a checkpoint is not valid.
+        """
         infos = []
         for name in reversed(self.names()):
             stage, num_bytes, problem = None, 0, None if self._is_finished(name) else "it was never finished"
             if problem is None:
                 try:
                     saved = self.open(name)
-                    stage, num_bytes = saved.manifest["stage"], saved.num_bytes
-                    saved.verify()
+                    stage, num_bytes = saved.manifest.stage, saved.num_bytes
+                    check(saved)
                 except DamagedError as error:
                     problem = str(error)
             infos.append(CheckpointInfo(name, position_of(name), stage, num_bytes, problem))
@@ -242,11 +286,11 @@ class CheckpointStore:
                     manifests[name] = self.open(name).manifest
             except DamagedError:
                 continue
-        kept = {newest, *kept_by(self._settings, {name: m["metrics"] for name, m in manifests.items()})}
+        kept = {newest, *kept_by(self._settings, {name: m.metrics for name, m in manifests.items()})}
         for name in set(self.names()) - kept:
             self.storage.delete(f"{FOLDER}/{name}/{MANIFEST_FILE}")  # first, so that no half-deleted one looks finished
             self.storage.delete(f"{FOLDER}/{name}")
-        files = {one["file"] for name in kept if name in manifests for one in manifests[name]["ratios"]}
+        files = {one.file for name in kept if name in manifests for one in manifests[name].ratios}
         for file in self.storage.list(RATIO_FOLDER):
             if f"{RATIO_FOLDER}/{file}" not in files | {_copy_of(one) for one in files}:
                 self.storage.delete(f"{RATIO_FOLDER}/{file}")
@@ -313,22 +357,21 @@ def about(data: bytes) -> dict[str, Any]:
     return {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _read_manifest(storage: Storage, path: str) -> dict[str, Any]:
+def _read_manifest(storage: Storage, path: str) -> CheckpointManifest:
+    where = storage.url_of(path)
     try:
-        manifest = json.loads(storage.read_bytes(path))
-        sound = manifest.pop("sha256") == _digest(manifest)
+        manifest = read_json(read_file(storage, path, DOCUMENT_BYTES), where, DamagedError, non_finite=True)
     except NotFoundError as error:
-        raise DamagedError(f"{storage.url_of(path)} is missing, so the checkpoint was never finished.") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
-        raise DamagedError(f"{storage.url_of(path)} is damaged: it is not the manifest that was written.")
-    if manifest["format_version"] != FORMAT_VERSION:
+        raise DamagedError(f"{where} is missing, so the checkpoint was never finished.") from error
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
+        raise DamagedError(f"{where} is damaged: it is not the manifest that was written.")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
         raise StorageError(
-            f"{storage.url_of(path)} has format version {manifest['format_version']}, but this ebmscale reads "
-            f"{FORMAT_VERSION}; use the ebmscale that wrote it."
+            f"{where} has format version {str(version)[:20]}, but this ebmscale reads {FORMAT_VERSION}; "
+            "use the ebmscale that wrote it."
         )
-    return manifest
+    return as_form(manifest, CheckpointManifest, where)
 
 
 def _overlaps(span: Sequence[Any], wanted: Sequence[Span]) -> bool:
@@ -348,8 +391,3 @@ def _a_few_ahead(pool: ThreadPoolExecutor, work: Callable[[Any], T], items: Sequ
 
 def _copy_of(file: str) -> str:
     return file.replace(".safetensors", ".copy.safetensors")
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """sha256 of a manifest's content, however it is laid out."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -201,7 +201,6 @@ def take_evidence(run: Run) -> dict[str, Any]:
         if run.config.posterior.plateau:
             run.posterior_steps = plateau_of(run, sample.trace)
         mean = _decode(run, sample.z)
-        run.residuals = measure_residuals(run.held_out, mean, run.world)
         errors = (run.held_out - mean).square().flatten(1).mean(1).double().sum()
         counts = run.world.sum(errors.new_tensor([float(errors), len(run.held_out)]))
         event: dict[str, Any] = {
@@ -209,11 +208,16 @@ def take_evidence(run: Run) -> dict[str, Any]:
             "num_frozen": run.stages.frozen.num_stages,
             "held_out_mse": float(counts[0] / counts[1]),
         }
+        if not math.isfinite(event["held_out_mse"]):
+            return event | {"diverged": "the reconstructions of held-out images are not finite"}
+        run.residuals = measure_residuals(run.held_out, mean, run.world)
         if run.config.posterior.plateau:
             event["posterior_steps"] = run.posterior_steps
         if not run.stages.trains_at(position):
             return event
         evidence = run.stages.evidence(sample.z, position)
+        if run.config.num_live and not math.isfinite(evidence.loss):  # of stages, the scheduler takes care
+            return event | {"diverged": "the evidence of the ratios is not finite"}
         decision = run.stages.decide(evidence, position)
         return event | {
             "evidence": asdict(evidence),
@@ -268,6 +272,13 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
     view.event(run, event)
     if log is not None:
         log.event(run.samples_seen, event)
+    if "diverged" in event:
+        if run.samples_seen >= run.config.train.max_samples:
+            raise DivergenceError(
+                f"Training diverged: at its end {event['diverged']}; lower train.generator.rate, train.ratio.rate or "
+                "the chain's step_size."
+            )
+        _go_back(run, log, event["diverged"])
     check_rollbacks(run.stages.state, run.stages.criteria)
     return True
 
@@ -325,12 +336,18 @@ def _set_back(run: Run, view: View, log: RunLog | None, batch: Batch, bad: dict[
         log.guard(run.samples_seen, bad | {"start": batch.start, "keys": keys})
     view.bad(run, bad)
     if bad["action"] == "roll back":
-        with run.timer.part("checkpoint"):
-            run.saver.finish()
-            position = run.roll_back(
-                f"{bad['bad_in_row']} updates in a row had a loss or chains that were not finite or far above the usual"
-            )
-            run.save()
-        if log is not None:
-            rate_scale = run.guard.state.rate_scale
-            log.guard(run.samples_seen, {"action": "rolled back", "to": position, "rate_scale": rate_scale})
+        reason = (
+            f"{bad['bad_in_row']} updates in a row had a loss or chains that were not finite or far above the usual"
+        )
+        _go_back(run, log, reason)
+
+
+def _go_back(run: Run, log: RunLog | None, reason: str) -> None:
+    """Goes back to a checkpoint, and keeps what is left of it."""
+    with run.timer.part("checkpoint"):
+        run.saver.finish()
+        position = run.roll_back(reason)
+        run.save()
+    if log is not None:
+        rate_scale = run.guard.state.rate_scale
+        log.guard(run.samples_seen, {"action": "rolled back", "to": position, "rate_scale": rate_scale})

@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmscale.errors import StorageError
+from ebmscale.documents import read_json
+from ebmscale.errors import DamagedError, StorageError
 from ebmscale.storage import Storage
+from ebmscale.stored import as_form, read_file
+from ebmscale.training.documents import LogLine
 from ebmscale.training.part_names import PARTS
 from ebmscale.world import World
 
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 GUARD_FILE = "guard.jsonl"
+LOG_BYTES = 1 << 30
 FLUSH_EVERY_S = 15.0  # of a log off local folders
 
 
@@ -225,14 +229,24 @@ class RunLog:
             self._whole[name] = text
 
 
-def read_lines(storage: Storage, name: str) -> list[dict[str, Any]]:
-    """The lines of a metric or event file; a torn last line, as a crash leaves it, is passed over."""
-    lines = []
-    for text in storage.read_text(name).splitlines() if storage.exists(name) else []:
+def read_lines(storage: Storage, name: str, form: type[LogLine] = LogLine) -> list[dict[str, Any]]:
+    """The lines of a metric, event or guard file that are of a form.
+
+    A torn last line, as a crash leaves it, is passed over; so are lines of another form, with a warning.
+    """
+    where = storage.url_of(name)
+    text = read_file(storage, name, LOG_BYTES).decode(errors="replace") if storage.exists(name) else ""
+    lines, problems = [], []
+    for number, line in enumerate(text.splitlines(), 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            values = read_json(line, f"{where}, line {number},", DamagedError)
+            as_form(values, form, f"{where}, line {number},")
+        except DamagedError as error:
+            problems.append(str(error))
             continue
+        lines.append(values)
+    if len(problems) > 1 or (problems and text.endswith("\n")):
+        log.warning("%d lines are passed over: %s", len(problems), problems[0])
     return lines
 
 

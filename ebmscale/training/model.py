@@ -4,35 +4,32 @@ Needs neither DeepSpeed nor Ray. Shapes: B batch, N samples, Z latent, C H W ima
 """
 
 import copy
-import json
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ebmscale.config import RunConfig, config_of
+from ebmscale.config import RunConfig
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, RatioSequence
-from ebmscale.errors import ConfigError, StorageError
+from ebmscale.errors import ConfigError, DamagedError, StorageError
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.models import ImageShape
 from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
-from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
+from ebmscale.training.checkpoint import AVERAGE, CheckpointStore, SavedCheckpoint
+from ebmscale.training.export import ABOUT_FILE, NETWORKS, RATIOS, read_export, write_export
+from ebmscale.training.networks import build_live_networks, build_model, build_on_meta, build_ratio_network
 from ebmscale.training.normaliser import measure_normaliser
-from ebmscale.training.parts import parse_tensors, whole_spans
-from ebmscale.training.prior_base import BASE, base_from, base_tensors
-from ebmscale.training.residuals import Residuals, parse_residuals
+from ebmscale.training.parts import check_fit, shapes_of, whole_spans
+from ebmscale.training.prior_base import BASE, base_from, base_tensors, check_base
+from ebmscale.training.residuals import Residuals
 from ebmscale.training.run import load_run_config
 from ebmscale.training.tasks import ImageModel, langevin_settings, log_likelihood, sample_posterior
 
-EXPORT_VERSION = 1
-TENSOR_FILE, ABOUT_FILE = "model.safetensors", "model.json"
 ROWS_AT_ONCE = 500
 BACKGROUND_WIDTH = 2.0
 """Of the background that `AnomalyScore.ratio` compares with, in standard deviations of its Gaussian."""
@@ -169,20 +166,18 @@ class LatentModel:
         return AnomalyScore(reconstruction + prior, reconstruction, prior, ratio, balanced)
 
     def export(self, storage: Storage) -> None:
-        """Writes `model.safetensors` and `model.json`, which `load` opens."""
-        tensors = {f"networks/{name}": tensor for name, tensor in self.networks.state_dict().items()}
-        tensors |= {f"ratios/{name}": tensor for name, tensor in self.prior.weights.items()}
+        """Writes `model.safetensors` and `model.json`, which `load` opens; with checksums of both."""
+        tensors = {f"{NETWORKS}{name}": tensor for name, tensor in self.networks.state_dict().items()}
+        tensors |= {f"{RATIOS}{name}": tensor for name, tensor in self.prior.weights.items()}
         tensors |= {f"{BASE}{name}": tensor for name, tensor in base_tensors(self.prior.base).items()}
         about = {
-            "format_version": EXPORT_VERSION,
             "samples_seen": self.samples_seen,
             "num_stages": self.prior.num_stages,
             "image_shape": self.image_shape,
             "residuals": asdict(self.residuals) if self.residuals is not None else None,
             "config": self.config.model_dump(mode="json"),
         }
-        storage.publish(TENSOR_FILE, save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}))
-        storage.publish(ABOUT_FILE, json.dumps(about, indent=1).encode())
+        write_export(storage, about, tensors)
 
 
 def load(url: str) -> LatentModel:
@@ -201,66 +196,82 @@ def open_model(storage: Storage) -> LatentModel:
 
 
 def _load_run(storage: Storage) -> LatentModel:
-    config = load_run_config(storage)
-    model = CheckpointStore(storage).newest(lambda saved: _from_checkpoint(config, saved))
+    config, store = load_run_config(storage), CheckpointStore(storage)
+    model = store.newest(lambda saved: from_checkpoint(config, saved))
+    if model is None and store.damaged:
+        raise StorageError(
+            f"The run {storage.url} has no valid checkpoint left, every one is damaged; `ebmscale inspect "
+            f"{storage.url}` says how."
+        )
     if model is None:
         raise StorageError(f"The run {storage.url} has no valid checkpoint yet; train it first.")
     return model
 
 
-def _from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
-    """Reads the weights, averaged ones where the run has them; the optimisers' state is left where it is."""
+def from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
+    """The model in a checkpoint: averaged weights where the run has them; the optimisers' state is left where it is.
+
+    Raises:
+        ConfigError: there are no networks for such images.
+        DamagedError: the checkpoint is damaged, is not of this configuration, or holds weights that are not finite.
+    """
+    state = saved.state()
+    networks, ratio = build_on_meta(config, state.image_shape)
+    ratio_shapes = shapes_of(ratio.state_dict())
     if config.train.generator.ema_samples:
-        networks = _read(saved, "average", "")
+        weights = _read(saved, AVERAGE, "", shapes_of(networks.state_dict()))
     else:
-        networks = _read(saved, "generator", "weights/")
+        weights = _read(saved, "generator", "weights/", shapes_of(networks.state_dict()))
     if config.num_live:
-        ratios = build_live_networks(config).stacked(_read(saved, "ratio", "weights/"))
+        if config.num_live > len(saved.shapes("ratio")):
+            raise DamagedError(f"Checkpoint {saved.name} has fewer ratios than the {config.num_live} configured.")
+        live = {f"nets.{k}.{name}": size for k in range(config.num_live) for name, size in ratio_shapes.items()}
+        ratios = build_live_networks(config).stacked(_read(saved, "ratio", "weights/", live))
     else:
         frozen = saved.ratios()
-        ratios = {name: torch.stack([ratio[name] for ratio in frozen]) for name in _names(frozen)}
-    state = saved.values("state")
-    kept = _read(saved, "chains", BASE) if config.prior.base == "moments" else {}
+        for one in frozen:
+            check_fit(shapes_of(one), ratio_shapes, f"a frozen ratio of checkpoint {saved.name}")
+        ratios = {name: torch.stack([one[name] for one in frozen]) for name in (frozen[0] if frozen else ())}
+    kept: dict[str, Tensor] = {}
+    if config.prior.base == "moments":
+        shapes = {name.removeprefix(BASE): s for name, s in saved.shapes("chains").items() if name.startswith(BASE)}
+        check_base(config.model.latent_dim, shapes)
+        kept = _read(saved, "chains", BASE, shapes)
     base = base_from(config.model.latent_dim, kept)
-    model = _assemble(config, state["image_shape"], saved.samples_seen, networks, base, ratios)
-    return replace(model, residuals=parse_residuals(state.get("residuals")))
+    model = _assemble(config, state.image_shape, saved.samples_seen, weights, base, ratios)
+    return replace(model, residuals=state.residuals)
 
 
-def _read(saved: SavedCheckpoint, stem: str, prefix: str) -> dict[str, Tensor]:
+def _read(saved: SavedCheckpoint, stem: str, prefix: str, expected: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """The whole tensors of a stem whose names begin with a prefix, by the rest of their names."""
     shapes = {name: size for name, size in saved.shapes(stem).items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): size for name, size in shapes.items()}
+    check_fit(own, expected, f"{stem} of checkpoint {saved.name}")
     flat = {span.name: values for span, values in saved.read(stem, whole_spans(shapes)).items()}
     return {name.removeprefix(prefix): flat[name].view(size) for name, size in shapes.items()}
 
 
 def _load_export(storage: Storage) -> LatentModel:
-    try:
-        about = json.loads(storage.read_bytes(ABOUT_FILE))
-        config = config_of(about["config"], storage.url_of(ABOUT_FILE))
-        shape, samples_seen = about["image_shape"], about["samples_seen"]
-        residuals = parse_residuals(about.get("residuals"))
-    except (ValueError, KeyError, TypeError):
-        raise StorageError(f"{storage.url_of(ABOUT_FILE)} is damaged: it does not describe an export.") from None
-    tensors = parse_tensors(storage.url_of(TENSOR_FILE), storage.read_bytes(TENSOR_FILE))
-    base = base_from(config.model.latent_dim, _below(tensors, BASE))
-    model = _assemble(config, shape, samples_seen, _below(tensors, "networks/"), base, _below(tensors, "ratios/"))
-    return replace(model, residuals=residuals)
+    about, config, tensors = read_export(storage)
+    networks, ratios, kept = (_below(tensors, prefix) for prefix in (NETWORKS, RATIOS, BASE))
+    base = base_from(config.model.latent_dim, kept)
+    model = _assemble(config, about.image_shape, about.samples_seen, networks, base, ratios)
+    return replace(model, residuals=about.residuals)
 
 
 def _assemble(
-    config: RunConfig, shape: Any, samples_seen: int, networks: dict[str, Tensor], base: Base, ratios: dict[str, Tensor]
+    config: RunConfig,
+    shape: ImageShape,
+    samples_seen: int,
+    networks: dict[str, Tensor],
+    base: Base,
+    ratios: dict[str, Tensor],
 ) -> LatentModel:
-    channels, height, width = shape
-    image_shape = (channels, height, width)
-    model = build_model(config, image_shape)
+    model = build_model(config, shape)
     model.load_state_dict(networks)
     model.requires_grad_(False)
     prior = RatioSequence(base, build_ratio_network(config), ratios)
-    return LatentModel(config, model, prior, image_shape, samples_seen)
-
-
-def _names(ratios: list[dict[str, Tensor]]) -> Iterator[str]:
-    return iter(ratios[0] if ratios else {})
+    return LatentModel(config, model, prior, shape, samples_seen)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,7 +1,19 @@
 """The networks that a configuration describes, with the run's seeded initial weights."""
 
+import torch
+
 from ebmscale.config import ModelBlock, RunConfig
-from ebmscale.models import ImageShape, RatioNet, RatioNets, build_encoder, build_generator, build_ratio_net
+from ebmscale.errors import ConfigError
+from ebmscale.models import (
+    Encoder,
+    Generator,
+    ImageShape,
+    RatioNet,
+    RatioNets,
+    build_encoder,
+    build_generator,
+    build_ratio_net,
+)
 from ebmscale.seeds import torch_generator
 from ebmscale.training.tasks import ImageModel
 
@@ -18,6 +30,27 @@ def build_model(config: RunConfig, shape: ImageShape) -> ImageModel:
     return ImageModel(
         generator, build_encoder(shape, model.latent_dim, model.encoder_width, model.form, generator=source)
     )
+
+
+def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, RatioNet]:
+    """The networks of a run, of any size, without their weights.
+
+    Raises:
+        ConfigError: no machine can count so many weights, or there are no networks for such images.
+    """
+    model = config.model
+    try:
+        with torch.device("meta"):
+            generator = Generator(model.latent_dim, shape, model.generator_width, model.form)
+            encoder = None
+            if config.posterior.start == "encoder":
+                encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
+            return ImageModel(generator, encoder), RatioNet(*ratio_form(model))
+    except (RuntimeError, OverflowError, TypeError):  # torch counts with 64 bits
+        raise ConfigError(
+            "The networks have more weights than can be counted; lower model.latent_dim, model.generator_width, "
+            "model.encoder_width or model.ratio_hidden."
+        ) from None
 
 
 def build_live_networks(config: RunConfig) -> RatioNets:

@@ -12,7 +12,7 @@ from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, c
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
-from ebmscale.data.split import select
+from ebmscale.data.split import has_validation_part, select
 from ebmscale.data.stream import read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
@@ -27,6 +27,7 @@ from ebmscale.training.live import LiveTrainer
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
+from ebmscale.training.room import check_room, check_threads
 from ebmscale.training.run import CONFIG_FILE, Run, run_storage, saved_config
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
@@ -54,6 +55,8 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
             f"{world.size} workers cannot share out {config.data.num_streams} streams; start at most that many, or "
             "begin another run with a larger data.num_streams."
         )
+    check_threads(config)
+    check_room(config, None, 0, world.size, world.device)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     storage, data = run_storage(config), open_storage(config.data)
@@ -62,6 +65,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
     config = on_first(world, stop, lambda check: _prepare(asked, gain, storage, data, check))
     manifest = Manifest.load(data)
     image_shape = _image_shape(data, manifest)
+    check_room(config, image_shape, sum(manifest.counts().values()), world.size, world.device)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
     settings = _engine_settings(config, world)
     adam = replace(_adam(config.train.generator), factors={"encoder.": config.train.generator.encoder_factor})
@@ -245,9 +249,9 @@ def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World
         data, manifest, "validation", config.stages.evidence_samples, block.validation_fraction, block.held_out
     )
     if len(images) < LEAST_HELD_OUT:
-        raise DataError(
-            f"{data.url} has only {len(images)} held-out images, too few to decide on; raise data.validation_fraction "
-            f"(now {block.validation_fraction}) until it has {LEAST_HELD_OUT}."
-        )
+        cure = f"raise data.validation_fraction (now {block.validation_fraction}) until it has {LEAST_HELD_OUT}"
+        if has_validation_part(manifest):
+            cure = f"pack it with {LEAST_HELD_OUT} or more in its validation part, or without that part"
+        raise DataError(f"{data.url} has only {len(images)} held-out images, too few to decide on; {cure}.")
     rows = owned_rows(len(images), block.num_streams, world)
     return to_pixels(images[rows]).to(world.device), rows % block.num_streams

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from ebmscale.errors import StorageError
+from ebmscale.errors import DamagedError
 
 PART_BYTES = 8 * 2**20
 _DTYPES = {
@@ -88,7 +88,7 @@ def assemble(wanted: Sequence[Span], found: Iterable[Piece]) -> dict[Span, Tenso
     """The elements of every wanted span, put together from pieces that overlap it.
 
     Raises:
-        StorageError: some elements are in no piece.
+        DamagedError: some elements are in no piece.
     """
     values: dict[Span, Tensor] = {}
     missing = {span: span.length for span in wanted}
@@ -107,7 +107,7 @@ def assemble(wanted: Sequence[Span], found: Iterable[Piece]) -> dict[Span, Tenso
                 missing[span] -= last - first
     lacking = [span for span, count in missing.items() if count]
     if lacking:
-        raise StorageError(f"{lacking[0].name} is incomplete: {missing[lacking[0]]} of its elements were not saved.")
+        raise DamagedError(f"{lacking[0].name} is incomplete: {missing[lacking[0]]} of its elements were not saved.")
     return values
 
 
@@ -165,11 +165,13 @@ def parse_part(name: str, data: bytes) -> list[Piece]:
     """The pieces of a part; `name` names it in errors.
 
     Raises:
-        StorageError: it is none.
+        DamagedError: it is none.
     """
     pieces = []
     for key, values in parse_tensors(name, data).items():
-        tensor, _, start = key.rpartition("@")
+        tensor, at, start = key.rpartition("@")
+        if not at or not start.isascii() or not start.isdigit() or len(start) > 18 or values.dim() != 1:
+            raise DamagedError(f"{name} holds {key[:60]!r}, which is no piece of a tensor.")
         pieces.append(Piece(Span(tensor, int(start), values.numel()), values))
     return pieces
 
@@ -178,12 +180,37 @@ def parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
     """The tensors of a safetensors file; `name` names it in errors.
 
     Raises:
-        StorageError: it is none.
+        DamagedError: it is none.
     """
     try:
-        return load_tensors(data)
-    except SafetensorError as error:
-        raise StorageError(f"{name} is not a safetensors file: {error}.") from None
+        tensors = load_tensors(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedError(f"{name} is not a safetensors file of numbers: {reason}.") from None
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise DamagedError(f"{name} holds {key[:60]!r} as {tensor.dtype}, which ebmscale does not write.")
+    return tensors
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shape of every tensor."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def check_fit(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], what: str) -> None:
+    """Compares the names and shapes of saved tensors with those of the module that is to load them.
+
+    Raises:
+        DamagedError: some are missing, too many or of another shape; `what` names them.
+    """
+    shapes, own = ({name: tuple(size) for name, size in one.items()} for one in (expected, found))
+    wrong = sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name))
+    if wrong:
+        raise DamagedError(
+            f"The tensors of {what} do not fit the configuration: {len(wrong)} are missing or of another shape, "
+            f"such as {wrong[0][:60]!r}."
+        )
 
 
 def whole_spans(shapes: Mapping[str, Sequence[int]]) -> list[Span]:

@@ -3,15 +3,18 @@
 Shapes: C components, Z latent.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from ebmscale.density.bases import Mixture, MomentBase
 from ebmscale.density.prior import Base, StandardNormal
+from ebmscale.errors import DamagedError
 
 BASE = "base/"
 """Before their names."""
+MOST_COMPONENTS = 100_000
 
 
 def base_tensors(base: Base) -> dict[str, Tensor]:
@@ -28,11 +31,32 @@ def base_tensors(base: Base) -> dict[str, Tensor]:
 
 
 def base_from(dim: int, tensors: Mapping[str, Tensor]) -> Base:
-    """The base that `base_tensors` took apart; its tensors may be flat."""
-    if "mean" not in tensors:
+    """The base that `base_tensors` took apart; its tensors may be flat.
+
+    Raises:
+        DamagedError: they are of another base.
+    """
+    if not tensors:
         return StandardNormal(dim)
+    check_base(dim, {name: tensor.shape for name, tensor in tensors.items()})
     inside = None
     if "weights" in tensors:
         weights, means, choleskys = (tensors[name].clone() for name in ("weights", "means", "choleskys"))
         inside = Mixture(weights, means.view(-1, dim), choleskys.view(-1, dim, dim))
-    return MomentBase(tensors["mean"].clone(), tensors["cholesky"].clone().view(dim, dim), inside)
+    base = MomentBase(tensors["mean"].clone(), tensors["cholesky"].clone().view(dim, dim), inside)
+    if not math.isfinite(base.log_volume):
+        raise DamagedError("The base density that was saved is none: its factor is singular.")
+    return base
+
+
+def check_base(dim: int, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Compares the sizes of a base's tensors with its number of dimensions Z.
+
+    Raises:
+        DamagedError: they do not fit.
+    """
+    num_components = math.prod(shapes.get("weights", ()))
+    inside = {"weights": num_components, "means": num_components * dim, "choleskys": num_components * dim * dim}
+    expected = {"mean": dim, "cholesky": dim * dim} | (inside if "weights" in shapes else {})
+    if {name: math.prod(shape) for name, shape in shapes.items()} != expected or num_components > MOST_COMPONENTS:
+        raise DamagedError(f"The base density that was saved does not fit a latent space of {dim} dimensions.")

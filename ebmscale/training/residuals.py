@@ -10,9 +10,7 @@ Only images that training holds out are used, never anomalies.
 Shapes: B images, C H W image, L levels of grey.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +34,10 @@ class Residuals:
     levels: tuple[float, ...]
     mean: float
     variance: float
+
+    def __post_init__(self) -> None:
+        if len(self.levels) != NUM_LEVELS:
+            raise ValueError(f"there are {NUM_LEVELS} levels")
 
     @property
     def num_dims(self) -> float:
@@ -66,11 +68,6 @@ def measure_residuals(x: Tensor, reconstruction: Tensor, world: World) -> Residu
     mean = float(moments[0] / moments[2])
     variance = float(moments[1] / moments[2]) - mean**2
     return Residuals(tuple(levels.tolist()), mean, max(variance, 1e-6 * mean**2))
-
-
-def parse_residuals(values: Mapping[str, Any] | None) -> Residuals | None:
-    """What a checkpoint or an export says of them, if it does."""
-    return None if values is None else Residuals(tuple(values["levels"]), values["mean"], values["variance"])
 
 
 def _level(reconstruction: Tensor) -> Tensor:

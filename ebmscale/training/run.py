@@ -14,19 +14,22 @@ from ebmscale.data.stream import Batch, ImageStream
 from ebmscale.errors import ConfigError, DamagedError, DivergenceError, EbmscaleError
 from ebmscale.kernels.forms import is_for
 from ebmscale.storage import Storage, open_storage
+from ebmscale.stored import read_file
 from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
+from ebmscale.training.documents import ClockState, RunState
 from ebmscale.training.engine import Engine
 from ebmscale.training.guard import Guard, StopPoll
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
-from ebmscale.training.parts import Piece, Span
-from ebmscale.training.residuals import Residuals, parse_residuals
+from ebmscale.training.parts import Piece, Span, check_fit, shapes_of
+from ebmscale.training.residuals import Residuals
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
 from ebmscale.training.stages import StageTrainer
 from ebmscale.world import World
 
 CONFIG_FILE = "config.yaml"
+CONFIG_BYTES = 1 << 20
 
 
 @dataclass
@@ -147,7 +150,7 @@ class Run:
         store = self.saver.store
         for name in self.world.broadcast(store.candidates() if self.world.is_first else None):
             saved, loaded = self._read(name)
-            if saved is None or loaded is None or (only_good and not saved.manifest["good"]):
+            if saved is None or loaded is None or (only_good and not saved.manifest.good):
                 continue
             self._take(saved, *loaded)
             return saved
@@ -173,10 +176,13 @@ class Run:
                 wanted["memory"] = self.memory.wanted()
             loaded = (
                 {stem: saved.read(stem, spans) for stem, spans in wanted.items()},
-                saved.values("state"),
-                saved.values("clock"),
+                saved.state(),
+                saved.clock(),
                 saved.ratios(),
             )
+            for ratio in loaded[-1]:
+                expected = shapes_of(self.stages.frozen.network.state_dict())
+                check_fit(shapes_of(ratio), expected, f"a frozen ratio of checkpoint {name}")
         except EbmscaleError as problem:
             error = problem
         errors = [one for one in self.world.gather_objects(error) if one is not None]
@@ -193,8 +199,8 @@ class Run:
         self,
         saved: SavedCheckpoint,
         tensors: dict[str, dict[Span, Tensor]],
-        state: dict[str, Any],
-        clock: dict[str, Any],
+        state: RunState,
+        clock: ClockState,
         ratios: list[dict[str, Tensor]],
     ) -> None:
         self.generator.restore(tensors["generator"])
@@ -202,22 +208,24 @@ class Run:
         prior = self.stages.frozen.prefix(0)
         for weights in ratios:
             prior = prior.append({name: weight.to(self.world.device) for name, weight in weights.items()})
-        self.stages.restore(prior, tensors["chains"], state["stages"])
+        self.stages.restore(prior, tensors["chains"], state.stages.model_dump())
         if self.average is not None:
             self.average.restore(tensors["average"])
         if self.memory is not None:
             self.memory.restore(tensors["memory"])
-        self.guard.load_values(state["guard"])
-        if len(state["meters"]) == self.world.size:
-            self.meter.load_state(state["meters"][self.world.rank])
-        self.timer.load_state(clock)
-        self.measured, self.done_at = state["measured"], state["done_at"]
-        self.residuals = parse_residuals(state.get("residuals"))
-        self.posterior_steps = state.get("posterior_steps", self.posterior_steps)
+        self.guard.load_values(asdict(state.guard))
+        if len(state.meters) == self.world.size:
+            self.meter.load_state(state.meters[self.world.rank])
+        self.timer.load_state(clock.model_dump())
+        self.measured, self.done_at = dict(state.measured), state.done_at.model_dump()
+        self.residuals = state.residuals
+        if state.posterior_steps is not None:
+            self.posterior_steps = min(state.posterior_steps, self.config.posterior.new_steps)
         self.samples_seen = saved.samples_seen
         self.saver.last_saved = saved.samples_seen
-        if self.config.posterior.kernel == "auto" and "form" in state and is_for(state["form"], self.world.device):
-            self.sampling.use(state["form"])  # the one that the run began with, whatever is faster here and now
+        form = state.form
+        if self.config.posterior.kernel == "auto" and form is not None and is_for(form, self.world.device):
+            self.sampling.use(form)  # the one that the run began with, whatever is faster here and now
         self.sampling.refresh()
 
     def roll_back(self, reason: str) -> int:
@@ -294,4 +302,4 @@ def load_run_config(storage: Storage) -> RunConfig:
     """
     if not storage.exists(CONFIG_FILE):
         raise ConfigError(f"There is no run at {storage.url}; give the address that `ebmscale train` printed.")
-    return parse_config(storage.read_bytes(CONFIG_FILE), source=storage.url_of(CONFIG_FILE))
+    return parse_config(read_file(storage, CONFIG_FILE, CONFIG_BYTES), source=storage.url_of(CONFIG_FILE))

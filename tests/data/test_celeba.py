@@ -23,10 +23,14 @@ def celeba(tmp_path):
 
 def test_celeba_follows_the_partition_file(celeba):
     source = open_source("celeba", str(celeba))
-    assert (source.image_shape, source.counts, source.classes) == ((3, 64, 64), {"train": 3, "test": 2}, [])
+    assert (source.image_shape, source.counts, source.classes) == (
+        (3, 64, 64),
+        {"train": 2, "validation": 1, "test": 2},
+        [],
+    )
     records = list(source.records())
     assert [(record.key, record.label, record.part) for record in records] == [
-        ("celeba-000001", -1, "train"), ("celeba-000003", -1, "train"), ("celeba-000004", -1, "train"),
+        ("celeba-000001", -1, "train"), ("celeba-000004", -1, "train"), ("celeba-000003", -1, "validation"),
         ("celeba-000002", -1, "test"), ("celeba-000005", -1, "test"),
     ]  # fmt: skip
     with Image.open(celeba / "img_align_celeba" / "000001.jpg") as image:

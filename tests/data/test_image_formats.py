@@ -1,9 +1,13 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from ebmscale.data.formats import open_source
 from ebmscale.data.pack import pack
+from ebmscale.data.split import select
 from ebmscale.errors import ConfigError, DataError
 
 
@@ -37,6 +41,80 @@ def test_train_and_test_folders_are_parts(tmp_path):
     source = open_source("folder", str(tmp_path))
     assert (source.classes, source.counts) == (["a", "b"], {"train": 2, "test": 1})
     assert [(record.label, record.part) for record in source.records()] == [(0, "train"), (1, "train"), (0, "test")]
+
+
+@pytest.mark.parametrize(
+    ("names", "parts", "classes"),
+    [
+        ("train/b/1 val/a/1 test/a/1", ["train", "validation", "test"], ["a", "b"]),
+        ("Training/a/1 Testing/b/1", ["train", "test"], ["a", "b"]),
+        ("train2017/1 val2017/1", ["train", "validation"], []),
+        ("train/1 valid/2 valid/3", ["train", "validation", "validation"], []),
+        ("cat/train/1 cat/test/2 dog/train/3", ["train", "train", "test"], ["cat", "dog"]),
+        ("images/train/a/1 images/dev/b/2", ["train", "validation"], ["a", "b"]),
+        ("train/x/1 bus/y/2", ["train", "train"], ["bus", "train"]),
+        ("valid/1 invalid/2", ["train", "train"], ["invalid", "valid"]),
+    ],
+)
+def test_parts_are_told_by_the_folders_names(tmp_path, names, parts, classes):
+    for name in names.split():
+        save(tmp_path / f"{name}.png")
+    source = open_source("folder", str(tmp_path))
+    assert ([record.part for record in source.records()], source.classes) == (parts, classes)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("train/a/1 val/a/1 logo", r"logo\.png lies beside the folders train, val, which are parts"),
+        ("cat/1 dog/1 test/1", "beside it cat, dog, whose part is not known"),
+        ("bottle/train/good/1 bottle/test/bad/2 bottle/ground_truth/bad/3", "beside it ground_truth, whose part"),
+        ("cat/1 dog/test/1", r"cat/1\.png lies beside the folders test"),
+    ],
+)
+def test_images_whose_part_is_not_known_are_refused(tmp_path, names, message):
+    for name in names.split():
+        save(tmp_path / f"{name}.png")
+    with pytest.raises(DataError, match=message):
+        open_source("folder", str(tmp_path))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_ramp_of_sixteen_bits_keeps_its_levels(tmp_path, grey):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    [record] = open_source("folder", str(tmp_path), grey=grey).records()
+    assert record.load().shape == (1 if grey else 3, 16, 16)
+    for channel in record.load():
+        np.testing.assert_array_equal(channel.ravel(), np.arange(256))
+
+
+def test_pictures_without_one_meaning_are_named(tmp_path):
+    frames = [Image.new("L", (4, 4), shade) for shade in (0, 9)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"a\.gif cannot become a picture of 8 bits: it has 2 frames"):
+        open_source("folder", str(tmp_path))
+
+
+def test_names_that_are_no_utf8(tmp_path, storage):
+    folder = os.fsencode(tmp_path) + b"/set/caf\xe9"
+    os.makedirs(folder)
+    for name in (b"br\xfcck", b"br\xf6ck", b"plain"):
+        save(Path(os.fsdecode(folder + b"/" + name + b".png")))
+    manifest = pack(open_source("folder", str(tmp_path / "set")), storage)
+    assert (manifest.classes, manifest.counts()) == (["caf\\xe9"], {"train": 3})
+    assert len(select(manifest, "train", 0)) == 3
+    (tmp_path / "set" / os.fsdecode(b"a\xe4.png")).write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"a\\xe4\.png is no image that can be read"):
+        open_source("folder", str(tmp_path / "set"))
+
+
+def test_pipes_and_links_that_lead_nowhere_are_passed_over(tmp_path):
+    save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to(tmp_path / "gone.png")
+    source = open_source("folder", str(tmp_path))
+    assert (source.counts, source.num_skipped) == ({"train": 1}, 2)
 
 
 def test_keys_stay_when_files_are_added(tmp_path):

@@ -80,6 +80,47 @@ def test_read_split_names_a_damaged_shard(make_source, storage, flip_byte):
         read_split(storage, manifest, "train", validation_fraction=0)
 
 
+@pytest.fixture(scope="module")
+def three_parts(make_source, tmp_path_factory):
+    """A set whose validation part is a third of what otherwise were its train part."""
+    source = make_source(num_train=90, num_test=30)
+
+    def records():
+        parts = {part: [] for part in SPLITS}
+        for record in source.records():
+            held = record.part == "train" and int(record.key[-6:]) % 3 == 0
+            parts["validation" if held else record.part].append(record)
+        for part, members in parts.items():
+            yield from (record._replace(part=part, label=int(record.key[-6:]) % 2) for record in members)
+
+    counts = {"train": 60, "validation": 30, "test": 30}
+    storage = Storage.at(tmp_path_factory.mktemp("three-parts"))
+    return pack(replace(source, counts=counts, records=records), storage, shard_samples=7)
+
+
+@pytest.mark.parametrize("fraction", [0, 0.05, 0.9])
+def test_a_validation_part_is_the_validation_split(three_parts, fraction):
+    for split in SPLITS:
+        keys = {key for shard in three_parts.shards if shard.part == split for key in shard.keys}
+        assert set(select(three_parts, split, fraction).keys) == keys
+    assert three_parts.counts() == {"train": 60, "validation": 30, "test": 30}
+
+
+def test_a_held_out_class_of_a_set_with_a_validation_part(three_parts):
+    labels = _labels(three_parts)
+    plain = _sets(three_parts, HeldOutBlock())
+    found = _sets(three_parts, HeldOutBlock(label="b"))
+    assert found["test"] == plain["test"]
+    for split in ("train", "validation"):
+        assert found[split] == {key for key in plain[split] if labels[key] != "b"}
+    anomalous = select(three_parts, "validation", held_out=HeldOutBlock(label="b"), with_anomalies=True)
+    assert set(anomalous.keys) == plain["validation"]
+    pooled = _sets(three_parts, HeldOutBlock(label="b", protocol="pooled"))
+    assert pooled["validation"] < plain["validation"]
+    assert not pooled["train"] & (pooled["validation"] | pooled["test"] | plain["validation"])
+    assert set.union(*pooled.values()) == set(labels)
+
+
 def _sets(manifest, held_out, fraction=0.2):
     return {split: set(select(manifest, split, fraction, held_out).keys) for split in SPLITS}
 

@@ -16,8 +16,9 @@ from ebmscale.errors import ConfigError
 from ebmscale.runtime.footprint import EngineChoice
 from ebmscale.runtime.live_bytes import LiveBytes
 from ebmscale.runtime.plan import Network, Traffic, forecast_traffic, plan, refusal
-from ebmscale.runtime.plan_memory import Share, build_on_meta, forecast_memory
+from ebmscale.runtime.plan_memory import Share, forecast_memory
 from ebmscale.runtime.plan_timing import Timing, share_of_run
+from ebmscale.training.networks import build_on_meta
 
 WORKER = Path(__file__).with_name("plan_worker.py")
 SHAPE = (1, 8, 8)

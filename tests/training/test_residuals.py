@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ebmscale.training.residuals import NUM_LEVELS, Residuals, measure_residuals, parse_residuals
+from ebmscale.stored import as_form
+from ebmscale.training.residuals import NUM_LEVELS, Residuals, measure_residuals
 from ebmscale.world import World
 
 SHAPE = (1, 8, 8)
@@ -54,5 +55,6 @@ def test_levels_beyond_the_range_and_values_of_a_checkpoint() -> None:
     flat = torch.linspace(-2, 2, 64).expand(100, -1).reshape(100, *SHAPE)
     found = measure_residuals(flat + 0.1 * draw(*flat.shape), flat, World.alone())
     assert found.energy(flat + 0.1, flat).isfinite().all()
-    assert parse_residuals({"levels": list(found.levels), "mean": found.mean, "variance": found.variance}) == found
-    assert parse_residuals(None) is None
+    assert (
+        as_form({"levels": list(found.levels), "mean": found.mean, "variance": found.variance}, Residuals, "x") == found
+    )

@@ -43,11 +43,11 @@ def whole(storage: Storage, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         for span, values in saved.read(stem, whole_spans(saved.shapes(stem))).items()
     }
     values = {key: value for key, value in saved.values("state").items() if key not in ("meters", "world_size")}
-    return tensors, values | {"ratios": saved.manifest["ratios"], "shapes": saved.manifest["tensors"]}
+    return tensors, values | {"ratios": saved.manifest.ratios, "shapes": saved.manifest.tensors}
 
 
 def writers(storage: Storage, name: str, stem: str) -> set[str]:
-    files = CheckpointStore(storage).open(name).manifest["files"]
+    files = CheckpointStore(storage).open(name).manifest.files
     return {file.split("-")[1] for file in files if file.startswith(stem)}
 
 

@@ -3,18 +3,20 @@
 Shapes: N samples, D dimensions of a vector, C channels, H height, W width.
 """
 
+import dataclasses
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from ebmscale.data.formats.source import Arrays, Source, local_source, set_name, source_of_arrays
+from ebmscale.data.compressed import check_zip
+from ebmscale.data.formats.source import Arrays, Source, check_file, local_source, set_name, source_of_arrays
+from ebmscale.data.parts import PARTS, part_of, parts_of, words_of
 from ebmscale.errors import DataError
 
 DTYPES = ("uint8", "float16", "float32", "float64")
-_IMAGES = {"train": ("x_train", "images", "x", "latents", "data"), "test": ("x_test",)}
-_LABELS = {"train": ("y_train", "labels", "y"), "test": ("y_test",)}
+_SAMPLES = ("x", "images", "image", "latents", "data")  # words of samples' names, the likeliest first
+_LABELS = {"y", "label", "labels"}
 
 
 def digits(src: str) -> Source:
@@ -32,73 +34,156 @@ def digits(src: str) -> Source:
 def npy(src: str) -> Source:
     """Images, latents or other arrays in NumPy's files; their type is kept, nothing is unpickled.
 
-    `src` is a .npy file of N samples, mapped into memory; or an .npz file; or a folder of .npy files, taken in the
-    order of their names, with labels in labels.npy or y.npy if there are any. In an .npz the samples are called
-    x_train, images, x, latents or data (or are its only array of two dimensions or more), the labels y_train, labels
-    or y; a test part is called x_test and y_test.
+    `src` is a .npy file of N samples, mapped into memory; or an .npz file; or a folder of .npy files, also in folders
+    of the parts (train/, val/, test/), taken in the order of their names. The words of an array's name say its part
+    (see `parts.part_of`), and y, label or labels that it holds labels: x_train, val_images, y_test. Without such a word
+    it is of part train. In an .npz the samples are called x, images, latents or data, or are the only array of two
+    dimensions or more.
 
     A sample of shape (H, W) becomes (1, H, W), and (D,) becomes (D, 1, 1); one of more dimensions is kept, but bytes
     of shape (H, W, C) become (C, H, W) where C is 1 or 3 and H is neither.
 
     Raises:
-        DataError: no arrays of numbers, other types than in `DTYPES`, or shapes that do not fit each other.
+        DataError: no arrays of numbers, other types than in `DTYPES`, shapes that do not fit each other, or an array
+            whose part is not known.
     """
     path = local_source(src)
-    stretches = _of_folder(path) if path.is_dir() else _of_file(path)
+    notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = (path,)
+    if path.is_dir():
+        stretches, files = _of_folder(path)
+    else:
+        stretches, notes = _of_file(path)
     kinds = {(stretch.images.shape[1:], stretch.images.dtype.name) for stretch in stretches}
     if len(kinds) > 1:
         found = " and ".join(f"{dtype} {shape}" for shape, dtype in sorted(kinds))
         raise DataError(f"The arrays in {path} hold samples of {found}; pack one shape and type at a time.")
-    return source_of_arrays(set_name(path, "arrays"), "npy", stretches)
+    source = source_of_arrays(set_name(path, "arrays"), "npy", stretches, files=files)
+    return dataclasses.replace(source, notes=notes)
 
 
-def _of_file(path: Path) -> list[Arrays]:
+def check_numbers(values: np.ndarray, where: str) -> None:
+    """Refuse an array whose numbers cannot be packed as they are.
+
+    Raises:
+        DataError: it is of no type in `DTYPES` (in any byte order and memory order).
+    """
+    if values.dtype.name in DTYPES:
+        return
+    advice = {
+        "uint16": "; of pictures divide them by 257 to bytes",
+        "bool": "; of pictures multiply them by 255 to bytes",
+    }.get(values.dtype.name, "")
+    raise DataError(f"{where} are {values.dtype.name}; convert them to one of {', '.join(DTYPES)}{advice}.")
+
+
+def check_labels(labels: np.ndarray, num_samples: int, where: str) -> np.ndarray:
+    """Labels (N,) of N samples, from (N,) or (N, 1); DataError where they are no whole numbers from 0 on."""
+    flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if flat.shape != (num_samples,) or flat.dtype.kind not in "iu" or flat.min() < 0:
+        raise DataError(
+            f"The labels in {where} are {labels.dtype.name} of shape {labels.shape}; "
+            f"give one whole number from 0 on for each of the {num_samples} samples."
+        )
+    if int(flat.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"The labels in {where} go up to {flat.max()}, which is no number of a class.")
+    return flat.astype(np.int64)
+
+
+def _holds_labels(name: str) -> bool:
+    return any(word in _LABELS or (word[0] == "y" and part_of(word[1:])) for word in words_of(name))
+
+
+def _of_file(path: Path) -> tuple[list[Arrays], tuple[str, ...]]:
+    """The stretches of a .npy or .npz file, and what is said of arrays that are not packed."""
     loaded = _load(path)
     if isinstance(loaded, np.ndarray):
-        return [_stretch(path, "train", "train", loaded, None)]
+        return [_stretch(path, "train", "train", loaded, None)], ()
     try:
         with loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {name: array for name in loaded.files if isinstance(array := loaded[name], np.ndarray)}
+    except Exception as error:  # what a damaged archive raises has no common class
         raise _unreadable(path, error) from error
-    many = [name for name, array in arrays.items() if array.ndim >= 2]
-    stretches = []
-    for part, names in _IMAGES.items():
-        images = _first(arrays, (*names, *many) if part == "train" and len(many) == 1 else names)
-        if images is not None:
-            stretches.append(_stretch(path, part, part, images, _first(arrays, _LABELS[part])))
+    labels = {name for name in arrays if _holds_labels(name)}
+    many = [name for name, array in arrays.items() if array.ndim >= 2 and name not in labels]
+    named = [name for name in arrays if name not in labels and (part_of(name) or _rank(name) < len(_SAMPLES))]
+    stretches, used = [], set()
+    for part in PARTS:
+        own = [name for name in named or (many if len(many) == 1 else []) if (part_of(name) or "train") == part]
+        if own:
+            chosen = min(own, key=_rank)
+            label = next((name for name in arrays if name in labels and (part_of(name) or "train") == part), None)
+            used |= {chosen, label}
+            values = None if label is None else arrays[label]
+            stretches.append(_stretch(path, part, part, arrays[chosen], values))
     if not stretches:
         raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}; call the samples images or x_train.")
-    return stretches
+    left = [name for name in arrays if name not in used]
+    return stretches, (f"arrays not packed: {', '.join(left)}",) if left else ()
 
 
-def _first(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
-    return next((arrays[name] for name in names if name in arrays), None)
+def _rank(name: str) -> int:
+    """The lower, the likelier the samples are called so."""
+    words = words_of(name) | {word[0] for word in words_of(name) if part_of(word[1:]) and word[0] == "x"}
+    plain = [number for number, word in enumerate(_SAMPLES) if word in words]
+    return min(plain, default=len(_SAMPLES))
 
 
-def _of_folder(folder: Path) -> list[Arrays]:
-    files = sorted(folder.glob("*.npy"))
-    label_files = [file for file in files if file.stem in ("labels", "y")]
-    arrays = [(file, _load_array(file)) for file in files if file not in label_files]
-    if not arrays:
+def _of_folder(folder: Path) -> tuple[list[Arrays], tuple[Path, ...]]:
+    """The stretches of a folder's files, part after part, and the files."""
+    inner = parts_of([path.name for path in folder.iterdir() if path.is_dir() and _arrays_in(path)], str(folder)) or {}
+    placed: list[tuple[Path, str | None]] = [(file, None) for file in _arrays_in(folder)]
+    placed += [(file, part) for name, part in sorted(inner.items()) for file in _arrays_in(folder / name)]
+    in_parts = any(part or part_of(file.stem) for file, part in placed)
+    samples: dict[str, list[Path]] = {part: [] for part in PARTS}
+    labels: dict[str, Path] = {}
+    for file, place in placed:
+        part = place or part_of(file.stem)
+        if _holds_labels(file.stem):
+            labels.setdefault(part or "train", file)
+        elif in_parts and part is None and _rank(file.stem) == len(_SAMPLES):
+            raise DataError(
+                f"{file} lies beside arrays of parts, and its name says none; call it train_... or x_train."
+            )
+        else:
+            samples[part or "train"].append(file)
+    if not any(samples.values()):
         raise DataError(f"{folder} has no .npy files of samples; give a folder that has, or one .npy or .npz file.")
-    labels = _load_array(label_files[0]) if label_files else None
+    if astray := [file for part, file in labels.items() if not samples[part]]:
+        raise DataError(f"{astray[0]} holds labels of a part that has no samples; name the samples' files as it.")
+    stretches = [one for part, files in samples.items() for one in _of_part(part, files, labels.get(part))]
+    return stretches, tuple(file for file, _ in placed)
+
+
+def _arrays_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.npy") if file.is_file())
+
+
+def _of_part(part: str, files: list[Path], label_file: Path | None) -> list[Arrays]:
+    arrays = [(file, _load_array(file)) for file in files]
+    labels = None if label_file is None else _load_array(label_file)
     total = sum(len(array) for _, array in arrays)
-    if labels is not None and labels.shape != (total,):
-        raise DataError(f"{label_files[0]} is of shape {labels.shape}; the arrays beside it hold {total} samples.")
+    if labels is not None and len(labels) != total:
+        raise DataError(f"{label_file} is of shape {labels.shape}; the arrays beside it hold {total} samples.")
     stretches, first = [], 0
     for number, (file, array) in enumerate(arrays):
         own = None if labels is None else labels[first : first + len(array)]
-        stretches.append(_stretch(file, "train", f"train-{number:04d}", array, own))
+        stretches.append(_stretch(file, part, f"{part}-{number:04d}", array, own))
         first += len(array)
     return stretches
 
 
 def _load(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
     """A .npy file mapped into memory, or an opened .npz file."""
+    check_file(path)
     try:
+        with path.open("rb") as file:
+            if zipfile.is_zipfile(file):
+                check_zip(file, str(path))
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # what a damaged file raises has no common class
         raise _unreadable(path, error) from error
     if isinstance(loaded, np.ndarray) and not loaded.ndim:
         raise DataError(f"{path} holds a single number; give an array of N samples.")
@@ -120,15 +205,11 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 def _stretch(path: Path, part: str, prefix: str, images: np.ndarray, labels: np.ndarray | None) -> Arrays:
     """Samples and labels, checked against each other; the samples get three dimensions or more."""
-    if images.dtype.name not in DTYPES:
-        raise DataError(f"The samples in {path} are {images.dtype.name}; convert them to one of {', '.join(DTYPES)}.")
+    check_numbers(images, f"The samples in {path}")
     if images.ndim < 2 or not images.size:
         raise DataError(f"{path} is of shape {images.shape}; give N samples of one dimension or more.")
-    if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise DataError(
-            f"The labels in {path} are {labels.dtype.name} of shape {labels.shape}; "
-            f"give one whole number from 0 on for each of the {len(images)} samples."
-        )
+    if labels is not None:
+        labels = check_labels(labels, len(images), str(path))
     if images.ndim == 4:
         channels_last = images.dtype == np.uint8 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
         images = images.transpose(0, 3, 1, 2) if channels_last else images

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ebmscale.data.formats.images import ImageFile
-from ebmscale.data.formats.source import Record, Source, local_source
+from ebmscale.data.formats.source import Record, Source, check_file, local_source
+from ebmscale.data.parts import PARTS
 from ebmscale.errors import DataError
 
 IMAGES = "img_align_celeba"
@@ -13,14 +14,14 @@ PARTITION = "list_eval_partition.txt"
 ATTRIBUTES = "list_attr_celeba.txt"
 CROP = 140  # side of the square that is kept around the centre of the aligned faces' 178 x 218
 SIZE = 64
-_PARTS = {"0": "train", "1": "train", "2": "test"}  # 1 is the official validation part
+_PARTS = dict(zip("012", PARTS, strict=True))
 
 
 def celeba(src: str, *, size: int | None = None, grey: bool = False, attribute: str | None = None) -> Source:
     """A folder with img_align_celeba/, list_eval_partition.txt and, for labels, list_attr_celeba.txt.
 
-    The official validation images join part train, from which this program holds out its own. Of the forty
-    attributes the one asked for is kept, as the classes "not NAME" (0) and "NAME" (1); else there are no labels.
+    Of the forty attributes the one asked for is kept, as the classes "not NAME" (0) and "NAME" (1); else there are no
+    labels.
 
     Args:
         src: the folder.
@@ -33,8 +34,8 @@ def celeba(src: str, *, size: int | None = None, grey: bool = False, attribute: 
     """
     root = local_source(src)
     images = root / IMAGES
-    needed = [root / PARTITION, images] + ([root / ATTRIBUTES] if attribute else [])
-    for path in needed:
+    lists = [root / PARTITION] + ([root / ATTRIBUTES] if attribute else [])
+    for path in (*lists, images):
         if not path.exists():
             raise DataError(f"{path} is missing; `ebmscale fetch celeba {root}` says how to get it.")
     names = _read_partition(root / PARTITION)
@@ -56,12 +57,14 @@ def celeba(src: str, *, size: int | None = None, grey: bool = False, attribute: 
 
     classes = [f"not {attribute}", attribute] if attribute else []
     counts = {part: len(members) for part, members in names.items() if members}
-    return Source("celeba", "celeba", (1 if grey else 3, side, side), "uint8", classes, counts, records)
+    files = (*lists, *(images / name for part in names.values() for name in part))
+    shape = (1 if grey else 3, side, side)
+    return Source("celeba", "celeba", shape, "uint8", classes, counts, records, files=files)
 
 
 def _read_partition(file: Path) -> dict[str, list[str]]:
     """File names of each part; a line is a name and 0 (train), 1 (validation) or 2 (test)."""
-    names: dict[str, list[str]] = {"train": [], "test": []}
+    names: dict[str, list[str]] = {part: [] for part in PARTS}
     for number, line in enumerate(_lines(file), 1):
         fields = line.split()
         if len(fields) != 2 or fields[1] not in _PARTS or Path(fields[0]).name != fields[0]:
@@ -89,4 +92,5 @@ def _read_attribute(file: Path, attribute: str) -> dict[str, int]:
 
 
 def _lines(file: Path) -> list[str]:
-    return file.read_text(errors="replace").splitlines()
+    check_file(file)
+    return file.read_text("utf-8-sig", errors="replace").splitlines()

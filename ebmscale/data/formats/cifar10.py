@@ -7,14 +7,14 @@ dictionaries and arrays of bytes; anything else in them, and so any code, is ref
 import io
 import pickle
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ebmscale.data.formats.source import Arrays, Source, local_source, source_of_arrays
+from ebmscale.data.formats.source import Arrays, Source, check_file, local_source, source_of_arrays
+from ebmscale.data.tars import Header
 from ebmscale.errors import DataError
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -26,6 +26,8 @@ SHAPE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
 _FOLDERS = {"cifar-10-batches-py": "", "cifar-10-batches-bin": ".bin"}  # in the archives -> ending of the batches
 _ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
+
+BATCH_BYTES = 64 << 20  # of a file; the official ones have 31 MB
 
 Batch = tuple[np.ndarray, np.ndarray]  # images (N, 3, 32, 32) uint8, labels (N,)
 
@@ -67,6 +69,8 @@ def _read_batches(folder: Path, ending: str) -> dict[str, Batch]:
         file = folder / f"{name}{ending}"
         if not file.exists():
             raise DataError(f"{file} is missing; get the official archive of CIFAR-10 again.")
+        check_file(file)
+        _check_size(file.stat().st_size, str(file))
         batches[name] = _PARSERS[ending](file.read_bytes(), str(file))
     return batches
 
@@ -76,18 +80,26 @@ def _read_archive(archive: Path) -> dict[str, Batch]:
     wanted = {f"{name}{ending}": (name, ending) for names in BATCHES.values() for name in names for ending in _PARSERS}
     batches = {}
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with tarfile.open(archive, "r:*", tarinfo=Header) as tar:
             for member in tar:
                 name, ending = wanted.get(Path(member.name).name, ("", ""))
                 content = tar.extractfile(member) if name else None
                 if content is not None:
+                    _check_size(member.size, f"{archive}: {member.name}")
                     batches[name] = _PARSERS[ending](content.read(), f"{archive}: {member.name}")
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # what a damaged archive raises has no common class
         raise DataError(f"{archive} is a damaged archive ({error}); get it again.") from error
     missing = [name for names in BATCHES.values() for name in names if name not in batches]
     if missing:
         raise DataError(f"{archive} has no {missing[0]}; give the official archive of CIFAR-10.")
     return batches
+
+
+def _check_size(num_bytes: int, where: str) -> None:
+    if num_bytes > BATCH_BYTES:
+        raise DataError(f"{where} is of {num_bytes:,} bytes, no batch of CIFAR-10; get the official archive again.")
 
 
 def _parse_python(data: bytes, where: str) -> Batch:

@@ -1,15 +1,17 @@
 """The idx files of the MNIST family. Shapes: N samples, H height, W width."""
 
-import gzip
 import math
 import struct
-import zlib
 
 import numpy as np
 
+from ebmscale.data.compressed import Gunzip, check_memory
 from ebmscale.data.formats.source import Arrays, Source, set_name, source_of_arrays
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
+from ebmscale.stored import check_regular
+
+EXCESS_BYTES = 1 << 16  # that are read of a file beyond its end by the header, to say how far it is off
 
 
 def idx(src: str) -> Source:
@@ -44,34 +46,56 @@ def _read_idx(storage: Storage, name: str, num_dims: int) -> np.ndarray:
 
     Header: two zero bytes, 0x08 for unsigned byte, the number of dimensions, then each dimension as uint32; big endian.
     """
-    name, data = _read_plain_or_gzip(storage, name)
-    header_bytes = 4 + 4 * num_dims
-    magic = data[:4]
-    if magic != bytes([0, 0, 8, num_dims]) or len(data) < header_bytes:
+    name, content = _open(storage, name)
+    header_bytes, where = 4 + 4 * num_dims, storage.url_of(name)
+    header = content.read(header_bytes)
+    if header[:4] != bytes([0, 0, 8, num_dims]) or len(header) < header_bytes:
+        content.read(EXCESS_BYTES)  # where it is rather a damaged gzip file, that says so
         raise DataError(
-            f"{storage.url_of(name)} is not an idx file of {num_dims}-dimensional unsigned bytes "
-            f"(it begins with {magic.hex()}); get the official file again."
+            f"{where} is not an idx file of {num_dims}-dimensional unsigned bytes "
+            f"(it begins with {header[:4].hex()}); get the official file again."
         )
-    shape = struct.unpack(f">{num_dims}I", data[4:header_bytes])
-    if len(data) - header_bytes != math.prod(shape):
-        raise DataError(
-            f"{storage.url_of(name)} holds {len(data) - header_bytes} bytes of data where its header says "
-            f"{math.prod(shape)}; get the official file again."
-        )
-    return np.frombuffer(data, np.uint8, offset=header_bytes).reshape(shape)
+    shape = struct.unpack(f">{num_dims}I", header[4:])
+    if 0 in shape:
+        raise DataError(f"{where} says that its data are of shape {shape}, so it holds nothing; get the file again.")
+    size = math.prod(shape)
+    data = content.read(min(size, content.most) + EXCESS_BYTES)
+    if len(data) != size:
+        held = f"{len(data)} bytes" if len(data) < size + EXCESS_BYTES else f"more than {size} bytes"
+        raise DataError(f"{where} holds {held} of data where its header says {size}; get the official file again.")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _read_plain_or_gzip(storage: Storage, name: str) -> tuple[str, bytes]:
-    """The name found (with or without .gz) and the uncompressed content."""
-    if storage.exists(name):
-        return name, storage.read_bytes(name)
+class _Plain:
+    """A file that is not compressed, read from its beginning."""
+
+    def __init__(self, storage: Storage, name: str):
+        self._storage, self._name, self._position = storage, name, 0
+        self.most = storage.size(name)
+
+    def read(self, length: int) -> bytes:
+        """The next bytes, fewer at the end."""
+        length = min(length, self.most - self._position)
+        found = self._storage.read_range(self._name, self._position, length) if length > 0 else b""
+        self._position += len(found)
+        return found
+
+
+def _open(storage: Storage, name: str) -> tuple[str, "_Plain | Gunzip"]:
+    """The name found (with or without .gz) and the content, uncompressed."""
     zipped = f"{name}.gz"
-    if not storage.exists(zipped):
-        raise DataError(
-            f"{storage.url} has neither {name} nor {zipped}; "
-            "give the folder that holds the four official idx files of the MNIST family."
-        )
-    try:
-        return zipped, gzip.decompress(storage.read_bytes(zipped))
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{storage.url_of(zipped)} is a damaged gzip file ({error}); get it again.") from error
+    for found in (name, zipped):
+        if not storage.exists(found):
+            continue
+        where = storage.url_of(found)
+        check_regular(storage, found, DataError)
+        if found == name:
+            plain = _Plain(storage, name)
+            check_memory(plain.most, where)
+            return name, plain
+        check_memory(storage.size(zipped), where)
+        return zipped, Gunzip(storage.read_bytes(zipped), where)
+    raise DataError(
+        f"{storage.url} has neither {name} nor {zipped}; "
+        "give the folder that holds the four official idx files of the MNIST family."
+    )

@@ -1,7 +1,7 @@
 """Any folder of image files; each is decoded when its turn comes.
 
-An image is turned as its EXIF tag says, becomes RGB or grey, is cropped to its centre, and is resized by Pillow's
-bicubic filter, which averages when it makes smaller. Shapes: C channels, H height, W width.
+An image is turned as its EXIF tag says, becomes RGB or grey of 8 bits (see `pixels`), is cropped to its centre, and is
+resized by Pillow's bicubic filter, which averages when it makes smaller. Shapes: C channels, H height, W width.
 """
 
 import hashlib
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ebmscale.data.formats.source import Record, Source, local_source, set_name
+from ebmscale.data.formats.source import Record, Source, check_file, local_source, set_name
+from ebmscale.data.names import printable
+from ebmscale.data.parts import PARTS, parts_of
+from ebmscale.data.pixels import channels_first, check_size, to_eight_bits, upright
 from ebmscale.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_PARTS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,29 @@ class ImageFile:
     def __call__(self) -> np.ndarray:
         """Decode the file; DataError where it is damaged."""
         try:
+            check_file(self.path)
             with Image.open(self.path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("L" if self.grey else "RGB")
+                check_size(opened)
+                opened.load()
+                image = upright(_plain(opened, self.path)).convert("L" if self.grey else "RGB")
+        except DataError:
+            raise
         except Exception as error:  # what a damaged image raises has no common class
+            reason = printable(str(error))
             raise DataError(
-                f"{self.path} is no image that can be read ({error}); delete it or get it again."
+                f"{printable(self.path)} is no image that can be read ({reason}); delete it or get it again."
             ) from error
         if self.size is not None:
             image = _square(image, self.crop).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image)
-        return pixels[None] if self.grey else pixels.transpose(2, 0, 1)
+        return channels_first(np.asarray(image))
+
+
+def _plain(image: Image.Image, path: Path) -> Image.Image:
+    """The image in 8 bits, or the reason why it has none."""
+    try:
+        return to_eight_bits(image)
+    except ValueError as error:
+        raise DataError(f"{printable(path)} cannot become a picture of 8 bits: {error}.") from error
 
 
 def _square(image: Image.Image, side: int | None) -> Image.Image:
@@ -62,9 +77,10 @@ def _square(image: Image.Image, side: int | None) -> Image.Image:
 def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
     """Every image file below a folder; a sample's class is the first folder on the way to it, if there is one.
 
-    Where the folders at the top are `train` and `test`, these are the parts and the classes lie below them; else all
-    is part train. Files whose ending is none of `ENDINGS`, and hidden ones, are passed over and counted. A key is made
-    of the path, so that a sample stays in its split when others are added.
+    Where the folders at the top, or those one level below all of them, are the parts of a set (train/, val/, test/ and
+    the like, see `parts.parts_of`), images are of these parts, and the class is the first other folder on the way; else
+    all is part train. Files whose ending is none of `ENDINGS`, hidden ones, and links that lead nowhere are passed over
+    and counted. A key is made of the path, so that a sample stays in its split when others are added.
 
     Args:
         src: the folder.
@@ -72,18 +88,17 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
         grey: one channel instead of three.
 
     Raises:
-        DataError: no image is there, or an image is damaged.
+        DataError: no image is there, an image is damaged, or it cannot be told which part images belong to.
     """
     root = local_source(src)
     files, num_skipped = _image_files(root)
     if not files:
-        raise DataError(f"{root} has no image below it ({num_skipped} other files); give a folder of images.")
-    tops = {file.parts[0] for file in files if len(file.parts) > 1}
-    in_parts = tops == set(_PARTS) and all(len(file.parts) > 1 for file in files)
-    samples: dict[str, list[tuple[Path, str | None]]] = {part: [] for part in _PARTS}
-    for file in files:
-        part, inner = (file.parts[0], file.parts[1:]) if in_parts else ("train", file.parts)
-        samples[part].append((file, inner[0] if len(inner) > 1 else None))
+        raise DataError(
+            f"{printable(root)} has no image below it ({num_skipped} other files); give a folder of images."
+        )
+    samples: dict[str, list[tuple[Path, str | None]]] = {part: [] for part in PARTS}
+    for file, (part, name) in zip(files, _places(root, files), strict=True):
+        samples[part].append((file, name))
     classes = sorted({name for part in samples.values() for _, name in part if name is not None})
     labels = {name: label for label, name in enumerate(classes)} | {None: -1}
 
@@ -92,15 +107,49 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
             for file, name in members:
                 yield Record(_key(file), ImageFile(root / file, size, grey), labels[name], part)
 
-    shape = ImageFile(root / files[0], size, grey)().shape
-    counts = {part: len(members) for part, members in samples.items() if members}
-    return Source(set_name(root, "folder"), "folder", shape, "uint8", classes, counts, records, num_skipped)
+    return Source(
+        set_name(root, "folder"),
+        "folder",
+        ImageFile(root / files[0], size, grey)().shape,
+        "uint8",
+        classes,
+        {part: len(members) for part, members in samples.items() if members},
+        records,
+        num_skipped,
+        tuple(root / file for file in files),
+    )
+
+
+def _places(root: Path, files: list[Path]) -> Iterator[tuple[str, str | None]]:
+    """Part and class of each image, from the folders on the way to it."""
+    for depth in range(2):
+        names = {file.parts[depth] for file in files if len(file.parts) > depth + 1}
+        parts = parts_of(sorted(names), printable(root))
+        if parts is not None and (depth == 0 or set(parts.values()) != {"train"}):
+            break
+    else:
+        yield from (("train", _class(file.parts[:-1])) for file in files)
+        return
+    astray = next((file for file in files if len(file.parts) <= depth + 1), None)
+    if astray is not None:
+        raise DataError(
+            f"{printable(root / astray)} lies beside the folders {', '.join(map(printable, sorted(parts)[:6]))}, which "
+            "are parts of a set; move it into one of them or away."
+        )
+    num_tops = len({file.parts[0] for file in files})
+    for file in files:
+        above = file.parts[:depth] if num_tops > 1 else ()  # a folder around all of them is no class
+        yield parts[file.parts[depth]], _class((*above, *file.parts[depth + 1 : -1]))
+
+
+def _class(folders: tuple[str, ...]) -> str | None:
+    return printable(folders[0]) if folders else None
 
 
 def _image_files(root: Path) -> tuple[list[Path], int]:
     """Paths below the folder, sorted, and how many files are no images. Links to folders are followed once at most."""
     if not root.is_dir():
-        raise DataError(f"{root} is no folder; give a folder of images.")
+        raise DataError(f"{printable(root)} is no folder; give a folder of images.")
     found, num_skipped, seen = [], 0, set()
     for place, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -109,7 +158,12 @@ def _image_files(root: Path) -> tuple[list[Path], int]:
             continue
         seen.add(os.path.realpath(place))
         for name in files:
-            if name.lower().endswith(ENDINGS) and not name.startswith("."):
+            # neither a link that leads nowhere nor a pipe, which would be waited for, is an image
+            if (
+                name.lower().endswith(ENDINGS)
+                and not name.startswith(".")
+                and os.path.isfile(os.path.join(place, name))
+            ):
                 found.append(Path(place, name).relative_to(root))
             else:
                 num_skipped += 1
@@ -118,6 +172,6 @@ def _image_files(root: Path) -> tuple[list[Path], int]:
 
 def _key(file: Path) -> str:
     """The path in letters that a key may have, and a hash that tells apart what then looks the same."""
-    path = file.as_posix()
     readable = re.sub(r"[^A-Za-z0-9]+", "-", file.with_suffix("").as_posix()).strip("-")[-60:]
-    return f"{readable}-{hashlib.blake2b(path.encode(), digest_size=6).hexdigest()}"
+    path = os.fsencode(file.as_posix())  # also names that are no UTF-8
+    return f"{readable}-{hashlib.blake2b(path, digest_size=6).hexdigest()}"

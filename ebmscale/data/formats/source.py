@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ebmscale.data.labels import number_labels
+from ebmscale.data.names import printable
 from ebmscale.errors import DataError
 
 
@@ -18,7 +20,7 @@ class Record(NamedTuple):
     key: str
     image: np.ndarray | Callable[[], np.ndarray]  # (C, H, W), or what reads it, from any thread
     label: int
-    part: str  # "train" or "test", the official split
+    part: str  # one of `parts.PARTS`, the official split
 
     def load(self) -> np.ndarray:
         """The image, (C, H, W); DataError where its file is damaged."""
@@ -38,6 +40,9 @@ class Source:
         counts: number of records of each part, in the order in which they come.
         records: starts the iteration over all records, part after part, always in the same order.
         num_skipped: files that were passed over because they are no images.
+        files: what is read on this machine, from which `packed` tells whether the source changed; none where it is not
+            known.
+        notes: what a user should know of how the files were read, a phrase each.
     """
 
     name: str
@@ -48,6 +53,8 @@ class Source:
     counts: dict[str, int]
     records: Callable[[], Iterator[Record]]
     num_skipped: int = 0
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Arrays(NamedTuple):
@@ -65,11 +72,12 @@ class Arrays(NamedTuple):
             yield Record(f"{self.prefix}-{number:06d}", self.images[number], label, self.part)
 
 
-def source_of_arrays(name: str, format: str, stretches: list[Arrays], classes: list[str] | None = None) -> Source:
-    """A source of arrays in memory, or mapped into it; without `classes` they are the numbers up to the last label."""
+def source_of_arrays(
+    name: str, format: str, stretches: list[Arrays], classes: list[str] | None = None, files: tuple[Path, ...] = ()
+) -> Source:
+    """A source of arrays in memory, or mapped into it; without `classes` they are the labels' numbers."""
     if classes is None:
-        tops = [int(stretch.labels.max()) for stretch in stretches if stretch.labels is not None]
-        classes = [str(label) for label in range(1 + max(tops, default=-1))]
+        classes, stretches = _numbered(stretches)
     counts: dict[str, int] = {}
     for stretch in stretches:
         counts[stretch.part] = counts.get(stretch.part, 0) + len(stretch.images)
@@ -79,7 +87,20 @@ def source_of_arrays(name: str, format: str, stretches: list[Arrays], classes: l
         for stretch in stretches:
             yield from stretch.records()
 
-    return Source(name, format, first.shape[1:], first.dtype.name, classes, counts, records)
+    return Source(name, format, first.shape[1:], first.dtype.name, classes, counts, records, files=files)
+
+
+def _numbered(stretches: list[Arrays]) -> tuple[list[str], list[Arrays]]:
+    """The classes' names, and the stretches with labels that are indices into them."""
+    labels = [stretch.labels for stretch in stretches if stretch.labels is not None]
+    values = np.unique(np.concatenate(labels)) if labels else np.empty(0, np.int64)
+    classes, numbers = number_labels(values.tolist())
+    index = np.array(numbers, np.int64)
+    return classes, [
+        stretch if stretch.labels is None
+        else stretch._replace(labels=index[np.searchsorted(values, stretch.labels)])
+        for stretch in stretches
+    ]  # fmt: skip
 
 
 def local_source(src: str) -> Path:
@@ -88,8 +109,17 @@ def local_source(src: str) -> Path:
     if "://" in str(src).removeprefix("file://"):
         raise DataError(f"{src} is not on this machine; copy the files to a folder here and give that.")
     if not path.exists():
-        raise DataError(f"{path} does not exist; give the folder or file that holds the data.")
+        raise DataError(f"{printable(path)} does not exist; give the folder or file that holds the data.")
+    if not (path.is_file() or path.is_dir()):
+        raise DataError(f"{printable(path)} is neither a file nor a folder; give the one that holds the data.")
     return path
+
+
+def check_file(path: Path) -> None:
+    """Refuses what would never end, or is no file; DataError says what it is."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise DataError(f"{printable(path)} is {kind} where a file belongs; take it away.")
 
 
 def set_name(path: str | os.PathLike[str], default: str) -> str:

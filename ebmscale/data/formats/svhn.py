@@ -1,11 +1,13 @@
 """SVHN's cropped digits in MATLAB files of version 5. Shapes: N samples of (3, 32, 32)."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ebmscale.data.formats.source import Arrays, Record, Source, local_source
+from ebmscale.data.compressed import check_expansion
+from ebmscale.data.formats.source import Arrays, Record, Source, check_file, local_source
 from ebmscale.errors import DataError
 
 _SIDE = 32
@@ -37,13 +39,15 @@ def svhn(src: str) -> Source:
             yield from Arrays(_PARTS[prefix], prefix, images, labels).records()
 
     shape = (3, _SIDE, _SIDE)
-    return Source("svhn", "svhn", shape, "uint8", [str(digit) for digit in range(10)], counts, records)
+    classes = [str(digit) for digit in range(10)]
+    return Source("svhn", "svhn", shape, "uint8", classes, counts, records, files=tuple(files.values()))
 
 
 def _num_samples(file: Path) -> int:
     """N, from the file's headers: X is (32, 32, 3, N) bytes and y is (N, 1)."""
     from scipy.io import whosmat  # noqa: PLC0415  a slow import that only this format needs
 
+    check_file(file)
     try:
         found = {name: (shape, kind) for name, shape, kind in whosmat(file)}
     except Exception as error:  # scipy raises whatever a damaged file leads it to
@@ -54,6 +58,7 @@ def _num_samples(file: Path) -> int:
         raise DataError(
             f"{file} holds {layout} where X uint8 (32, 32, 3, N) and y (N, 1) belong; get the cropped digits of SVHN."
         )
+    check_expansion(math.prod(shape), file.stat().st_size, str(file))
     return shape[3]
 
 
@@ -65,6 +70,8 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
         content = loadmat(file, variable_names=("X", "y"))
     except Exception as error:  # as above
         raise _damaged(file, error) from error
+    if content["X"].dtype != np.uint8 or content["y"].dtype.kind not in "uif":
+        raise DataError(f"{file} holds {content['X'].dtype} and {content['y'].dtype}, no images and labels.")
     labels = content["y"].reshape(-1).astype(np.int64) % 10
     if content["y"].min() < 1 or content["y"].max() > 10:
         raise DataError(f"{file} has labels outside 1 to 10; get the cropped digits of SVHN.")

@@ -1,0 +1,58 @@
+"""What this machine has: memory and processors, as far as this process may use them."""
+
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def num_cpus() -> int:
+    """Logical processors."""
+    return os.cpu_count() or 1
+
+
+def total_memory() -> int | None:
+    """Bytes of memory: the machine's, or fewer where its control group has a limit; None where it is not known."""
+    found = [size for size in (_system("SC_PHYS_PAGES"), _limit()) if size is not None]
+    return min(found, default=None)
+
+
+def free_memory() -> int | None:
+    """Bytes that can be had now without swapping; None where it is not known."""
+    available, limit = _available(), _limit()
+    if limit is not None:
+        used = _number(_CGROUP / "memory.current") or 0
+        available = min(limit - used, limit if available is None else available)
+    return available
+
+
+def _system(name: str) -> int | None:
+    try:
+        return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+
+
+def _available() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return _system("SC_AVPHYS_PAGES")
+
+
+def _limit() -> int | None:
+    """Of the control group, in either version."""
+    places = (_CGROUP / "memory.max", _CGROUP / "memory" / "memory.limit_in_bytes")
+    found = [size for size in map(_number, places) if size is not None]
+    return min(found, default=None)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isascii() and text.isdigit() else None

@@ -1,0 +1,144 @@
+"""Files of a run, a search or a data set, read as a stranger's: within a limit of bytes, in the form a model says.
+
+Whoever can write to a storage can put anything there. A document is read here alone: what is no regular file, is
+larger than such a document can be, or is of another form ends in one sentence.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ebmscale.documents import read_json
+from ebmscale.errors import DamagedError, EbmscaleError
+from ebmscale.storage import Storage
+
+T = TypeVar("T")
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+DOCUMENT_BYTES = 64 * 2**20
+"""The most that a document may have, unless its reader says otherwise."""
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Size = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+Number = Annotated[float, Field(strict=True)]
+FileName = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$", max_length=255)]
+"""A name in a folder: no path, not hidden, no control characters."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Stored(BaseModel):
+    """What a document holds. Keys that a later version adds are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+def read_file(storage: Storage, path: str, limit: int, error: type[EbmscaleError] = DamagedError) -> bytes:
+    """The whole content of a file of at most `limit` bytes.
+
+    Raises:
+        NotFoundError: it is not there.
+        StorageError: the storage refuses.
+        EbmscaleError: an `error`, where it is larger, or no regular file.
+    """
+    check_regular(storage, path, error)
+    size = storage.size(path)
+    if size is not None and size > limit:  # servers need not tell
+        raise error(f"{storage.url_of(path)} is damaged: it has {size:,} bytes, and at most {limit:,} belong there.")
+    return storage.read_bytes(path)
+
+
+def check_regular(storage: Storage, path: str, error: type[EbmscaleError] = DamagedError) -> None:
+    """Refuses what would never end or cannot be read: pipes, devices, folders.
+
+    Raises:
+        EbmscaleError: an `error`, where something else than a file is there.
+    """
+    local = storage.local_path(path)
+    if local is None:
+        return
+    try:
+        mode = os.stat(local).st_mode
+    except (OSError, ValueError):  # the reading will say so
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise error(f"{storage.url_of(path)} is {kind} where a file belongs; take it away or give another address.")
+
+
+def read_document(
+    storage: Storage,
+    path: str,
+    form: type[T],
+    error: type[EbmscaleError] = DamagedError,
+    limit: int = DOCUMENT_BYTES,
+    non_finite: bool = False,
+) -> T:
+    """A JSON document in the form of a model, a dataclass or another type.
+
+    Args:
+        storage: where it lies.
+        path: its place there.
+        form: what it holds.
+        error: the class of the error where it is something else.
+        limit: bytes that it may have.
+        non_finite: whether numbers may be NaN or infinite, as `json.dumps` writes them.
+
+    Raises:
+        NotFoundError: it is not there.
+        StorageError: the storage refuses.
+        EbmscaleError: an `error`, where it is too large, no JSON, or of another form.
+    """
+    where = storage.url_of(path)
+    value = read_json(read_file(storage, path, limit, error), where, error, non_finite=non_finite)
+    return as_form(value, form, where, error)
+
+
+def _adapter_of(form: Any) -> TypeAdapter[Any]:
+    """What validates a form; made once, as it takes milliseconds."""
+    if form not in _ADAPTERS:
+        _ADAPTERS[form] = TypeAdapter(form)
+    return _ADAPTERS[form]
+
+
+def as_form(value: Any, form: type[T], what: str, error: type[EbmscaleError] = DamagedError) -> T:
+    """Plain values in the form of a model, a dataclass or another type; `what` names them.
+
+    Raises:
+        EbmscaleError: an `error`, where they are of another form.
+    """
+    try:
+        return _adapter_of(form).validate_python(value)
+    except ValidationError as problem:
+        raise error(f"{what} is damaged or of another version of ebmscale: {explain(problem)}.") from None
+
+
+def digest(document: Mapping[str, Any]) -> str:
+    """The sha256 of a document's content, however it is laid out; hexadecimal."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem in a few words."""
+    problem = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part)[:60] for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:].rstrip(".")
+    given = "" if problem["type"] in ("missing", "value_error") else f", not {_shown(problem['input'])}"
+    return f"{where}: {message}{given}" if where else f"{message}{given}"
+
+
+def _shown(value: Any) -> str:
+    """A value that anyone wrote, in a few characters; containers are named by their kind."""
+    if isinstance(value, dict | list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, str):
+        value = value[:40]
+    elif isinstance(value, int) and value.bit_length() > 128:
+        return "a number of many digits"
+    return ascii(value)[:60]
