@@ -33,7 +33,9 @@ def pack(
     """Pack a data set into shards; the same command goes on where it was killed.
 
     FORMAT is digits (embedded; SRC is -), idx (the MNIST family), cifar10, svhn, celeba, folder (of images; class =
-    first folder below) or npy (arrays, latents: .npy, .npz or a folder of .npy). JPEG is of quality 95.
+    first folder below) or npy (arrays, latents: .npy, .npz or a folder of .npy). Folders, files and arrays called
+    train, val or test (train2017, x_test, ...) are the set's parts. JPEG is of quality 95. A set that is there already
+    is compared with its source, and what differs is said.
     """
     from ebmscale.data.formats import open_source  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415
@@ -84,7 +86,10 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
 @click.argument("url")
 @click.option("--shape", help="C,H,W of raw .bin members, which do not carry it.")
 def index(url: str, shape: str | None) -> None:
-    """Write the manifest of WebDataset shards that others made: they are read once, and can then be trained on."""
+    """Write the manifest of WebDataset shards that others made: they are read once, and can then be trained on.
+
+    The words train, val and test in a shard's name say its part. What is not in the set is counted in the last line.
+    """
     from ebmscale.data.index import index as write_manifest  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415

@@ -64,7 +64,7 @@ class Sample:
 
     images: dict[str, Payload | str] = field(default_factory=dict)
     labels: dict[str, Label | LabelError | None] = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
+    others: tuple[str, ...] = ()
 
     def image(self, kind: Kind) -> Payload | str:
         """The image of that kind, or why there is none."""
@@ -86,10 +86,11 @@ class Sample:
 
 @dataclass
 class Scan:
-    """A tar that was read: its samples by key, in the order of their first members."""
+    """A tar that was read: its samples by key, in the order of their first members, and their kinds, each once."""
 
     file: str
     samples: dict[str, Sample] = field(default_factory=dict)
+    kinds: dict[Kind, Kind] = field(default_factory=dict)
     num_bytes: int = 0
     sha256: str = ""
 
@@ -111,7 +112,7 @@ def scan(storage: Storage, file: str, shape: Shape | None) -> Scan:
         for member in tar_members(source, _LIMITS):
             if member.link is not None:
                 links.append((member.name, member.link))
-            elif not _add(result.samples, member, shape):
+            elif not _add(result, member, shape):
                 raise DataError(
                     f"Shard {storage.url_of(file)} holds a key twice ({'.'.join(member.name)}); "
                     "give every sample a key of its own."
@@ -126,15 +127,16 @@ def scan(storage: Storage, file: str, shape: Shape | None) -> Scan:
     return result
 
 
-def _add(samples: dict[str, Sample], member: Member, shape: Shape | None) -> bool:
+def _add(result: Scan, member: Member, shape: Shape | None) -> bool:
     """Note a file in its sample; False where it is there already."""
-    sample, (_, name) = samples.setdefault(member.name.key, Sample()), member.name
+    sample, name = result.samples.setdefault(member.name.key, Sample()), member.name.field
     if member.name.ending in ENCODINGS:
         name = _image_field(name)
         if name in sample.images:
             return False
         try:
-            sample.images[name] = _describe(member, name, shape)
+            found = _describe(member, name, shape)
+            sample.images[name] = found._replace(kind=result.kinds.setdefault(found.kind, found.kind))
         except ValueError as error:
             sample.images[name] = str(error)
     elif member.name.ending in LABEL_ENDINGS:
@@ -145,7 +147,7 @@ def _add(samples: dict[str, Sample], member: Member, shape: Shape | None) -> boo
         except LabelError as error:
             sample.labels[name] = error
     else:
-        sample.others.append(name)
+        sample.others = (*sample.others, name)
     return True
 
 

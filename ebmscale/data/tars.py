@@ -6,6 +6,7 @@ follows the last dot is the ending. So a/b.input.png has the key a/b, the field 
 
 import hashlib
 import posixpath
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -132,7 +133,7 @@ def _name(path: str) -> Name | None:
     stem, _, field = name.partition(".")
     if not stem or not field:
         return None
-    return Name(printable(f"{folder}/{stem}" if folder else stem), printable(field.lower()))
+    return Name(printable(f"{folder}/{stem}" if folder else stem), sys.intern(printable(field.lower())))
 
 
 def _member(tar: tarfile.TarFile, found: tarfile.TarInfo, name: Name, limits: Mapping[str, int]) -> Member:
