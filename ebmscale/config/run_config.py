@@ -127,8 +127,20 @@ class RunConfig(Block):
         return self
 
     def dump(self) -> str:
-        """The resolved configuration as YAML."""
+        """The resolved configuration as YAML, without the secrets of addresses."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def check_secrets(self, why: str) -> None:
+        """Refuses an address with a password or a token in it, for a use that would show it to others.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        for key in ("storage.url", "storage.endpoint_url", "data.url", "data.endpoint_url", "data.source"):
+            block, name = key.split(".")
+            address = getattr(getattr(self, block), name)
+            if address is not None and address.has_secrets:
+                raise ConfigError(f"{key} {address} holds a password or a token, and {why}.")
 
 
 CIRCUMSTANCES = (
@@ -176,7 +188,7 @@ def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> Ru
     Raises:
         ConfigError: a key is unknown, a value has the wrong type or range, or they do not go together.
     """
-    tree = config.model_dump(mode="json")
+    tree = config.model_dump()
     for key, value in values.items():
         *parents, last = key.split(".")
         node = tree

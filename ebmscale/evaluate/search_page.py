@@ -10,7 +10,7 @@ import yaml
 
 from ebmscale.config import RunConfig
 from ebmscale.evaluate import search_pictures as charts
-from ebmscale.evaluate.pages import Figure, Picture, render, without_credentials
+from ebmscale.evaluate.pages import Figure, Picture, render
 from ebmscale.evaluate.pictures import data_uri
 from ebmscale.evaluate.search_importance import importance, importance_note
 from ebmscale.search.ledger import short
@@ -57,7 +57,7 @@ def search_page(
         rows=[_row(space, record) for record in records],
         best_text=best_text,
         space_text=yaml.safe_dump(space.dump(), sort_keys=False),
-        address=without_credentials(store.storage.url),
+        address=store.storage.url,
         versions={"ebmscale": __version__, "Python": platform.python_version()},
     )
 

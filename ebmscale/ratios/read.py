@@ -27,10 +27,10 @@ def read_samples(url: str, name: str) -> Tensor:
     Raises:
         DataError: there are no samples.
     """
-    if url.endswith((".npy", ".npz")):
+    storage = Storage.at(url)
+    if storage.url.suffix in (".npy", ".npz"):
         values = _read_numpy(url)
     else:
-        storage = Storage.at(url)
         if not storage.exists(FILE):
             raise DataError(f"{url} is no .npy or .npz file and no set of shards; give one of these.")
         values = read_split(storage, Manifest.load(storage), "train")[0].numpy()
@@ -42,8 +42,8 @@ def read_samples(url: str, name: str) -> Tensor:
 
 
 def _read_numpy(url: str) -> np.ndarray:
-    folder, _, file = url.rpartition("/")
-    content = io.BytesIO(Storage.at(folder or ".").read_bytes(file))
+    storage, file = Storage.of_file(url)
+    content = io.BytesIO(storage.read_bytes(file))
     try:
         loaded = np.load(content, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

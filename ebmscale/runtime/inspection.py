@@ -7,7 +7,7 @@ from ebmscale.data.manifest import FILE, Manifest, inspect_shards
 from ebmscale.errors import DataError, EbmscaleError, StorageError
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import FOLDER, CheckpointStore
-from ebmscale.training.model import ABOUT_FILE, load
+from ebmscale.training.model import ABOUT_FILE, open_model
 from ebmscale.training.run import CONFIG_FILE
 
 
@@ -61,7 +61,7 @@ def _run(storage: Storage) -> Inspection:
 
 
 def _export(storage: Storage) -> Inspection:
-    model = load(storage.url)
+    model = open_model(storage)
     row = [f"{model.samples_seen:,}", str(model.prior.num_stages), "x".join(map(str, model.image_shape)), "ok"]
     return Inspection("export", f"export {storage.url}", ["samples seen", "stages", "image", "state"], [row], None)
 

@@ -50,7 +50,7 @@ def import_ray() -> Any:
 
 def given_address(block: RayBlock) -> str | None:
     """The address of the cluster to join, None to start Ray here."""
-    address = block.address or os.environ.get("RAY_ADDRESS") or None
+    address = (block.address and block.address.real) or os.environ.get("RAY_ADDRESS") or None
     if address is not None and address.startswith(("http://", "https://")):
         raise ConfigError(
             f"{address} is where jobs are sent to: use `ebmscale submit CONFIG --address {address}`; "

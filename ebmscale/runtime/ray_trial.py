@@ -25,7 +25,7 @@ from ebmscale.search.objectives import AT_INTERVAL, EVALUATED, evidence_report
 from ebmscale.search.population import take_over
 from ebmscale.search.space import EvaluateBlock, Space
 from ebmscale.search.trial import Record, SearchStore, folder_of
-from ebmscale.storage import Storage
+from ebmscale.storage import Storage, open_storage
 from ebmscale.training.checkpoint import CheckpointStore, position_of
 from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 CALL_S = 60.0
 
-Measure = Callable[[Storage, list[str], EvaluateBlock], dict[str, float]]
-"""What is measured on a finished run: its storage, the wanted names and on which images; their values."""
+Measure = Callable[[Storage, list[str], EvaluateBlock, Storage], dict[str, float]]
+"""What is measured on a finished run: its storage, the wanted names, on which images, and the set; their values."""
 
 
 class Desk:
@@ -138,7 +138,8 @@ def _go(setup: TrialSetup, record: Record, link: "_Link") -> Order | None:
     order = _train_here(config, link) if not config.ray.num_workers else _train_on_workers(config, link)
     if order is None:
         wanted = [o.metric for o in setup.space.objectives if o.metric.startswith(EVALUATED)]
-        link.end(None, setup.measure(run, wanted, setup.space.evaluate) if wanted and setup.measure else {})
+        measure, data = setup.measure, open_storage(config.data)
+        link.end(None, measure(run, wanted, setup.space.evaluate, data) if wanted and measure else {})
     return order
 
 
