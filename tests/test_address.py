@@ -69,7 +69,7 @@ def test_the_overrides_of_a_space_are_saved_without_secrets():
     space = parse_space(
         {
             "num_trials": 1,
-            "objectives": [{"metric": "held_out_mse"}],
+            "objectives": [{"metric": "held_out_mse", "direction": "min"}],
             "overrides": {"data.url": "http://user:PASSW0RD@h/d"},
             "space": {"model.sigma": {"choice": [0.1, 0.2]}},
         }

@@ -21,6 +21,12 @@ from ebmscale.world import World
 from tests.slow_server import SlowServer
 
 HEARD_S = 5.0
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests run in the background
+from ebmscale.cli import main
+main()
+"""
 
 
 @pytest.fixture
@@ -114,7 +120,7 @@ def test_a_stop_ends_a_wait_for_other_clients_and_pauses(stuck):
 def test_a_command_that_waits_ends_as_interrupted(server, number):
     server.mood = "dripping"
     process = subprocess.Popen(
-        [sys.executable, "-m", "ebmscale", "inspect", server.url],
+        [sys.executable, "-c", PROGRAM, "inspect", server.url],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"NO_PROXY": "127.0.0.1"},

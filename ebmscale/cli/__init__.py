@@ -23,7 +23,8 @@ __all__ = ["about", "cli", "main", "measuring", "models", "ratios", "running", "
 def main() -> None:
     """The program: runs a command, and turns errors into one sentence and an exit code."""
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    handler.setFormatter(_Clean("%(message)s"))
     logging.getLogger("ebmscale").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     heard = [signal.SIGTERM] if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else [signal.SIGTERM, signal.SIGINT]
     for number in heard:  # training listens for itself
@@ -43,6 +44,14 @@ def main() -> None:
         sys.exit(Interrupted.exit_code)
     finally:
         LEAVING.set()  # no thread keeps the process waiting for a storage
+
+
+class _Clean(logging.Formatter):
+    """Also what other libraries say shows no secret of an address."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message."""
+        return clean(super().format(record))
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

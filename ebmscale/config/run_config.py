@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError, model_validator
 
+from ebmscale.address import Address
 from ebmscale.config.blocks import (
     Block,
     DataBlock,
@@ -136,10 +137,10 @@ class RunConfig(Block):
         Raises:
             ConfigError: there is one.
         """
-        for key in ("storage.url", "storage.endpoint_url", "data.url", "data.endpoint_url", "data.source"):
-            block, name = key.split(".")
-            address = getattr(getattr(self, block), name)
-            if address is not None and address.has_secrets:
+        tree = self.model_dump()
+        for key in known_keys(RunConfig):
+            address = value_at(tree, key)
+            if isinstance(address, Address) and address.has_secrets:
                 raise ConfigError(f"{key} {address} holds a password or a token, and {why}.")
 
 

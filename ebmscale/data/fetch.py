@@ -26,8 +26,8 @@ from ebmscale.waits import TooSlow
 
 ATTEMPTS = 5  # in a row without a single new byte, before the next place is tried
 FIRST_PAUSE_S = 1.0  # doubled after every such attempt
-TIMEOUT_S = 60.0  # without an answer, or with fewer than
-LEAST_BYTES = 60_000  # of the file in that time
+ANSWER_S = 60.0  # without an answer
+TIMEOUT_S, LEAST_BYTES = 60.0, 60_000  # so few bytes in so many seconds are no answer either
 _READ_BYTES = 1 << 20
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -217,7 +217,7 @@ def _receive(url: Address, part: Path, progress: Progress) -> None:
     """One request for the bytes that are missing; ConnectionError where the body ends before its announced length."""
     start = _size(part)
     request = urllib.request.Request(url.real, headers={"Range": f"bytes={start}-"} if start else {})
-    with urllib.request.build_opener(_OnTheWeb).open(request, timeout=TIMEOUT_S) as answer:
+    with urllib.request.build_opener(_OnTheWeb).open(request, timeout=ANSWER_S) as answer:
         goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         start = start if goes_on else 0
         length = answer.headers.get("Content-Length")

@@ -7,6 +7,7 @@ recorded before training goes on, and before any checkpoint that knows of it.
 import json
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from ebmscale.address import clean
 from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError, Interrupted, StorageError, WorkersLostError
 from ebmscale.runtime.ray_session import import_ray, this_place
@@ -114,7 +116,7 @@ def run_trial(setup: TrialSetup, number: int) -> None:
             link.end(str(error))
             return
         except Exception as error:
-            log.exception("trial %d", number)
+            log.error("trial %d\n%s", number, clean(traceback.format_exc()))
             link.end(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
             return
         if order is None or order.kind != "move":

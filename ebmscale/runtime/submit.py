@@ -53,16 +53,16 @@ def submit(
     config = load_config(config_file, overrides)
     _check(config)
     package = examine_folder(Path(working_dir))
-    console.print(f"uploading {package.folder}: {package.summary()}", soft_wrap=True)
-    package.check()
-    client = connect(address)
-    words = [*overrides, *(["--all-ranks"] if all_ranks else [])]
     path = Path(config_file)
     if not package.holds(path) or any(clean(word) != word for word in overrides):
         config.check_secrets(
             "the job's command would show it to everyone who sees the cluster's jobs; write it into a configuration "
             "within --working-dir, or let the workers' own environment hold it"
         )
+    console.print(f"uploading {package.folder}: {package.summary()}", soft_wrap=True)
+    package.check()
+    client = connect(address)
+    words = [*overrides, *(["--all-ranks"] if all_ranks else [])]
     if package.holds(path):
         entrypoint = _command(str(path.resolve().relative_to(package.folder.resolve())), words)
     else:  # it would stay behind: its text goes along with the command
