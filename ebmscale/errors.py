@@ -1,10 +1,18 @@
 """Errors that a user can act on: one sentence that says what happened and what to do, and an exit code."""
 
+from ebmscale.address import clean
+
 
 class EbmscaleError(Exception):
-    """An error shown to the user without a traceback. `exit_code` is the code the command ends with."""
+    """An error shown to the user without a traceback. `exit_code` is the code the command ends with.
+
+    No secret of an address reaches its text, whatever the text was made of.
+    """
 
     exit_code = 1
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(clean(one) if isinstance(one, str) else one for one in arguments))
 
 
 class ConfigError(EbmscaleError):

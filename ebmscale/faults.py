@@ -32,9 +32,20 @@ class TruncatedRead(OSError):
     """Fewer bytes came than the file holds there."""
 
 
+class Unopenable(OSError):
+    """The client of this kind of storage cannot be made from the address and its options."""
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether asking again may help: time-outs, lost connections, cut bodies, busy or failing servers."""
     return any(_passes(one) for one in _chain(error))
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether an exception says that nothing is there; fsspec reports a failing HTTP server in the same way."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        return False
+    return not is_transient(error) and not _leaves_the_web(error) and status(error) in (None, 404, 410)
 
 
 def is_storage_failure(error: BaseException) -> bool:
@@ -59,6 +70,10 @@ def status(error: BaseException) -> int | None:
 
 def describe(error: BaseException) -> str:
     """The cause in a few words."""
+    if _leaves_the_web(error):
+        return "the server sends us on to an address that is not http(s)"
+    if isinstance(error, FileNotFoundError) and status(error) is not None:
+        return f"HTTP status {status(error)}"
     if isinstance(error, NotImplementedError):
         return "this kind of address can only be read"
     if isinstance(error, ValueError) and "Protocol not known" in str(error):
@@ -82,6 +97,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while current is not None:
         yield current
         current = current.__cause__
+
+
+def _leaves_the_web(error: BaseException) -> bool:
+    """Whether a server redirected to an address of another kind, which is never followed."""
+    return any(type(one).__name__.startswith("NonHttpUrl") for one in _chain(error))
 
 
 def _passes(error: BaseException) -> bool:

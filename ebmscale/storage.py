@@ -4,13 +4,18 @@ A `Storage` is an address and nothing more: it holds no open connection, so it c
 The filesystem behind it is looked up at each use, in the process and thread that use it (fsspec keeps one per
 process, thread and set of options), and its listing cache is dropped before every question about what exists.
 
+A name is a name: nothing in it is a pattern, a chain or an escape, whatever the storage makes of such characters.
+
 What fails for a reason that may pass (time-outs, lost connections, busy servers, cut bodies) is asked again, after
-pauses that double and vary at random; what fails for good becomes one `StorageError`.
+pauses that double and vary at random; what fails for good becomes one `StorageError`. No request waits for ever, and
+every wait hears a stop (see `waits`).
 """
 
 import base64
 import hashlib
 import os
+import shutil
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +23,23 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential_jitter
 
+from ebmscale.address import Address
 from ebmscale.config import AddressBlock
-from ebmscale.errors import DamagedError, NotFoundError, StorageError
-from ebmscale.faults import TruncatedRead, advice, describe, is_storage_failure, is_transient, status
+from ebmscale.errors import ConfigError, DamagedError, NotFoundError, StorageError
+from ebmscale.faults import (
+    TruncatedRead,
+    Unopenable,
+    advice,
+    describe,
+    is_missing,
+    is_storage_failure,
+    is_transient,
+    status,
+)
+from ebmscale.places import S3, linked, place_of, problem_of, remove
+from ebmscale.waits import Heard, TooSlow, Wait
 
 T = TypeVar("T")
 
@@ -30,6 +47,10 @@ RETRIES = 8  # about 26 s of pauses in all
 FIRST_PAUSE_S, LONGEST_PAUSE_S, JITTER_S = 0.1, 20.0, 0.2
 READS_AT_ONCE = 16  # requests of `read_ranges` in flight, where the storage is remote
 LARGEST_PUT = 5 * 2**30  # bytes that S3 takes in one request
+REQUEST_S, TOTAL_S = 40.0, 120.0  # for one request, and for it with all its repetitions,
+SLOWEST_BYTES_S = 200_000  # and as long again as its bytes take at this pace
+LONGEST_WEB_S = 300.0  # for a whole file by HTTP, whose server may say of its size what it likes
+ANSWER_AT_ONCE = (*S3, "http", "https", "memory")  # whose client is made, and hears a stop, without waiting
 _TEMPORARY = ".tmp"  # ending of what an interrupted local `publish` may leave behind; `list` does not show it
 
 
@@ -51,11 +72,16 @@ class Storage:
         url: absolute path of a local folder, or `scheme://place`, without a `/` at the end.
         options: what fsspec's filesystem takes (endpoint, credentials); never shown when the value is printed.
         retries: how often a request that failed for a passing reason is sent again.
+        stop: ends what waits for this storage with `Interrupted` once it is set; it is not pickled.
     """
 
-    url: str
+    url: Address
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
     retries: int = field(default=RETRIES, repr=False)
+    stop: threading.Event | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"stop": None}
 
     @classmethod
     def at(cls, url: str | os.PathLike[str], *, retries: int = RETRIES, **options: Any) -> "Storage":
@@ -63,31 +89,62 @@ class Storage:
 
         `s3://` finds its endpoint and credentials where AWS's own tools do (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
         AWS_PROFILE, ~/.aws, ...) unless `options` name them (`endpoint_url`, `anon`, `key`, `secret`).
-        `http(s)://` can only be read.
+        `http(s)://` can only be read. A query (`?sig=...`) of such an address goes with each request.
+
+        Raises:
+            ConfigError: the text is no address.
         """
-        text = os.fspath(url).removeprefix("file://")
-        if "://" not in text:
-            return cls(os.path.abspath(os.path.expanduser(text)), options, retries)
-        scheme, _, place = text.partition("://")
-        return cls(f"{scheme}://{place.rstrip('/')}", options, retries)
+        try:
+            return cls(Address.parse(url), options, retries)
+        except ValueError as error:
+            raise ConfigError(_capital(f"{error}.")) from None
+
+    @classmethod
+    def of_file(cls, url: str | os.PathLike[str]) -> tuple["Storage", str]:
+        """The storage of the folder that a file lies in, and the file's name.
+
+        Raises:
+            ConfigError: the text is no address of a file.
+        """
+        try:
+            folder, name = Address.parse(url).parted()
+            return cls(folder), name
+        except ValueError as error:
+            raise ConfigError(_capital(f"{error}.")) from None
 
     def child(self, path: str) -> "Storage":
         """The storage one or more folders below."""
         return replace(self, url=self.url_of(path))
 
-    def url_of(self, path: str = "") -> str:
+    def hearing(self, stop: threading.Event) -> "Storage":
+        """The same storage, whose waits end once `stop` is set."""
+        return replace(self, stop=stop)
+
+    def url_of(self, path: str = "") -> Address:
         """The full address of `path`, for messages and for other programs."""
-        if not path:
-            return self.url
-        return f"{self.url}{'' if self.url.endswith('/') else '/'}{path.strip('/')}"
+        problem = problem_of(self.url, path)
+        if problem is not None:
+            raise StorageError(f"{self.url} cannot hold a file {path!r}: {problem}; give it another name.")
+        return self.url.below(path)
 
     def local_path(self, path: str = "") -> Path | None:
         """The real path of `path` where this storage is a folder of this machine, else None."""
-        return None if "://" in self.url else Path(self.url_of(path))
+        return Path(self.url_of(path).real) if self.url.is_local else None
 
     def read_bytes(self, path: str) -> bytes:
         """The whole content of a file."""
-        return self._try("read", path, lambda fs, place: fs.cat_file(place))
+
+        def read(fs: Any, place: str) -> bytes:
+            try:
+                return fs.cat_file(place)
+            except TooSlow:
+                size = fs.info(place)["size"] or 0
+                limit_s = REQUEST_S + size / SLOWEST_BYTES_S
+                if limit_s < 2 * REQUEST_S:
+                    raise
+                return fs.within(min(limit_s, LONGEST_WEB_S) if self.url.is_web else limit_s).cat_file(place)
+
+        return self._try("read", path, read)
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """`length` bytes from byte `start` on; fewer where the file ends before, and never for another reason."""
@@ -101,18 +158,18 @@ class Storage:
                 raise
             return data if len(data) == length else _check_short(data, start, length, fs.info(place)["size"])
 
-        return self._try("read", path, read, what=f"bytes {start} to {start + length - 1} of ")
+        return self._try("read", path, read, what=f"bytes {start} to {start + length - 1} of ", num_bytes=length)
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
         """`read_range` of each; requests to a remote storage are in flight together."""
 
         def read(fs: Any, place: str) -> list[bytes | Exception]:
-            paths = [fs._strip_protocol(self.url_of(one.path)) for one in ranges]
+            paths = [place_of(fs, self.url_of(one.path)) for one in ranges]
             ends = [one.start + one.length for one in ranges]
             together = {"batch_size": READS_AT_ONCE} if fs.async_impl else {}
             return fs.cat_ranges(paths, [one.start for one in ranges], ends, on_error="return", **together)
 
-        answers = self._try("read", "", read)
+        answers = self._try("read", "", read, num_bytes=sum(one.length for one in ranges))
         return [
             answer if isinstance(answer, bytes) and len(answer) == one.length else self.read_range(*one)
             for answer, one in zip(answers, ranges, strict=True)
@@ -142,7 +199,7 @@ class Storage:
             try:
                 fs.info(place)
             except (FileNotFoundError, NotADirectoryError) as error:
-                if is_transient(error):  # fsspec reports a failing HTTP server as a missing file
+                if not is_missing(error):
                     raise
                 return False
             return True
@@ -157,9 +214,11 @@ class Storage:
             try:
                 places = fs.ls(place, detail=False)
             except FileNotFoundError as error:
-                if is_transient(error):
+                if not is_missing(error):
                     raise
                 return []
+            if self.url.is_web:
+                return linked(place, places)
             return [found for found in places if found.strip("/") != place.strip("/")]
 
         names = {found.rstrip("/").rpartition("/")[2] for found in self._try("list", path, ask)}
@@ -177,7 +236,7 @@ class Storage:
             if target is not None:
                 _replace_file(target, data)
                 return
-            if self.url.startswith(("http://", "https://")):
+            if self.url.is_web:
                 raise NotImplementedError
             fs.pipe_file(place, data, **self._upload_options(data))
             fs.invalidate_cache()
@@ -185,7 +244,7 @@ class Storage:
             if size != len(data):
                 raise TruncatedRead(f"{size} bytes arrived of {len(data)}")
 
-        self._try("write", path, write)
+        self._try("write", path, write, num_bytes=len(data))
 
     def append(self, path: str, text: str) -> None:
         """Add text to the end of a file, made if missing. Off local folders this rewrites the file: one writer only."""
@@ -210,15 +269,21 @@ class Storage:
     def delete(self, path: str) -> None:
         """Delete a file, or a folder with everything below it; nothing happens where there is none."""
 
-        def remove(fs: Any, place: str) -> None:
+        def delete(fs: Any, place: str) -> None:
             try:
-                fs.rm(place, recursive=True)
+                if target is None:
+                    remove(fs, place)
+                elif target.is_dir() and not target.is_symlink():
+                    shutil.rmtree(target)
+                else:
+                    target.unlink(missing_ok=True)
             except FileNotFoundError as error:  # also when a first try went through and its answer was lost
-                if is_transient(error):
+                if not is_missing(error):
                     raise
 
+        target = self.local_path(path)
         if self.exists(path):
-            self._try("delete", path, remove)
+            self._try("delete", path, delete)
 
     def sweep(self, path: str = "") -> None:
         """Delete what writers that were killed left behind directly below a local folder; no writer may be active."""
@@ -226,8 +291,12 @@ class Storage:
         for leftover in folder.glob(f".*{_TEMPORARY}") if folder is not None else ():
             leftover.unlink(missing_ok=True)
 
-    def probe(self) -> None:
-        """Write, read back and delete a small object; a `StorageError` says what to do where that fails."""
+    def probe(self, key: str = "storage.url") -> None:
+        """Write, read back and delete a small object; a `StorageError` says what to do where that fails.
+
+        Args:
+            key: what a person chooses this storage by.
+        """
         name = f".ebmscale-probe-{uuid.uuid4().hex}"
         try:
             self.publish(name, name.encode())
@@ -236,60 +305,87 @@ class Storage:
         except StorageError as error:
             raise StorageError(
                 f"{self.url} cannot be written to ({describe(error.__cause__ or error)}); "
-                "choose another storage.url or grant this account read, write and delete there."
+                f"choose another {key} or grant this account read, write and delete there."
             ) from error
         if not same:
-            raise StorageError(f"{self.url} gave back other bytes than were written; choose another storage.url.")
+            raise StorageError(f"{self.url} gave back other bytes than were written; choose another {key}.")
 
-    def _try(self, action: str, path: str, work: Callable[[Any, str], T], what: str = "") -> T:
+    def _try(self, action: str, path: str, work: Callable[[Any, str], T], what: str = "", num_bytes: int = 0) -> T:
         """The result of `work(filesystem, place)`; failures that may pass are tried again, others are one sentence."""
-        url = self.url_of(path)
+        url, longer_s = self.url_of(path), num_bytes / SLOWEST_BYTES_S
+        wait = Wait(REQUEST_S + longer_s, self.stop)
         retrying = Retrying(
             retry=retry_if_exception(is_transient),
-            stop=stop_after_attempt(self.retries + 1),
+            stop=stop_after_attempt(self.retries + 1) | stop_after_delay(TOTAL_S + longer_s),
             wait=wait_exponential_jitter(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S, jitter=JITTER_S),
+            sleep=wait.sleep,
             reraise=True,
         )
+
+        def attempt() -> T:
+            fs = self._open(url)
+            return work(Heard(fs, wait), place_of(fs, url))
+
+        apart = not url.is_local and url.scheme not in ANSWER_AT_ONCE
         try:
-            return retrying(lambda: work(*self._open(url)))
+            return retrying(lambda: wait.apart(attempt) if apart else attempt())
         except Exception as error:
             if not is_storage_failure(error):
                 raise
             number = retrying.statistics.get("attempt_number", 1)
             tries = f", {number} tries" if number > 1 else ""
-            missing = isinstance(error, FileNotFoundError) and action == "read"
-            kind = NotFoundError if missing and not is_transient(error) else StorageError
+            kind = NotFoundError if action == "read" and is_missing(error) else StorageError
             raise kind(_sentence(f"{action} {what}{url}", error, tries)) from error
 
     def _upload_options(self, data: bytes) -> dict[str, Any]:
         """What an upload by one request is sent with, so that the server checks it."""
-        if not self.url.startswith(("s3://", "s3a://")) or len(data) >= LARGEST_PUT:
+        if self.url.scheme not in S3 or len(data) >= LARGEST_PUT:
             return {}
         digest = hashlib.md5(data, usedforsecurity=False).digest()
         return {"ContentMD5": base64.b64encode(digest).decode(), "chunksize": LARGEST_PUT}
 
-    def _open(self, url: str) -> tuple[Any, str]:
-        """The filesystem of fsspec and the place of `url` in it; it tries once, since `_try` tries again."""
-        if not url.startswith(("s3://", "s3a://")):
-            return fsspec.core.url_to_fs(url, **self.options)
-        config = {"retries": {"total_max_attempts": 1}, "max_pool_connections": READS_AT_ONCE}
-        options = {"use_listings_cache": False, "config_kwargs": config} | dict(self.options)
-        fs, place = fsspec.core.url_to_fs(url, **options)
-        fs.retries = 1
-        return fs, place
+    def _open(self, url: Address) -> Any:
+        """The filesystem of fsspec; it tries once, since `_try` tries again."""
+        kind = fsspec.get_filesystem_class(url.scheme or "file")
+        options = dict(self.options)
+        try:
+            if url.scheme in S3:
+                config = {"retries": {"total_max_attempts": 1}, "max_pool_connections": READS_AT_ONCE}
+                options = {"use_listings_cache": False, "config_kwargs": config} | options
+            elif url.is_web:
+                options = {"encoded": True, "client_kwargs": _web_options()} | options
+            elif not url.is_local:
+                options = kind._get_kwargs_from_urls(url.real) | options
+            fs = kind(**options)
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # options that are missing or wrong
+            raise Unopenable(f"{kind.__name__} of fsspec cannot be opened: {describe(error)}") from error
+        if url.scheme in S3:
+            fs.retries = 1
+        return fs
 
 
 def open_storage(block: AddressBlock) -> Storage:
     """The storage that a block of the configuration names; its S3 settings play no role for other addresses."""
     options: dict[str, Any] = {}
-    if block.url.startswith(("s3://", "s3a://")):
-        options |= {"endpoint_url": block.endpoint_url} if block.endpoint_url else {}
+    if Address(block.url).scheme in S3:
+        options |= {"endpoint_url": Address(block.endpoint_url).real} if block.endpoint_url else {}
         options |= {"anon": True} if block.anonymous else {}
     return Storage.at(block.url, retries=block.retries, **options)
 
 
+def _web_options() -> dict[str, Any]:
+    """No time limits of the client itself, since each request has one here."""
+    import aiohttp  # noqa: PLC0415 (slow to import)
+
+    return {"timeout": aiohttp.ClientTimeout(total=None)}
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:] if sentence.startswith("the ") else sentence
+
+
 def _sentence(what: str, error: Exception, tries: str) -> str:
-    if isinstance(error, FileNotFoundError) and not is_transient(error):
+    if is_missing(error):
         return f"Cannot {what}: it does not exist; check the address."
     if isinstance(error, ValueError) and "Protocol not known" in str(error):
         return f"Cannot {what}: fsspec knows no such kind of address; check it."

@@ -41,7 +41,8 @@ def main() -> None:
 
 
 def run(url: str, out: str, name: str | None, recipe: Recipe) -> None:
-    data, began_s = Storage.at(url), time.process_time()
+    data, target, began_s = Storage.at(url), Storage.at(out), time.process_time()
+    target.probe("address")
     manifest = Manifest.load(data)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("training")
@@ -53,10 +54,10 @@ def run(url: str, out: str, name: str | None, recipe: Recipe) -> None:
     accuracy, num_images = measure_accuracy(network, data, manifest, split)
     held_out = f"{split}, {num_images} images"
     about = save_classifier(
-        Storage.at(out), network, manifest, recipe, accuracy, held_out, name or f"{manifest.name}-classifier"
+        target, network, manifest, recipe, accuracy, held_out, name or f"{manifest.name}-classifier"
     )
     console.print(f"FD-{about.name}: accuracy {accuracy:.4f} ({held_out}), {train_s:.0f} CPU seconds of training")
-    console.print(f"{out}: sha256 {about.sha256}")
+    console.print(f"{target.url}: sha256 {about.sha256}")
 
 
 if __name__ == "__main__":

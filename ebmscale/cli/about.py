@@ -4,10 +4,11 @@ import click
 from rich.table import Table
 
 from ebmscale.cli.group import cli, console
+from ebmscale.cli.outputs import ADDRESS
 
 
 @cli.command()
-@click.argument("url")
+@click.argument("url", type=ADDRESS)
 def inspect(url: str) -> None:
     """Say what a run, an export or a set of shards holds, and verify its checksums."""
     from ebmscale.runtime.inspection import inspect as examine  # noqa: PLC0415

@@ -4,6 +4,7 @@ import click
 from rich.table import Table
 
 from ebmscale.cli.group import cli, console
+from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 
 device_option = click.option(
     "--device",
@@ -15,12 +16,19 @@ device_option = click.option(
 
 
 @cli.command()
-@click.argument("run")
-@click.option("--data", "url", metavar="URL", help="A packed set (default: the one that the run was trained on).")
+@click.argument("run", type=ADDRESS)
+@click.option(
+    "--data", "url", metavar="URL", type=ADDRESS, help="A packed set (default: the one that the run was trained on)."
+)
 @click.option(
     "--metrics", default="reconstruction", show_default=True, help="reconstruction,frechet,anomaly,likelihood"
 )
-@click.option("--features", metavar="URL", help="For frechet: what tools/feature_net.py wrote, or Inception weights.")
+@click.option(
+    "--features",
+    metavar="URL",
+    type=ADDRESS,
+    help="For frechet: what tools/feature_net.py wrote, or Inception weights.",
+)
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @click.option("--num-samples", type=click.IntRange(1), help="At most so many images, and for frechet so many samples.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -51,7 +59,8 @@ def evaluate(
     names = [name.strip() for name in metrics.split(",")]
     check_metrics(names, features)
     place, world = device_of(device), World.from_environment("cpu")
-    model = open_model(Storage.at(run)).to(place)
+    storage = output_folder(run) if world.is_first else Storage.at(run)
+    model = open_model(storage).to(place)
     if stage is not None:
         model = model.at_stage(stage)
     data = open_storage(model.config.data) if url is None else Storage.at(url)
@@ -64,26 +73,29 @@ def evaluate(
         for key, value in found.values.items():
             table.add_row(key, f"{value:,.0f}" if key.startswith("num_") else f"{value:.5g}")
         console.print(table)
-        found.save(Storage.at(run))
-        console.print(f"record   {Storage.at(run).url_of(found.file)}")
+        found.save(storage)
+        console.print(f"record   {storage.url_of(found.file)}")
 
 
 @cli.command()
-@click.argument("run")
-@click.argument("url")
-@click.option("--out", required=True, help="FILE.parquet or FILE.csv: key, label and every score, one row an image.")
+@click.argument("run", type=ADDRESS)
+@click.argument("url", type=ADDRESS)
+@click.option(
+    "--out", required=True, type=ADDRESS, help="FILE.parquet or FILE.csv: key, label and every score, one row an image."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @device_option
 def score(run: str, url: str, out: str, seed: int, device: str) -> None:
     """Score how unlikely the images of the packed set at URL are under RUN's model; higher is less likely."""
     from ebmscale.evaluate.images import open_all_images  # noqa: PLC0415
-    from ebmscale.evaluate.score_file import check_format, write_scores  # noqa: PLC0415
+    from ebmscale.evaluate.score_file import FORMATS, write_scores  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.training.model import open_model  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415
 
-    check_format(out)
     place, world = device_of(device), World.from_environment("cpu")
+    if world.is_first:
+        output_file(out, FORMATS)
     model = open_model(Storage.at(run)).to(place)
     num_scored = write_scores(model, open_all_images(model, Storage.at(url), world), out, seed)
     if world.is_first:

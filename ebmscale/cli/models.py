@@ -2,20 +2,19 @@
 
 import io
 import math
-from pathlib import Path
 
 import click
 import numpy as np
 
 import ebmscale
 from ebmscale.cli.group import cli, console
-from ebmscale.errors import ConfigError
+from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 
 
 @cli.command()
-@click.argument("run")
+@click.argument("run", type=ADDRESS)
 @click.option("-n", "num", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
-@click.option("--out", required=True, help="FILE.png (a grid) or FILE.npz (uint8 images and latents).")
+@click.option("--out", required=True, type=ADDRESS, help="FILE.png (a grid) or FILE.npz (uint8 images and latents).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--stage", type=click.IntRange(0), help="From the prior after this many stages (default: all).")
 @click.option(
@@ -29,45 +28,41 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
     """Draw samples from RUN's newest valid checkpoint, or from an export, and say how far to trust them."""
     from ebmscale.evaluate.report import sample_grid  # noqa: PLC0415
     from ebmscale.evaluate.sampling import draw  # noqa: PLC0415
-    from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.training.tasks import to_images  # noqa: PLC0415
 
-    if Path(out).suffix not in (".png", ".npz"):
-        raise ConfigError(f"--out {out} must end in .png or .npz.")
+    target = output_file(out, (".png", ".npz"))
     model = ebmscale.load(run)
     if stage is not None:
         model = model.at_stage(stage)
     drawn = draw(model, num, method, seed)
     z, images = drawn.z, model.decode(drawn.z)
-    if Path(out).suffix == ".png":
+    if target.address.suffix == ".png":
         data = sample_grid(model, images, math.ceil(math.sqrt(num)))
     else:
         arrays = io.BytesIO()
         np.savez_compressed(arrays, images=to_images(images), z=z.numpy())
         data = arrays.getvalue()
-    Storage.at(Path(out).parent).publish(Path(out).name, data)
+    target.publish(data)
     for line in drawn.lines():
         console.print(line)
     console.print(f"{num} samples in {out}")
 
 
 @cli.command()
-@click.argument("run")
+@click.argument("run", type=ADDRESS)
 def report(run: str) -> None:
     """Write RUN's report: one self-contained HTML page."""
     from ebmscale.evaluate.report import write_report  # noqa: PLC0415
-    from ebmscale.storage import Storage  # noqa: PLC0415
 
-    console.print(f"report   {write_report(Storage.at(run))}")
+    console.print(f"report   {write_report(output_folder(run))}")
 
 
 @cli.command()
-@click.argument("run")
-@click.argument("folder", metavar="DIR")
+@click.argument("run", type=ADDRESS)
+@click.argument("folder", metavar="DIR", type=ADDRESS)
 def export(run: str, folder: str) -> None:
     """Write RUN's model as safetensors and JSON, which `ebmscale.load` opens without Ray or DeepSpeed."""
-    from ebmscale.storage import Storage  # noqa: PLC0415
-
+    target = output_folder(folder)
     model = ebmscale.load(run)
-    model.export(Storage.at(folder))
+    model.export(target)
     console.print(f"{model.prior.num_stages} stage(s), {model.samples_seen:,} samples seen: {folder}")

@@ -4,7 +4,6 @@ import io
 import json
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,12 +11,13 @@ import numpy as np
 from rich.table import Table
 
 from ebmscale.cli.group import cli, console
+from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file
 from ebmscale.errors import ConfigError
 
 
 @cli.command()
-@click.argument("p")
-@click.argument("q")
+@click.argument("p", type=ADDRESS)
+@click.argument("q", type=ADDRESS)
 @click.option(
     "--base",
     type=click.Choice(["samples", "gaussian", "normal"]),
@@ -36,7 +36,7 @@ from ebmscale.errors import ConfigError
 )
 @click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", help="FILE.npz for log q - log p at the samples of both, and FILE.json beside it.")
+@click.option("--out", type=ADDRESS, help="FILE.npz for log q - log p at the samples of both, and FILE.json beside it.")
 def ratio(
     p: str,
     q: str,
@@ -56,8 +56,7 @@ def ratio(
     from ebmscale.ratios import FitSettings, fit_ratio  # noqa: PLC0415
     from ebmscale.ratios.read import read_array, read_samples  # noqa: PLC0415
 
-    if out is not None and not out.endswith(".npz"):
-        raise ConfigError(f"--out {out} must end in .npz.")
+    target = output_file(out, (".npz",)) if out is not None else None
     try:
         widths = tuple(int(width) for width in hidden.split(",") if width)
     except ValueError:
@@ -84,14 +83,12 @@ def ratio(
     console.print(table)
     for line in fitted.lines():
         console.print(line)
-    if out is not None:
+    if target is not None:
         sets = {"log_ratio_q": samples_q} | ({} if base == "normal" else {"log_ratio_p": samples_p})
-        _write(out, {name: fitted.log_ratio(rows).numpy() for name, rows in sets.items()}, fitted)
+        _write(target, {name: fitted.log_ratio(rows).numpy() for name, rows in sets.items()}, fitted)
 
 
-def _write(out: str, arrays: dict[str, np.ndarray], fitted: Any) -> None:
-    from ebmscale.storage import Storage  # noqa: PLC0415
-
+def _write(target: OutputFile, arrays: dict[str, np.ndarray], fitted: Any) -> None:
     about = {
         "kl": fitted.kl,
         "kl_error": fitted.kl_error,
@@ -103,7 +100,6 @@ def _write(out: str, arrays: dict[str, np.ndarray], fitted: Any) -> None:
     }
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    storage = Storage.at(Path(out).parent)
-    storage.publish(Path(out).name, content.getvalue())
-    storage.publish(Path(out).with_suffix(".json").name, json.dumps(about, indent=1).encode())
-    console.print(f"log ratios in {out}")
+    target.publish(content.getvalue())
+    target.publish(json.dumps(about, indent=1).encode(), ".json")
+    console.print(f"log ratios in {target.address}")

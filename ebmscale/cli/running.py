@@ -7,6 +7,7 @@ import click
 from rich.table import Table
 
 from ebmscale.cli.group import cli, console
+from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError
 
@@ -33,9 +34,10 @@ def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks
         is_first = world.is_first
     if is_first:
         from ebmscale.evaluate.report import write_report  # noqa: PLC0415
+        from ebmscale.storage import open_storage  # noqa: PLC0415
         from ebmscale.training.run import run_storage  # noqa: PLC0415
 
-        report = write_report(run_storage(config))
+        report = write_report(run_storage(config), open_storage(config.data))
         console.print(f"run      {url}\nsamples  {url}/samples.png\nmetrics  {url}/metrics.jsonl\nreport   {report}")
 
 
@@ -117,7 +119,9 @@ def plan(
 @click.option("--methods", help="Rows of the file, with commas (default: all).")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of each row.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at the same time.")
-@click.option("--features", metavar="URL", help="For the Frechet distance: what tools/feature_net.py wrote.")
+@click.option(
+    "--features", metavar="URL", type=ADDRESS, help="For the Frechet distance: what tools/feature_net.py wrote."
+)
 def compare(
     comparison_file: str,
     overrides: tuple[str, ...],

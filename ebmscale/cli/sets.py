@@ -6,13 +6,14 @@ import click
 from rich.progress import Progress, TaskID
 
 from ebmscale.cli.group import cli, console
+from ebmscale.cli.outputs import ADDRESS, output_folder
 from ebmscale.errors import ConfigError
 
 
 @cli.command()
 @click.argument("format_name", metavar="FORMAT")
-@click.argument("src", metavar="SRC")
-@click.argument("url", metavar="URL")
+@click.argument("src", metavar="SRC", type=ADDRESS)
+@click.argument("url", metavar="URL", type=ADDRESS)
 @click.option("--encoding", type=click.Choice(["raw", "png", "jpeg"]), help="Default: raw, for large images png.")
 @click.option("--size", type=click.IntRange(1), help="folder, celeba: crop to the centre square, resize to this side.")
 @click.option("--grey", is_flag=True, help="folder, celeba: one channel.")
@@ -41,9 +42,9 @@ def pack(
     from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
     from ebmscale.data.packed import packed  # noqa: PLC0415
-    from ebmscale.storage import Storage  # noqa: PLC0415
 
-    source, storage = open_source(format_name, src, size=size, grey=grey, attribute=attribute), Storage.at(url)
+    storage = output_folder(url)
+    source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"packing {format_name}")
 
@@ -61,8 +62,10 @@ def pack(
 
 @cli.command()
 @click.argument("name", metavar="NAME")
-@click.argument("folder", metavar="DIR")
-@click.option("--mirror", metavar="URL", help="An address that has the same files, instead of the official ones.")
+@click.argument("folder", metavar="DIR", type=ADDRESS)
+@click.option(
+    "--mirror", metavar="URL", type=ADDRESS, help="An address that has the same files, instead of the official ones."
+)
 def fetch(name: str, folder: str, mirror: str | None) -> None:
     """Download a data set's official files to DIR: mnist, fashion_mnist, cifar10 or svhn; celeba: says how to get it.
 
@@ -83,7 +86,7 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
 
 
 @cli.command()
-@click.argument("url")
+@click.argument("url", type=ADDRESS)
 @click.option("--shape", help="C,H,W of raw .bin members, which do not carry it.")
 def index(url: str, shape: str | None) -> None:
     """Write the manifest of WebDataset shards that others made: they are read once, and can then be trained on.
@@ -92,12 +95,11 @@ def index(url: str, shape: str | None) -> None:
     """
     from ebmscale.data.index import index as write_manifest  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415
-    from ebmscale.storage import Storage  # noqa: PLC0415
 
     if shape is not None and not re.fullmatch(r"\d+,\d+,\d+", shape):
         raise ConfigError(f"--shape {shape} must be three numbers, such as 3,32,32.")
     channels, height, width = map(int, (shape or "0,0,0").split(","))
     notes: list[str] = []
     shape_of_bin = (channels, height, width) if shape else None
-    manifest = write_manifest(Storage.at(url), image_shape=shape_of_bin, note=notes.append)
+    manifest = write_manifest(output_folder(url), image_shape=shape_of_bin, note=notes.append)
     console.print("; ".join([f"{printable(url)}: {manifest.summary()}", *notes]), markup=False)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from ebmscale.address import Address
 from ebmscale.config import (
     Block,
     NonNegative,
@@ -56,7 +57,7 @@ class EvaluationBlock(Block):
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("reconstruction", "frechet")
     split: Literal["test", "validation"] = "test"
-    features: str | None = None
+    features: Address | None = None
     num_samples: Positive | None = None
 
 
@@ -110,7 +111,7 @@ def with_features(comparison: Comparison, features: str | None) -> Comparison:
     if features is None:
         return comparison
     metrics = tuple(dict.fromkeys((*comparison.evaluation.metrics, "frechet")))
-    evaluation = comparison.evaluation.model_copy(update={"features": features, "metrics": metrics})
+    evaluation = comparison.evaluation.model_copy(update={"features": Address(features), "metrics": metrics})
     return comparison.model_copy(update={"evaluation": evaluation})
 
 
@@ -145,5 +146,5 @@ def _job(path: str, comparison: Comparison, row: str, seed: int, overrides: Sequ
         config = load_config(Path(path).parent / comparison.config, [*overrides, *own], settings)
     except ConfigError as error:
         raise ConfigError(f"row {row} of {path}: {error}") from None
-    storage = config.storage.model_copy(update={"url": f"{config.storage.url}/compare-{comparison.name}"})
+    storage = config.storage.model_copy(update={"url": config.storage.url.below(f"compare-{comparison.name}")})
     return Job(row, config.model_copy(update={"storage": storage}))

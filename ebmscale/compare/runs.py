@@ -25,6 +25,10 @@ from ebmscale.training.metrics import METRICS_FILE, read_lines
 from ebmscale.training.run import run_storage, saved_config
 
 PILOT_FILE = "budget.json"
+SEEN = (
+    "a comparison hands addresses to other commands, where every user of this machine sees them; give a local copy, or "
+    "the credentials in the storage's own files and variables"
+)
 STOPPED = "Stopped; what is done is kept: run the same command to go on."
 
 
@@ -56,6 +60,10 @@ def compare(
     comparison = with_features(load_comparison(path), features)
     jobs = make_jobs(path, methods, num_seeds, overrides)
     evaluation = comparison.evaluation
+    for job in jobs:
+        job.config.check_secrets(SEEN)
+    if evaluation.features is not None and evaluation.features.has_secrets:
+        raise ConfigError(f"features {evaluation.features} holds a password or a token, and {SEEN}.")
     check_metrics(evaluation.metrics, evaluation.features)
     network = open_features(evaluation.features) if evaluation.features is not None else None
     storage = open_storage(jobs[0].config.storage)
@@ -98,7 +106,7 @@ def _budgeted(
             known[job.row] = {"samples": samples_within(job.config, cpu_s), "wanted": wanted}
             storage.publish(PILOT_FILE, json.dumps(known, indent=1).encode())
             say(f"{job.row}: {known[job.row]['samples']:,} samples in {cpu_s:g} CPU seconds")
-        changed = job.config.model_dump(mode="json")
+        changed = job.config.model_dump()
         changed["train"]["max_samples"] = known[job.row]["samples"]
         try:
             budgeted.append(Job(job.row, RunConfig.model_validate(changed)))
@@ -181,7 +189,7 @@ def _options(evaluation: EvaluationBlock) -> list[str]:
 
 def _environment(config: RunConfig) -> dict[str, str]:
     """What tells `evaluate`, which is given an address alone, of the server that holds the run."""
-    return {"AWS_ENDPOINT_URL": config.storage.endpoint_url} if config.storage.endpoint_url else {}
+    return {"AWS_ENDPOINT_URL": config.storage.endpoint_url.real} if config.storage.endpoint_url else {}
 
 
 class _Commands:

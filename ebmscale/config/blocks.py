@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from ebmscale.address import Address
 from ebmscale.config.keys import check_type
 
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
@@ -39,11 +40,15 @@ class AddressBlock(Block):
     """Where files lie: a folder or any fsspec address, and how it is reached.
 
     For `s3://`: `endpoint_url` of a server other than Amazon's (else AWS_ENDPOINT_URL counts), and `anonymous` for
-    public data. A request that fails for a passing reason is sent again up to `retries` times.
+    public data. A request that fails for a passing reason is sent again up to `retries` times. One that has no complete
+    answer after 40 s counts as failed; with all its repetitions it ends after 120 s (both, and the time that its bytes
+    take at 200 kB/s).
+
+    Passwords and tokens in an address (`user:password@`, `?sig=...`) are not saved with the run.
     """
 
-    url: str
-    endpoint_url: str | None = None
+    url: Address
+    endpoint_url: Address | None = None
     anonymous: bool = False
     retries: NonNegative = 8
 
@@ -51,7 +56,7 @@ class AddressBlock(Block):
 class StorageBlock(AddressBlock):
     """Where runs are kept."""
 
-    url: str = "runs"
+    url: Address = Address("runs")
 
 
 class HeldOutBlock(Block):
@@ -81,7 +86,7 @@ class DataBlock(AddressBlock):
     """
 
     format: str | None = None
-    source: str | None = None
+    source: Address | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     held_out: HeldOutBlock = HeldOutBlock()
     num_streams: Positive = 64

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
+from ebmscale.address import Address
 from ebmscale.config.blocks import (
     Block,
     DataBlock,
@@ -128,8 +129,20 @@ class RunConfig(Block):
         return self
 
     def dump(self) -> str:
-        """The resolved configuration as YAML."""
+        """The resolved configuration as YAML, without the secrets of addresses."""
         return write_yaml(self.model_dump(mode="json"))
+
+    def check_secrets(self, why: str) -> None:
+        """Refuses an address with a password or a token in it, for a use that would show it to others.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        tree = self.model_dump()
+        for key in known_keys(RunConfig):
+            address = value_at(tree, key)
+            if isinstance(address, Address) and address.has_secrets:
+                raise ConfigError(f"{key} {address} holds a password or a token, and {why}.")
 
 
 CIRCUMSTANCES = (
@@ -173,7 +186,7 @@ def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> Ru
     Raises:
         ConfigError: a key is unknown, a value has the wrong type or range, or they do not go together.
     """
-    return _from_tree(config.model_dump(mode="json"), values, (), source)
+    return _from_tree(config.model_dump(), values, (), source)
 
 
 def _from_tree(tree: Any, values: Mapping[str, Any], overrides: Sequence[str], source: str) -> RunConfig:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ebmscale.address import Address
 from ebmscale.config.blocks import Block, Fraction, NonNegative, Positive, PositiveFloat
 
 
@@ -123,7 +124,7 @@ class RayBlock(Block):
     """
 
     num_workers: NonNegative | tuple[Positive, Positive] = 0
-    address: str | None = None
+    address: Address | None = None
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: NonNegative | None = None
     max_failures: NonNegative = 5

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ebmscale.data.manifest import Manifest
-from ebmscale.errors import StorageError
+from ebmscale.errors import ConfigError, StorageError
 from ebmscale.storage import Range, Storage
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,14 @@ class Block(NamedTuple):
     number: int
 
 
+def _local(folder: str | os.PathLike[str]) -> Path:
+    """The path of a folder of this machine; ConfigError where the text is something else."""
+    path = Storage.at(folder).local_path()
+    if path is None:
+        raise ConfigError(f"The cache {folder} is not on this machine; give a local folder.")
+    return path
+
+
 class RangeCache:
     """`read_ranges` of a storage, answered from a folder as far as it can be. It holds nothing open.
 
@@ -52,7 +60,7 @@ class RangeCache:
     def __init__(self, storage: Storage, manifest: Manifest, folder: str | os.PathLike[str], max_bytes: int):
         self._storage = storage
         self._shards = {shard.file: shard for shard in manifest.shards}
-        self._folder = Path(folder).expanduser().absolute()
+        self._folder = _local(folder)
         self._max_bytes = max_bytes
         self._writes = True
         try:

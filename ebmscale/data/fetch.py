@@ -11,17 +11,23 @@ import os
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable
+from http.client import HTTPMessage
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
+from ebmscale.address import Address
 from ebmscale.errors import ConfigError, DataError, StorageError
+from ebmscale.storage import Storage
+from ebmscale.waits import TooSlow
 
 ATTEMPTS = 5  # in a row without a single new byte, before the next place is tried
 FIRST_PAUSE_S = 1.0  # doubled after every such attempt
-TIMEOUT_S = 60.0  # without an answer
+ANSWER_S = 60.0  # without an answer
+TIMEOUT_S, LEAST_BYTES = 60.0, 60_000  # so few bytes in so many seconds are no answer either
 _READ_BYTES = 1 << 20
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -108,18 +114,21 @@ def fetch(
         The files, as `pack` wants them.
 
     Raises:
-        ConfigError: there is no such data set, or the mirror is no HTTP address.
+        ConfigError: there is no such data set, the folder is not on this machine, or the mirror is no HTTP address.
         DataError: what arrived is not what was published; or CelebA's files are not there.
         StorageError: no place has the file or can be reached, or the folder cannot be written to.
     """
-    folder = Path(folder).expanduser()
+    path = Storage.at(folder).local_path()
+    if path is None:
+        raise ConfigError(f"{Address(os.fspath(folder))} is not on this machine; files are fetched to a local folder.")
+    folder = path
     if name == "celeba":
         return _celeba(folder)
     if name not in DATA_SETS:
         raise ConfigError(f"There is no data set {name!r} to fetch; choose one of {', '.join(NAMES)}.")
     if mirror and not mirror.startswith(("http://", "https://")):
         raise ConfigError(f"The mirror {mirror} must begin with http:// or https://.")
-    places = (mirror.rstrip("/"),) if mirror else DATA_SETS[name].places
+    places = (mirror,) if mirror else DATA_SETS[name].places
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return [_fetch_file(file, folder, places, progress or _silent, sleep) for file in DATA_SETS[name].files]
@@ -152,7 +161,7 @@ def _fetch_file(
         return target
     problem: DataError | StorageError | None = None
     for place in places:
-        url = f"{place}/{file.name}"
+        url = Address.parse(place).below(file.name)
         try:
             _download_right(url, part, file, progress, sleep)
         except (DataError, StorageError) as error:
@@ -164,7 +173,7 @@ def _fetch_file(
     raise problem
 
 
-def _download_right(url: str, part: Path, file: File, progress: Progress, sleep: Callable[[float], None]) -> None:
+def _download_right(url: Address, part: Path, file: File, progress: Progress, sleep: Callable[[float], None]) -> None:
     """Download until the checksum is right: a part from another time or place may spoil the first attempt."""
     resumed = part.exists()
     if resumed and _is_right(part, file):
@@ -177,11 +186,11 @@ def _download_right(url: str, part: Path, file: File, progress: Progress, sleep:
     raise DataError(f"{url} is not the published file (md5 {file.md5} was expected); try another --mirror.")
 
 
-def _download(url: str, part: Path, progress: Progress, sleep: Callable[[float], None]) -> None:
+def _download(url: Address, part: Path, progress: Progress, sleep: Callable[[float], None]) -> None:
     """Append to `part` until it is whole; gives up after `ATTEMPTS` attempts in a row that brought nothing."""
     failures = 0
     while True:
-        before = _size(part)
+        before, slow = _size(part), False
         try:
             _receive(url, part, progress)
             return
@@ -194,8 +203,8 @@ def _download(url: str, part: Path, progress: Progress, sleep: Callable[[float],
                     f"Cannot download {url} ({reason}); check the address or give a --mirror."
                 ) from error
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-            reason = str(error) or type(error).__name__
-        failures = 0 if _size(part) > before else failures + 1
+            reason, slow = str(error) or type(error).__name__, isinstance(error, TooSlow)
+        failures = 0 if _size(part) > before and not slow else failures + 1
         if failures == ATTEMPTS:
             raise StorageError(
                 f"Cannot download {url} after {ATTEMPTS} attempts ({reason}); "
@@ -204,11 +213,11 @@ def _download(url: str, part: Path, progress: Progress, sleep: Callable[[float],
         sleep(FIRST_PAUSE_S * 2 ** max(failures - 1, 0))
 
 
-def _receive(url: str, part: Path, progress: Progress) -> None:
+def _receive(url: Address, part: Path, progress: Progress) -> None:
     """One request for the bytes that are missing; ConnectionError where the body ends before its announced length."""
     start = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+    request = urllib.request.Request(url.real, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.build_opener(_OnTheWeb).open(request, timeout=ANSWER_S) as answer:
         goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         start = start if goes_on else 0
         length = answer.headers.get("Content-Length")
@@ -219,12 +228,35 @@ def _receive(url: str, part: Path, progress: Progress) -> None:
         raise ConnectionError(f"the connection broke off after {_size(part):,} of {total:,} bytes")
 
 
-def _copy(source: BinaryIO, target: BinaryIO, received: Callable[[int], None]) -> None:
-    num_bytes = 0
-    while data := source.read(_READ_BYTES):
+class _OnTheWeb(urllib.request.HTTPRedirectHandler):
+    """Follows a server to other addresses of the web, and to nothing else."""
+
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
+    ) -> Any:
+        """Refuses other kinds of address with a StorageError."""
+        target = headers.get("location") or headers.get("uri") or ""
+        if urllib.parse.urlsplit(target).scheme.lower() not in ("", "http", "https"):
+            raise StorageError(
+                f"Cannot download {Address(req.full_url)}: the server sends us on to {Address(target)}, which is not "
+                "http(s); give another --mirror."
+            )
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _copy(source: http.client.HTTPResponse, target: BinaryIO, received: Callable[[int], None]) -> None:
+    """Writes what comes; `TooSlow` where that is next to nothing for `TIMEOUT_S`."""
+    num_bytes, since, before = 0, time.monotonic(), 0
+    while data := source.read1(_READ_BYTES):
         target.write(data)
         num_bytes += len(data)
         received(num_bytes)
+        if time.monotonic() - since > TIMEOUT_S:
+            if num_bytes - before < LEAST_BYTES:
+                raise TooSlow(f"fewer than {LEAST_BYTES:,} bytes came in {TIMEOUT_S:.0f} s")
+            since, before = time.monotonic(), num_bytes
 
 
 def _size(path: Path) -> int:

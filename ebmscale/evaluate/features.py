@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmscale.address import Address
 from ebmscale.errors import DataError, StorageError
 from ebmscale.evaluate import classifier
 from ebmscale.models import ImageShape
@@ -82,12 +83,11 @@ def open_features(url: str, device: torch.device | str = "cpu") -> Features:
 
         num_features = network.output.in_features
         return Features(f"FD-{about.name}", num_features, about.sha256, about.image_shape, extract, device)
-    return _open_inception(storage, device)
+    return _open_inception(*Storage.of_file(url), device)
 
 
-def _open_inception(storage: Storage, device: torch.device | str) -> Features:
-    folder, _, name = storage.url.rpartition("/")
-    data = read_file(Storage.at(folder or "/"), name, WEIGHTS_BYTES)
+def _open_inception(folder: Storage, file: str, device: torch.device | str) -> Features:
+    url, data = folder.url_of(file), read_file(folder, file, WEIGHTS_BYTES)
     with torch.device("meta"):
         inception = FidInception()
     counters: dict[str, Tensor] = {}
@@ -95,11 +95,11 @@ def _open_inception(storage: Storage, device: torch.device | str) -> Features:
     for key, value in inception.state_dict().items():
         counted = key.endswith("num_batches_tracked")  # of no use outside training, and absent in the file
         (counters if counted else expected)[key] = torch.zeros(()).long() if counted else value
-    found = {key: value for key, value in _weights(storage.url, data).items() if key in expected}
+    found = {key: value for key, value in _weights(url, data).items() if key in expected}
     wrong = [key for key, value in expected.items() if key not in found or found[key].shape != value.shape]
     if wrong:
         raise StorageError(
-            f"{storage.url} does not hold the weights of the standard FID network (pt_inception-2015-12-05): "
+            f"{url} does not hold the weights of the standard FID network (pt_inception-2015-12-05): "
             f"{len(wrong)} of {len(expected)} tensors are missing or of another shape, the first is {wrong[0]}."
         )
     inception.load_state_dict({key: value.float() for key, value in found.items()} | counters, assign=True)
@@ -107,9 +107,9 @@ def _open_inception(storage: Storage, device: torch.device | str) -> Features:
     return Features("FID", NUM_FEATURES, hashlib.sha256(data).hexdigest(), None, inception, device)
 
 
-def _weights(url: str, data: bytes) -> dict[str, Any]:
+def _weights(url: Address, data: bytes) -> dict[str, Any]:
     """The tensors of a file of torch (nothing but tensors is unpickled) or of safetensors."""
-    if url.endswith(".safetensors"):
+    if url.suffix == ".safetensors":
         return parse_tensors(url, data)
     try:
         weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

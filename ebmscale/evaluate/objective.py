@@ -56,18 +56,21 @@ def check(space: Space, config: RunConfig) -> None:
         raise ConfigError("objectives: evaluate/anomaly needs evaluate.split validation; train has no anomalies.")
 
 
-def measure_run(run: Storage, wanted: Sequence[str], block: EvaluateBlock) -> dict[str, float]:
+def measure_run(
+    run: Storage, wanted: Sequence[str], block: EvaluateBlock, data: Storage | None = None
+) -> dict[str, float]:
     """The wanted values of a run's newest checkpoint.
 
     Args:
         run: its storage.
         wanted: of `names`.
         block: on which images.
+        data: where its set lies; where not given, its configuration says so.
     """
     metrics: Any = importlib.import_module(_METRICS)
     device = device_of()
     model = open_model(run).to(device)
-    data = open_storage(model.config.data)
+    data = data or open_storage(model.config.data)
     found: dict[str, float] = {}
     for metric in sorted({name.split("/")[1] for name in wanted}):
         network = None

@@ -1,6 +1,5 @@
 """HTML pages that need no other file: what all have in common, and what is put on them."""
 
-import re
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -29,8 +28,3 @@ def render(template: str, **values: Any) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(template).render(**values)
-
-
-def without_credentials(text: str) -> str:
-    """The text with `user:password@` taken out of addresses."""
-    return re.sub(r"(?<=://)[^/@\s:]*:[^/@\s]*@", "", text)

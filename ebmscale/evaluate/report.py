@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmscale.address import Address
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.stream import read_split
 from ebmscale.density.langevin import ChainTrace
-from ebmscale.errors import DataError, StorageError
+from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.evaluate import pictures
-from ebmscale.evaluate.pages import Figure, Picture, render, without_credentials
+from ebmscale.evaluate.pages import Figure, Picture, render
 from ebmscale.evaluate.record import Line, Record, kind_of, number, shares
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.model import LatentModel, open_model
@@ -63,8 +64,12 @@ class HeldOut:
     reconstruction: Tensor
 
 
-def write_report(run: Storage) -> str:
+def write_report(run: Storage, data: Storage | None = None) -> Address:
     """Writes `report.html` and `samples.png` into a run, from its newest valid checkpoint and its record.
+
+    Args:
+        run: its storage.
+        data: the set that it was trained on; where not given, its configuration says where that lies.
 
     Returns:
         The page's address.
@@ -75,9 +80,9 @@ def write_report(run: Storage) -> str:
     """
     model, record = open_model(run), Record.of(run)
     model = model.to(device_of("cpu" if model.config.device == "cpu" else "auto"))
-    held_out, missing = _held_out(model)
+    held_out, missing = _held_out(model, data)
     samples = sample_grid(model, model.sample(GRID_COLUMNS**2, SEED), GRID_COLUMNS)
-    data_name = held_out.name if held_out else without_credentials(model.config.data.url)
+    data_name = held_out.name if held_out else model.config.data.url
     page = render(
         REPORT_FILE,
         name=model.config.run.name,
@@ -91,8 +96,8 @@ def write_report(run: Storage) -> str:
         evidence=_evidence(model, record),
         **_latents(model, held_out),
         **_time(record),
-        config=without_credentials(model.config.dump()),
-        address=without_credentials(run.url),
+        config=model.config.dump(),
+        address=run.url,
         versions={"ebmscale": __version__, "torch": torch.__version__, "Python": platform.python_version()},
     )
     run.publish(SAMPLES_FILE, samples)
@@ -100,19 +105,19 @@ def write_report(run: Storage) -> str:
     return run.url_of(REPORT_FILE)
 
 
-def _held_out(model: LatentModel) -> tuple[HeldOut | None, str | None]:
+def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None, str | None]:
     """The run's held-out images, or why there are none."""
     block = model.config.data
-    storage = open_storage(block)
     try:
+        storage = data or open_storage(block)
         manifest = Manifest.load(storage)
         if manifest.image_shape != model.image_shape:
             raise DataError(f"{storage.url} now holds images of shape {manifest.image_shape}.")
         images, _, _ = read_split(
             storage, manifest, "validation", NUM_HELD_OUT, block.validation_fraction, block.held_out
         )
-    except (DataError, StorageError) as error:
-        return None, without_credentials(str(error))
+    except (ConfigError, DataError, StorageError) as error:
+        return None, str(error)
     x = to_pixels(images)
     z, trace = model.infer(x, SEED)
     return HeldOut(manifest.name, x, z, trace, model.decode(z)), None

@@ -122,8 +122,7 @@ def _columns(chunk: ScoredChunk, classes: list[str]) -> Columns:
 @contextmanager
 def _published(out: str) -> Iterator[Path]:
     """A path to write to; what lies there afterwards is put in the place of `out` as a whole."""
-    folder, _, name = out.rpartition("/")
-    storage = Storage.at(folder or ".") if folder or not out.startswith("/") else Storage.at("/")
+    storage, name = Storage.of_file(out)
     target = storage.local_path(name)
     try:
         if target is not None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ebmscale.config import RunConfig, with_values
-from ebmscale.evaluate.pages import without_credentials
 from ebmscale.evaluate.search_page import PAGE_FILE, search_page
 from ebmscale.search.ledger import short
 from ebmscale.search.objectives import best, score
@@ -68,7 +67,7 @@ def best_yaml(store: SearchStore, config: RunConfig, space: Space, winner: Recor
     found = ", ".join(f"{o.name} {short(score(o, winner))}" for o in space.objectives)
     made = with_values(config, winner.values, f"trial {winner.number}")
     run = made.run.model_copy(update={"name": f"{config.run.name}-best"})
-    head = f"# Trial {winner.number} of {without_credentials(store.storage.url)}: {found}\n"
+    head = f"# Trial {winner.number} of {store.storage.url}: {found}\n"
     if winner.origins:
         head += "# Its values are those of its last generation; it began with others, and with other trials' weights.\n"
     return (head + made.model_copy(update={"run": run}).dump()).encode()

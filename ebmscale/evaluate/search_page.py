@@ -9,7 +9,7 @@ from typing import Any
 from ebmscale.config import RunConfig
 from ebmscale.documents import write_yaml
 from ebmscale.evaluate import search_pictures as charts
-from ebmscale.evaluate.pages import Figure, Picture, render, without_credentials
+from ebmscale.evaluate.pages import Figure, Picture, render
 from ebmscale.evaluate.pictures import data_uri
 from ebmscale.evaluate.search_importance import importance, importance_note
 from ebmscale.search.ledger import short
@@ -56,7 +56,7 @@ def search_page(
         rows=[_row(space, record) for record in records],
         best_text=best_text,
         space_text=write_yaml(space.dump()),
-        address=without_credentials(store.storage.url),
+        address=store.storage.url,
         versions={"ebmscale": __version__, "Python": platform.python_version()},
     )
 

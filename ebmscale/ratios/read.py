@@ -44,10 +44,10 @@ def read_array(url: str) -> np.ndarray:
     Raises:
         DataError: there are no real numbers.
     """
-    if url.endswith((".npy", ".npz")):
+    storage = Storage.at(url)
+    if storage.url.suffix in (".npy", ".npz"):
         values = _read_numpy(url)
     else:
-        storage = Storage.at(url)
         if not storage.exists(FILE):
             raise DataError(f"{url} is no .npy or .npz file and no set of shards; give one of these.")
         values = read_split(storage, Manifest.load(storage), "train")[0].numpy()
@@ -58,8 +58,7 @@ def read_array(url: str) -> np.ndarray:
 
 
 def _read_numpy(url: str) -> np.ndarray:
-    folder, _, file = url.rpartition("/")
-    storage = Storage.at(folder or ".")
+    storage, file = Storage.of_file(url)
     check_regular(storage, file, DataError)
     if storage.exists(file):
         check_memory(storage.size(file), url)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from ebmscale.address import Address
 from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError
 from ebmscale.models import count_parameters
@@ -122,7 +123,7 @@ def dry_run(config: RunConfig, world: World) -> Forecast:
     storage = run_storage(config)
     storage.probe()
     with tempfile.TemporaryDirectory(prefix="ebmscale-dry-run-") as folder:
-        trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": folder})})
+        trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": Address(folder)})})
         run = open_run(trial, world, StopSignal())
         try:
             return _measure(run, storage)

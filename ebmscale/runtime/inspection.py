@@ -10,7 +10,7 @@ from ebmscale.errors import DataError, EbmscaleError, StorageError
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import FOLDER, CheckpointStore, SavedCheckpoint
 from ebmscale.training.export import ABOUT_FILE
-from ebmscale.training.model import from_checkpoint, load
+from ebmscale.training.model import from_checkpoint, open_model
 from ebmscale.training.run import CONFIG_FILE, load_run_config
 
 
@@ -71,7 +71,7 @@ def _run(storage: Storage) -> Inspection:
 
 
 def _export(storage: Storage) -> Inspection:
-    model = load(storage.url)
+    model = open_model(storage)
     row = [f"{model.samples_seen:,}", str(model.prior.num_stages), "x".join(map(str, model.image_shape)), "ok"]
     return Inspection("export", f"export {storage.url}", ["samples seen", "stages", "image", "state"], [row], None)
 

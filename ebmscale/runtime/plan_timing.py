@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ebmscale.address import Address
 from ebmscale.config import RunConfig
 from ebmscale.models import ImageShape
 from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
@@ -106,7 +107,7 @@ def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPD
     The run is a new one in a temporary folder. `total` is the mean wall time of an update.
     """
     with tempfile.TemporaryDirectory(prefix="ebmscale-plan-") as folder:
-        trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": folder})})
+        trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": Address(folder)})})
         run = open_run(trial, world, StopSignal())
         try:
             for _ in range(0 if config.num_live else config.most_stages - 1):

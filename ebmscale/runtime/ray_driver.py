@@ -13,6 +13,7 @@ from rich.console import Console
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
 from ebmscale.storage import open_storage
+from ebmscale.waits import LEAVING
 
 
 class Signals:
@@ -35,6 +36,8 @@ class Signals:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.twice = self.twice or (self.name is not None and number == signal.SIGINT)
+        if self.twice:
+            LEAVING.set()
         if self.name is None:
             self.name = signal.Signals(number).name
             self._request(self.name)
@@ -50,7 +53,7 @@ def note_for_jobs(config: RunConfig, console: Console) -> None:
             "the env_vars of its runtime environment, gives it longer",
             soft_wrap=True,
         )
-    if "://" not in config.storage.url and not Path(config.storage.url).is_absolute():
+    if config.storage.url.is_local and not Path(config.storage.url.real).is_absolute():
         console.print(
             f"note: storage.url is {config.storage.url}, a temporary folder of this job; give one that lasts",
             soft_wrap=True,

@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,7 +127,7 @@ class _Round:
         self.error = ""
         self.stopping = False
         self.ray, self._ledger, self._desk = ray, ledger, desk
-        self._folder = Path(tempfile.gettempdir()) / "ebmscale-ray-tune" / uuid.uuid4().hex
+        self._folder = Path(tempfile.mkdtemp(prefix="ebmscale-ray-tune-"))  # for this user alone: addresses are in it
         setup = TrialSetup(ledger.store, config, space, desk, measure)
         self._tuner = make_tuner(ray, self, setup, self._folder, _most_trials(ray, config, space))
         self._thread = threading.Thread(target=self._go, name="ray-tune", daemon=True)

@@ -51,7 +51,7 @@ def import_ray() -> Any:
 
 def given_address(block: RayBlock) -> str | None:
     """The address of the cluster to join, None to start Ray here."""
-    address = block.address or os.environ.get("RAY_ADDRESS") or None
+    address = (block.address and block.address.real) or os.environ.get("RAY_ADDRESS") or None
     if address is not None and address.startswith(("http://", "https://")):
         raise ConfigError(
             f"{address} is where jobs are sent to: use `ebmscale submit CONFIG --address {address}`; "
@@ -71,7 +71,7 @@ def ray_session(block: RayBlock) -> Iterator[Any]:
     address = given_address(block)
     if address is None and math.ceil(block.cpus_per_worker) > num_cpus():
         raise ConfigError(
-            f"ray.cpus_per_worker is {block.cpus_per_worker:g}, and this machine has {num_cpus()} processors; lower it, "
+            f"ray.cpus_per_worker is {block.cpus_per_worker:g}, and this machine has {num_cpus()} processors; lower it "
             "or give the address of a cluster as ray.address."
         )
     common: dict[str, Any] = {

@@ -7,6 +7,7 @@ recorded before training goes on, and before any checkpoint that knows of it.
 import json
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from ebmscale.address import clean
 from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError, Interrupted, StorageError, WorkersLostError
 from ebmscale.runtime.ray_session import import_ray, this_place
@@ -25,7 +27,7 @@ from ebmscale.search.objectives import AT_INTERVAL, EVALUATED, evidence_report
 from ebmscale.search.population import take_over
 from ebmscale.search.space import EvaluateBlock, Space
 from ebmscale.search.trial import Record, SearchStore, folder_of
-from ebmscale.storage import Storage
+from ebmscale.storage import Storage, open_storage
 from ebmscale.training.checkpoint import CheckpointStore, position_of
 from ebmscale.training.documents import EventLine
 from ebmscale.training.guard import StopSignal
@@ -40,8 +42,8 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 CALL_S = 60.0
 
-Measure = Callable[[Storage, list[str], EvaluateBlock], dict[str, float]]
-"""What is measured on a finished run: its storage, the wanted names and on which images; their values."""
+Measure = Callable[[Storage, list[str], EvaluateBlock, Storage], dict[str, float]]
+"""What is measured on a finished run: its storage, the wanted names, on which images, and the set; their values."""
 
 
 class Desk:
@@ -115,7 +117,7 @@ def run_trial(setup: TrialSetup, number: int) -> None:
             link.end(str(error))
             return
         except Exception as error:
-            log.exception("trial %d", number)
+            log.error("trial %d\n%s", number, clean(traceback.format_exc()))
             link.end(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
             return
         if order is None or order.kind != "move":
@@ -139,7 +141,8 @@ def _go(setup: TrialSetup, record: Record, link: "_Link") -> Order | None:
     order = _train_here(config, link) if not config.ray.num_workers else _train_on_workers(config, link)
     if order is None:
         wanted = [o.metric for o in setup.space.objectives if o.metric.startswith(EVALUATED)]
-        link.end(None, setup.measure(run, wanted, setup.space.evaluate) if wanted and setup.measure else {})
+        measure, data = setup.measure, open_storage(config.data)
+        link.end(None, measure(run, wanted, setup.space.evaluate, data) if wanted and measure else {})
     return order
 
 

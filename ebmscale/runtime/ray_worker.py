@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ebmscale.address import clean
 from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch
 from ebmscale.errors import EbmscaleError, Interrupted
@@ -166,7 +167,7 @@ def ray_worker(settings: WorkerSettings) -> str:
         raise
     except Exception as error:
         if not _is_of_others(error):
-            watch.say(f"rank {rank} fails:\n{traceback.format_exc()}")
+            watch.say(clean(f"rank {rank} fails:\n{traceback.format_exc()}"))
         raise
     finally:
         watch.close()

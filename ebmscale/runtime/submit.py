@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ebmscale.address import clean
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, Interrupted, WorkersLostError
 from ebmscale.runtime.package import examine_folder
@@ -52,11 +53,16 @@ def submit(
     config = load_config(config_file, overrides)
     _check(config)
     package = examine_folder(Path(working_dir))
+    path = Path(config_file)
+    if not package.holds(path) or any(clean(word) != word for word in overrides):
+        config.check_secrets(
+            "the job's command would show it to everyone who sees the cluster's jobs; write it into a configuration "
+            "within --working-dir, or let the workers' own environment hold it"
+        )
     console.print(f"uploading {package.folder}: {package.summary()}", soft_wrap=True)
     package.check()
     client = connect(address)
     words = [*overrides, *(["--all-ranks"] if all_ranks else [])]
-    path = Path(config_file)
     if package.holds(path):
         entrypoint = _command(str(path.resolve().relative_to(package.folder.resolve())), words)
     else:  # it would stay behind: its text goes along with the command
@@ -173,7 +179,7 @@ def _check(config: RunConfig) -> None:
     if not config.ray.num_workers:
         raise ConfigError("ray.num_workers is 0, which trains in one process; give the job workers: ray.num_workers=2.")
     for key, url in (("storage.url", config.storage.url), ("data.url", config.data.url)):
-        if "://" not in url and not Path(url).expanduser().is_absolute():
+        if url.is_local and not Path(url.real).expanduser().is_absolute():
             raise ConfigError(
                 f"{key} is {url}, which in a job lies in a temporary folder of one machine; "
                 f"give an address that every node reaches, such as {key}=s3://BUCKET/PATH."

@@ -42,7 +42,7 @@ def trial_config(config: RunConfig, space: Space, number: int, generation: int, 
         ConfigError: the values do not go together.
     """
     made = with_values(config, values, f"trial {number}")
-    storage = made.storage.model_copy(update={"url": f"{config.storage.url.rstrip('/')}/{config.run.name}/trials"})
+    storage = made.storage.model_copy(update={"url": config.storage.url.below(f"{config.run.name}/trials")})
     run = made.run.model_copy(update={"name": folder_of(number, generation)})
     checkpoint = made.checkpoint
     if space.scheduler == "pbt":  # every place where trials are compared must be there to be taken over

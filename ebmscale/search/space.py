@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from ebmscale.address import Address, clean
 from ebmscale.config import Block, Fraction, NonNegative, Positive, PositiveFloat, first_problem
 from ebmscale.documents import load_yaml
 from ebmscale.errors import ConfigError
@@ -183,7 +184,7 @@ class EvaluateBlock(Block):
 
     split: Literal["validation", "train"] = "validation"
     num_samples: Positive | None = None
-    features: str | None = None
+    features: Address | None = None
     seed: NonNegative = 0
 
 
@@ -246,7 +247,9 @@ class Space(Block):
 
     def dump(self) -> dict[str, Any]:
         """As plain values, which `parse_space` reads."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        tree = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        overrides = {key: clean(value) if isinstance(value, str) else value for key, value in tree["overrides"].items()}
+        return tree | {"overrides": overrides}
 
 
 _BLOCKS = (Space, Objective, ResourcesBlock, AshaBlock, PbtBlock, EvaluateBlock, Parameter)

@@ -186,6 +186,12 @@ class CheckpointStore:
         self._settings = settings or CheckpointBlock()
         self.damaged: set[str] = set()
 
+    def hearing(self, stop: threading.Event) -> "CheckpointStore":
+        """The same checkpoints, whose waits end once `stop` is set."""
+        store = CheckpointStore(self.storage.hearing(stop), self._settings)
+        store.damaged = self.damaged
+        return store
+
     def names(self) -> list[str]:
         """Every checkpoint folder, finished or not, newest first."""
         return sorted((name for name in self.storage.list(FOLDER) if _NAME.fullmatch(name)), reverse=True)

@@ -37,11 +37,13 @@ class StopSignal:
     def __init__(self) -> None:
         self.name: str | None = None
         self.since: float | None = None
+        self.event = threading.Event()  # for what waits for a storage
 
     def request(self, name: str) -> None:
         """Asks it to stop, for a reason with this name (any thread)."""
         self.since = self.since or time.monotonic()
         self.name = self.name or name
+        self.event.set()
 
     @contextmanager
     def listening(self) -> Iterator["StopSignal"]:
@@ -126,8 +128,9 @@ def on_first(world: World, stop: StopSignal, action: Callable[[Callable[[], None
             acting, stopping = (bool(flag) for flag in world.sum(flags.to(world.device)) > 0)
             if stopping:
                 cancelled.set()
+                stop.event.set()  # the rank that was asked may be another one than the one that acts
     error = world.broadcast(job.exception() if job is not None else None)
-    if isinstance(error, Stopped) or (error is None and stopping):
+    if isinstance(error, Stopped | Interrupted) or (error is None and stopping):
         raise Interrupted("Stopped before training began; nothing was lost: run the same command to begin again.")
     if error is not None:
         raise error

@@ -5,8 +5,8 @@ Method: Xiao & Han, NeurIPS 2022, one stage after another; see `density.schedule
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,10 +66,10 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
             if last:
                 break
 
-            with run.timer.part("data"):
-                batch = next(batches)
-            view.batch(run, batch)
             try:
+                with run.timer.part("data"):
+                    batch = _next_batch(batches, world)
+                view.batch(run, batch)
                 with profile.batch() if profile is not None else nullcontext():
                     report = train_batch(run, batch)
             except Stopped:
@@ -93,6 +93,20 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
             f"{config.train.max_samples:,} samples: run the same command to go on."
         )
     return run.storage.url
+
+
+def _next_batch(batches: Iterator[Batch], world: World) -> Batch:
+    """The next batch (collective).
+
+    Raises:
+        Stopped: a stop ended some rank's wait for its storage.
+    """
+    batch = None
+    with suppress(Interrupted):
+        batch = next(batches)
+    if world.any(batch is None) or batch is None:
+        raise Stopped
+    return batch
 
 
 @dataclass(frozen=True)

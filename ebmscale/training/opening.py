@@ -59,10 +59,11 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
     check_room(config, None, 0, world.size, world.device)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    storage, data = run_storage(config), open_storage(config.data)
+    storage, data = run_storage(config), open_storage(config.data).hearing(stop.event)
+    reading = storage.hearing(stop.event)  # while nothing needs to be saved yet
     gain = least_bf16_gain(config, world)
     asked = config
-    config = on_first(world, stop, lambda check: _prepare(asked, gain, storage, data, check))
+    config = on_first(world, stop, lambda check: _prepare(asked, gain, reading, data, check))
     manifest = Manifest.load(data)
     image_shape = _image_shape(data, manifest)
     check_room(config, image_shape, sum(manifest.counts().values()), world.size, world.device)
@@ -87,7 +88,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
         memory=_memory(config, num_samples, world),
         stages=_stages(config, settings, world, poll),
         guard=Guard(config.guard),
-        saver=Saver(CheckpointStore(storage, config.checkpoint), world, config.checkpoint),
+        saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint),
         poll=poll,
         meter=MeanMeter(),
         timer=PartTimer(world.device),

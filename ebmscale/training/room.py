@@ -50,8 +50,8 @@ def check_room(config: RunConfig, shape: ImageShape | None, num_samples: int, si
     total, most = sum(needs.values()), max(needs, key=lambda name: needs[name])
     if total > have:
         raise ConfigError(
-            f"The run needs at least {total / 1e9:,.1f} GB of memory in a process ({most}: {needs[most] / 1e9:,.1f} GB), "
-            f"and this machine has {have / 1e9:,.1f} GB; lower {most}."
+            f"The run needs at least {total / 1e9:,.1f} GB of memory in a process ({most}: {needs[most] / 1e9:,.1f} GB)"
+            f" and this machine has {have / 1e9:,.1f} GB; lower {most}."
         )
 
 

@@ -46,7 +46,7 @@ class Saver:
     """Writes a run's checkpoints, one at a time. All ranks call the same methods in the same order.
 
     Args:
-        store: the run's checkpoints.
+        store: the run's checkpoints. What ends its waits does not end those of a save, only `close` does.
         world: this process's place.
         settings: how long a failing storage is tried again.
 
@@ -68,6 +68,7 @@ class Saver:
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="checkpoint")
         self._coordinator = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._cancel = threading.Event()
+        self._writing = store.hearing(self._cancel)
         self._job: Future[Any] | None = None
         self._name, self._draft = "", Draft({}, {}, [])
 
@@ -160,17 +161,20 @@ class Saver:
             for stem, images in self._images.items()
             for index, image in enumerate(images)
         ]
-        written = self._pool.map(lambda item: self._patiently(lambda: self.store.write_part(self._name, *item)), named)
+        written = self._pool.map(self._write_part, named)
         return dict(zip((file for file, _ in named), written, strict=True))
+
+    def _write_part(self, named: tuple[str, PartImage]) -> dict[str, Any]:
+        return self._patiently(lambda: self._writing.write_part(self._name, *named))
 
     def _commit(self, files: dict[str, dict[str, Any]]) -> None:
         draft = self._draft
         self._patiently(self.before_manifest)
-        ratios = self._patiently(lambda: self.store.write_ratios(draft.ratios))
+        ratios = self._patiently(lambda: self._writing.write_ratios(draft.ratios))
         manifest = draft.about | {"files": files, "ratios": ratios}
-        self._patiently(lambda: self.store.commit(self._name, dict(manifest), draft.values))
+        self._patiently(lambda: self._writing.commit(self._name, dict(manifest), draft.values))
         try:
-            self.store.retain(self._name)
+            self._writing.retain(self._name)
         except StorageError as error:  # what is too much will be cleared by the next one
             log.warning("old checkpoints could not be cleared: %s", error)
 

@@ -39,6 +39,10 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.path, asked))
         fault = self.server.faults.pop(0) if self.server.faults else None
         data = self.server.files.get(self.path.removeprefix("/place/"))
+        if isinstance(fault, tuple) and len(fault) == 2:
+            self.send_response(fault[0])
+            self.send_header("Location", fault[1])
+            return self.end_headers()
         if isinstance(fault, tuple):
             return self.send_error(fault[0])
         if data is None:
@@ -181,6 +185,39 @@ def test_a_missing_file_and_a_server_that_is_not_there(server, download, pauses)
     server.server_close()
     with pytest.raises(StorageError, match=r"after 5 attempts .*refused"):
         download()
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a.bin"])
+def test_a_server_that_sends_us_off_the_web_is_refused(server, download, pauses, tmp_path, target):
+    server.faults = [(302, target)]
+    with pytest.raises(StorageError, match=r"sends us on to .*, which is not http\(s\)"):
+        download()
+    assert len(server.requests) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_sends_us_on_is_followed(server, download):
+    server.faults = [(302, f"{server.url}/a.bin")]
+    assert download()[0].read_bytes() == CONTENT
+
+
+def test_next_to_nothing_is_as_good_as_nothing(server, download, monkeypatch):
+    monkeypatch.setattr("ebmscale.data.fetch.TIMEOUT_S", 0.0)
+    monkeypatch.setattr("ebmscale.data.fetch.LEAST_BYTES", 10**9)
+    with pytest.raises(StorageError, match=r"after 5 attempts \(fewer than 1,000,000,000 bytes came"):
+        download()
+
+
+def test_files_are_fetched_to_this_machine_alone(server):
+    with pytest.raises(ConfigError, match="is not on this machine"):
+        fetch("toy", "s3://bucket/toy")
+
+
+def test_no_secret_of_a_mirror_is_shown(server, download, monkeypatch):
+    mirror = server.url.replace("//", "//user:PASSW0RD@") + "?sig=PASSW0RD"
+    with pytest.raises(StorageError) as error:
+        download(mirror=mirror)
+    assert "PASSW0RD" not in str(error.value)
 
 
 def test_a_mirror_replaces_the_official_places(server, download):

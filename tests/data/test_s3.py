@@ -36,6 +36,28 @@ def ranges_only(monkeypatch):
     monkeypatch.setattr("ebmscale.data.stream.BATCHES_AHEAD", 2)
 
 
+def test_names_on_s3_are_names(server):
+    names = ["a[12]", "a1", "a2", "a?", "a*", "a::b", "a%20b", "a b", "q#1", "é日", "x&y=1+"]
+    place = Storage.at("s3://bucket/names [x]*")
+    for name in names:
+        place.child(name).publish(f"{name}/{name}", name.encode())
+        place.publish(f"files/{name}", name.encode())
+    Storage.at("s3://bucket").publish("top", b"1")
+    top, file = Storage.of_file("s3://bucket/top")
+    assert top.read_bytes(file) == b"1"
+    left = sorted(names)
+    while left:
+        assert place.list("files") == left
+        assert place.list() == sorted([*left, "files"])
+        assert place.child(left[0]).child(left[0]).read_text(left[0]) == left[0]
+        gone = left.pop(0)
+        place.delete(gone)
+        place.delete(f"files/{gone}")
+        assert not place.exists(gone)
+        assert [place.read_text(f"files/{name}") for name in left] == left
+    assert not place.exists()
+
+
 def take(stream, num_batches):
     try:
         return list(itertools.islice(stream, num_batches))

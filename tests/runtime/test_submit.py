@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from ebmscale.config import parse_config
 from ebmscale.errors import ConfigError, WorkersLostError
@@ -150,3 +151,16 @@ def test_no_folder_and_no_server_are_one_sentence_each(tmp_path: Path, monkeypat
         submit(str(path), (), "http://127.0.0.1:9", Console(quiet=True), working_dir=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"job server http://127\.0\.0\.1:9 cannot be used"):
         submit(str(path), (), "http://127.0.0.1:9", Console(quiet=True), working_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["command", "configuration that stays behind"])
+def test_no_secret_of_an_address_gets_into_the_jobs_command(tmp_path, place):
+    text = CONFIG
+    (tmp_path / "job").mkdir()
+    file, words = tmp_path / "job" / "run.yaml", ["data.url=http://user:PASSW0RD@h/d"]
+    if place != "command":
+        file, words, text = tmp_path / "run.yaml", [], parse_config(text, words).dump().replace("***", "user:PASSW0RD")
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"data\.url http://\*\*\*@h/d holds a password .* job's command") as error:
+        submit(str(file), words, "http://127.0.0.1:1", Console(quiet=True), working_dir=str(tmp_path / "job"))
+    assert "PASSW0RD" not in str(error.value)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ebmscale.address import Address
 from ebmscale.data.labels import number_labels
 from ebmscale.data.names import printable
 from ebmscale.errors import DataError
@@ -105,9 +106,13 @@ def _numbered(stretches: list[Arrays]) -> tuple[list[str], list[Arrays]]:
 
 def local_source(src: str) -> Path:
     """The path of a source on this machine; DataError where there is none."""
-    path = Path(src.removeprefix("file://")).expanduser()
-    if "://" in str(src).removeprefix("file://"):
+    try:
+        address = Address.parse(src)
+    except ValueError as error:
+        raise DataError(f"{error}.") from None
+    if not address.is_local:
         raise DataError(f"{src} is not on this machine; copy the files to a folder here and give that.")
+    path = Path(address.real)
     if not path.exists():
         raise DataError(f"{printable(path)} does not exist; give the folder or file that holds the data.")
     if not (path.is_file() or path.is_dir()):

@@ -1,0 +1,71 @@
+"""What commands are told to write to: checked before they begin, so that no work is lost."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from ebmscale.address import Address
+from ebmscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ebmscale.storage import Storage
+
+
+class AddressType(click.ParamType):
+    """An argument that is an address: passwords and tokens in it are not shown."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        """As it was given."""
+        return Address(value)
+
+
+ADDRESS = AddressType()
+
+
+class OutputFile(NamedTuple):
+    """A file that is going to be written, here or at an address."""
+
+    address: Address
+    folder: "Storage"
+    name: str
+
+    def publish(self, data: bytes, suffix: str | None = None) -> None:
+        """Writes it as a whole; with a suffix, the file beside it that has this one instead of its own."""
+        name = self.name if suffix is None else self.name.removesuffix(self.address.suffix) + suffix
+        self.folder.publish(name, data)
+
+
+def output_file(out: str, endings: tuple[str, ...]) -> OutputFile:
+    """The file that `--out` names.
+
+    Raises:
+        ConfigError: it is no address of a file, or has another ending.
+        StorageError: it cannot be written there.
+    """
+    from ebmscale.storage import Storage  # noqa: PLC0415 (slow to import)
+
+    address = Address(out)
+    if address.suffix not in endings:
+        raise ConfigError(f"--out {address} must end in {' or '.join(endings)}.")
+    folder, name = Storage.of_file(address)
+    path = folder.local_path(name)
+    if path is not None and path.is_dir():
+        raise ConfigError(f"--out {address} is a folder; name a file.")
+    folder.probe("--out")
+    return OutputFile(address, folder, name)
+
+
+def output_folder(url: str) -> "Storage":
+    """The folder that a command is told to write to.
+
+    Raises:
+        ConfigError: it is no address.
+        StorageError: it cannot be written to.
+    """
+    from ebmscale.storage import Storage  # noqa: PLC0415 (slow to import)
+
+    folder = Storage.at(url)
+    folder.probe("address")
+    return folder

@@ -1,0 +1,73 @@
+"""What commands are told to write to is checked before they do any work, and shown without secrets."""
+
+import json
+import uuid
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ebmscale.cli import cli
+from ebmscale.errors import ConfigError, EbmscaleError, StorageError
+from ebmscale.storage import Storage
+
+WRITERS = {
+    "ratio": "ratio none.npy none.npy --out OUT/x.npz",
+    "sample": "sample none --out OUT/x.png",
+    "score": "score none none --out OUT/x.csv",
+    "evaluate": "evaluate OUT",
+    "report": "report OUT",
+    "export": "export none OUT",
+    "pack": "pack folder none OUT",
+    "index": "index OUT",
+    "fetch": "fetch mnist OUT",
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(line):
+    return CliRunner().invoke(cli, line.split())
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("place", ["http://user:PASSW0RD@127.0.0.1:1/x", "s3:/bucket/x", "simplecache::s3://bucket"])
+def test_what_cannot_be_written_is_refused_before_any_work(here, command, place):
+    result = run(WRITERS[command].replace("OUT", place))
+    assert isinstance(result.exception, ConfigError | StorageError)
+    said = f"{result.output} {result.exception}"
+    assert any(words in said for words in ("can only be read", "is no address", "is a chain", "not on this machine"))
+    assert "PASSW0RD" not in said
+    assert list(here.iterdir()) == []
+
+
+def test_a_ratio_is_written_at_an_address(here):
+    np.save(here / "q.npy", np.random.default_rng(0).normal(size=(64, 2)))
+    place = Storage.at(f"memory://{uuid.uuid4().hex}")
+    result = run(f"ratio - q.npy --base normal --hidden 4 --max-stages 1 --out {place.url}/[1]?.npz")
+    assert result.exception is None
+    assert place.list() == ["[1]?.json", "[1]?.npz"]
+    assert json.loads(place.read_text("[1]?.json"))["kl"] >= 0
+    assert [path.name for path in here.iterdir()] == ["q.npy"]
+
+
+def test_a_folder_and_a_wrong_ending_are_refused(here):
+    (here / "x.npz").mkdir()
+    for out, words in (("x.npz", "is a folder; name a file"), ("x.txt", "must end in .npz")):
+        with pytest.raises(ConfigError, match=words):
+            raise run(f"ratio none.npy none.npy --out {out}").exception
+
+
+def test_inspect_shows_no_secret():
+    place = f"memory://user:PASSW0RD@{uuid.uuid4().hex}/x"
+    result = run(f"inspect {place}")
+    assert isinstance(result.exception, EbmscaleError)
+    assert "PASSW0RD" not in f"{result.output} {result.exception}"
+    assert run(f"pack digits - {place}").exception is None
+    result = run(f"inspect {place}")
+    assert "shards memory://***@" in result.output
+    assert "PASSW0RD" not in result.output
