@@ -2,34 +2,50 @@
 
 import logging
 import os
-import signal
 import sys
 
 import click
-from rich.console import Console
-from rich.logging import RichHandler
 
 from ebmscale.cli import about, measuring, models, ratios, running, searching, sets
 from ebmscale.cli.group import cli
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
+from ebmscale.stop import asked_by, hear_signals
+from ebmscale.terminal import LineHandler, Terminal, keep_output
 
 __all__ = ["about", "cli", "main", "measuring", "models", "ratios", "running", "searching", "sets"]
 
 
 def main() -> None:
     """The program: runs a command, and turns errors into one sentence and an exit code."""
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("ebmscale").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; training listens for itself
+    keep_output()
+    hear_signals()
+    errors = Terminal(stderr=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[LineHandler(errors)])
+    logging.getLogger("ebmscale").setLevel(logging.INFO if _speaks() else logging.ERROR)
+    logging.getLogger("ebmscale.rendezvous").setLevel(logging.INFO)  # every rank says that it waits for others
     try:
         cli(standalone_mode=False)
     except EbmscaleError as error:
         word = "stopped" if isinstance(error, Interrupted) else "error"
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"{word}: {error}")
+        errors.print(f"{word}: {error}")
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        for line in _about_usage(error):
+            errors.print(line)
         sys.exit(ConfigError.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        errors.print(f"stopped: interrupted by {asked_by(error)}")
         sys.exit(Interrupted.exit_code)
+
+
+def _about_usage(error: click.ClickException) -> list[str]:
+    """What click has to say of arguments that it cannot use, line by line."""
+    message = f"Error: {error.format_message()}"
+    if not isinstance(error, click.UsageError) or error.ctx is None:
+        return [message]
+    return [*error.ctx.get_usage().splitlines(), f"Try '{error.ctx.command_path} --help' for help.", "", message]
+
+
+def _speaks() -> bool:
+    """Whether this process is the first of its ranks, as far as can be told before they meet."""
+    return os.environ.get("WORLD_SIZE", "1") in ("", "1") or os.environ.get("RANK", "0") in ("", "0")

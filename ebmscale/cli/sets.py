@@ -3,10 +3,11 @@
 import re
 
 import click
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
 from ebmscale.cli.group import cli, console
 from ebmscale.errors import ConfigError
+from ebmscale.terminal import progress_on
 
 
 @cli.command()
@@ -40,7 +41,7 @@ def pack(
     from ebmscale.storage import Storage  # noqa: PLC0415
 
     source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    with progress_on(console) as progress:
         task = progress.add_task(f"packing {format_name}")
         manifest = write_shards(
             source,
@@ -65,7 +66,7 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
     """
     from ebmscale.data.fetch import fetch as download  # noqa: PLC0415
 
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    with progress_on(console) as progress:
         tasks: dict[str, TaskID] = {}
 
         def show(file: str, num_bytes: int, total: int | None) -> None:

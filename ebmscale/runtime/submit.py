@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, Interrupted, WorkersLostError
 from ebmscale.runtime.package import examine_folder
 from ebmscale.runtime.ray_session import INSTALL, import_ray, is_refusal, refusal
+from ebmscale.terminal import Terminal
 
 UNREACHABLE_S = 600.0  # then following is given up; the job goes on
 LONGEST_PAUSE_S = 15.0
@@ -25,7 +24,7 @@ def submit(
     config_file: str,
     overrides: Sequence[str],
     address: str | None,
-    console: Console,
+    console: Terminal,
     *,
     working_dir: str = ".",
     passed_on: Sequence[str] = (),
@@ -52,7 +51,7 @@ def submit(
     config = load_config(config_file, overrides)
     _check(config)
     package = examine_folder(Path(working_dir))
-    console.print(f"uploading {package.folder}: {package.summary()}", soft_wrap=True)
+    console.print(f"uploading {package.folder}: {package.summary()}")
     package.check()
     client = connect(address)
     words = [*overrides, *(["--all-ranks"] if all_ranks else [])]

@@ -140,13 +140,13 @@ def test_a_package_that_ray_would_refuse_is_refused_first(folder: Path):
 
 def test_no_folder_and_no_server_are_one_sentence_each(tmp_path: Path, monkeypatch):
     pytest.importorskip("ray.dashboard.modules.job.sdk")
-    from rich.console import Console
+    from ebmscale.terminal import Terminal
 
     path = tmp_path / "a.yaml"
     path.write_text(
         "run: {name: a}\ndata: {url: /data}\ntrain: {max_samples: 1}\nstorage: {url: /runs}\nray: {num_workers: 2}"
     )
     with pytest.raises(ConfigError, match="is no folder"):
-        submit(str(path), (), "http://127.0.0.1:9", Console(quiet=True), working_dir=str(tmp_path / "none"))
+        submit(str(path), (), "http://127.0.0.1:9", Terminal(quiet=True), working_dir=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"job server http://127\.0\.0\.1:9 cannot be used"):
-        submit(str(path), (), "http://127.0.0.1:9", Console(quiet=True), working_dir=str(tmp_path))
+        submit(str(path), (), "http://127.0.0.1:9", Terminal(quiet=True), working_dir=str(tmp_path))
