@@ -19,6 +19,7 @@ from ebmscale.faults import describe
 
 log = logging.getLogger(__name__)
 
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 JOIN_S = 600.0  # that ranks are waited for
 SAY_AFTER_S, SAY_EVERY_S = 3.0, 60.0
 COLLECTIVE_S = 600.0  # that a collective operation may take
@@ -26,8 +27,7 @@ _CONNECT_S = 5.0  # for one attempt to reach the first rank
 _LONGEST_PAUSE_S = 1.0
 _PRESENT = "present"
 _WAY_OUT = (
-    "unset RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT to work with one process, or start all ranks by "
-    "torchrun, which sets them"
+    f"unset {', '.join(RANK_VARIABLES)} to work with one process, or start all ranks by torchrun, which sets them"
 )
 
 

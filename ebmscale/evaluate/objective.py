@@ -13,8 +13,9 @@ from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
 from ebmscale.search.objectives import EVALUATED
 from ebmscale.search.space import EvaluateBlock, Space
-from ebmscale.storage import Storage, open_storage
+from ebmscale.storage import Storage
 from ebmscale.training.model import open_model
+from ebmscale.training.run import data_of
 from ebmscale.world import device_of
 
 _METRICS = "ebmscale.evaluate.metrics"
@@ -45,8 +46,14 @@ def check(space: Space, config: RunConfig) -> None:
     """
     asked = {objective.metric.split("/")[1] for objective in space.objectives if objective.metric.startswith(EVALUATED)}
     held_out = config.data.held_out
-    if "frechet" in asked and space.evaluate.features is None:
+    features = space.evaluate.features
+    if "frechet" in asked and features is None:
         raise ConfigError("objectives: evaluate/frechet needs features; give evaluate.features in the space.")
+    if "frechet" in asked and features is not None and not Storage.at(features).exists():
+        raise ConfigError(
+            f"evaluate.features is {features}, and there is nothing at {Storage.at(features).url}; a relative address "
+            "counts from the folder where the command runs."
+        )
     if "anomaly" in asked and (held_out.label is None or held_out.protocol == "pooled"):
         raise ConfigError(
             "objectives: evaluate/anomaly needs a class that is held out, and some of it that is not the test's; set "
@@ -67,7 +74,7 @@ def measure_run(run: Storage, wanted: Sequence[str], block: EvaluateBlock) -> di
     metrics: Any = importlib.import_module(_METRICS)
     device = device_of()
     model = open_model(run).to(device)
-    data = open_storage(model.config.data)
+    data = data_of(model.config, "put it back there, and give the same command again")
     found: dict[str, float] = {}
     for metric in sorted({name.split("/")[1] for name in wanted}):
         network = None

@@ -21,8 +21,9 @@ from ebmscale.errors import DataError, StorageError
 from ebmscale.evaluate import pictures
 from ebmscale.evaluate.pages import Figure, Picture, render, without_credentials
 from ebmscale.evaluate.record import Line, Record, kind_of, number, shares
-from ebmscale.storage import Storage, open_storage
+from ebmscale.storage import Storage
 from ebmscale.training.model import LatentModel, open_model
+from ebmscale.training.run import data_of
 from ebmscale.training.tasks import to_pixels
 from ebmscale.version import __version__
 from ebmscale.world import device_of
@@ -103,8 +104,8 @@ def write_report(run: Storage) -> str:
 def _held_out(model: LatentModel) -> tuple[HeldOut | None, str | None]:
     """The run's held-out images, or why there are none."""
     block = model.config.data
-    storage = open_storage(block)
     try:
+        storage = data_of(model.config, "give `ebmscale report` in that folder, or put the set back")
         manifest = Manifest.load(storage)
         if manifest.image_shape != model.image_shape:
             raise DataError(f"{storage.url} now holds images of shape {manifest.image_shape}.")

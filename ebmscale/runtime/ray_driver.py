@@ -6,7 +6,6 @@ from typing import Any
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
-from ebmscale.storage import open_storage
 from ebmscale.terminal import Terminal
 
 
@@ -21,15 +20,6 @@ def note_for_jobs(config: RunConfig, console: Terminal) -> None:
         )
     if "://" not in config.storage.url and not Path(config.storage.url).is_absolute():
         console.print(f"note: storage.url is {config.storage.url}, a temporary folder of this job; give one that lasts")
-
-
-def with_addresses(config: RunConfig) -> RunConfig:
-    """The configuration with folders made absolute, as workers are in other places."""
-    blocks = {
-        name: block.model_copy(update={"url": open_storage(block).url})
-        for name, block in (("storage", config.storage), ("data", config.data))
-    }
-    return config.model_copy(update=blocks)
 
 
 def with_devices(config: RunConfig, ray: Any) -> RunConfig:

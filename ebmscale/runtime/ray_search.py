@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ebmscale.addresses import absolute, with_addresses
 from ebmscale.config import RunConfig
 from ebmscale.data.formats import open_source
 from ebmscale.data.pack import pack
 from ebmscale.errors import EbmscaleError, Interrupted, WorkersLostError
 from ebmscale.runtime.preflight import preflight
-from ebmscale.runtime.ray_driver import here, note_for_jobs, with_addresses, with_devices
+from ebmscale.runtime.ray_driver import here, note_for_jobs, with_devices
 from ebmscale.runtime.ray_session import given_address, ray_session
 from ebmscale.runtime.ray_trial import CALL_S, Desk, Measure, TrialSetup
 from ebmscale.runtime.ray_tune import apply_settings, make_judge, make_tuner
@@ -104,6 +105,15 @@ def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | 
                 ledger.hand_out_again()
 
 
+def with_features(space: Space) -> Space:
+    """The space with the address of its features absolute, as trials may run in other folders."""
+    block = space.evaluate
+    if block.features is None:
+        return space
+    evaluate = block.model_copy(update={"features": absolute(block.features)})
+    return space.model_copy(update={"evaluate": evaluate})
+
+
 def _pack(config: RunConfig) -> None:
     """Packs the data set once, where trials would all begin with it."""
     data = open_storage(config.data)
@@ -129,7 +139,7 @@ class _Round:
         self.stopping = False
         self.ray, self._ledger, self._desk = ray, ledger, desk
         self._folder = Path(tempfile.gettempdir()) / "ebmscale-ray-tune" / uuid.uuid4().hex
-        setup = TrialSetup(ledger.store, config, space, desk, measure)
+        setup = TrialSetup(ledger.store, config, with_features(space), desk, measure)
         self._tuner = make_tuner(ray, self, setup, self._folder, _most_trials(ray, config, space))
         self._thread = threading.Thread(target=self._go, name="ray-tune", daemon=True)
         self._thread.start()

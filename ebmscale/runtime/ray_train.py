@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ebmscale.addresses import with_addresses
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, WorkersLostError
 from ebmscale.runtime.board import Board
 from ebmscale.runtime.preflight import preflight, storage_of_run
 from ebmscale.runtime.ray_backend import torch_config
 from ebmscale.runtime.ray_controller import callbacks
-from ebmscale.runtime.ray_driver import here, note_for_jobs, with_addresses, with_devices
+from ebmscale.runtime.ray_driver import here, note_for_jobs, with_devices
 from ebmscale.runtime.ray_entry import FINISHED, Body, Report, WorkerSettings, enter
 from ebmscale.runtime.ray_session import INSTALL, given_address, ray_session
 from ebmscale.stop import StopSignal

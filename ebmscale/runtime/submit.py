@@ -1,6 +1,7 @@
 """Sends a run to a Ray cluster as a job, follows its log through lost connections, and ends as the job did."""
 
 import asyncio
+import contextlib
 import os
 import shlex
 import time
@@ -97,20 +98,24 @@ def follow(client: Any, job: str, write: Callable[[str], object], patience_s: fl
         The job's own exit code; 130 where it was stopped.
 
     Raises:
-        Interrupted: Ctrl-C here; the job goes on.
+        Interrupted: a signal asked this process to stop; the job goes on.
         WorkersLostError: the job server cannot be reached any more, or knows no such job.
     """
-    log, pause_s, reached = _Log(write), 0.5, time.monotonic()
+    try:
+        return _follow(client, job, _Log(write), patience_s)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"No longer following; the job goes on: `ebmscale submit --attach {job}` follows it again, "
+            f"`ray job stop {job}` ends it with a checkpoint."
+        ) from None
+
+
+def _follow(client: Any, job: str, log: "_Log", patience_s: float) -> int:
+    """`follow`, until a KeyboardInterrupt ends it."""
+    pause_s, reached = 0.5, time.monotonic()
     while True:
-        try:
+        with contextlib.suppress(Exception):  # the connection is gone; the status below tells for how long
             asyncio.run(_tail(client, job, log))
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"No longer following; the job goes on: `ebmscale submit --attach {job}` follows it again, "
-                f"`ray job stop {job}` ends it with a checkpoint."
-            ) from None
-        except Exception:  # the connection is gone; the status below tells for how long
-            pass
         try:
             info = client.get_job_info(job)
             reached, pause_s = time.monotonic(), 0.5

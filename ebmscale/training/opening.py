@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmscale.addresses import with_addresses
 from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, changed_keys
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
@@ -55,6 +56,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
             f"{world.size} workers cannot share out {config.data.num_streams} streams; start at most that many, or "
             "begin another run with a larger data.num_streams."
         )
+    config = with_addresses(config)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     storage, data = run_storage(config), open_storage(config.data)
