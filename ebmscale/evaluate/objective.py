@@ -46,14 +46,8 @@ def check(space: Space, config: RunConfig) -> None:
     """
     asked = {objective.metric.split("/")[1] for objective in space.objectives if objective.metric.startswith(EVALUATED)}
     held_out = config.data.held_out
-    features = space.evaluate.features
-    if "frechet" in asked and features is None:
+    if "frechet" in asked and space.evaluate.features is None:
         raise ConfigError("objectives: evaluate/frechet needs features; give evaluate.features in the space.")
-    if "frechet" in asked and features is not None and not Storage.at(features).exists():
-        raise ConfigError(
-            f"evaluate.features is {features}, and there is nothing at {Storage.at(features).url}; a relative address "
-            "counts from the folder where the command runs."
-        )
     if "anomaly" in asked and (held_out.label is None or held_out.protocol == "pooled"):
         raise ConfigError(
             "objectives: evaluate/anomaly needs a class that is held out, and some of it that is not the test's; set "

@@ -18,7 +18,7 @@ from ebmscale.addresses import absolute, with_addresses
 from ebmscale.config import RunConfig
 from ebmscale.data.formats import open_source
 from ebmscale.data.pack import pack
-from ebmscale.errors import EbmscaleError, Interrupted, WorkersLostError
+from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, WorkersLostError
 from ebmscale.runtime.preflight import preflight
 from ebmscale.runtime.ray_driver import here, note_for_jobs, with_devices
 from ebmscale.runtime.ray_session import given_address, ray_session
@@ -30,7 +30,7 @@ from ebmscale.search.ledger import Ledger
 from ebmscale.search.space import Space
 from ebmscale.search.trial import SearchStore
 from ebmscale.stop import StopSignal
-from ebmscale.storage import open_storage
+from ebmscale.storage import Storage, open_storage
 from ebmscale.terminal import Terminal
 from ebmscale.training.run import run_storage
 
@@ -82,6 +82,7 @@ def search(
 
 
 def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | None, console: Terminal) -> None:
+    trial_space = with_features(space)
     apply_settings()
     _pack(config)
     with ray_session(config.ray) as ray:
@@ -94,7 +95,7 @@ def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | 
             stale = 0
             while ledger.left:
                 before = ledger.progress()
-                rounds = _Round(ray, settled, space, ledger, desk, measure)
+                rounds = _Round(ray, settled, trial_space, ledger, desk, measure)
                 _follow(rounds, settled, ledger, stop)
                 stale = 0 if ledger.progress() != before else stale + 1
                 if stale == STALE_ROUNDS:
@@ -106,10 +107,19 @@ def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | 
 
 
 def with_features(space: Space) -> Space:
-    """The space with the address of its features absolute, as trials may run in other folders."""
+    """The space with the address of its features absolute, as trials may run in other folders.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
     block = space.evaluate
     if block.features is None:
         return space
+    if not Storage.at(block.features).exists():
+        raise ConfigError(
+            f"evaluate.features is {block.features}, and there is nothing at {absolute(block.features)}; a relative "
+            "address counts from the folder where the command runs."
+        )
     evaluate = block.model_copy(update={"features": absolute(block.features)})
     return space.model_copy(update={"evaluate": evaluate})
 
@@ -139,7 +149,7 @@ class _Round:
         self.stopping = False
         self.ray, self._ledger, self._desk = ray, ledger, desk
         self._folder = Path(tempfile.gettempdir()) / "ebmscale-ray-tune" / uuid.uuid4().hex
-        setup = TrialSetup(ledger.store, config, with_features(space), desk, measure)
+        setup = TrialSetup(ledger.store, config, space, desk, measure)
         self._tuner = make_tuner(ray, self, setup, self._folder, _most_trials(ray, config, space))
         self._thread = threading.Thread(target=self._go, name="ray-tune", daemon=True)
         self._thread.start()
