@@ -91,7 +91,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     if text is None:
         raise ConfigError(f"The environment describes a rank of several, but {name} is not set: {_WAY_OUT}.")
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise ConfigError(f"The environment has {name}={text!r}, which is no number: {_WAY_OUT}.")
+        raise ConfigError(f"The environment has {name}={text[:40]!r}, which is no number: {_WAY_OUT}.")
     return int(text)
 
 

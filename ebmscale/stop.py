@@ -6,6 +6,7 @@ Signals that follow the first one are the same request: five quick Ctrl-C cannot
 A Ctrl-C that comes `DELIBERATE_S` after the first ends the process at once.
 """
 
+import atexit
 import os
 import signal
 import threading
@@ -109,8 +110,16 @@ _PROCESS = _Process()
 
 def hear_signals() -> None:
     """Takes the process's signals for good: for the `ebmscale` command."""
+    if not _PROCESS.is_program:
+        atexit.register(_ignore_signals)  # the first to register is called last
     _PROCESS.is_program = True
     _PROCESS.take()
+
+
+def _ignore_signals() -> None:
+    """An interpreter that ends gives signals back to the system, which would end it by them and not by its code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -79,9 +79,17 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
 
+class _Description(ProgressColumn):
+    """What a task is, in one line."""
+
+    def render(self, task: Task) -> Text:
+        """The description as it is shown."""
+        return Text(shown(task.description))
+
+
 def progress_on(console: Console) -> Progress:
     """A progress bar a task on a terminal, nothing elsewhere; a task's description is data."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (_Description(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
