@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ebmscale.config import parse_config
-from ebmscale.errors import ConfigError, WorkersLostError
+from ebmscale.errors import ConfigError, Interrupted, WorkersLostError
 from ebmscale.runtime import submit as module
 from ebmscale.runtime.package import MOST_BYTES, Package, examine_folder
 from ebmscale.runtime.submit import _check, _variables, follow, submit
@@ -73,6 +73,17 @@ def test_it_ends_as_the_job_did(status, code, expected):
 def test_a_server_that_stays_away_is_given_up_with_the_way_back():
     with pytest.raises(WorkersLostError, match="submit --attach job-1"):
         follow(Client(failures=10**9), "job-1", lambda text: None, patience_s=0.0)
+
+
+@pytest.mark.parametrize("place", ["tail_job_logs", "get_job_info", "sleep"])
+def test_a_signal_ends_the_following_and_says_that_the_job_goes_on(monkeypatch, place):
+    def interrupt(*_):
+        raise KeyboardInterrupt("SIGTERM")
+
+    client = Client(connections=(5, 5))
+    monkeypatch.setattr(*((module.time, "sleep") if place == "sleep" else (client, place)), interrupt)
+    with pytest.raises(Interrupted, match="the job goes on: `ebmscale submit --attach job-1`"):
+        follow(client, "job-1", lambda text: None)
 
 
 def test_a_job_that_nobody_knows(monkeypatch):
