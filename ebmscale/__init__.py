@@ -28,15 +28,14 @@ def fit_ratio(p: Any, q: Any, **settings: Any) -> "FittedRatio":
 
 def train(config: "RunConfig") -> str:
     """Trains a run to its budget, or resumes it; returns its address."""
-    from ebmscale.training.guard import StopSignal  # noqa: PLC0415
+    from ebmscale.stop import StopSignal  # noqa: PLC0415
     from ebmscale.training.loop import train as train_loop  # noqa: PLC0415
     from ebmscale.training.view import View  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415
 
     if config.ray.num_workers:
-        from rich.console import Console  # noqa: PLC0415
-
         from ebmscale.runtime.ray_train import train_on_ray  # noqa: PLC0415
+        from ebmscale.terminal import Terminal  # noqa: PLC0415
 
-        return train_on_ray(config, Console(quiet=True))
+        return train_on_ray(config, Terminal(quiet=True))
     return train_loop(config, View(quiet=True), World.from_environment(config.device), StopSignal())

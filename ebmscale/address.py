@@ -131,6 +131,15 @@ class Address(str):
         return not self.scheme
 
     @property
+    def is_relative(self) -> bool:
+        """Whether it is a path that counts from the working directory."""
+        return self.is_local and not os.path.isabs(os.path.expanduser(self.real))
+
+    def absolute(self) -> "Address":
+        """The same place, whatever the working directory is later."""
+        return Address(os.path.abspath(os.path.expanduser(self.real))) if self.is_local else self
+
+    @property
     def is_web(self) -> bool:
         """Whether it is reached by HTTP."""
         return self.scheme in _WEB

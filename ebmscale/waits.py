@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ebmscale.errors import Interrupted
+from ebmscale.stop import ENDING
 
 T = TypeVar("T")
 
 POLL_S = 0.1
-LEAVING = threading.Event()
-"""Set once and for ever by the program when it has been told to end: all threads leave what they wait for."""
 
 _AT_ONCE = 16  # requests of `Heard.each` in flight
 _local = threading.local()
@@ -33,7 +32,7 @@ class Wait:
 
     Attributes:
         limit_s: seconds until `TooSlow`.
-        stop: set when what waits is to leave; beside `LEAVING`, which counts always.
+        stop: set when what waits is to leave; beside `ENDING`, which counts always.
     """
 
     limit_s: float
@@ -41,7 +40,7 @@ class Wait:
 
     def check(self) -> None:
         """Raises `Interrupted` after a stop."""
-        if LEAVING.is_set() or (self.stop is not None and self.stop.is_set()):
+        if ENDING.is_set() or (self.stop is not None and self.stop.is_set()):
             raise Interrupted("Stopped while waiting for a storage: run the same command to go on.")
 
     def sleep(self, seconds: float) -> None:

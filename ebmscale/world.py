@@ -1,7 +1,6 @@
 """The world as a value: which rank this process is, of how many, on which device, and the few reductions in use."""
 
 import atexit
-import datetime
 import os
 import time
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ebmscale.errors import ConfigError
+from ebmscale.rendezvous import join, local_rank, place_in
 
 LEAVING_S = 0.05
 """How long the interpreter's lock is let go at the end: gloo's threads need it to free the last tensors."""
@@ -39,13 +39,13 @@ def device_of(name: str = "auto") -> torch.device:
         name: `auto` (CUDA when present), `cpu` or `cuda`.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there.
+        ConfigError: CUDA was asked for and is not there, or LOCAL_RANK is no number.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda but this machine has no CUDA device; use device=cpu or device=auto.")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    place = torch.device("cuda", local_rank(os.environ) % torch.cuda.device_count())
     torch.cuda.set_device(place)
     return place
 
@@ -77,16 +77,15 @@ class World:
             device: `auto` (CUDA when present), `cpu` or `cuda`.
 
         Raises:
-            ConfigError: CUDA was asked for and is not there.
+            ConfigError: CUDA was asked for and is not there; the variables do not describe a rank.
+            WorkersLostError: the other ranks did not come.
         """
-        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        place = device_of(device)
-        use_cuda = place.type == "cuda"
-        if size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=datetime.timedelta(minutes=10))
-            if not use_cuda:
+        place, on = place_in(os.environ), device_of(device)
+        if place.size > 1 and not dist.is_initialized():
+            join(place, "nccl" if on.type == "cuda" else "gloo")
+            if on.type != "cuda":
                 atexit.register(leave_group)
-        return cls(rank, size, place)
+        return cls(*place, on)
 
     @property
     def is_first(self) -> bool:

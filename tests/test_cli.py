@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -198,20 +199,54 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(config: Path, tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "runs" / "tiny"
     long = command("train", config, "train.max_samples=10000000", "checkpoint.every_samples=320")
     process = subprocess.Popen(long, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_checkpoint(run, process)
-    process.send_signal(number)
+    for _ in range(5):  # as an impatient person does
+        process.send_signal(number)
+        time.sleep(0.05)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
+    assert "Traceback" not in errors
     assert f"Stopped by {number.name}" in errors
     assert "run the same command to go on" in errors
     saved = newest_position(run)
     done = call("train", config, f"train.max_samples={saved + 320}")
     assert f"resumed at {saved:,} samples" in done.stdout
+
+
+def test_training_ends_well_though_nobody_reads_and_the_disk_of_the_log_is_full(config: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            command("train", config), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=full, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("run ")
+        process.stdout.close()
+        assert process.wait(200) == 0
+    assert newest_position(tmp_path / "runs" / "tiny") == 3200
+    assert (tmp_path / "runs" / "tiny" / "report.html").exists()
+
+
+def test_a_terminal_that_closes_saves_and_shows_addresses_as_they_are(config: Path, tmp_path: Path) -> None:
+    """The live view, on a terminal of its own: its end is a SIGHUP, and then no output works any more."""
+    runs = tmp_path / "x[/bold]\x1b[31m"
+    long = command("train", config, "train.max_samples=10000000", f'storage.url="{tmp_path}/x[/bold]\\x1b[31m"')
+    process_id, terminal = pty.fork()
+    if process_id == 0:
+        os.execve(long[0], long, ENVIRONMENT)
+    seen = b""
+    while not (runs / "tiny" / "metrics.jsonl").exists():
+        seen += os.read(terminal, 10_000)
+    os.close(terminal)
+    _, status = os.waitpid(process_id, 0)
+    assert os.waitstatus_to_exitcode(status) == 130, seen
+    assert newest_position(runs / "tiny") > 0
+    assert b"x[/bold]\\x1b[31m/tiny" in seen
+    assert b"Traceback" not in seen
 
 
 def newest_position(run: Path) -> int:

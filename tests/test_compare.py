@@ -1,7 +1,12 @@
 """Comparisons: what a file of rows becomes, what is refused, what is kept, and the table; runs are played by a fake."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from ebmscale.evaluate.comparison import JSON_FILE, PAGE_FILE, TABLE_FILE, Resul
 from ebmscale.evaluate.metrics import Measured
 from ebmscale.evaluate.pictures import image_grid
 from ebmscale.storage import Storage
+from ebmscale.training.checkpoint import CheckpointStore, position_of
 from ebmscale.training.metrics import METRICS_FILE
 from ebmscale.training.run import CONFIG_FILE
 from tests.s3_server import S3Server
@@ -260,3 +266,25 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert 'src="data:image/svg' in page
     assert storage.read_text(TABLE_FILE) == table
     assert len(json.loads(storage.read_text(JSON_FILE))["results"]) == 6
+
+
+def test_a_signal_to_the_group_saves_what_trains(file: Path, tmp_path: Path) -> None:
+    """As a shell sends it: to the comparison and to the run that it has started."""
+    words = ["compare", str(file), "--seeds", "1", "--methods", "plain", "train.max_samples=10000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ebmscale", *words, "checkpoint.every_samples=320"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": "left over"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    run = tmp_path / "runs" / "compare-few" / "plain-seed0"
+    while not list(run.glob("checkpoints/*/manifest.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, errors = process.communicate(timeout=200)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == f"stopped: {module.STOPPED}"
+    assert "Traceback" not in said + errors
+    saved = CheckpointStore(Storage.at(run)).finished()
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["samples_seen"]
+    assert position_of(saved[0]) >= last

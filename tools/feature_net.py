@@ -10,15 +10,13 @@ Writes feature_net.safetensors and feature_net.json (name, sha256, accuracy on t
 import argparse
 import time
 
-from rich.console import Console
-from rich.progress import Progress
-
 from ebmscale.data.manifest import Manifest
 from ebmscale.errors import EbmscaleError
 from ebmscale.evaluate.classifier import Recipe, held_out_split, measure_accuracy, save_classifier, train_classifier
 from ebmscale.storage import Storage
+from ebmscale.terminal import Terminal, progress_on
 
-console = Console(soft_wrap=True, highlight=False)
+console = Terminal()
 
 
 def main() -> None:
@@ -36,7 +34,7 @@ def main() -> None:
     try:
         run(given.data, given.out, given.name, recipe)
     except EbmscaleError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {error}")
+        Terminal(stderr=True).print(f"error: {error}")
         raise SystemExit(error.exit_code) from None
 
 
@@ -44,7 +42,7 @@ def run(url: str, out: str, name: str | None, recipe: Recipe) -> None:
     data, target, began_s = Storage.at(url), Storage.at(out), time.process_time()
     target.probe("address")
     manifest = Manifest.load(data)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    with progress_on(console) as progress:
         task = progress.add_task("training")
         network = train_classifier(
             data, manifest, recipe, lambda done, total, _: progress.update(task, completed=done, total=total)

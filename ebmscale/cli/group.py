@@ -1,11 +1,11 @@
 """The group that every command joins, and the console they print on."""
 
 import click
-from rich.console import Console
 
 import ebmscale
+from ebmscale.terminal import Terminal
 
-console = Console(soft_wrap=True, highlight=False)
+console = Terminal()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -52,8 +52,9 @@ def evaluate(
     """
     from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (commands import what they use)
     from ebmscale.evaluate.metrics import check_metrics, measure  # noqa: PLC0415
-    from ebmscale.storage import Storage, open_storage  # noqa: PLC0415
+    from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.training.model import open_model  # noqa: PLC0415
+    from ebmscale.training.run import data_of  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415
 
     names = [name.strip() for name in metrics.split(",")]
@@ -63,7 +64,8 @@ def evaluate(
     model = open_model(storage).to(place)
     if stage is not None:
         model = model.at_stage(stage)
-    data = open_storage(model.config.data) if url is None else Storage.at(url)
+    way_out = "give its address with --data"
+    data = data_of(model.config, way_out) if url is None else Storage.at(url)
     network = open_features(features, place) if features is not None and "frechet" in names else None
     for name in names:
         found = measure(model, data, name, network, split, num_samples, seed, world)

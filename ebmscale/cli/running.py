@@ -10,6 +10,7 @@ from ebmscale.cli.group import cli, console
 from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError
+from ebmscale.terminal import shown_lines
 
 
 @cli.command()
@@ -38,7 +39,9 @@ def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks
         from ebmscale.training.run import run_storage  # noqa: PLC0415
 
         report = write_report(run_storage(config), open_storage(config.data))
-        console.print(f"run      {url}\nsamples  {url}/samples.png\nmetrics  {url}/metrics.jsonl\nreport   {report}")
+        made = {"run": url, "samples": f"{url}/samples.png", "metrics": f"{url}/metrics.jsonl", "report": report}
+        for name, place in made.items():
+            console.print(f"{name:<8} {place}")
 
 
 def _dry_run(config: RunConfig) -> None:
@@ -88,7 +91,7 @@ def submit(
     else:
         client, job = jobs.connect(address), str(attach)
     if not no_wait:
-        sys.exit(jobs.follow(client, job, lambda text: print(text, end="", flush=True)))
+        sys.exit(jobs.follow(client, job, lambda text: print(shown_lines(text), end="", flush=True)))
 
 
 @cli.command()
@@ -110,7 +113,7 @@ def plan(
         raise ConfigError(f"--workers {workers} must be numbers with commas, such as 8,64,512.")
     config = load_config(config_file, overrides)
     found = forecast(config, [int(size) for size in workers.split(",")], Network(bandwidth_gbit, latency_us), measure)
-    console.print(forecast_table(found), breakdown_table(found, config), assumption_lines(found), sep="\n")
+    console.print(forecast_table(found), breakdown_table(found, config), *assumption_lines(found), sep="\n")
 
 
 @cli.command()
@@ -145,11 +148,12 @@ def compare(
         seeds,
         overrides,
         lambda config, cpu_s: dry_run(config, World.alone()).costs.samples_within(cpu_s),
-        lambda line: console.print(line, markup=False),
+        console.print,
         jobs,
         features,
     )
-    console.print(table, markup=False)
+    for line in table.splitlines():
+        console.print(line)
     console.print(f"page     {url}")
     failed = [result for result in results if result.failure]
     if failed:

@@ -1,10 +1,10 @@
 """Commands that search for good settings."""
 
 import click
-from rich.console import Console
 
 from ebmscale.cli.group import cli, console
 from ebmscale.config import load_config
+from ebmscale.terminal import Terminal
 
 TABLE_WIDTH = 200  # where the output is no terminal
 
@@ -26,7 +26,7 @@ def tune(config_file: str, overrides: tuple[str, ...], space_file: str) -> None:
     objective.check(space, base_config(config, space))
     ledger = search(config, space, console, objective.measure_run, objective.names)
     written = write_search(ledger.store, ledger.config, ledger.space, list(ledger.records.values()))
-    wide = console if console.is_terminal else Console(width=TABLE_WIDTH, highlight=False)
+    wide = console if console.is_terminal else Terminal(width=TABLE_WIDTH)
     wide.print(trials_table(ledger))
     if len(space.objectives) > 1:
         wide.print(front_table(ledger))

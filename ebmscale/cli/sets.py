@@ -3,11 +3,12 @@
 import re
 
 import click
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
 from ebmscale.cli.group import cli, console
 from ebmscale.cli.outputs import ADDRESS, output_folder
 from ebmscale.errors import ConfigError
+from ebmscale.terminal import progress_on
 
 
 @cli.command()
@@ -45,7 +46,7 @@ def pack(
 
     storage = output_folder(url)
     source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    with progress_on(console) as progress:
         task = progress.add_task(f"packing {format_name}")
 
         def show(done: int, total: int) -> None:
@@ -73,7 +74,7 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
     """
     from ebmscale.data.fetch import fetch as download  # noqa: PLC0415
 
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    with progress_on(console) as progress:
         tasks: dict[str, TaskID] = {}
 
         def show(file: str, num_bytes: int, total: int | None) -> None:

@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ebmscale.errors import ConfigError, DamagedError, Interrupted
 from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import FOLDER, check_metrics, read_records
+from ebmscale.rendezvous import RANK_VARIABLES
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.stored import Number, Size, Stored, read_document
 from ebmscale.training.documents import MetricsLine
@@ -29,6 +32,7 @@ SEEN = (
     "a comparison hands addresses to other commands, where every user of this machine sees them; give a local copy, or "
     "the credentials in the storage's own files and variables"
 )
+POLL_S = 0.5
 STOPPED = "Stopped; what is done is kept: run the same command to go on."
 
 
@@ -73,15 +77,32 @@ def compare(
     for job in jobs:
         _check_run(job)
     commands = _Commands()
-    with ThreadPoolExecutor(num_at_once) as pool:
+    with StopSignal().listening() as stop, ThreadPoolExecutor(num_at_once) as pool:
+        runs = [pool.submit(_carry_out, job, evaluation, network, commands, say) for job in jobs]
         try:
-            results = list(pool.map(lambda job: _carry_out(job, evaluation, network, commands, say), jobs))
+            results = _results(runs, stop)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             commands.stop()
             raise
     table = write_comparison(storage, comparison.name, comparison.about, results)
     return results, table, storage.url_of(PAGE_FILE)
+
+
+def _results(runs: list[Future[Result]], stop: StopSignal) -> list[Result]:
+    """What all runs gave, in their order.
+
+    Raises:
+        Interrupted: a stop was asked for here, or one of the runs was stopped.
+    """
+    waiting = set(runs)
+    while waiting:
+        done, waiting = wait(waiting, timeout=POLL_S, return_when=FIRST_EXCEPTION)
+        for run in done:
+            run.result()
+        if stop.name is not None:
+            raise Interrupted(STOPPED)
+    return [run.result() for run in runs]
 
 
 def _budgeted(
@@ -198,6 +219,7 @@ class _Commands:
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
+        self._lock = threading.Lock()  # so that a stop misses no process that is just being started
 
     def run(self, *arguments: str, **environment: str) -> None:
         """Runs one to its end, with more environment variables.
@@ -206,13 +228,15 @@ class _Commands:
             RunFailed: it ended with an error.
             Interrupted: it was stopped.
         """
-        if self._stopped:
-            raise Interrupted(STOPPED)
         command = [sys.executable, "-m", "ebmscale", *arguments]
-        process = subprocess.Popen(
-            command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        self._running.add(process)
+        alone = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+        with self._lock:
+            if self._stopped:
+                raise Interrupted(STOPPED)
+            process = subprocess.Popen(
+                command, env=alone | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            self._running.add(process)
         _, errors = process.communicate()
         self._running.discard(process)
         if process.returncode == Interrupted.exit_code or self._stopped:
@@ -223,9 +247,10 @@ class _Commands:
 
     def stop(self) -> None:
         """Asks those that run to save and end."""
-        self._stopped = True
-        for process in list(self._running):
-            process.terminate()
+        with self._lock:
+            self._stopped = True
+            for process in list(self._running):
+                process.terminate()
 
 
 def _measured(run: Storage, evaluation: EvaluationBlock, features: Features | None) -> dict[str, float]:

@@ -132,6 +132,18 @@ class RunConfig(Block):
         """The resolved configuration as YAML, without the secrets of addresses."""
         return write_yaml(self.model_dump(mode="json"))
 
+    def with_absolute_addresses(self) -> "RunConfig":
+        """The same configuration for a process in another folder: no address counts from the working directory."""
+        data = {
+            name: Address(value).absolute()
+            for name in ("url", "source", "cache")
+            if (value := getattr(self.data, name)) not in (None, "", "-")
+        }
+        storage = {"url": self.storage.url.absolute()}
+        return self.model_copy(
+            update={"data": self.data.model_copy(update=data), "storage": self.storage.model_copy(update=storage)}
+        )
+
     def check_secrets(self, why: str) -> None:
         """Refuses an address with a password or a token in it, for a use that would show it to others.
 

@@ -10,6 +10,7 @@ from ebmscale.evaluate import pictures
 from ebmscale.evaluate.pages import Picture, render
 from ebmscale.evaluate.report import SAMPLES_FILE
 from ebmscale.storage import Storage
+from ebmscale.terminal import shown
 from ebmscale.version import __version__
 
 TABLE_FILE, JSON_FILE, PAGE_FILE = "comparison.md", "comparison.json", "comparison.html"
@@ -57,7 +58,7 @@ def markdown_table(results: Sequence[Result]) -> str:
     """One line a row: mean and standard deviation over its seeds of everything that was measured."""
     header, rows = _cells(results)
     rule = ["---", *["---:"] * (len(header) - 1)]
-    lines = (" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, rule, *rows))
+    lines = (" | ".join(shown(cell).replace("|", "\\|") for cell in cells) for cells in (header, rule, *rows))
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -121,10 +122,10 @@ def _charts(results: Sequence[Result]) -> list[Picture]:
 
 def _samples(storage: Storage, results: Sequence[Result]) -> list[Picture]:
     """The samples of every row's first seed; the runs are folders of the comparison's storage."""
-    shown: dict[str, Picture] = {}
+    first: dict[str, Picture] = {}
     for result in results:
         file = f"{result.url.rpartition('/')[2]}/{SAMPLES_FILE}"
-        if result.row not in shown and not result.failure and storage.exists(file):
+        if result.row not in first and not result.failure and storage.exists(file):
             uri = pictures.data_uri(storage.read_bytes(file), "image/png")
-            shown[result.row] = Picture(uri, f"{result.row}, seed {result.seed}")
-    return list(shown.values())
+            first[result.row] = Picture(uri, f"{result.row}, seed {result.seed}")
+    return list(first.values())

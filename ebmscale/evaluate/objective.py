@@ -13,8 +13,9 @@ from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
 from ebmscale.search.objectives import EVALUATED
 from ebmscale.search.space import EvaluateBlock, Space
-from ebmscale.storage import Storage, open_storage
+from ebmscale.storage import Storage
 from ebmscale.training.model import open_model
+from ebmscale.training.run import data_of
 from ebmscale.world import device_of
 
 _METRICS = "ebmscale.evaluate.metrics"
@@ -70,7 +71,7 @@ def measure_run(
     metrics: Any = importlib.import_module(_METRICS)
     device = device_of()
     model = open_model(run).to(device)
-    data = data or open_storage(model.config.data)
+    data = data or data_of(model.config, "put it back there, and give the same command again")
     found: dict[str, float] = {}
     for metric in sorted({name.split("/")[1] for name in wanted}):
         network = None

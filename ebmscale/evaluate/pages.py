@@ -3,6 +3,9 @@
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ebmscale.terminal import shown
 
 
 class Picture(NamedTuple):
@@ -25,6 +28,16 @@ def render(template: str, **values: Any) -> str:
     """A page, by the name of its template beside this file."""
     loader = PackageLoader("ebmscale", "evaluate")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
     )
     return environment.get_template(template).render(**values)
+
+
+def _visible(value: Any) -> Any:
+    """Data with control characters and overrides of the direction of text as their escapes."""
+    return shown(value, but="\n") if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -206,7 +206,7 @@ def dot_chart(values: Mapping[str, Sequence[float]]) -> bytes:
         axes.plot(row, [place] * len(row), "o", color=POSTERIOR_COLOUR, alpha=0.6, markersize=4)
         mean = sum(row) / len(row)
         axes.plot([mean, mean], [place - 0.3, place + 0.3], color=PRIOR_COLOUR)
-    axes.set_yticks(range(len(values)), list(values))
+    axes.set_yticks(range(len(values)), list(values), parse_math=False)
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return _svg(figure)

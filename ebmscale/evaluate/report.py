@@ -22,8 +22,9 @@ from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.evaluate import pictures
 from ebmscale.evaluate.pages import Figure, Picture, render
 from ebmscale.evaluate.record import Line, Record, kind_of, number, shares
-from ebmscale.storage import Storage, open_storage
+from ebmscale.storage import Storage
 from ebmscale.training.model import LatentModel, open_model
+from ebmscale.training.run import data_of
 from ebmscale.training.tasks import to_pixels
 from ebmscale.version import __version__
 from ebmscale.world import device_of
@@ -109,7 +110,7 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None,
     """The run's held-out images, or why there are none."""
     block = model.config.data
     try:
-        storage = data or open_storage(block)
+        storage = data or data_of(model.config, "give `ebmscale report` in that folder, or put the set back")
         manifest = Manifest.load(storage)
         if manifest.image_shape != model.image_shape:
             raise DataError(f"{storage.url} now holds images of shape {manifest.image_shape}.")

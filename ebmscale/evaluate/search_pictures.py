@@ -69,7 +69,7 @@ def _draw_axis(chart: Axes, place: int, axis: Axis) -> list[float | None]:
     if axis.choices is not None:
         rows = {str(name): (i + 0.5) / len(axis.choices) for i, name in enumerate(axis.choices)}
         for name, y in rows.items():
-            chart.text(place - 0.04, y, name, ha="right", va="center", fontsize=8, color="#444444")
+            chart.text(place - 0.04, y, name, ha="right", va="center", fontsize=8, color="#444444", parse_math=False)
         return [None if value is None else rows[str(value)] for value in axis.values]
     known = [float(value) for value in axis.values if value is not None]
     if not known:

@@ -17,8 +17,8 @@ from ebmscale.address import Address
 from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError
 from ebmscale.models import count_parameters
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import take_evidence, train_batch
 from ebmscale.training.opening import open_run
 from ebmscale.training.run import Run, run_storage

@@ -56,8 +56,8 @@ def breakdown_table(plan: Plan, config: RunConfig) -> Table:
     return table
 
 
-def assumption_lines(plan: Plan) -> str:
+def assumption_lines(plan: Plan) -> list[str]:
     """What the plan rests on, and the numbers of workers that are not possible."""
-    single = "" if plan.single_s is None else f"one worker, plain engine, measured: {plan.single_s:.4f} s an update\n"
-    lines = [*(f"refused: {sentence}" for sentence in plan.refused), *(f"assumed: {line}" for line in plan.assumptions)]
-    return single + "\n".join(lines)
+    single = [] if plan.single_s is None else [f"one worker, plain engine, measured: {plan.single_s:.4f} s an update"]
+    refused, assumed = (f"refused: {line}" for line in plan.refused), (f"assumed: {line}" for line in plan.assumptions)
+    return [*single, *refused, *assumed]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ebmscale.address import Address
 from ebmscale.config import RunConfig
 from ebmscale.models import ImageShape
+from ebmscale.stop import StopSignal
 from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import take_evidence, train_batch
 from ebmscale.training.networks import build_model, build_ratio_network
 from ebmscale.training.opening import LEAST_HELD_OUT, open_run

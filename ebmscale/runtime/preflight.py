@@ -3,8 +3,6 @@
 import uuid
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
 import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.data.manifest import Manifest
@@ -12,6 +10,7 @@ from ebmscale.data.split import class_index
 from ebmscale.errors import ConfigError, DataError, EbmscaleError, StorageError
 from ebmscale.machine import num_cpus
 from ebmscale.storage import Storage, open_storage
+from ebmscale.terminal import Terminal
 
 CHECK_S = 120.0
 _ERRORS: dict[str, type[EbmscaleError]] = {kind.__name__: kind for kind in (ConfigError, DataError, StorageError)}
@@ -25,7 +24,7 @@ class Finding(NamedTuple):
     sentence: str
 
 
-def preflight(ray: Any, config: RunConfig, console: Console) -> None:
+def preflight(ray: Any, config: RunConfig, console: Terminal) -> None:
     """Checks resources, and from every node that may run a worker the storage and the data.
 
     Raises:

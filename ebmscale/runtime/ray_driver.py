@@ -1,72 +1,24 @@
-"""What every driver on Ray does, be it of a run or of a search: settles the configuration, and hears signals."""
+"""What every driver on Ray does, be it of a run or of a search: settles the configuration."""
 
 import os
-import signal
-import threading
-from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 from typing import Any
-
-from rich.console import Console
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
-from ebmscale.storage import open_storage
-from ebmscale.waits import LEAVING
+from ebmscale.terminal import Terminal
 
 
-class Signals:
-    """While it lasts, SIGINT and SIGTERM ask the workers to stop; a second SIGINT ends this process."""
-
-    def __init__(self, request: Callable[[str], Any]):
-        self.name: str | None = None
-        self.twice = False
-        self._request = request
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        self.twice = self.twice or (self.name is not None and number == signal.SIGINT)
-        if self.twice:
-            LEAVING.set()
-        if self.name is None:
-            self.name = signal.Signals(number).name
-            self._request(self.name)
-
-
-def note_for_jobs(config: RunConfig, console: Console) -> None:
+def note_for_jobs(config: RunConfig, console: Terminal) -> None:
     """Says what a job that was not sent by `ebmscale submit` should know."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         return
     if "RAY_JOB_STOP_WAIT_TIME_S" not in os.environ:
         console.print(
             "note: `ray job stop` leaves this job 3 s to save; `ebmscale submit`, or RAY_JOB_STOP_WAIT_TIME_S among "
-            "the env_vars of its runtime environment, gives it longer",
-            soft_wrap=True,
+            "the env_vars of its runtime environment, gives it longer"
         )
-    if config.storage.url.is_local and not Path(config.storage.url.real).is_absolute():
-        console.print(
-            f"note: storage.url is {config.storage.url}, a temporary folder of this job; give one that lasts",
-            soft_wrap=True,
-        )
-
-
-def with_addresses(config: RunConfig) -> RunConfig:
-    """The configuration with folders made absolute, as workers are in other places."""
-    blocks = {
-        name: block.model_copy(update={"url": open_storage(block).url})
-        for name, block in (("storage", config.storage), ("data", config.data))
-    }
-    return config.model_copy(update=blocks)
+    if config.storage.url.is_relative:
+        console.print(f"note: storage.url is {config.storage.url}, a temporary folder of this job; give one that lasts")
 
 
 def with_devices(config: RunConfig, ray: Any) -> RunConfig:

@@ -13,14 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ebmscale.config import RunConfig
 from ebmscale.data.formats import open_source
 from ebmscale.data.pack import pack
-from ebmscale.errors import EbmscaleError, Interrupted, WorkersLostError
+from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, WorkersLostError
 from ebmscale.runtime.preflight import preflight
-from ebmscale.runtime.ray_driver import Signals, here, note_for_jobs, with_addresses, with_devices
+from ebmscale.runtime.ray_driver import here, note_for_jobs, with_devices
 from ebmscale.runtime.ray_session import given_address, ray_session
 from ebmscale.runtime.ray_trial import CALL_S, Desk, Measure, TrialSetup
 from ebmscale.runtime.ray_tune import apply_settings, make_judge, make_tuner
@@ -29,7 +27,9 @@ from ebmscale.search.check import base_config, check_space
 from ebmscale.search.ledger import Ledger
 from ebmscale.search.space import Space
 from ebmscale.search.trial import SearchStore
-from ebmscale.storage import open_storage
+from ebmscale.stop import StopSignal
+from ebmscale.storage import Storage, open_storage
+from ebmscale.terminal import Terminal
 from ebmscale.training.run import run_storage
 
 READ_S = 0.5
@@ -39,7 +39,7 @@ STALE_ROUNDS = 3  # starts of Tune in which nothing at all got further
 def search(
     config: RunConfig,
     space: Space,
-    console: Console,
+    console: Terminal,
     measure: Measure | None = None,
     evaluated: Callable[[], list[str]] = list,
 ) -> Ledger:
@@ -64,7 +64,7 @@ def search(
     config = base_config(config, space)
     check_space(config, space, evaluated)
     note_for_jobs(config, console)
-    config = with_addresses(config)
+    config = config.with_absolute_addresses()
     store = SearchStore(run_storage(config))
     store.storage.probe()
     store.claim(config, space)
@@ -79,7 +79,8 @@ def search(
     return ledger
 
 
-def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | None, console: Console) -> None:
+def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | None, console: Terminal) -> None:
+    trial_space = with_features(space)
     apply_settings()
     _pack(config)
     with ray_session(config.ray) as ray:
@@ -88,12 +89,12 @@ def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | 
             preflight(ray, settled, console)
         ledger.consult(make_judge(space, config))
         desk = ray.remote(num_cpus=0, max_restarts=0)(Desk).options(**here(ray)).remote()
-        with Signals(desk.request.remote) as signals:
+        with StopSignal().listening() as stop:
             stale = 0
             while ledger.left:
                 before = ledger.progress()
-                rounds = _Round(ray, settled, space, ledger, desk, measure)
-                _follow(rounds, settled, ledger, signals)
+                rounds = _Round(ray, settled, trial_space, ledger, desk, measure)
+                _follow(rounds, settled, ledger, stop)
                 stale = 0 if ledger.progress() != before else stale + 1
                 if stale == STALE_ROUNDS:
                     raise WorkersLostError(
@@ -101,6 +102,24 @@ def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | 
                         "run the same command to go on."
                     )
                 ledger.hand_out_again()
+
+
+def with_features(space: Space) -> Space:
+    """The space with the address of its features absolute, as trials may run in other folders.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    block = space.evaluate
+    if block.features is None:
+        return space
+    if not Storage.at(block.features).exists():
+        raise ConfigError(
+            f"evaluate.features is {block.features}, and there is nothing at {block.features.absolute()}; a relative "
+            "address counts from the folder where the command runs."
+        )
+    evaluate = block.model_copy(update={"features": block.features.absolute()})
+    return space.model_copy(update={"evaluate": evaluate})
 
 
 def _pack(config: RunConfig) -> None:
@@ -157,6 +176,12 @@ class _Round:
                 f"The Ray cluster was lost ({type(error).__name__}); run the same command to go on."
             ) from error
 
+    def ask_to_leave(self, reason: str) -> None:
+        """Begins no trial any more, and asks those at work to save and leave."""
+        if not self.stopping:
+            self.stopping = True
+            self._desk.request.remote(reason)
+
     def next_trial(self) -> int | None:
         """The number of the trial to begin."""
         record = None if self.stopping else self._carefully(self._ledger.next_trial)
@@ -200,22 +225,21 @@ class _Round:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _follow(rounds: _Round, config: RunConfig, ledger: Ledger, signals: Signals) -> None:
+def _follow(rounds: _Round, config: RunConfig, ledger: Ledger, stop: StopSignal) -> None:
     """Waits until Tune is done, or something ends the search."""
     deadline: float | None = None
     while not rounds.is_over:
         rounds.wait(READ_S)
         rounds.check()
-        if signals.name is not None:
-            rounds.stopping = True
+        if stop.name is not None:
+            rounds.ask_to_leave(stop.name)
             deadline = deadline or time.monotonic() + config.checkpoint.grace_s
-            if signals.twice or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 break
     rounds.check()
-    if signals.name is not None:
+    if stop.name is not None:
         raise Interrupted(
-            f"Stopped by {signals.name}; {ledger.left} of {ledger.wanted} trials are left: run the same command to go "
-            "on."
+            f"Stopped by {stop.name}; {ledger.left} of {ledger.wanted} trials are left: run the same command to go on."
         )
 
 

@@ -1,5 +1,6 @@
 """Joins a running Ray cluster, or starts Ray on this machine for the time of a run."""
 
+import importlib
 import logging
 import math
 import os
@@ -12,6 +13,7 @@ from ebmscale.config import RayBlock
 from ebmscale.errors import ConfigError
 from ebmscale.machine import num_cpus
 from ebmscale.runtime.turns import children_wait_their_turn
+from ebmscale.stop import signals_kept
 
 INSTALL = "pip install 'ebmscale[cluster]'"
 
@@ -43,7 +45,8 @@ def import_ray() -> Any:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        import ray  # noqa: PLC0415
+        with signals_kept():
+            import ray  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(f"This needs Ray ({error}); install it: {INSTALL}.") from None
     return ray
@@ -85,16 +88,38 @@ def ray_session(block: RayBlock) -> Iterator[Any]:
             for name, value in LOCAL_SETTINGS.items():
                 os.environ.setdefault(name, value)
             cores = math.ceil(max(os.cpu_count() or 1, block.most_workers * block.cpus_per_worker))
-            with children_wait_their_turn():
+            with signals_kept(), children_wait_their_turn(), children_apart():
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **common)
         else:
-            ray.init(address=address, **common)
+            with signals_kept():
+                ray.init(address=address, **common)
     except Exception as error:
         raise ConfigError(_sentence(address, error)) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def children_apart() -> Iterator[None]:
+    """Ray's processes that are started inside get a session of their own.
+
+    What a terminal or a shell sends to the whole process group (Ctrl-C, SIGTERM, SIGHUP) is for the driver, which lets
+    the workers save; the cluster under them must not end before that. The processes still end with the driver, since
+    Ray asks Linux for that.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    start = services.ConsolePopen
+
+    def start_apart(*arguments: Any, **options: Any) -> Any:
+        return start(*arguments, start_new_session=True, **options)
+
+    services.ConsolePopen = start_apart
+    try:
+        yield
+    finally:
+        services.ConsolePopen = start
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -7,24 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, WorkersLostError
 from ebmscale.runtime.board import Board
 from ebmscale.runtime.preflight import preflight, storage_of_run
 from ebmscale.runtime.ray_backend import torch_config
 from ebmscale.runtime.ray_controller import callbacks
-from ebmscale.runtime.ray_driver import Signals, here, note_for_jobs, with_addresses, with_devices
+from ebmscale.runtime.ray_driver import here, note_for_jobs, with_devices
 from ebmscale.runtime.ray_entry import FINISHED, Body, Report, WorkerSettings, enter
 from ebmscale.runtime.ray_session import INSTALL, given_address, ray_session
+from ebmscale.stop import StopSignal
+from ebmscale.terminal import Terminal
 
 READ_S = 0.5
 
 
 def train_on_ray(
     config: RunConfig,
-    console: Console,
+    console: Terminal,
     all_ranks: bool = False,
     body: Body | None = None,
 ) -> str:
@@ -43,7 +43,7 @@ def train_on_ray(
         EbmscaleError: what the workers raised; `WorkersLostError` when they could not be kept alive.
     """
     note_for_jobs(config, console)
-    config = with_addresses(config)
+    config = config.with_absolute_addresses()
     joined = given_address(config.ray) is not None
     with ray_session(config.ray) as ray:
         config = with_devices(config, ray)
@@ -54,7 +54,7 @@ def train_on_ray(
 def train_in_session(
     ray: Any,
     config: RunConfig,
-    console: Console,
+    console: Terminal,
     all_ranks: bool = False,
     body: Body | None = None,
     report: Report | None = None,
@@ -82,9 +82,9 @@ def train_in_session(
         fit.give_up()
         raise
     board.clear.remote()
-    with Signals(board.request.remote) as signals:
+    with StopSignal().listening() as stop:
         while True:
-            _follow(ray, fit, board, config, console, signals, meanwhile)
+            _follow(ray, fit, board, config, console, stop, meanwhile)
             reason = fit.result()
             if reason == FINISHED:
                 return storage_of_run(config).url
@@ -180,8 +180,8 @@ def _follow(
     fit: _Fit,
     board: Any,
     config: RunConfig,
-    console: Console,
-    signals: Signals,
+    console: Terminal,
+    stop: StopSignal,
     meanwhile: Callable[[], str | None],
 ) -> None:
     """Prints what the workers say until Ray Train is done."""
@@ -196,16 +196,15 @@ def _follow(
                 "checkpoint."
             ) from error
         for line in news.lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        reason = meanwhile()
-        if reason is not None:
-            board.request.remote(reason)
+            console.print(line)
+        for reason in (stop.name, meanwhile()):
+            if reason is not None:
+                board.request.remote(reason)
         if over:
             return
-        if signals.name is not None and (signals.twice or news.num_workers == 0):
+        if stop.name is not None and news.num_workers == 0:
             raise Interrupted(
-                f"Stopped by {signals.name}, with nothing saved since the last checkpoint: run the same "
-                "command to go on."
+                f"Stopped by {stop.name}, with nothing saved since the last checkpoint: run the same command to go on."
             )
         if news.num_workers == 0 and news.idle_s > config.ray.wait_s:
             raise WorkersLostError(_too_few(ray, config))

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
 from ebmscale.address import clean
 from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError, Interrupted, StorageError, WorkersLostError
@@ -27,15 +25,16 @@ from ebmscale.search.objectives import AT_INTERVAL, EVALUATED, evidence_report
 from ebmscale.search.population import take_over
 from ebmscale.search.space import EvaluateBlock, Space
 from ebmscale.search.trial import Record, SearchStore, folder_of
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
+from ebmscale.terminal import Terminal
 from ebmscale.training.checkpoint import CheckpointStore, position_of
 from ebmscale.training.documents import EventLine
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import EVENTS_FILE, read_lines
 from ebmscale.training.run import Run, run_storage
 from ebmscale.training.view import View
-from ebmscale.world import World
+from ebmscale.world import World, device_of
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ def _train_here(config: RunConfig, link: "_Link") -> Order | None:
     stop = StopSignal()
     with link.watching(stop.request):
         try:
-            train(config, TrialView(link, stop), World.from_environment(config.device), stop)
+            train(config, TrialView(link, stop), World(0, 1, device_of(config.device)), stop)
         except Interrupted:
             return link.left()
     return link.order  # one that came with the last batch
@@ -166,7 +165,7 @@ def _train_on_workers(config: RunConfig, link: "_Link") -> Order | None:
         return link.order.reason if link.order is not None else link.wish()
 
     try:
-        train_in_session(ray, config, Console(quiet=True), report=link.poster(), meanwhile=meanwhile)
+        train_in_session(ray, config, Terminal(quiet=True), report=link.poster(), meanwhile=meanwhile)
     except Interrupted:
         return link.left()
     return link.order

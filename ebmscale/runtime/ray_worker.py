@@ -6,8 +6,6 @@ import os
 import traceback
 from typing import Any
 
-from rich.console import Console
-
 from ebmscale.address import clean
 from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch
@@ -20,7 +18,8 @@ from ebmscale.runtime.turns import come_first
 from ebmscale.runtime.watch import LineWriter, Watch
 from ebmscale.runtime.worker import run_worker
 from ebmscale.search.objectives import evidence_report, interval_report
-from ebmscale.training.guard import StopSignal
+from ebmscale.stop import StopSignal
+from ebmscale.terminal import LineHandler, Terminal
 from ebmscale.training.part_names import PARTS
 from ebmscale.training.run import Run
 from ebmscale.training.view import View
@@ -89,7 +88,7 @@ class Reporter:
 class WorkerView(View):
     """Shows a run on rank 0 as anywhere, sets the gauges, and keeps the watch informed."""
 
-    def __init__(self, console: Console, watch: Watch, all_ranks: bool, run_name: str, report: Report | None = None):
+    def __init__(self, console: Terminal, watch: Watch, all_ranks: bool, run_name: str, report: Report | None = None):
         super().__init__(console)
         self._watch = watch
         self._reporter = Reporter(report) if report is not None else None
@@ -192,12 +191,12 @@ def _take_device(config: RunConfig) -> None:
         os.environ["LOCAL_RANK"] = str(get_device().index or 0)
 
 
-def _console(watch: Watch, rank: int, all_ranks: bool) -> Console:
+def _console(watch: Watch, rank: int, all_ranks: bool) -> Terminal:
     """Where this worker's lines and log go: to the driver, from rank 0 alone or from all."""
     writer = LineWriter(watch.say, "" if rank == 0 else f"[rank {rank}] ")
-    console = Console(file=writer, soft_wrap=True, highlight=False, width=LINE_WIDTH)  # type: ignore[arg-type]
+    console = Terminal(file=writer, width=LINE_WIDTH)
     ours = logging.getLogger("ebmscale")
-    ours.handlers = [logging.StreamHandler(writer)]
+    ours.handlers = [LineHandler(console)]
     ours.setLevel(logging.INFO if rank == 0 or all_ranks else logging.ERROR)
     ours.propagate = False
     return console

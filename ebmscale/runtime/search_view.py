@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +11,7 @@ from rich.text import Text
 from ebmscale.search.ledger import Ledger, describe, short
 from ebmscale.search.objectives import pareto, scores
 from ebmscale.search.trial import Record
+from ebmscale.terminal import Terminal, shown
 
 LINES_SHOWN = 4
 COLOURS = {"waiting": "white", "running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
@@ -24,7 +25,7 @@ class SearchView:
         console: where to.
     """
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Terminal):
         self._console = console
         self._live: Live | None = None
         self._ledger: Ledger | None = None
@@ -38,7 +39,7 @@ class SearchView:
         state = f", {done} done, {begun} to go on with" if ledger.records else ""
         space = ledger.space
         text = f"search {ledger.store.storage.url}: {ledger.wanted} trials{state}; {space.searcher}, {space.scheduler}"
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text)
         if self._console.is_terminal and self._console.is_interactive:
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=2, transient=True)
             self._live.start()
@@ -47,7 +48,7 @@ class SearchView:
         """Something has happened."""
         self._lines = [*self._lines, f"{time.strftime('%H:%M:%S')} {text}"][-LINES_SHOWN:]
         if self._live is None:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(text)
 
     def close(self) -> None:
         """Ends the display, and with it the table, which may have had room for some trials only."""
@@ -58,7 +59,7 @@ class SearchView:
     def _render(self) -> Any:
         assert self._ledger is not None
         room = max(self._console.height - LINES_SHOWN - HEAD_AND_FOOT, 3)
-        lines = (Text(line, overflow="ellipsis", no_wrap=True) for line in self._lines)
+        lines = (Text(shown(line), overflow="ellipsis", no_wrap=True) for line in self._lines)
         return Group(trials_table(self._ledger, room), *lines)
 
 

@@ -1,6 +1,7 @@
 """Sends a run to a Ray cluster as a job, follows its log through lost connections, and ends as the job did."""
 
 import asyncio
+import contextlib
 import os
 import shlex
 import time
@@ -8,13 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ebmscale.address import clean
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, Interrupted, WorkersLostError
 from ebmscale.runtime.package import examine_folder
 from ebmscale.runtime.ray_session import INSTALL, import_ray, is_refusal, refusal
+from ebmscale.terminal import Terminal
 
 UNREACHABLE_S = 600.0  # then following is given up; the job goes on
 LONGEST_PAUSE_S = 15.0
@@ -26,7 +26,7 @@ def submit(
     config_file: str,
     overrides: Sequence[str],
     address: str | None,
-    console: Console,
+    console: Terminal,
     *,
     working_dir: str = ".",
     passed_on: Sequence[str] = (),
@@ -59,7 +59,7 @@ def submit(
             "the job's command would show it to everyone who sees the cluster's jobs; write it into a configuration "
             "within --working-dir, or let the workers' own environment hold it"
         )
-    console.print(f"uploading {package.folder}: {package.summary()}", soft_wrap=True)
+    console.print(f"uploading {package.folder}: {package.summary()}")
     package.check()
     client = connect(address)
     words = [*overrides, *(["--all-ranks"] if all_ranks else [])]
@@ -104,20 +104,24 @@ def follow(client: Any, job: str, write: Callable[[str], object], patience_s: fl
         The job's own exit code; 130 where it was stopped.
 
     Raises:
-        Interrupted: Ctrl-C here; the job goes on.
+        Interrupted: a signal asked this process to stop; the job goes on.
         WorkersLostError: the job server cannot be reached any more, or knows no such job.
     """
-    log, pause_s, reached = _Log(write), 0.5, time.monotonic()
+    try:
+        return _follow(client, job, _Log(write), patience_s)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"No longer following; the job goes on: `ebmscale submit --attach {job}` follows it again, "
+            f"`ray job stop {job}` ends it with a checkpoint."
+        ) from None
+
+
+def _follow(client: Any, job: str, log: "_Log", patience_s: float) -> int:
+    """`follow`, until a KeyboardInterrupt ends it."""
+    pause_s, reached = 0.5, time.monotonic()
     while True:
-        try:
+        with contextlib.suppress(Exception):  # the connection is gone; the status below tells for how long
             asyncio.run(_tail(client, job, log))
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"No longer following; the job goes on: `ebmscale submit --attach {job}` follows it again, "
-                f"`ray job stop {job}` ends it with a checkpoint."
-            ) from None
-        except Exception:  # the connection is gone; the status below tells for how long
-            pass
         try:
             info = client.get_job_info(job)
             reached, pause_s = time.monotonic(), 0.5

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ebmscale.config import LimitsBlock
 from ebmscale.runtime.board import SETUP, Beat, Order
-from ebmscale.training.guard import StopSignal
+from ebmscale.stop import StopSignal
 from ebmscale.training.run import Run
 
 BEAT_S = 1.0

@@ -1,16 +1,15 @@
 """The body of one worker: the same on a laptop, under torchrun and on a cluster."""
 
-from rich.console import Console
-
 from ebmscale.config import RunConfig
-from ebmscale.training.guard import StopSignal
+from ebmscale.stop import StopSignal
+from ebmscale.terminal import Terminal
 from ebmscale.training.loop import train
 from ebmscale.training.view import View
 from ebmscale.world import World
 
 
 def run_worker(
-    config: RunConfig, console: Console, view: View | None = None, stop: StopSignal | None = None
+    config: RunConfig, console: Terminal, view: View | None = None, stop: StopSignal | None = None
 ) -> tuple[str, World]:
     """Joins the world that the environment describes, and trains or resumes the run.
 

@@ -187,7 +187,7 @@ class SearchStore:
 
 
 _MAY_CHANGE = ("num_trials", "resources", "max_failures")
-_MAY_MOVE = ("storage", "ray", "checkpoint", "data.url", "data.cache", "device", "num_threads")
+_MAY_MOVE = ("storage", "ray", "checkpoint", "data.url", "data.source", "data.cache", "device", "num_threads")
 
 
 def _changed(old: Any, new: dict[str, Any]) -> list[str]:

@@ -1,14 +1,10 @@
 """What ends a run before its time, or sets it back: signals, losses that are not finite, spikes, lost chains."""
 
 import math
-import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -17,9 +13,9 @@ from torch import Tensor
 from ebmscale.config import GuardBlock
 from ebmscale.density.schedule import Criteria, StageState
 from ebmscale.errors import DivergenceError, Interrupted
+from ebmscale.stop import StopSignal
 from ebmscale.world import World
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 T = TypeVar("T")
 
 WARM_UPDATES = 20  # good updates before a spike can be told
@@ -29,42 +25,6 @@ POLL_EVERY_S = 0.5
 
 class Stopped(Exception):
     """All ranks left what they were doing, at the same place, because one was asked to stop."""
-
-
-class StopSignal:
-    """Whether this process has been asked to stop, by what, and since when (monotonic seconds)."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self.since: float | None = None
-        self.event = threading.Event()  # for what waits for a storage
-
-    def request(self, name: str) -> None:
-        """Asks it to stop, for a reason with this name (any thread)."""
-        self.since = self.since or time.monotonic()
-        self.name = self.name or name
-        self.event.set()
-
-    @contextmanager
-    def listening(self) -> Iterator["StopSignal"]:
-        """SIGINT, SIGTERM and SIGUSR1 ask to stop; a second SIGINT ends the process at once.
-
-        Only a process's main thread hears signals; in another one this does nothing.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.name is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.request(signal.Signals(number).name)
 
 
 class StopPoll:

@@ -19,7 +19,8 @@ from ebmscale.density.losses import chance_loss
 from ebmscale.density.schedule import Advance, Finish
 from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.seeds import StreamNoise
-from ebmscale.training.guard import Stopped, StopSignal, check_rollbacks, spoil
+from ebmscale.stop import StopSignal
+from ebmscale.training.guard import Stopped, check_rollbacks, spoil
 from ebmscale.training.inference import infer, infer_batch, plateau_of
 from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, RunLog
 from ebmscale.training.opening import open_run

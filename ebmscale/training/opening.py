@@ -19,10 +19,11 @@ from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.kernels.forms import FormName, choose_form
 from ebmscale.kernels.rate import bf16_gain
 from ebmscale.models import ImageShape
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.checkpoint import RATIO_FOLDER, CheckpointStore
 from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
-from ebmscale.training.guard import Guard, StopPoll, StopSignal, on_first
+from ebmscale.training.guard import Guard, StopPoll, on_first
 from ebmscale.training.live import LiveTrainer
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
@@ -57,6 +58,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
         )
     check_threads(config)
     check_room(config, None, 0, world.size, world.device)
+    config = config.with_absolute_addresses()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     storage, data = run_storage(config), open_storage(config.data).hearing(stop.event)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.data.cache import RangeCache
+from ebmscale.data.manifest import FILE as MANIFEST_FILE
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.stream import Batch, ImageStream
-from ebmscale.errors import ConfigError, DamagedError, DivergenceError, EbmscaleError
+from ebmscale.errors import ConfigError, DamagedError, DataError, DivergenceError, EbmscaleError
 from ebmscale.kernels.forms import is_for
 from ebmscale.storage import Storage, open_storage
 from ebmscale.stored import read_file
@@ -264,6 +265,27 @@ class Run:
 def run_storage(config: RunConfig) -> Storage:
     """Where a run lives."""
     return open_storage(config.storage).child(config.run.name)
+
+
+def data_of(config: RunConfig, way_out: str) -> Storage:
+    """The packed set that a run was trained on.
+
+    Args:
+        config: saved with the run.
+        way_out: what a person can do where the set is not there.
+
+    Raises:
+        DataError: it is not there.
+    """
+    data, url = open_storage(config.data), config.data.url
+    if data.exists(MANIFEST_FILE):
+        return data
+    if url.is_relative:
+        raise DataError(
+            f"The run was trained on {url}, an address relative to the folder where the training ran, and from here "
+            f"there is no set at {data.url}; {way_out}."
+        )
+    raise DataError(f"The run was trained on {data.url}, and there is no set any more; {way_out}.")
 
 
 def _open_stream(config: RunConfig, data: Storage, manifest: Manifest, world: World, start: int) -> ImageStream:

@@ -3,13 +3,14 @@
 import time
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ebmscale.data.stream import Batch
+from ebmscale.terminal import Terminal, shown
 from ebmscale.training.part_names import PARTS
 from ebmscale.training.run import Run
 
@@ -24,8 +25,8 @@ class View:
         quiet: show nothing.
     """
 
-    def __init__(self, console: Console | None = None, quiet: bool = False):
-        self._console = console or Console()
+    def __init__(self, console: Terminal | None = None, quiet: bool = False):
+        self._console = console or Terminal()
         self._quiet = quiet
         self._live: Live | None = None
         self._progress: Progress | None = None
@@ -45,9 +46,7 @@ class View:
         counts = run.manifest.counts()
         self._console.print(
             f"run {run.storage.url}{resumed}: {run.manifest.name} {counts}, engine "
-            f"{type(run.generator).__name__}, {run.config.precision}, {run.world.size} worker(s) on {run.world.device}",
-            highlight=False,
-            soft_wrap=True,
+            f"{type(run.generator).__name__}, {run.config.precision}, {run.world.size} worker(s) on {run.world.device}"
         )
         if self._console.is_terminal and self._console.is_interactive:
             self._progress = Progress(
@@ -107,7 +106,7 @@ class View:
         self._live.update(self._render())
 
     def _plain(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(text)
 
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 2))
@@ -122,7 +121,9 @@ class View:
             parts = "  ".join(f"{part} {times[f'{part}_s']:.1f}" for part in PARTS)
             table.add_row("seconds in", parts)
         parts_shown: list[Any] = [self._progress] if self._progress is not None else []
-        return Group(*parts_shown, table, *(Text(line, overflow="ellipsis", no_wrap=True) for line in self._events))
+        return Group(
+            *parts_shown, table, *(Text(shown(line), overflow="ellipsis", no_wrap=True) for line in self._events)
+        )
 
 
 def describe_event(samples_seen: int, event: dict[str, Any]) -> str:

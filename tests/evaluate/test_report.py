@@ -17,8 +17,8 @@ from ebmscale.errors import StorageError
 from ebmscale.evaluate.pictures import image_grid
 from ebmscale.evaluate.record import Record as RunRecord
 from ebmscale.evaluate.report import write_report
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import EVENTS_FILE
 from ebmscale.training.view import View

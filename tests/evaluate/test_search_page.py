@@ -17,8 +17,8 @@ from ebmscale.evaluate.search_importance import comparable, importance
 from ebmscale.evaluate.search_pictures import goodness
 from ebmscale.search.space import EvaluateBlock
 from ebmscale.search.trial import Origin, SearchStore
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.view import View
 from ebmscale.world import World

@@ -13,12 +13,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ebmscale.config import load_config
 from ebmscale.errors import EbmscaleError
 from ebmscale.runtime.ray_train import train_on_ray
 from ebmscale.runtime.ray_worker import WorkerSettings, ray_worker
+from ebmscale.terminal import Terminal
 from ebmscale.training import loop
 
 
@@ -46,7 +45,7 @@ def stuck_here() -> None:
 def main(kind: str, rank: str, samples_seen: str, marker: str, config: str, *overrides: str) -> None:
     body = functools.partial(faulty_worker, kind, int(rank), int(samples_seen), marker)
     try:
-        train_on_ray(load_config(config, overrides), Console(soft_wrap=True, highlight=False), body=body)
+        train_on_ray(load_config(config, overrides), Terminal(), body=body)
     except EbmscaleError as error:
         print(error)
         sys.exit(error.exit_code)

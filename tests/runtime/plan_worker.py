@@ -21,7 +21,7 @@ def measure_memory(config: Any, world: Any) -> dict[str, int]:
     """Bytes above a run of next to nothing: at the peak of set-up, updates and evidence, and with a checkpoint."""
     from ebmscale.config import RunConfig
     from ebmscale.runtime.plan_timing import process_bytes
-    from ebmscale.training.guard import StopSignal
+    from ebmscale.stop import StopSignal
     from ebmscale.training.loop import take_evidence, train_batch
     from ebmscale.training.opening import open_run
 
@@ -45,7 +45,7 @@ def measure_memory(config: Any, world: Any) -> dict[str, int]:
 def measure_traffic(config: Any, world: Any) -> dict[str, float]:
     """What an update hands to the collectives: bytes that a ring would send, and how many there are."""
     counter = _count_collectives()
-    from ebmscale.training.guard import StopSignal
+    from ebmscale.stop import StopSignal
     from ebmscale.training.loop import train_batch
     from ebmscale.training.opening import open_run
 

@@ -4,13 +4,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from ebmscale.config import parse_config
-from ebmscale.errors import ConfigError, WorkersLostError
+from ebmscale.errors import ConfigError, Interrupted, WorkersLostError
 from ebmscale.runtime import submit as module
 from ebmscale.runtime.package import MOST_BYTES, Package, examine_folder
 from ebmscale.runtime.submit import _check, _variables, follow, submit
+from ebmscale.terminal import Terminal
 
 CONFIG = """
 run: {name: a}
@@ -74,6 +74,17 @@ def test_it_ends_as_the_job_did(status, code, expected):
 def test_a_server_that_stays_away_is_given_up_with_the_way_back():
     with pytest.raises(WorkersLostError, match="submit --attach job-1"):
         follow(Client(failures=10**9), "job-1", lambda text: None, patience_s=0.0)
+
+
+@pytest.mark.parametrize("place", ["tail_job_logs", "get_job_info", "sleep"])
+def test_a_signal_ends_the_following_and_says_that_the_job_goes_on(monkeypatch, place):
+    def interrupt(*_):
+        raise KeyboardInterrupt("SIGTERM")
+
+    client = Client(connections=(5, 5))
+    monkeypatch.setattr(*((module.time, "sleep") if place == "sleep" else (client, place)), interrupt)
+    with pytest.raises(Interrupted, match="the job goes on: `ebmscale submit --attach job-1`"):
+        follow(client, "job-1", lambda text: None)
 
 
 def test_a_job_that_nobody_knows(monkeypatch):
@@ -141,16 +152,16 @@ def test_a_package_that_ray_would_refuse_is_refused_first(folder: Path):
 
 def test_no_folder_and_no_server_are_one_sentence_each(tmp_path: Path, monkeypatch):
     pytest.importorskip("ray.dashboard.modules.job.sdk")
-    from rich.console import Console
+    from ebmscale.terminal import Terminal
 
     path = tmp_path / "a.yaml"
     path.write_text(
         "run: {name: a}\ndata: {url: /data}\ntrain: {max_samples: 1}\nstorage: {url: /runs}\nray: {num_workers: 2}"
     )
     with pytest.raises(ConfigError, match="is no folder"):
-        submit(str(path), (), "http://127.0.0.1:9", Console(quiet=True), working_dir=str(tmp_path / "none"))
+        submit(str(path), (), "http://127.0.0.1:9", Terminal(quiet=True), working_dir=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"job server http://127\.0\.0\.1:9 cannot be used"):
-        submit(str(path), (), "http://127.0.0.1:9", Console(quiet=True), working_dir=str(tmp_path))
+        submit(str(path), (), "http://127.0.0.1:9", Terminal(quiet=True), working_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("place", ["command", "configuration that stays behind"])
@@ -162,5 +173,5 @@ def test_no_secret_of_an_address_gets_into_the_jobs_command(tmp_path, place):
         file, words, text = tmp_path / "run.yaml", [], parse_config(text, words).dump().replace("***", "user:PASSW0RD")
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"data\.url http://\*\*\*@h/d holds a password .* job's command") as error:
-        submit(str(file), words, "http://127.0.0.1:1", Console(quiet=True), working_dir=str(tmp_path / "job"))
+        submit(str(file), words, "http://127.0.0.1:1", Terminal(quiet=True), working_dir=str(tmp_path / "job"))
     assert "PASSW0RD" not in str(error.value)

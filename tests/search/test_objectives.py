@@ -17,7 +17,7 @@ from ebmscale.search.objectives import (
 )
 from ebmscale.search.space import Objective
 from ebmscale.search.trial import Record
-from ebmscale.training.guard import StopSignal
+from ebmscale.stop import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.view import View
 from ebmscale.world import World

@@ -12,9 +12,9 @@ from ebmscale.config import RunConfig, parse_config, with_values
 from ebmscale.search.check import trial_config
 from ebmscale.search.population import MUTABLE, exploit, explore, take_over
 from ebmscale.search.trial import Origin, Record
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, position_of
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train, train_batch
 from ebmscale.training.opening import open_run
 from ebmscale.training.run import run_storage

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ebmscale.config import load_config
+from ebmscale.stop import StopSignal
 from ebmscale.training import loop
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.tasks import to_pixels
 from ebmscale.training.view import View
 from ebmscale.world import World

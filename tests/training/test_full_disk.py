@@ -11,8 +11,8 @@ from test_resume import changed, history, run_until
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import StorageError
+from ebmscale.stop import StopSignal
 from ebmscale.training.checkpoint import CheckpointStore
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import METRICS_FILE
 from ebmscale.training.run import run_storage

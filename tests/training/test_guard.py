@@ -10,9 +10,10 @@ import torch
 from ebmscale.config import GuardBlock, RunConfig
 from ebmscale.density.schedule import StageState
 from ebmscale.errors import DivergenceError
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, position_of
-from ebmscale.training.guard import WARM_UPDATES, Guard, GuardState, StopSignal, spoil
+from ebmscale.training.guard import WARM_UPDATES, Guard, GuardState, spoil
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import GUARD_FILE, METRICS_FILE, read_lines
 from ebmscale.training.run import run_storage

@@ -9,9 +9,9 @@ import torch
 import ebmscale
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.errors import ConfigError
+from ebmscale.stop import StopSignal
 from ebmscale.training import inference, tasks
 from ebmscale.training.checkpoint import CheckpointStore
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.opening import open_run

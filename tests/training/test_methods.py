@@ -10,9 +10,9 @@ from ebmscale.config import RunConfig
 from ebmscale.density.bases import MomentBase
 from ebmscale.errors import ConfigError
 from ebmscale.evaluate.report import write_report
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
 from ebmscale.training.metrics import METRICS_FILE, read_lines
 from ebmscale.training.opening import open_run

@@ -10,9 +10,9 @@ from ebmscale.config import parse_config
 from ebmscale.data.formats import open_source
 from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, DataError
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training import opening
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.opening import open_run
 from ebmscale.world import World
 

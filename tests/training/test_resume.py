@@ -8,9 +8,9 @@ import pytest
 import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError, Interrupted
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, position_of
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train, train_batch
 from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, read_lines
 from ebmscale.training.run import run_storage

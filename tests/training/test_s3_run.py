@@ -13,9 +13,9 @@ from test_resume import changed, final_files, history, run_until
 import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.errors import StorageError
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, position_of
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.run import run_storage
 from ebmscale.training.view import View

@@ -6,8 +6,8 @@ import torch
 from ebmscale.config import RunConfig
 from ebmscale.models import build_generator
 from ebmscale.seeds import torch_generator
+from ebmscale.stop import StopSignal
 from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.model import load
 from ebmscale.training.opening import open_run

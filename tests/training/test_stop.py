@@ -9,10 +9,11 @@ from test_resume import changed, final_files, history, run_until
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import Interrupted, StorageError
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training import guard as guard_module
 from ebmscale.training.checkpoint import CheckpointStore, position_of
-from ebmscale.training.guard import Stopped, StopPoll, StopSignal
+from ebmscale.training.guard import Stopped, StopPoll
 from ebmscale.training.loop import train
 from ebmscale.training.run import run_storage
 from ebmscale.training.view import View

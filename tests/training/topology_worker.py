@@ -9,7 +9,7 @@ import sys
 import time
 
 from ebmscale.config import load_config
-from ebmscale.training.guard import StopSignal
+from ebmscale.stop import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.opening import open_run
 from ebmscale.training.view import View

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import s3fs
 
 from ebmscale.config import RunConfig, load_config
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training import loop
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.opening import open_run
 from ebmscale.training.saver import Saver
 from ebmscale.training.view import View

@@ -34,8 +34,8 @@ from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
 from ebmscale.training.opening import open_run
 from ebmscale.world import World
