@@ -91,6 +91,15 @@ def advice(error: BaseException) -> str:
     return "check the address and your rights"
 
 
+def sentence(what: str, error: BaseException, tries: str = "") -> str:
+    """All of it: what cannot be done, the cause, and what to do."""
+    if is_missing(error):
+        return f"Cannot {what}: it does not exist; check the address."
+    if isinstance(error, ValueError) and "Protocol not known" in str(error):
+        return f"Cannot {what}: fsspec knows no such kind of address; check it."
+    return f"Cannot {what} ({describe(error)}{tries}); {advice(error)}."
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """An exception and what it was raised from."""
     current: BaseException | None = error

@@ -5,6 +5,7 @@ address is parsed by them.
 """
 
 import html
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -45,7 +46,8 @@ def remove(fs: Any, place: str) -> None:
         fs.rm_file(place)
         return
     for folder in sorted({place, *folders}, key=len, reverse=True):
-        fs.rmdir(folder)
+        with suppress(FileNotFoundError):  # many storages have no folders of their own
+            fs.rmdir(folder)
 
 
 def linked(place: str, links: list[str]) -> list[str]:

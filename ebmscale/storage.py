@@ -14,7 +14,6 @@ every wait hears a stop (see `waits`).
 import base64
 import hashlib
 import os
-import shutil
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +30,14 @@ from ebmscale.errors import ConfigError, DamagedError, NotFoundError, StorageErr
 from ebmscale.faults import (
     TruncatedRead,
     Unopenable,
-    advice,
     describe,
     is_missing,
     is_storage_failure,
     is_transient,
+    sentence,
     status,
 )
+from ebmscale.local_files import TEMPORARY, append_file, remove_file, replace_file
 from ebmscale.places import S3, linked, place_of, problem_of, remove
 from ebmscale.waits import Heard, TooSlow, Wait
 
@@ -51,7 +51,6 @@ REQUEST_S, TOTAL_S = 40.0, 120.0  # for one request, and for it with all its rep
 SLOWEST_BYTES_S = 200_000  # and as long again as its bytes take at this pace
 LONGEST_WEB_S = 300.0  # for a whole file by HTTP, whose server may say of its size what it likes
 ANSWER_AT_ONCE = (*S3, "http", "https", "memory")  # whose client is made, and hears a stop, without waiting
-_TEMPORARY = ".tmp"  # ending of what an interrupted local `publish` may leave behind; `list` does not show it
 
 
 class Range(NamedTuple):
@@ -222,7 +221,7 @@ class Storage:
             return [found for found in places if found.strip("/") != place.strip("/")]
 
         names = {found.rstrip("/").rpartition("/")[2] for found in self._try("list", path, ask)}
-        return sorted(name for name in names if not (name.startswith(".") and name.endswith(_TEMPORARY)))
+        return sorted(name for name in names if not (name.startswith(".") and name.endswith(TEMPORARY)))
 
     def publish(self, path: str, data: bytes) -> None:
         """Write a whole file so that a reader, or a crash, sees the old content or the new one and nothing between.
@@ -234,7 +233,7 @@ class Storage:
 
         def write(fs: Any, place: str) -> None:
             if target is not None:
-                _replace_file(target, data)
+                replace_file(target, data)
                 return
             if self.url.is_web:
                 raise NotImplementedError
@@ -253,18 +252,7 @@ class Storage:
             old = self.read_bytes(path) if self.exists(path) else b""
             self.publish(path, old + text.encode())
             return
-
-        def write(fs: Any, place: str) -> None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("ab", buffering=0) as file:
-                end = file.tell()
-                try:
-                    file.write(text.encode())
-                except OSError:  # a full disk takes a part of it
-                    file.truncate(end)
-                    raise
-
-        self._try("write", path, write)
+        self._try("write", path, lambda fs, place: append_file(target, text.encode()))
 
     def delete(self, path: str) -> None:
         """Delete a file, or a folder with everything below it; nothing happens where there is none."""
@@ -273,10 +261,8 @@ class Storage:
             try:
                 if target is None:
                     remove(fs, place)
-                elif target.is_dir() and not target.is_symlink():
-                    shutil.rmtree(target)
                 else:
-                    target.unlink(missing_ok=True)
+                    remove_file(target)
             except FileNotFoundError as error:  # also when a first try went through and its answer was lost
                 if not is_missing(error):
                     raise
@@ -288,7 +274,7 @@ class Storage:
     def sweep(self, path: str = "") -> None:
         """Delete what writers that were killed left behind directly below a local folder; no writer may be active."""
         folder = self.local_path(path)
-        for leftover in folder.glob(f".*{_TEMPORARY}") if folder is not None else ():
+        for leftover in folder.glob(f".*{TEMPORARY}") if folder is not None else ():
             leftover.unlink(missing_ok=True)
 
     def probe(self, key: str = "storage.url") -> None:
@@ -335,7 +321,7 @@ class Storage:
             number = retrying.statistics.get("attempt_number", 1)
             tries = f", {number} tries" if number > 1 else ""
             kind = NotFoundError if action == "read" and is_missing(error) else StorageError
-            raise kind(_sentence(f"{action} {what}{url}", error, tries)) from error
+            raise kind(sentence(f"{action} {what}{url}", error, tries)) from error
 
     def _upload_options(self, data: bytes) -> dict[str, Any]:
         """What an upload by one request is sent with, so that the server checks it."""
@@ -384,14 +370,6 @@ def _capital(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:] if sentence.startswith("the ") else sentence
 
 
-def _sentence(what: str, error: Exception, tries: str) -> str:
-    if is_missing(error):
-        return f"Cannot {what}: it does not exist; check the address."
-    if isinstance(error, ValueError) and "Protocol not known" in str(error):
-        return f"Cannot {what}: fsspec knows no such kind of address; check it."
-    return f"Cannot {what} ({describe(error)}{tries}); {advice(error)}."
-
-
 def _check_short(data: bytes, start: int, length: int, size: int) -> bytes:
     """`data` where it is all that the file has there, else an OSError."""
     expected = max(0, min(length, size - start))
@@ -400,23 +378,3 @@ def _check_short(data: bytes, start: int, length: int, size: int) -> bytes:
     if len(data) > expected:
         raise OSError(f"the server sends {len(data)} bytes where {expected} were asked for: it serves no byte ranges")
     return data
-
-
-def _replace_file(target: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, rename over it, flush the folder."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_TEMPORARY}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

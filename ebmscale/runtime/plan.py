@@ -201,7 +201,7 @@ def forecast_traffic(config: RunConfig, shape: ImageShape, engine: EngineChoice,
     steps = (1, config.stages.updates_per_batch if config.most_stages else 0)
     halves = (half, FP32)  # a ratio network is trained in fp32 always
     parts = {"gradients": 0.0, "weights": 0.0, "sampling copy": 0.0}
-    num_collectives = 1.0  # whether to stop
+    num_collectives = 2.0  # whether every rank has its batch, and whether to stop
     networks = build_on_meta(config, shape)
     copies = (1, max(config.num_live, 1))
     for module, num_copies, num_steps, width in zip(networks, copies, steps, halves, strict=True):
