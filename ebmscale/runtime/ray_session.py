@@ -74,8 +74,8 @@ def ray_session(block: RayBlock) -> Iterator[Any]:
     address = given_address(block)
     if address is None and math.ceil(block.cpus_per_worker) > num_cpus():
         raise ConfigError(
-            f"ray.cpus_per_worker is {block.cpus_per_worker:g}, and this machine has {num_cpus()} processors; lower it "
-            "or give the address of a cluster as ray.address."
+            f"ray.cpus_per_worker is {block.cpus_per_worker:g}, and this machine has {num_cpus()} processors; lower "
+            "it, or give the address of a cluster as ray.address."
         )
     common: dict[str, Any] = {
         "log_to_driver": False,

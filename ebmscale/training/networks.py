@@ -1,5 +1,8 @@
 """The networks that a configuration describes, with the run's seeded initial weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from ebmscale.config import ModelBlock, RunConfig
@@ -39,13 +42,24 @@ def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, Rat
         ConfigError: no machine can count so many weights, or there are no networks for such images.
     """
     model = config.model
+    with _uncountable_refused(), torch.device("meta"):
+        generator = Generator(model.latent_dim, shape, model.generator_width, model.form)
+        encoder = None
+        if config.posterior.start == "encoder":
+            encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
+        return ImageModel(generator, encoder), RatioNet(*ratio_form(model))
+
+
+def build_ratio_on_meta(config: RunConfig) -> RatioNet:
+    """The ratio network of a run without its weights; errors as of `build_on_meta`."""
+    with _uncountable_refused(), torch.device("meta"):
+        return RatioNet(*ratio_form(config.model))
+
+
+@contextmanager
+def _uncountable_refused() -> Iterator[None]:
     try:
-        with torch.device("meta"):
-            generator = Generator(model.latent_dim, shape, model.generator_width, model.form)
-            encoder = None
-            if config.posterior.start == "encoder":
-                encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
-            return ImageModel(generator, encoder), RatioNet(*ratio_form(model))
+        yield
     except (RuntimeError, OverflowError, TypeError):  # torch counts with 64 bits
         raise ConfigError(
             "The networks have more weights than can be counted; lower model.latent_dim, model.generator_width, "

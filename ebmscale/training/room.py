@@ -11,7 +11,7 @@ from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
 from ebmscale.machine import num_cpus, total_memory
 from ebmscale.models import ImageShape
-from ebmscale.training.networks import build_on_meta
+from ebmscale.training.networks import build_on_meta, build_ratio_on_meta
 
 FP32 = 4
 STATE = 3  # weights and Adam's two moments, each in fp32
@@ -50,8 +50,8 @@ def check_room(config: RunConfig, shape: ImageShape | None, num_samples: int, si
     total, most = sum(needs.values()), max(needs, key=lambda name: needs[name])
     if total > have:
         raise ConfigError(
-            f"The run needs at least {total / 1e9:,.1f} GB of memory in a process ({most}: {needs[most] / 1e9:,.1f} GB)"
-            f" and this machine has {have / 1e9:,.1f} GB; lower {most}."
+            f"The run needs at least {total / 1e9:,.1f} GB of memory in a process, {needs[most] / 1e9:,.1f} GB of it "
+            f"by {most}, and this machine has {have / 1e9:,.1f} GB; lower {most}."
         )
 
 
@@ -70,13 +70,13 @@ def least_bytes(
         "train.batch_size or posterior.num_steps": rows * steps * row,
         "stages.batch_size or stages.updates_per_batch": ratio_rows * stages.updates_per_batch * row,
     }
-    networks, ratio = build_on_meta(config, shape or SMALLEST)
-    num_ratio = sum(parameter.numel() for parameter in ratio.parameters())
+    num_ratio = sum(parameter.numel() for parameter in build_ratio_on_meta(config).parameters())
     needs["model.ratio_hidden, model.latent_dim or stages.max_stages"] = (
         STATE * FP32 * num_ratio * max(config.num_live, 1) // size
     )
     if shape is None:
         return needs
+    networks, _ = build_on_meta(config, shape)
     num_weights = sum(parameter.numel() for parameter in networks.parameters())
     pixels = math.prod(shape)
     needs["model.latent_dim, model.generator_width or model.encoder_width"] = STATE * FP32 * num_weights // size
@@ -85,7 +85,3 @@ def least_bytes(
         windows = min(data.num_streams // size * data.shuffle_window, num_samples // size)
         needs["data.shuffle_window or data.num_streams"] = windows * pixels
     return needs
-
-
-SMALLEST: ImageShape = (1, 8, 8)
-"""Of images for which there are networks."""
