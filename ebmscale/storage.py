@@ -9,6 +9,7 @@ pauses that double and vary at random; what fails for good becomes one `StorageE
 """
 
 import base64
+import errno
 import hashlib
 import os
 import uuid
@@ -187,12 +188,33 @@ class Storage:
 
         self._try("write", path, write)
 
-    def append(self, path: str, text: str) -> None:
-        """Add text to the end of a file, made if missing. Off local folders this rewrites the file: one writer only."""
+    def create(self, path: str, data: bytes) -> None:
+        """Write a whole file where there is none; one that is there stays as it is.
+
+        Of several callers one wins where the storage can compare (local disks, S3's If-None-Match, ...). Some servers
+        ignore the condition, and an answer may be lost, so a caller reads the file to see who won.
+        """
+        target = self.local_path(path)
+
+        def write(fs: Any, place: str) -> None:
+            try:
+                if target is not None:
+                    _create_file(target, data)
+                else:
+                    fs.pipe_file(place, data, mode="create", **self._upload_options(data))
+            except Exception as error:
+                if not isinstance(error, FileExistsError) and status(error) not in (409, 412):
+                    raise
+
+        self._try("write", path, write)
+
+    def append(self, path: str, data: str | bytes) -> None:
+        """Add to the end of a file, made if missing. Off local folders this rewrites the file: one writer only."""
+        data = data.encode() if isinstance(data, str) else data
         target = self.local_path(path)
         if target is None:
             old = self.read_bytes(path) if self.exists(path) else b""
-            self.publish(path, old + text.encode())
+            self.publish(path, old + data)
             return
 
         def write(fs: Any, place: str) -> None:
@@ -200,8 +222,9 @@ class Storage:
             with target.open("ab", buffering=0) as file:
                 end = file.tell()
                 try:
-                    file.write(text.encode())
-                except OSError:  # a full disk takes a part of it
+                    if file.write(data) != len(data):  # a full disk takes a part of it
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
                     file.truncate(end)
                     raise
 
@@ -319,7 +342,32 @@ def _replace_file(target: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(target.parent, os.O_RDONLY)
+    _flush_folder(target.parent)
+
+
+def _create_file(target: Path, data: bytes) -> None:
+    """Write beside the target and link it there; FileExistsError where something is."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            with target.open("xb") as file:
+                file.write(data)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(target.parent)
+
+
+def _flush_folder(place: Path) -> None:
+    folder = os.open(place, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

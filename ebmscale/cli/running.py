@@ -35,7 +35,7 @@ def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks
         from ebmscale.evaluate.report import write_report  # noqa: PLC0415
         from ebmscale.training.run import run_storage  # noqa: PLC0415
 
-        report = write_report(run_storage(config))
+        report = write_report(run_storage(config), config.checkpoint.retry_s)
         console.print(f"run      {url}\nsamples  {url}/samples.png\nmetrics  {url}/metrics.jsonl\nreport   {report}")
 
 

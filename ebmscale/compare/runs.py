@@ -7,12 +7,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ebmscale.compare.rows import EvaluationBlock, Job, load_comparison, make_jobs, with_features
+from ebmscale.compare.rows import Comparison, EvaluationBlock, Job, load_comparison, make_jobs, with_features
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
 from ebmscale.errors import ConfigError, Interrupted
 from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
@@ -20,6 +21,7 @@ from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import FOLDER, check_metrics
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.metrics import METRICS_FILE, read_lines
+from ebmscale.training.owner import Lease
 from ebmscale.training.run import run_storage, saved_config
 
 PILOT_FILE = "budget.json"
@@ -58,6 +60,24 @@ def compare(
     network = open_features(evaluation.features) if evaluation.features is not None else None
     storage = open_storage(jobs[0].config.storage)
     storage.probe()
+    with Lease(storage, what="comparison") as lease:
+        lease.take()
+        results = _results(jobs, comparison, network, storage, samples_within, num_at_once, say, lease)
+        table = write_comparison(storage, comparison.name, comparison.about, results)
+    return results, table, storage.url_of(PAGE_FILE)
+
+
+def _results(
+    jobs: list[Job],
+    comparison: Comparison,
+    network: Features | None,
+    storage: Storage,
+    samples_within: Callable[[RunConfig, float], int],
+    num_at_once: int,
+    say: Callable[[str], None],
+    lease: Lease,
+) -> list[Result]:
+    """Every job carried out; see `compare`."""
     if comparison.budget.cpu_s is not None:
         jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, samples_within, say)
     for job in jobs:
@@ -65,13 +85,12 @@ def compare(
     commands = _Commands()
     with ThreadPoolExecutor(num_at_once) as pool:
         try:
-            results = list(pool.map(lambda job: _carry_out(job, evaluation, network, commands, say), jobs))
+            carry_out = partial(_carry_out, evaluation=comparison.evaluation, features=network, commands=commands)
+            return list(pool.map(lambda job: carry_out(job, lease=lease, say=say), jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             commands.stop()
             raise
-    table = write_comparison(storage, comparison.name, comparison.about, results)
-    return results, table, storage.url_of(PAGE_FILE)
 
 
 def _budgeted(
@@ -117,7 +136,12 @@ def _check_run(job: Job) -> None:
 
 
 def _carry_out(
-    job: Job, evaluation: EvaluationBlock, features: Features | None, commands: "_Commands", say: Callable[[str], None]
+    job: Job,
+    evaluation: EvaluationBlock,
+    features: Features | None,
+    commands: "_Commands",
+    lease: Lease,
+    say: Callable[[str], None],
 ) -> Result:
     """Trains and evaluates one run, each where it is not done yet; what goes wrong becomes the result."""
     config, url = job.config, run_storage(job.config).url
@@ -141,6 +165,7 @@ def _carry_out(
         say(f"{config.run.name}: {error}")
         return Result(job.row, config.run.seed, url, {}, str(error))
     measured = _measured(run_storage(config), evaluation, features) | _cost(run_storage(config), config)
+    lease.check()
     storage.publish(result_file, json.dumps({"wanted": wanted, "measured": measured}, indent=1).encode())
     say(f"{config.run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     return Result(job.row, config.run.seed, url, measured, None)

@@ -66,7 +66,8 @@ class DataBlock(AddressBlock):
     """The packed data set. With `format`, an empty `url` is packed first from `source`.
 
     `cache` is a folder of the machine that reads, for up to `cache_bytes` of what comes from another place. With `flip`
-    every training image is mirrored left to right half of the time, which doubles a small set.
+    every training image is mirrored left to right half of the time, which doubles a small set. A run that is resumed
+    refuses another data set than it began with, unless `accept_changed` is true.
     """
 
     format: str | None = None
@@ -80,6 +81,7 @@ class DataBlock(AddressBlock):
     flip: bool = False
     cache: str | None = None
     cache_bytes: Positive = 10_000_000_000
+    accept_changed: bool = False
 
 
 class ModelBlock(Block):

@@ -93,6 +93,13 @@ class Manifest:
         counts = ", ".join(f"{count:,} {part}" for part, count in self.counts().items())
         return f"{self.name}, {counts}, {len(self.shards)} shard(s), {self.encoding}"
 
+    def identity(self) -> str:
+        """A digest of what the set holds, the same wherever it lies: another image or label gives another digest."""
+        shards = [[one.part, one.num_samples, one.num_bytes, one.sha256] for one in self.shards]
+        labels = [hashlib.sha256(json.dumps(one.labels).encode()).hexdigest() for one in self.shards]
+        content = [self.encoding, list(self.image_shape), self.dtype, self.classes, shards, labels]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
     def to_json(self) -> str:
         """Compact JSON, the same for equal manifests."""
         shards = [{"num_samples": shard.num_samples} | vars(shard) for shard in self.shards]
