@@ -47,6 +47,7 @@ RATIO_FOLDER = "ratios"
 MANIFEST_FILE = "manifest.json"
 NAMES_FILE = "checkpoints.json"
 AT_ONCE = 4  # parts written or read together
+FIRST_PAUSE_S = 1.0  # before a write that the storage refused is tried again
 _NAME = re.compile(r"\d{12}-[0-9a-f]{12}")
 
 
@@ -325,7 +326,7 @@ def patiently(
         StorageError: the storage still refuses.
         Cancelled: `cancel` was set.
     """
-    deadline, pause = clock() + retry_s, 1.0
+    deadline, pause = clock() + retry_s, FIRST_PAUSE_S
     while True:
         if cancel.is_set():
             raise Cancelled

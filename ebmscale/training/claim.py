@@ -189,9 +189,9 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since the boot; None where it is not there, or has ended."""
+    """When a process of this machine started, in ticks since the boot; `ended` of a zombie, None of none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else fields[19]
+    return "ended" if fields[0] in "ZX" else fields[19]

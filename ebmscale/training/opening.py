@@ -211,8 +211,9 @@ def _prepare(
         The configuration with the run's precision, and the lease's ticket.
     """
     storage.probe()
+    patience = _Listening(check)
     if lease is not None:
-        lease.take(check)
+        patiently(partial(lease.take, check), config.checkpoint.retry_s, patience, time.monotonic, "It")
     old = saved_config(storage)
     config = with_precision(config, gain, "auto" if old is None else old.precision)
     _check_unchanged(storage, old, config)
@@ -227,7 +228,7 @@ def _prepare(
     verify(data, manifest, config.data.verify, progress=lambda shard: check())
     for file, text in ((CONFIG_FILE, config.dump()), (DATA_FILE, seen.model_dump_json(indent=1))):
         publish = partial(storage.publish, file, text.encode())
-        patiently(publish, config.checkpoint.retry_s, _Listening(check), time.monotonic, "It")
+        patiently(publish, config.checkpoint.retry_s, patience, time.monotonic, "It")
     return config, lease.ticket if lease is not None else None
 
 
