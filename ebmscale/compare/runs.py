@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ebmscale.compare.rows import Comparison, EvaluationBlock, Job, load_comparison, make_jobs, with_features
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
-from ebmscale.errors import ConfigError, Interrupted
+from ebmscale.errors import ConfigError, Interrupted, StorageError
 from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import FOLDER, check_metrics
@@ -239,6 +239,10 @@ def _measured(run: Storage, evaluation: EvaluationBlock, features: Features | No
             and record["protocol"]["split"] == evaluation.split
             and (metric != "frechet" or expected.items() <= record["protocol"].items())
         ]
+        if not of_metric:
+            raise StorageError(
+                f"{run.url_of(FOLDER)} does not list what `evaluate` has written of {metric}; run the same command again."
+            )
         values |= max(of_metric, key=lambda record: (record["samples_seen"], record["protocol"]["num_stages"]))[
             "values"
         ]

@@ -107,7 +107,7 @@ class Lease:
         self._over.set()
         if self._thread is None:
             return
-        self._thread.join(timeout=LEASE_S)
+        self._thread.join(timeout=2 * BEAT_S)
         self._thread = None
         storage = replace(self.storage, retries=0)
         with suppress(StorageError):  # then the next one sees a dead process, or waits
