@@ -241,7 +241,7 @@ def _measured(run: Storage, evaluation: EvaluationBlock, features: Features | No
         ]
         if not of_metric:
             raise StorageError(
-                f"{run.url_of(FOLDER)} does not list what `evaluate` has written of {metric}; run the same command again."
+                f"{run.url_of(FOLDER)} does not list what `evaluate` wrote of {metric}; run the same command again."
             )
         values |= max(of_metric, key=lambda record: (record["samples_seen"], record["protocol"]["num_stages"]))[
             "values"
