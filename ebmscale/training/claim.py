@@ -8,9 +8,9 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 BEAT_S = 2.0
 LEASE_S = 10.0
@@ -49,7 +49,7 @@ class Claim(BaseModel):
     id: str
     host: str
     machine: str
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
     started: str
     user: str
     since: str

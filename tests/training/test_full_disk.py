@@ -124,7 +124,13 @@ class FullOnce:
 def test_every_writer_of_a_run_waits_for_a_disk_that_has_room_again(
     tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    straight = changed(tiny, run={"name": "straight"}, train={"max_samples": 1600}, metrics={"tensorboard": True})
+    straight = changed(
+        tiny,
+        run={"name": "straight"},
+        train={"max_samples": 960},
+        stages={"min_samples": 160, "max_samples": 320, "settle_samples": 160},
+        metrics={"tensorboard": True},
+    )
     run_until(straight)
     config = changed(straight, run={"name": "tiny"})
     monkeypatch.setattr("ebmscale.training.checkpoint.FIRST_PAUSE_S", 0.01)
@@ -156,8 +162,8 @@ def test_tensorboard_that_is_lost_is_warned_of_once_and_ends_nothing(
         append(storage, path, data)
 
     monkeypatch.setattr(Storage, "append", refuse)
-    monkeypatch.setattr("ebmscale.training.event_file.MOST_HELD", 1000)
-    config = changed(tiny, train={"max_samples": 1600}, metrics={"tensorboard": True})
+    monkeypatch.setattr("ebmscale.training.event_file.MOST_HELD", 100)
+    config = changed(tiny, train={"max_samples": 640}, metrics={"tensorboard": True})
     run_until(config)
-    assert len(history(config, METRICS_FILE)) == 5
+    assert len(history(config, METRICS_FILE)) == 2
     assert sum("TensorBoard" in line for line in caplog.messages) == 1

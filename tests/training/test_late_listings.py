@@ -65,7 +65,7 @@ def save(store: CheckpointStore, name: str, num_ratios: int) -> None:
 SAVES = st.lists(st.tuples(st.booleans(), st.integers(0, 1)), min_size=1, max_size=7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(late=st.integers(0, 6), saves=SAVES, keep_last=st.integers(2, 3))
 def test_whatever_is_listed_late_every_kept_checkpoint_is_whole(
     late: int, saves: list[tuple[bool, int]], keep_last: int
@@ -92,13 +92,13 @@ def test_whatever_is_listed_late_every_kept_checkpoint_is_whole(
 
 
 def test_a_run_is_resumed_at_a_checkpoint_that_is_not_listed_yet(tiny: RunConfig, lag: Any) -> None:
-    config = changed(tiny, checkpoint={"every_samples": 320}, train={"max_samples": 1600})
+    config = changed(tiny, checkpoint={"every_samples": 160}, train={"max_samples": 640})
     straight = changed(config, run={"name": "straight"})
     run_until(straight)
     lag(4)
-    run_until(config, stop_after=960)
+    run_until(config, stop_after=480)
     lag(4)  # a new process, to which nothing at all is listed at first
-    assert CheckpointStore(Storage.at(config.storage.url).child("tiny")).newest(lambda s: s.samples_seen) == 960
+    assert CheckpointStore(Storage.at(config.storage.url).child("tiny")).newest(lambda s: s.samples_seen) == 480
     run_until(config)
     assert final_files(config) == final_files(straight)
 

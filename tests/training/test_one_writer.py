@@ -50,11 +50,11 @@ def test_a_second_start_is_refused_and_the_first_goes_on(tiny: RunConfig, monkey
         with pytest.raises(LostRunError, match=rf"is being written by process {os.getpid()} of .* one writer"):
             train(tiny, View(quiet=True), World.alone(), StopSignal())
 
-    view = At(640, again)
-    train(tiny, view, World.alone(), StopSignal())
+    view, config = At(320, again), changed(tiny, train={"max_samples": 640}, checkpoint={"every_samples": 320})
+    train(config, view, World.alone(), StopSignal())
     assert view.done
-    assert [line["samples_seen"] for line in history(tiny, METRICS_FILE)] == list(range(320, 3201, 320))
-    assert positions(tiny) == [1600, 3200]
+    assert [line["samples_seen"] for line in history(config, METRICS_FILE)] == [320, 640]
+    assert positions(config) == [320, 640]
 
 
 def test_a_writer_that_was_taken_over_from_stops_and_writes_nothing_more(tiny: RunConfig) -> None:
@@ -68,7 +68,7 @@ def test_a_writer_that_was_taken_over_from_stops_and_writes_nothing_more(tiny: R
 
     config = changed(tiny, checkpoint={"every_samples": 320}, metrics={"tensorboard": True})
     with pytest.raises(LostRunError, match=r"was taken over by process \d+ of \w+ on elsewhere, since .*; this "):
-        train(config, At(960, take_over), World.alone(), StopSignal())
+        train(config, At(640, take_over), World.alone(), StopSignal())
     after = content(run_storage(config))
     beat = "owner/000001.beat"  # one may have been under way
     assert {name: data for name, data in after.items() if name != beat} == {
@@ -84,7 +84,7 @@ def test_a_run_that_is_deleted_while_it_is_trained_ends_and_is_not_made_again(ti
 
     config = changed(tiny, checkpoint={"every_samples": 320}, metrics={"tensorboard": True})
     with pytest.raises(LostRunError, match="was deleted while this process was writing it; it stops"):
-        train(config, At(960, remove), World.alone(), StopSignal())
+        train(config, At(640, remove), World.alone(), StopSignal())
     assert LostRunError.exit_code == 4
     assert not run_storage(config).exists()
 

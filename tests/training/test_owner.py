@@ -180,8 +180,9 @@ def test_a_storage_that_cannot_compare_has_one_owner_all_the_same(
     first.release()
 
 
-def test_a_record_that_cannot_be_read_is_waited_for(storage: Storage, quick: None) -> None:
-    storage.publish(f"{FOLDER}/000001.json", b"[")
+@pytest.mark.parametrize("record", [b"[", b"\xff", b"{}"])
+def test_a_record_that_cannot_be_read_is_waited_for(storage: Storage, quick: None, record: bytes) -> None:
+    storage.publish(f"{FOLDER}/000001.json", record)
     with Lease(storage) as lease:
         lease.take()
         assert storage.exists(CLAIM_2)
