@@ -41,6 +41,10 @@ class DamagedError(StorageError):
     """What a storage holds is not what was written."""
 
 
+class LostRunError(StorageError):
+    """A folder is not this process's to write: another process writes it, took it over, or it was deleted."""
+
+
 class DivergenceError(EbmscaleError):
     """Training diverged: a loss or a gradient stopped being finite, or a stage kept collapsing."""
 

@@ -1,8 +1,11 @@
 """Files of this machine: written as a whole or not at all."""
 
+import errno
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".tmp"  # ending of what an interrupted `replace_file` may leave behind
@@ -10,22 +13,22 @@ TEMPORARY = ".tmp"  # ending of what an interrupted `replace_file` may leave beh
 
 def replace_file(target: Path, data: bytes) -> None:
     """Write beside the target, flush to disk, rename over it, flush the folder."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    with _written_beside(target, data) as temporary:
         temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _flush_folder(target.parent)
+
+
+def create_file(target: Path, data: bytes) -> None:
+    """Write beside the target and link it there; FileExistsError where something is."""
+    with _written_beside(target, data) as temporary:
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            with target.open("xb") as file:
+                file.write(data)
+    _flush_folder(target.parent)
 
 
 def append_file(target: Path, data: bytes) -> None:
@@ -34,8 +37,9 @@ def append_file(target: Path, data: bytes) -> None:
     with target.open("ab", buffering=0) as file:
         end = file.tell()
         try:
-            file.write(data)
-        except OSError:  # a full disk takes a part of it
+            if file.write(data) != len(data):  # a full disk takes a part of it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
             file.truncate(end)
             raise
 
@@ -46,3 +50,26 @@ def remove_file(target: Path) -> None:
         shutil.rmtree(target)
     else:
         target.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written_beside(target: Path, data: bytes) -> Iterator[Path]:
+    """A file with this content beside the target, flushed to disk; it is gone afterwards unless it was renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(place: Path) -> None:
+    folder = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -37,7 +37,7 @@ from ebmscale.faults import (
     sentence,
     status,
 )
-from ebmscale.local_files import TEMPORARY, append_file, remove_file, replace_file
+from ebmscale.local_files import TEMPORARY, append_file, create_file, remove_file, replace_file
 from ebmscale.places import S3, linked, place_of, problem_of, remove
 from ebmscale.waits import Heard, TooSlow, Wait
 
@@ -245,14 +245,35 @@ class Storage:
 
         self._try("write", path, write, num_bytes=len(data))
 
-    def append(self, path: str, text: str) -> None:
-        """Add text to the end of a file, made if missing. Off local folders this rewrites the file: one writer only."""
+    def create(self, path: str, data: bytes) -> None:
+        """Write a whole file where there is none; one that is there stays as it is.
+
+        Of several callers one wins where the storage can compare (local disks, S3's If-None-Match, ...). Some servers
+        ignore the condition, and an answer may be lost, so a caller reads the file to see who won.
+        """
+        target = self.local_path(path)
+
+        def write(fs: Any, place: str) -> None:
+            try:
+                if target is not None:
+                    create_file(target, data)
+                else:
+                    fs.pipe_file(place, data, mode="create", **self._upload_options(data))
+            except Exception as error:
+                if not isinstance(error, FileExistsError) and status(error) not in (409, 412):
+                    raise
+
+        self._try("write", path, write)
+
+    def append(self, path: str, data: str | bytes) -> None:
+        """Add to the end of a file, made if missing. Off local folders this rewrites the file: one writer only."""
+        data = data.encode() if isinstance(data, str) else data
         target = self.local_path(path)
         if target is None:
             old = self.read_bytes(path) if self.exists(path) else b""
-            self.publish(path, old + text.encode())
+            self.publish(path, old + data)
             return
-        self._try("write", path, lambda fs, place: append_file(target, text.encode()))
+        self._try("write", path, lambda fs, place: append_file(target, data))
 
     def delete(self, path: str) -> None:
         """Delete a file, or a folder with everything below it; nothing happens where there is none."""

@@ -9,6 +9,7 @@ import http.client
 import random
 import re
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -17,6 +18,7 @@ BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce
 EXPIRED = (
     b"<?xml version='1.0'?><Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 )
+LISTED = re.compile(rb"<(Contents|CommonPrefixes)>.*?<(?:Key|Prefix)>(.*?)</.*?</\1>", re.DOTALL)
 HELD_S = 60.0  # a held request goes on by itself after this time
 TIMEOUT_S = 60.0
 
@@ -65,6 +67,7 @@ class FaultyProxy:
         delay_s: longest time by which an answer is put off; the time is random.
         expired: whether every PUT is refused because the credentials have expired.
         refused, cut_short, resets: how many requests were spoilt so far.
+        late: what the next `num_late` listings do not show: a test of a whole key.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class FaultyProxy:
         self.busy, self.cut, self.reset, self.delay_s = busy, cut, reset, delay_s
         self.refused = self.cut_short = self.resets = 0
         self.expired = False
+        self.late: Callable[[str], bool] = lambda key: False
+        self.num_late = 0
         self._chance = random.Random(seed)
         self._lock = threading.Lock()
         self._held: list[Held] = []
@@ -103,6 +108,7 @@ class FaultyProxy:
     def calm(self) -> None:
         """Spoil and hold nothing any more."""
         self.busy = self.cut = self.reset = self.delay_s = 0.0
+        self.num_late = 0
         with self._lock:
             held, self._held = self._held, []
         for one in held:
@@ -136,9 +142,18 @@ class FaultyProxy:
             handler.close_connection = True
             return
         status, headers, data = answer
+        data = self._as_listed(handler, data)
         cut = fate - self.reset < self.cut and handler.command == "GET" and len(data) > 1
         self.cut_short += cut
         _send(handler, status, headers, data, len(data) // 2 if cut else None)
+
+    def _as_listed(self, handler: BaseHTTPRequestHandler, data: bytes) -> bytes:
+        """The answer to a listing without what is listed late."""
+        with self._lock:
+            if self.num_late == 0 or handler.command != "GET" or "list-type=2" not in handler.path:
+                return data
+            self.num_late -= 1
+        return LISTED.sub(lambda found: b"" if self.late(unquote(found[2].decode())) else found[0], data)
 
     def _held_by(self, handler: BaseHTTPRequestHandler) -> Held | None:
         path = unquote(handler.path)

@@ -20,13 +20,15 @@ from ebmscale.cli import cli
 from ebmscale.compare import RunFailed, compare, load_comparison, make_jobs
 from ebmscale.compare import runs as module
 from ebmscale.config import RunConfig, load_config
-from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
+from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, LostRunError
 from ebmscale.evaluate.comparison import JSON_FILE, PAGE_FILE, TABLE_FILE, Result, markdown_table, write_comparison
 from ebmscale.evaluate.metrics import Measured
 from ebmscale.evaluate.pictures import image_grid
-from ebmscale.storage import Storage
+from ebmscale.storage import Storage, open_storage
+from ebmscale.training import claim
 from ebmscale.training.checkpoint import CheckpointStore, position_of
 from ebmscale.training.metrics import METRICS_FILE
+from ebmscale.training.owner import Lease
 from ebmscale.training.run import CONFIG_FILE
 from tests.s3_server import S3Server
 
@@ -288,3 +290,15 @@ def test_a_signal_to_the_group_saves_what_trains(file: Path, tmp_path: Path) -> 
     saved = CheckpointStore(Storage.at(run)).finished()
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["samples_seen"]
     assert position_of(saved[0]) >= last
+
+
+def test_a_comparison_has_one_writer(file: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "PATIENCE_S", 0.05)
+    storage = open_storage(make_jobs(str(file), None, 1, [])[0].config.storage)
+    with Lease(storage, what="comparison") as lease:
+        lease.take()
+        with pytest.raises(LostRunError, match=r"The comparison .* is being written by process"):
+            run_comparison(file)
+    assert commands.calls == []
+    run_comparison(file)
+    assert len(commands.calls) == 8

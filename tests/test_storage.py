@@ -1,6 +1,7 @@
 import errno
 import functools
 import http.server
+import io
 import os
 import pickle
 import subprocess
@@ -299,3 +300,69 @@ def test_a_line_that_does_not_fit_leaves_no_part_of_itself(tmp_path, monkeypatch
         storage.append("log", "second\n")
     monkeypatch.undo()
     assert storage.read_text("log") == "first\n"
+
+
+def test_create_writes_only_where_nothing_is(storage):
+    storage.create("a/f", b"first")
+    storage.create("a/f", b"second")
+    assert storage.read_bytes("a/f") == b"first"
+    assert storage.list("a") == ["f"]
+    assert storage.local_path("a") is None or len(os.listdir(storage.local_path("a"))) == 1
+
+
+def test_of_many_that_create_a_file_one_does(tmp_path):
+    storage, together = Storage.at(tmp_path), threading.Barrier(8)
+
+    def create(number):
+        together.wait()
+        storage.create("f", str(number).encode() * 1000)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(storage.read_text("f"))) == 1
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_create_does_without_hard_links(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    storage = Storage.at(tmp_path)
+    storage.create("f", b"first")
+    storage.create("f", b"second")
+    assert storage.read_bytes("f") == b"first"
+
+
+def test_an_append_that_a_full_disk_takes_in_part_leaves_no_half_line(tmp_path, monkeypatch):
+    """The system call then gives a smaller number, and no error."""
+    storage = Storage.at(tmp_path)
+    storage.append("log", "first\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda self, *args, **how: Partial(io.FileIO(self, "ab")))
+        with pytest.raises(StorageError, match="No space left on device"):
+            storage.append("log", "second\n")
+    storage.append("log", "third\n")
+    assert storage.read_text("log") == "first\nthird\n"
+
+
+class Partial:
+    """A file that takes only half of what it is given."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def write(self, data):
+        return self._file.write(data[: len(data) // 2])

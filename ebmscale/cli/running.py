@@ -38,7 +38,7 @@ def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks
         from ebmscale.storage import open_storage  # noqa: PLC0415
         from ebmscale.training.run import run_storage  # noqa: PLC0415
 
-        report = write_report(run_storage(config), open_storage(config.data))
+        report = write_report(run_storage(config), open_storage(config.data), config.checkpoint.retry_s)
         made = {"run": url, "samples": f"{url}/samples.png", "metrics": f"{url}/metrics.jsonl", "report": report}
         for name, place in made.items():
             console.print(f"{name:<8} {place}")

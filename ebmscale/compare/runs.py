@@ -8,14 +8,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ebmscale.compare.rows import EvaluationBlock, Job, load_comparison, make_jobs, with_features
+from ebmscale.compare.rows import Comparison, EvaluationBlock, Job, load_comparison, make_jobs, with_features
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
-from ebmscale.errors import ConfigError, DamagedError, Interrupted
+from ebmscale.errors import ConfigError, DamagedError, Interrupted, StorageError
 from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import FOLDER, check_metrics, read_records
@@ -25,6 +26,7 @@ from ebmscale.storage import Storage, open_storage
 from ebmscale.stored import Number, Size, Stored, read_document
 from ebmscale.training.documents import MetricsLine
 from ebmscale.training.metrics import METRICS_FILE, read_lines
+from ebmscale.training.owner import Lease
 from ebmscale.training.run import run_storage, saved_config
 
 PILOT_FILE = "budget.json"
@@ -72,24 +74,41 @@ def compare(
     network = open_features(evaluation.features) if evaluation.features is not None else None
     storage = open_storage(jobs[0].config.storage)
     storage.probe()
+    with Lease(storage, what="comparison") as lease:
+        lease.take()
+        results = _results(jobs, comparison, network, storage, samples_within, num_at_once, say, lease)
+        table = write_comparison(storage, comparison.name, comparison.about, results)
+    return results, table, storage.url_of(PAGE_FILE)
+
+
+def _results(
+    jobs: list[Job],
+    comparison: Comparison,
+    network: Features | None,
+    storage: Storage,
+    samples_within: Callable[[RunConfig, float], int],
+    num_at_once: int,
+    say: Callable[[str], None],
+    lease: Lease,
+) -> list[Result]:
+    """Every job carried out; see `compare`."""
     if comparison.budget.cpu_s is not None:
         jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, samples_within, say)
     for job in jobs:
         _check_run(job)
     commands = _Commands()
     with StopSignal().listening() as stop, ThreadPoolExecutor(num_at_once) as pool:
-        runs = [pool.submit(_carry_out, job, evaluation, network, commands, say) for job in jobs]
+        carry_out = partial(_carry_out, evaluation=comparison.evaluation, features=network, commands=commands)
+        runs = [pool.submit(carry_out, job, lease=lease, say=say) for job in jobs]
         try:
-            results = _results(runs, stop)
+            return _gathered(runs, stop)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             commands.stop()
             raise
-    table = write_comparison(storage, comparison.name, comparison.about, results)
-    return results, table, storage.url_of(PAGE_FILE)
 
 
-def _results(runs: list[Future[Result]], stop: StopSignal) -> list[Result]:
+def _gathered(runs: list[Future[Result]], stop: StopSignal) -> list[Result]:
     """What all runs gave, in their order.
 
     Raises:
@@ -151,7 +170,12 @@ def _check_run(job: Job) -> None:
 
 
 def _carry_out(
-    job: Job, evaluation: EvaluationBlock, features: Features | None, commands: "_Commands", say: Callable[[str], None]
+    job: Job,
+    evaluation: EvaluationBlock,
+    features: Features | None,
+    commands: "_Commands",
+    lease: Lease,
+    say: Callable[[str], None],
 ) -> Result:
     """Trains and evaluates one run, each where it is not done yet; what goes wrong becomes the result."""
     config, url = job.config, run_storage(job.config).url
@@ -175,6 +199,7 @@ def _carry_out(
         say(f"{config.run.name}: {error}")
         return Result(job.row, config.run.seed, url, {}, str(error))
     measured = _measured(run_storage(config), evaluation, features) | _cost(run_storage(config), config)
+    lease.check()
     storage.publish(result_file, json.dumps({"wanted": wanted, "measured": measured}, indent=1).encode())
     say(f"{config.run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     return Result(job.row, config.run.seed, url, measured, None)
@@ -267,7 +292,9 @@ def _measured(run: Storage, evaluation: EvaluationBlock, features: Features | No
             and (metric != "frechet" or expected.items() <= record.protocol.items())
         ]
         if not of_metric:
-            raise DamagedError(f"{run.url_of(FOLDER)} holds no record of {metric} that this comparison made.")
+            raise StorageError(
+                f"{run.url_of(FOLDER)} does not list what `evaluate` wrote of {metric}; run the same command again."
+            )
         values |= max(of_metric, key=lambda record: (record.samples_seen, record.protocol["num_stages"])).values
     return values
 

@@ -82,7 +82,8 @@ class DataBlock(AddressBlock):
     Held-out images are the set's validation part (folders or files called val, valid, validation or dev), whole, where
     it was packed with one. Otherwise they are `validation_fraction` of its train part, chosen by a hash of the keys.
     `cache` is a folder of the machine that reads, for up to `cache_bytes` of what comes from another place. With `flip`
-    every training image is mirrored left to right half of the time, which doubles a small set.
+    every training image is mirrored left to right half of the time, which doubles a small set. A run that is resumed
+    refuses another data set than it began with, unless `accept_changed` is true.
     """
 
     format: str | None = None
@@ -96,6 +97,7 @@ class DataBlock(AddressBlock):
     flip: bool = False
     cache: str | None = None
     cache_bytes: Positive = 10_000_000_000
+    accept_changed: bool = False
 
 
 class ModelBlock(Block):

@@ -160,7 +160,7 @@ class RunConfig(Block):
 CIRCUMSTANCES = (
     *("checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage", "ray", "profile"),
     *("data.url", "data.endpoint_url", "data.anonymous", "data.retries", "data.format", "data.source"),
-    *("posterior.kernel", "data.verify", "data.max_damaged", "data.cache", "data.cache_bytes"),
+    *("posterior.kernel", "data.verify", "data.max_damaged", "data.cache", "data.cache_bytes", "data.accept_changed"),
 )
 """Keys that say where and by what means a run is computed, and not what."""
 

@@ -120,6 +120,13 @@ class Manifest:
             labels += f", {unlabelled:,} without label"
         return f"{self.name}, {counts}, {labels}, {len(self.shards)} shard(s), {self.encoding}"
 
+    def identity(self) -> str:
+        """A digest of what the set holds, the same wherever it lies: another image or label gives another digest."""
+        shards = [[one.part, one.num_samples, one.num_bytes, one.sha256] for one in self.shards]
+        labels = [hashlib.sha256(json.dumps(one.labels).encode()).hexdigest() for one in self.shards]
+        content = [self.encoding, list(self.image_shape), self.dtype, self.classes, shards, labels]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
     def to_json(self) -> str:
         """Compact JSON, the same for equal manifests."""
         shards = [{"num_samples": shard.num_samples} | vars(shard) for shard in self.shards]

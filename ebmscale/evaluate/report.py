@@ -8,7 +8,10 @@ Shapes: N images or latents, C H W image, Z latent, K stages.
 
 import math
 import platform
+import threading
+import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from ebmscale.evaluate import pictures
 from ebmscale.evaluate.pages import Figure, Picture, render
 from ebmscale.evaluate.record import Line, Record, kind_of, number, shares
 from ebmscale.storage import Storage
+from ebmscale.training.checkpoint import patiently
 from ebmscale.training.model import LatentModel, open_model
 from ebmscale.training.run import data_of
 from ebmscale.training.tasks import to_pixels
@@ -65,12 +69,13 @@ class HeldOut:
     reconstruction: Tensor
 
 
-def write_report(run: Storage, data: Storage | None = None) -> Address:
+def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0) -> Address:
     """Writes `report.html` and `samples.png` into a run, from its newest valid checkpoint and its record.
 
     Args:
         run: its storage.
         data: the set that it was trained on; where not given, its configuration says where that lies.
+        retry_s: how long a storage that refuses is tried again, in seconds.
 
     Returns:
         The page's address.
@@ -101,8 +106,8 @@ def write_report(run: Storage, data: Storage | None = None) -> Address:
         address=run.url,
         versions={"ebmscale": __version__, "torch": torch.__version__, "Python": platform.python_version()},
     )
-    run.publish(SAMPLES_FILE, samples)
-    run.publish(REPORT_FILE, page.encode())
+    for name, content in ((SAMPLES_FILE, samples), (REPORT_FILE, page.encode())):
+        patiently(partial(run.publish, name, content), retry_s, threading.Event(), time.monotonic, "It")
     return run.url_of(REPORT_FILE)
 
 

@@ -6,6 +6,7 @@ and a clock that is handed in: no Ray here.
 """
 
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -117,6 +118,12 @@ class Board:
         self._is_clear = False
         self._careful_until = -1
         self._heard = clock()
+        self._token = uuid.uuid4().hex
+        self._numbers: dict[str, int] = {}
+
+    def join(self, attempt: str) -> tuple[str, int]:
+        """A name of all attempts that tell this board, and the number of this one in the order of their first calls."""
+        return self._token, self._numbers.setdefault(attempt, len(self._numbers) + 1)
 
     def beat(self, beat: Beat) -> Order:
         """Takes what a worker says, and tells it what is asked of it."""

@@ -9,12 +9,14 @@ import shutil
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ebmscale.config import RunConfig
 from ebmscale.data.formats import open_source
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, WorkersLostError
 from ebmscale.runtime.preflight import preflight
@@ -30,7 +32,9 @@ from ebmscale.search.trial import SearchStore
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.terminal import Terminal
+from ebmscale.training.owner import Lease
 from ebmscale.training.run import run_storage
+from ebmscale.training.run_data import DATA_FILE, check_run_data
 
 READ_S = 0.5
 STALE_ROUNDS = 3  # starts of Tune in which nothing at all got further
@@ -67,22 +71,24 @@ def search(
     config = config.with_absolute_addresses()
     store = SearchStore(run_storage(config))
     store.storage.probe()
-    store.claim(config, space)
-    view = SearchView(console)
-    ledger = Ledger(store, config, space, tell=view.line)
-    view.start(ledger)
-    try:
-        if ledger.left:
-            _search(config, space, ledger, measure, console)
-    finally:
-        view.close()
+    with Lease(store.storage, what="search") as lease:
+        lease.take()
+        store.claim(config, space)
+        view = SearchView(console)
+        ledger = Ledger(store, config, space, tell=view.line, check=lease.check)
+        view.start(ledger)
+        try:
+            if ledger.left:
+                _search(config, space, ledger, measure, console)
+        finally:
+            view.close()
     return ledger
 
 
 def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | None, console: Terminal) -> None:
     trial_space = with_features(space)
     apply_settings()
-    _pack(config)
+    _pack(config, ledger.store)
     with ray_session(config.ray) as ray:
         settled = _settled(config, space, ray)
         if given_address(config.ray) is not None:
@@ -122,11 +128,17 @@ def with_features(space: Space) -> Space:
     return space.model_copy(update={"evaluate": evaluate})
 
 
-def _pack(config: RunConfig) -> None:
-    """Packs the data set once, where trials would all begin with it."""
+def _pack(config: RunConfig, store: SearchStore) -> None:
+    """Packs the data set once, where trials would all begin with it, and refuses another one than the search's.
+
+    Raises:
+        DataError: it is another one, or is unusable.
+    """
     data = open_storage(config.data)
     if config.data.format is not None and not data.exists("manifest.json"):
         pack(open_source(config.data.format, config.data.source or ""), data)
+    noted = check_run_data(store.storage, Manifest.load(data), config, "search")
+    store.storage.publish(DATA_FILE, noted.model_dump_json(indent=1).encode())
 
 
 def _settled(config: RunConfig, space: Space, ray: Any) -> RunConfig:
@@ -147,7 +159,7 @@ class _Round:
         self.stopping = False
         self.ray, self._ledger, self._desk = ray, ledger, desk
         self._folder = Path(tempfile.mkdtemp(prefix="ebmscale-ray-tune-"))  # for this user alone: addresses are in it
-        setup = TrialSetup(ledger.store, config, space, desk, measure)
+        setup = TrialSetup(ledger.store, config, space, desk, uuid.uuid4().hex, measure)
         self._tuner = make_tuner(ray, self, setup, self._folder, _most_trials(ray, config, space))
         self._thread = threading.Thread(target=self._go, name="ray-tune", daemon=True)
         self._thread.start()

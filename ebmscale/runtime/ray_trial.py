@@ -29,6 +29,7 @@ from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.terminal import Terminal
 from ebmscale.training.checkpoint import CheckpointStore, position_of
+from ebmscale.training.claim import Launch
 from ebmscale.training.documents import EventLine
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import EVENTS_FILE, read_lines
@@ -86,6 +87,7 @@ class TrialSetup(NamedTuple):
         config: of the search, with the overrides and the devices settled.
         space: what is tried.
         desk: handle of the desk's actor.
+        launch: names the driver that starts the trials.
         measure: measures finished runs, where an objective needs it.
     """
 
@@ -93,6 +95,7 @@ class TrialSetup(NamedTuple):
     config: RunConfig
     space: Space
     desk: Any
+    launch: str
     measure: Measure | None
 
 
@@ -137,7 +140,10 @@ def _go(setup: TrialSetup, record: Record, link: "_Link") -> Order | None:
     order = link.catch_up(run, record)
     if order is not None:
         return order
-    order = _train_here(config, link) if not config.ray.num_workers else _train_on_workers(config, link)
+    if config.ray.num_workers:
+        order = _train_on_workers(config, link)
+    else:
+        order = _train_here(config, link, Launch(setup.launch, len(record.attempts)))
     if order is None:
         wanted = [o.metric for o in setup.space.objectives if o.metric.startswith(EVALUATED)]
         measure, data = setup.measure, open_storage(config.data)
@@ -145,11 +151,11 @@ def _go(setup: TrialSetup, record: Record, link: "_Link") -> Order | None:
     return order
 
 
-def _train_here(config: RunConfig, link: "_Link") -> Order | None:
+def _train_here(config: RunConfig, link: "_Link", launch: Launch) -> Order | None:
     stop = StopSignal()
     with link.watching(stop.request):
         try:
-            train(config, TrialView(link, stop), World(0, 1, device_of(config.device)), stop)
+            train(config, TrialView(link, stop), World(0, 1, device_of(config.device)), stop, launch)
         except Interrupted:
             return link.left()
     return link.order  # one that came with the last batch

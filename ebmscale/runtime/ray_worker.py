@@ -20,6 +20,7 @@ from ebmscale.runtime.worker import run_worker
 from ebmscale.search.objectives import evidence_report, interval_report
 from ebmscale.stop import StopSignal
 from ebmscale.terminal import LineHandler, Terminal
+from ebmscale.training.claim import Launch
 from ebmscale.training.part_names import PARTS
 from ebmscale.training.run import Run
 from ebmscale.training.view import View
@@ -38,6 +39,10 @@ class RemoteBoard:
         import ray  # noqa: PLC0415
 
         return ray.get(getattr(self._actor, method).remote(*arguments), timeout=CALL_S)
+
+    def join(self, attempt: str) -> tuple[str, int]:
+        """See `Board.join`."""
+        return self._call("join", attempt)
 
     def beat(self, beat: Beat) -> Order:
         """See `Board.beat`."""
@@ -155,7 +160,7 @@ def ray_worker(settings: WorkerSettings) -> str:
     come_first()
     try:
         view = WorkerView(console, watch, settings.all_ranks, config.run.name, settings.report)
-        run_worker(config, console, view, stop)
+        run_worker(config, console, view, stop, Launch(*board.join(attempt)))
         return FINISHED
     except Interrupted as error:
         reason = board.reason() or "another worker"

@@ -17,6 +17,7 @@ from ebmscale.training.run import Run
 BEAT_S = 1.0
 SOON_S = 0.1  # after a line was said: what is said with it goes along
 CAREFUL_S = 30.0  # where workers were lost is known to about a beat
+ORPHANED_S = 60.0  # without an answer a worker has no driver any more: it saves and leaves the run to another
 HUNG_EXIT_CODE = 13
 _CHAINS = ("posterior", "prior")
 
@@ -70,6 +71,7 @@ class Watch:
         self._run: Run | None = None
         self._start: int | None = None
         self._piece = (SETUP, time.monotonic())
+        self._heard = time.monotonic()  # when the board last answered
         self._seen = -1  # samples_seen at the beat before
         self._careful_until = -1
         self._passed = time.monotonic()  # when the place up to which care was asked for was last seen to be ahead
@@ -125,10 +127,13 @@ class Watch:
             over = self._closed.is_set()
             try:
                 self._beat()
+                self._heard = time.monotonic()
                 if not over:
                     self._check()
             except Exception:
                 logging.getLogger(__name__).debug("no board", exc_info=True)
+                if time.monotonic() - self._heard > ORPHANED_S:
+                    self._stop.request("the loss of its driver")
 
     def _beat(self) -> None:
         run = self._run

@@ -3,13 +3,18 @@
 from ebmscale.config import RunConfig
 from ebmscale.stop import StopSignal
 from ebmscale.terminal import Terminal
+from ebmscale.training.claim import Launch
 from ebmscale.training.loop import train
 from ebmscale.training.view import View
 from ebmscale.world import World
 
 
 def run_worker(
-    config: RunConfig, console: Terminal, view: View | None = None, stop: StopSignal | None = None
+    config: RunConfig,
+    console: Terminal,
+    view: View | None = None,
+    stop: StopSignal | None = None,
+    launch: Launch | None = None,
 ) -> tuple[str, World]:
     """Joins the world that the environment describes, and trains or resumes the run.
 
@@ -18,10 +23,11 @@ def run_worker(
         console: where its progress is shown.
         view: shows it; made for the console where none is given.
         stop: through which others may ask it to stop.
+        launch: what started this worker, where a launcher starts it again by itself.
 
     Returns:
         The run's address, and this worker's place.
     """
     world = World.from_environment(config.device)
     with (stop or StopSignal()).listening() as listening:
-        return train(config, view or View(console), world, listening), world
+        return train(config, view or View(console), world, listening, launch), world

@@ -29,6 +29,7 @@ class Ledger:
         config: of the search, with the overrides.
         space: what is tried.
         tell: takes what happens, as lines for a person.
+        check: called before a record is written; raises where the search is not this process's to write.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class Ledger:
         config: RunConfig,
         space: Space,
         tell: Callable[[str], None] = lambda line: None,
+        check: Callable[[], None] = lambda: None,
     ):
         self.store, self.config, self.space = store, config, space
         self.records = store.records()
-        self._tell = tell
+        self._tell, self._check = tell, check
         self._judge: Judge = lambda number, samples_seen, value: False
         self._handed_out: set[int] = set()
 
@@ -77,7 +79,7 @@ class Ledger:
                 continue
             if record is None:
                 record = Record(number=number, values=propose(self.space, self.config, number, self.records))
-                self.store.write(record)
+                self._write(record)
                 self.records[number] = record
             self._handed_out.add(number)
             return record
@@ -87,7 +89,7 @@ class Ledger:
         """A process works on a trial, from this sample on."""
         record = self.records[number]
         record.attempts.append(Attempt(place=place, samples_seen=samples_seen))
-        self.store.write(record)
+        self._write(record)
         again = f" again, from {samples_seen:,} samples" if len(record.attempts) > 1 else ""
         self._tell(f"trial {number} runs on {place}{again}: {describe(record.values)}")
 
@@ -103,10 +105,10 @@ class Ledger:
             return self._stop(record)
         move = exploit(self.space, self.config, number, self.records) if self.space.scheduler == "pbt" else None
         if move is None:
-            self.store.write(record)
+            self._write(record)
             return None
         record.move(move.origin, move.values)
-        self.store.write(record)
+        self._write(record)
         reason = f"takes over trial {move.origin.donor} at {move.origin.samples_seen:,} samples"
         self._tell(f"trial {number} {reason}: {describe(move.values)}")
         return Order("move", reason)
@@ -117,7 +119,7 @@ class Ledger:
         if record.status != "running":
             return
         record.status, record.reason, record.measured = ("failed" if error else "finished"), error or "", measured
-        self.store.write(record)
+        self._write(record)
         found = ", ".join(f"{o.name} {short(score(o, record))}" for o in self.space.objectives)
         self._tell(f"trial {number} {f'failed: {error}' if error else f'finished: {found}'}")
 
@@ -130,8 +132,12 @@ class Ledger:
         if record.deaths > self.space.max_failures:
             self.ended(number, f"Its process died {record.deaths} times with no progress between ({how}).", {})
             return
-        self.store.write(record)
+        self._write(record)
         self._tell(f"trial {number} lost its process at {record.samples_seen:,} samples ({how}); it is started again")
+
+    def _write(self, record: Record) -> None:
+        self._check()
+        self.store.write(record)
 
     def _verdict(self, record: Record, report: dict[str, float]) -> bool:
         first = self.space.objectives[0]
@@ -146,12 +152,12 @@ class Ledger:
     def _stop(self, record: Record) -> Order | None:
         first, budget = self.space.objectives[0], self.config.train.max_samples
         if record.samples_seen >= budget:
-            self.store.write(record)
+            self._write(record)
             return None
         value = short(score(first, record))
         record.reason = f"at {record.samples_seen:,} samples {first.name} {value} was not among the best"
         record.status = "stopped"
-        self.store.write(record)
+        self._write(record)
         self._tell(f"trial {record.number} is stopped: {record.reason}")
         return Order("stop", record.reason)
 

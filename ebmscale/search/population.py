@@ -150,5 +150,6 @@ def _copy(name: str, donor: Storage, run: Storage) -> None:
         run.publish(ratio.file, donor.read_bytes(ratio.file))
     for file in saved.manifest.files:
         run.publish(f"{FOLDER}/{name}/{file}", donor.read_bytes(f"{FOLDER}/{name}/{file}"))
+    CheckpointStore(run).note(name)
     run.publish(f"{FOLDER}/{name}/manifest.json", manifest)
     CheckpointStore(run).open(name).verify()

@@ -148,9 +148,13 @@ class SearchStore:
         return config_of(tree["config"], source), parse_space(tree["space"], source)
 
     def records(self) -> dict[int, Record]:
-        """All records by number."""
-        names = [name for name in self.storage.list(RECORDS) if name.endswith(".json")]
-        return {record.number: record for record in (self._read(name) for name in names)}
+        """All records by number; those that the storage does not list yet are found by their names."""
+        names = {name for name in self.storage.list(RECORDS) if name.endswith(".json")}
+        number = 0
+        while (name := f"{number:04d}.json") in names or self.storage.exists(f"{RECORDS}/{name}"):
+            names.add(name)
+            number += 1
+        return {record.number: record for record in (self._read(name) for name in sorted(names))}
 
     def read(self, number: int) -> Record:
         """A trial's record."""
@@ -187,7 +191,10 @@ class SearchStore:
 
 
 _MAY_CHANGE = ("num_trials", "resources", "max_failures")
-_MAY_MOVE = ("storage", "ray", "checkpoint", "data.url", "data.source", "data.cache", "device", "num_threads")
+_MAY_MOVE = (
+    *("storage", "ray", "checkpoint", "data.url", "data.source", "data.cache", "data.accept_changed"),
+    *("device", "num_threads"),
+)
 
 
 def _changed(old: Any, new: dict[str, Any]) -> list[str]:

@@ -5,10 +5,12 @@
         state.json clock.json                               plain values
         manifest.json                                       every file with size, sha256 and what it holds; last
     URL/NAME/ratios/stage-001-9c1d02aa77e4.safetensors      frozen ratios, written once and shared by all checkpoints
+    URL/NAME/checkpoints.json                               the names that the writer knows of
 
 A folder is named by `samples_seen` and by the group of processes that wrote it (when it started, and a random
 number), so that a writer that was thought dead cannot touch what its successors wrote. Tensors are safetensors and
-the rest is JSON: nothing is unpickled.
+the rest is JSON: nothing is unpickled. A storage may list a new folder late, so what exists is never told from a
+listing alone: the names that the writer noted count too, and whether one exists is asked of its manifest.
 """
 
 import hashlib
@@ -21,16 +23,18 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ebmscale.config import CheckpointBlock
 from ebmscale.documents import read_json
-from ebmscale.errors import DamagedError, NotFoundError, StorageError
+from ebmscale.errors import DamagedError, LostRunError, NotFoundError, StorageError
 from ebmscale.storage import Storage
 from ebmscale.stored import DOCUMENT_BYTES, as_form, read_file
 from ebmscale.stored import digest as _digest
@@ -45,7 +49,9 @@ FORMAT_VERSION = 2
 FOLDER = "checkpoints"
 RATIO_FOLDER = "ratios"
 MANIFEST_FILE = "manifest.json"
+NAMES_FILE = "checkpoints.json"
 AT_ONCE = 4  # parts written or read together
+FIRST_PAUSE_S = 1.0  # before a write that the storage refused is tried again
 WEIGHTS, AVERAGE = ("weights/", "base/"), "average"  # tensors that a model is made of: their names begin so; a stem
 _NAME = re.compile(r"\d{12}-[0-9a-f]{12}")
 
@@ -173,8 +179,21 @@ class SavedCheckpoint:
         return data
 
 
+class Names(BaseModel):
+    """What `NAMES_FILE` holds: checkpoints that were written, or were about to be."""
+
+    names: set[str] = set()
+
+
+class _Contents(NamedTuple):
+    """What the policy must know of a checkpoint: its metrics, and the files of the frozen ratios that it needs."""
+
+    metrics: Mapping[str, float]
+    ratio_files: Sequence[str]
+
+
 class CheckpointStore:
-    """The checkpoints of one run, as storage lists them now (no listing is cached).
+    """The checkpoints of one run: those that the storage lists now (no listing is cached), or that the writer noted.
 
     Args:
         storage: the run's storage.
@@ -185,16 +204,24 @@ class CheckpointStore:
         self.storage = storage
         self._settings = settings or CheckpointBlock()
         self.damaged: set[str] = set()
+        self._written: dict[str, _Contents] = {}  # of what this store wrote
 
     def hearing(self, stop: threading.Event) -> "CheckpointStore":
         """The same checkpoints, whose waits end once `stop` is set."""
         store = CheckpointStore(self.storage.hearing(stop), self._settings)
-        store.damaged = self.damaged
+        store.damaged, store._written = self.damaged, self._written
         return store
 
     def names(self) -> list[str]:
         """Every checkpoint folder, finished or not, newest first."""
-        return sorted((name for name in self.storage.list(FOLDER) if _NAME.fullmatch(name)), reverse=True)
+        listed = {name for name in self.storage.list(FOLDER) if _NAME.fullmatch(name)}
+        unlisted = {*self._noted(), *self._written} - listed
+        return sorted(listed | {name for name in unlisted if self._is_finished(name)}, reverse=True)
+
+    def note(self, name: str) -> None:
+        """Notes a checkpoint that is about to exist, so that it is found before the storage lists it."""
+        noted = Names(names={name, *self.names()})
+        self.storage.publish(NAMES_FILE, noted.model_dump_json().encode())
 
     def finished(self) -> list[str]:
         """The folders that have a manifest, valid or not, newest first."""
@@ -277,7 +304,9 @@ class CheckpointStore:
             manifest["files"][f"{stem}.json"] = about(data)
         manifest |= {"format_version": FORMAT_VERSION, "versions": {"torch": torch.__version__}}
         manifest["sha256"] = _digest(manifest)
+        self.note(name)
         self.storage.publish(f"{FOLDER}/{name}/{MANIFEST_FILE}", json.dumps(manifest).encode())
+        self._written[name] = _Contents(manifest["metrics"], [one["file"] for one in manifest["ratios"]])
 
     def retain(self, newest: str) -> None:
         """Deletes what the policy does not keep, and the leftovers of dead writers.
@@ -285,21 +314,33 @@ class CheckpointStore:
         Args:
             newest: a checkpoint that was just written and is therefore valid: there is always one.
         """
+        names = {newest, *self.names(), *self._written}
         manifests = {}
-        for name in self.finished():
-            try:
-                if name not in self.damaged:
-                    manifests[name] = self.open(name).manifest
-            except DamagedError:
-                continue
-        kept = {newest, *kept_by(self._settings, {name: m.metrics for name, m in manifests.items()})}
-        for name in set(self.names()) - kept:
+        for name in names - self.damaged:
+            if name in self._written:
+                manifests[name] = self._written[name]
+            elif self._is_finished(name):
+                with suppress(DamagedError):
+                    found = self.open(name).manifest
+                    manifests[name] = _Contents(found.metrics, [one.file for one in found.ratios])
+        kept = {newest, *kept_by(self._settings, {name: one.metrics for name, one in manifests.items()})}
+        for name in names - kept:
             self.storage.delete(f"{FOLDER}/{name}/{MANIFEST_FILE}")  # first, so that no half-deleted one looks finished
             self.storage.delete(f"{FOLDER}/{name}")
-        files = {one.file for name in kept if name in manifests for one in manifests[name].ratios}
+            self._written.pop(name, None)
+        if newest not in manifests:
+            return  # nobody knows which ratios it needs
+        files = {file for name in kept for file in manifests[name].ratio_files}
         for file in self.storage.list(RATIO_FOLDER):
             if f"{RATIO_FOLDER}/{file}" not in files | {_copy_of(one) for one in files}:
                 self.storage.delete(f"{RATIO_FOLDER}/{file}")
+
+    def _noted(self) -> set[str]:
+        try:
+            noted = Names.model_validate_json(self.storage.read_bytes(NAMES_FILE)).names
+        except (NotFoundError, ValidationError):  # a run of an earlier version, or damaged: the listing is left
+            return set()
+        return {name for name in noted if _NAME.fullmatch(name)}
 
     def _is_finished(self, name: str) -> bool:
         return self.storage.exists(f"{FOLDER}/{name}/{MANIFEST_FILE}")
@@ -322,23 +363,39 @@ class Cancelled(Exception):
     """The write was given up because the process ends."""
 
 
-def patiently(action: Callable[[], T], retry_s: float, cancel: threading.Event, clock: Callable[[], float]) -> T:
+def patiently(
+    action: Callable[[], T],
+    retry_s: float,
+    cancel: threading.Event,
+    clock: Callable[[], float],
+    what: str = "Training goes on, and the checkpoint",
+) -> T:
     """The result of `action`, tried again for `retry_s` seconds while the storage refuses.
 
+    Args:
+        action: to be done.
+        retry_s: how long it is tried.
+        cancel: ends the waiting.
+        clock: seconds that only grow.
+        what: is tried again, for the warning.
+
     Raises:
-        StorageError: it still refuses.
+        LostRunError: the run is not this process's to write.
+        StorageError: the storage still refuses.
         Cancelled: `cancel` was set.
     """
-    deadline, pause = clock() + retry_s, 1.0
+    deadline, pause = clock() + retry_s, FIRST_PAUSE_S
     while True:
         if cancel.is_set():
             raise Cancelled
         try:
             return action()
+        except LostRunError:
+            raise
         except StorageError as error:
             if clock() + pause > deadline:
                 raise
-            log.warning("%s Training goes on, and the checkpoint is tried again for %.0f s.", error, deadline - clock())
+            log.warning("%s %s is tried again for %.0f s.", error, what, deadline - clock())
         cancel.wait(pause)
         pause = min(pause * 2, 30.0)
 

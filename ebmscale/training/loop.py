@@ -20,13 +20,15 @@ from ebmscale.density.schedule import Advance, Finish
 from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.seeds import StreamNoise
 from ebmscale.stop import StopSignal
+from ebmscale.training.claim import Launch
 from ebmscale.training.guard import Stopped, check_rollbacks, spoil
 from ebmscale.training.inference import infer, infer_batch, plateau_of
 from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, RunLog
 from ebmscale.training.opening import open_run
+from ebmscale.training.owner import Lease
 from ebmscale.training.profile import Profile
 from ebmscale.training.residuals import measure_residuals
-from ebmscale.training.run import Run
+from ebmscale.training.run import Run, run_storage
 from ebmscale.training.tasks import PosteriorSample, generator_loss, mirrored, to_pixels
 from ebmscale.training.view import View
 from ebmscale.world import World
@@ -35,17 +37,30 @@ MOST_LOST = 0.5
 """The share of a batch's posterior chains that may diverge before its update is left out."""
 
 
-def train(config: RunConfig, view: View, world: World, stop: StopSignal) -> str:
-    """Trains a run to its budget, or resumes it (collective).
+def train(config: RunConfig, view: View, world: World, stop: StopSignal, launch: Launch | None = None) -> str:
+    """Trains a run to its budget, or resumes it, as its one writer (collective).
+
+    Args:
+        config: of the run.
+        view: shows it.
+        world: this process's place.
+        stop: whether it is asked to stop.
+        launch: what started this process, where a launcher starts it again by itself.
 
     Returns:
         The run's address.
 
     Raises:
-        EbmscaleError: bad data or storage, divergence, or `Interrupted` after a stop, with the state saved.
+        EbmscaleError: bad data or storage, divergence, another writer, or `Interrupted` after a stop, with the state
+            saved.
     """
-    run = open_run(config, world, stop)
-    log = _open_log(run) if world.is_first else None
+    with Lease(run_storage(config), launch) as lease:
+        return _train(config, view, world, stop, lease)
+
+
+def _train(config: RunConfig, view: View, world: World, stop: StopSignal, lease: Lease) -> str:
+    run = open_run(config, world, stop, lease)
+    log = _open_log(run, lease) if world.is_first else None
     profile = None
     if config.profile and world.is_first:
         profile = Profile(run.config, run.storage, run.timer, world.device, run.sampling)
@@ -257,10 +272,10 @@ def collect_metrics(run: Run) -> dict[str, Any]:
     }
 
 
-def _open_log(run: Run) -> RunLog:
+def _open_log(run: Run, lease: Lease) -> RunLog:
     """The run's files, up to what its state knows of, written before any checkpoint that knows of more."""
     kept = {EVENTS_FILE: run.done_at["evidence"], METRICS_FILE: run.done_at["metrics"], GUARD_FILE: run.samples_seen}
-    log = RunLog(run.storage, kept, run.config.metrics.tensorboard)
+    log = RunLog(run.storage, kept, run.config.metrics.tensorboard, lease.check)
     run.saver.before_manifest = log.flush
     return log
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from ebmscale.documents import read_json
-from ebmscale.errors import DamagedError, StorageError
+from ebmscale.errors import DamagedError, LostRunError, StorageError
 from ebmscale.storage import Storage
 from ebmscale.stored import as_form, read_file
 from ebmscale.training.documents import LogLine
+from ebmscale.training.event_file import EventFile
 from ebmscale.training.part_names import PARTS
 from ebmscale.world import World
 
@@ -128,40 +129,35 @@ class RunLog:
         kept: the position up to which each file's lines are kept; those beyond it (written after the last
             checkpoint) are taken out.
         tensorboard: whether to write TensorBoard files (into local runs only).
+        check: called before anything is written; raises where the run is not this process's to write.
     """
 
-    def __init__(self, storage: Storage, kept: Mapping[str, int], tensorboard: bool):
-        self._storage = storage
+    def __init__(
+        self, storage: Storage, kept: Mapping[str, int], tensorboard: bool, check: Callable[[], None] = lambda: None
+    ):
+        self._storage, self._check = storage, check
         self._local = storage.local_path() is not None
         self._lock = threading.Lock()
         self._files = threading.Lock()
-        self._pending: dict[str, str] = {}
-        self._whole: dict[str, str] = {}
+        self._pending: dict[str, bytes] = {}
+        self._whole: dict[str, bytes] = {}
         self._background: ThreadPoolExecutor | None = None
         self._flushed = time.monotonic()
-        self._board: Any = None
-        for name, position in kept.items():
-            self._cut(name, position)
-        folder = storage.local_path("tensorboard")
-        if tensorboard and folder is not None:
-            from tensorboardX import SummaryWriter  # noqa: PLC0415 (slow to import, and optional)
-
-            self._board = SummaryWriter(str(folder), purge_step=max(kept.values()) or None)
+        self._uncut = dict(kept)
+        self._board = EventFile(max(kept.values())) if tensorboard and self._local else None
+        self._try_flush()
 
     def metrics(self, samples_seen: int, values: dict[str, Any]) -> None:
         """Writes one interval's metrics."""
-        self._line(METRICS_FILE, {"samples_seen": samples_seen, **values})
         if self._board is not None:
-            for name, value in flatten(values):
-                self._board.add_scalar(name, value, samples_seen)
-            self._board.flush()
+            self._board.add(samples_seen, flatten(values))
+        self._line(METRICS_FILE, {"samples_seen": samples_seen, **values})
 
     def event(self, samples_seen: int, values: dict[str, Any]) -> None:
         """Writes one measurement of evidence, with its decision."""
-        self._line(EVENTS_FILE, {"samples_seen": samples_seen, **values})
         if self._board is not None:
-            for name, value in flatten(values.get("evidence", {})):
-                self._board.add_scalar(f"evidence/{name}", value, samples_seen)
+            self._board.add(samples_seen, flatten(values.get("evidence", {}), "evidence/"))
+        self._line(EVENTS_FILE, {"samples_seen": samples_seen, **values})
 
     def guard(self, samples_seen: int, values: dict[str, Any]) -> None:
         """Writes what was done about a bad update."""
@@ -172,8 +168,13 @@ class RunLog:
 
         Raises:
             StorageError: the storage refuses; the lines stay held.
+            LostRunError: the run is not this process's to write.
         """
         with self._files:
+            self._check()
+            for name in list(self._uncut):
+                self._cut(name, self._uncut[name])
+                del self._uncut[name]
             with self._lock:
                 pending, self._pending = self._pending, {}
             self._flushed = time.monotonic()
@@ -184,19 +185,19 @@ class RunLog:
             finally:
                 with self._lock:
                     for name, text in pending.items():
-                        self._pending[name] = text + self._pending.get(name, "")
+                        self._pending[name] = text + self._pending.get(name, b"")
+            if self._board is not None:
+                self._board.flush(self._storage)
 
     def close(self) -> None:
-        """Writes what is held, as far as the storage takes it, and closes TensorBoard's file."""
+        """Writes what is held, as far as the storage takes it."""
         if self._background is not None:
             self._background.shutdown(wait=True, cancel_futures=True)
         self._try_flush()
-        if self._board is not None:
-            self._board.close()
 
     def _line(self, name: str, values: dict[str, Any]) -> None:
         with self._lock:
-            self._pending[name] = self._pending.get(name, "") + json.dumps(_plain(values)) + "\n"
+            self._pending[name] = self._pending.get(name, b"") + json.dumps(_plain(values)).encode() + b"\n"
         if self._local:
             self._try_flush()
         elif time.monotonic() - self._flushed > FLUSH_EVERY_S:
@@ -207,25 +208,27 @@ class RunLog:
     def _try_flush(self) -> None:
         try:
             self.flush()
+        except LostRunError:  # the next save says so
+            return
         except StorageError as error:
             log.warning("metrics are held back: %s", error)
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, text: bytes) -> None:
         """Off local folders a file is written anew as a whole."""
         if self._local:
             self._storage.append(name, text)
             return
-        whole = self._whole.get(name, "") + text
-        self._storage.publish(name, whole.encode())
+        whole = self._whole.get(name, b"") + text
+        self._storage.publish(name, whole)
         self._whole[name] = whole
 
     def _cut(self, name: str, position: int) -> None:
         if self._storage.exists(name):
             lines = read_lines(self._storage, name)
             kept = [line for line in lines if line["samples_seen"] <= position]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
+            text = "".join(json.dumps(line) + "\n" for line in kept).encode()
             if len(kept) < len(lines) or not self._storage.read_bytes(name).endswith(b"\n"):
-                self._storage.publish(name, text.encode())
+                self._storage.publish(name, text)
             self._whole[name] = text
 
 

@@ -1,8 +1,11 @@
 """Opening a run: storage and data are checked, every part is built, and the newest valid checkpoint is restored."""
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,15 +24,17 @@ from ebmscale.kernels.rate import bf16_gain
 from ebmscale.models import ImageShape
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
-from ebmscale.training.checkpoint import RATIO_FOLDER, CheckpointStore
+from ebmscale.training.checkpoint import RATIO_FOLDER, CheckpointStore, patiently
 from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
 from ebmscale.training.guard import Guard, StopPoll, on_first
 from ebmscale.training.live import LiveTrainer
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
+from ebmscale.training.owner import Lease
 from ebmscale.training.room import check_room, check_threads
 from ebmscale.training.run import CONFIG_FILE, Run, run_storage, saved_config
+from ebmscale.training.run_data import DATA_FILE, RunData, check_run_data
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
 from ebmscale.training.stages import StageTrainer
@@ -40,15 +45,23 @@ from ebmscale.world import World
 log = logging.getLogger(__name__)
 
 LEAST_HELD_OUT = 16
+LISTEN_EVERY_S = 0.2
 
 
-def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
+def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | None = None) -> Run:
     """Checks storage and data, builds the run, and restores its newest valid checkpoint if it has one (collective).
+
+    Args:
+        config: of the run.
+        world: this process's place.
+        stop: ends the checks.
+        lease: of the run, which rank 0 takes; None where nobody else can want to write it.
 
     Raises:
         ConfigError: the run exists with other settings; the images have no network form.
-        DataError: the data set is missing or damaged.
+        DataError: the data set is missing or damaged, or is not the one that the run began with.
         StorageError: the run's storage cannot be written.
+        LostRunError: another process writes the run.
         Interrupted: a rank was asked to stop before training began.
     """
     if world.size > config.data.num_streams:
@@ -65,7 +78,9 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
     reading = storage.hearing(stop.event)  # while nothing needs to be saved yet
     gain = least_bf16_gain(config, world)
     asked = config
-    config = on_first(world, stop, lambda check: _prepare(asked, gain, reading, data, check))
+    config, ticket = on_first(world, stop, lambda check: _prepare(asked, gain, reading, data, lease, check))
+    if lease is not None and not world.is_first:
+        lease.join(*ticket)
     manifest = Manifest.load(data)
     image_shape = _image_shape(data, manifest)
     check_room(config, image_shape, sum(manifest.counts().values()), world.size, world.device)
@@ -90,7 +105,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal) -> Run:
         memory=_memory(config, num_samples, world),
         stages=_stages(config, settings, world, poll),
         guard=Guard(config.guard),
-        saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint),
+        saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint, lease),
         poll=poll,
         meter=MeanMeter(),
         timer=PartTimer(world.device),
@@ -189,37 +204,64 @@ def _stages_block(config: RunConfig) -> StagesBlock:
     return config.stages.model_copy(update=changes)
 
 
-def _prepare(config: RunConfig, gain: float, storage: Storage, data: Storage, check: Callable[[], None]) -> RunConfig:
-    """What one rank does before all begin: tries the storage, claims the run, packs and verifies the data.
+def _prepare(
+    config: RunConfig,
+    gain: float,
+    storage: Storage,
+    data: Storage,
+    lease: Lease | None,
+    check: Callable[[], None],
+) -> tuple[RunConfig, Any]:
+    """What one rank does before all begin: tries the storage, takes the run, packs and verifies the data.
 
     Returns:
-        The configuration with the run's precision.
+        The configuration with the run's precision, and the lease's ticket.
     """
     storage.probe()
-    config = _claim(storage, config, gain)
+    patience = _Listening(check)
+    if lease is not None:
+        patiently(partial(lease.take, check), config.checkpoint.retry_s, patience, time.monotonic, "It")
+    old = saved_config(storage)
+    config = with_precision(config, gain, "auto" if old is None else old.precision)
+    _check_unchanged(storage, old, config)
     for leftovers in ("", RATIO_FOLDER):
         storage.sweep(leftovers)
     if config.data.format is not None and not data.exists("manifest.json"):
         log.info("packing %s into %s", config.data.format, data.url)
         source = open_source(config.data.format, config.data.source or "")
         pack(source, data, progress=lambda done, total: check())
-    verify(data, Manifest.load(data), config.data.verify, progress=lambda shard: check())
-    return config
+    manifest = Manifest.load(data)
+    seen = RunData.of(manifest) if old is None else check_run_data(storage, manifest, config)
+    verify(data, manifest, config.data.verify, progress=lambda shard: check())
+    for file, text in ((CONFIG_FILE, config.dump()), (DATA_FILE, seen.model_dump_json(indent=1))):
+        publish = partial(storage.publish, file, text.encode())
+        patiently(publish, config.checkpoint.retry_s, patience, time.monotonic, "It")
+    return config, lease.ticket if lease is not None else None
 
 
-def _claim(storage: Storage, config: RunConfig, gain: float) -> RunConfig:
-    """Writes the resolved configuration and returns it; a run of one that computes something else is left alone."""
-    old = saved_config(storage)
-    config = with_precision(config, gain, "auto" if old is None else old.precision)
-    if old is not None:
-        changed = changed_keys(old, config)
-        if changed:
-            raise ConfigError(
-                f"The run {storage.url} was made with other values of {', '.join(changed)}; "
-                "choose another run.name, or set them back to resume it."
-            )
-    storage.publish(CONFIG_FILE, config.dump().encode())
-    return config
+class _Listening(threading.Event):
+    """Is never set; a wait for it ends by what `check` raises."""
+
+    def __init__(self, check: Callable[[], None]):
+        super().__init__()
+        self._check = check
+
+    def wait(self, timeout: float | None = None) -> bool:
+        end = time.monotonic() + (timeout or 0.0)
+        while time.monotonic() < end:
+            self._check()
+            super().wait(min(LISTEN_EVERY_S, timeout or 0.0))
+        return False
+
+
+def _check_unchanged(storage: Storage, old: RunConfig | None, config: RunConfig) -> None:
+    """Leaves a run alone that computes something else."""
+    changed = changed_keys(old, config) if old is not None else []
+    if changed:
+        raise ConfigError(
+            f"The run {storage.url} was made with other values of {', '.join(changed)}; "
+            "choose another run.name, or set them back to resume it."
+        )
 
 
 def _image_shape(data: Storage, manifest: Manifest) -> ImageShape:

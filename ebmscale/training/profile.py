@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as trace
 
 from ebmscale.config import RunConfig
+from ebmscale.errors import StorageError
 from ebmscale.kernels.rate import FlopCount, clock_s, matrix_rate
 from ebmscale.storage import Storage
 from ebmscale.training.metrics import PartTimer
@@ -67,10 +68,16 @@ class Profile:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "trace.json"
             tracer.export_chrome_trace(str(file))
-            self._storage.publish(TRACE_FILE, file.read_bytes())
+            content = file.read_bytes()
         table = self.table()
-        self._storage.publish(TABLE_FILE, table.encode())
-        log.info("%s\nprofile  %s\ntrace    %s", table, *map(self._storage.url_of, (TABLE_FILE, TRACE_FILE)))
+        log.info("%s", table)
+        try:
+            self._storage.publish(TRACE_FILE, content)
+            self._storage.publish(TABLE_FILE, table.encode())
+        except StorageError as error:
+            log.warning("the profile is only shown here: %s", error)
+            return
+        log.info("profile  %s\ntrace    %s", *map(self._storage.url_of, (TABLE_FILE, TRACE_FILE)))
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:

@@ -11,18 +11,20 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ebmscale.config import CheckpointBlock
-from ebmscale.errors import StorageError
+from ebmscale.errors import LostRunError, StorageError
 from ebmscale.training.checkpoint import AT_ONCE, CheckpointStore, make_token, name_of, patiently
+from ebmscale.training.owner import Lease
 from ebmscale.training.parts import PartImage, Piece, layout_of, split
 from ebmscale.world import World
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 POLL_S = 0.02
 
@@ -49,6 +51,7 @@ class Saver:
         store: the run's checkpoints. What ends its waits does not end those of a save, only `close` does.
         world: this process's place.
         settings: how long a failing storage is tried again.
+        lease: the right to write the run; None where nobody else can want it.
 
     Attributes:
         phase: what is going on, the same on every rank.
@@ -57,8 +60,9 @@ class Saver:
             counts as a failure to write.
     """
 
-    def __init__(self, store: CheckpointStore, world: World, settings: CheckpointBlock):
+    def __init__(self, store: CheckpointStore, world: World, settings: CheckpointBlock, lease: Lease | None = None):
         self.store = store
+        self._lease = lease
         self.phase: Literal["idle", "parts", "manifest"] = "idle"
         self.last_saved: int | None = None
         self.before_manifest: Callable[[], None] = lambda: None
@@ -93,9 +97,10 @@ class Saver:
         self._job = self._coordinator.submit(self._write_parts)
 
     def flags(self) -> tuple[bool, bool]:
-        """Whether this rank is still writing, and whether it failed: to be reduced by `any` for `advance`."""
+        """Whether this rank is still writing, and whether it failed or lost the run: reduced by `any` for `advance`."""
         job = self._job if self.phase != "idle" else None
-        return job is not None and not job.done(), job is not None and job.done() and job.exception() is not None
+        failed = job is not None and job.done() and job.exception() is not None
+        return job is not None and not job.done(), failed or (self._lease is not None and self._lease.lost is not None)
 
     def advance(self, writing: bool, failed: bool) -> None:
         """Goes on to the next phase once no rank is writing (collective).
@@ -106,11 +111,12 @@ class Saver:
 
         Raises:
             StorageError: a rank could not write for as long as is put up with; the checkpoints before are intact.
+            LostRunError: the run is no longer this group's to write.
         """
-        if self.phase == "idle" or writing:
-            return
         if failed:
             self._fail()
+        if self.phase == "idle" or writing:
+            return
         assert self._job is not None
         if self.phase == "parts":
             parts = self._world.gather_objects(self._job.result())
@@ -161,6 +167,7 @@ class Saver:
             for stem, images in self._images.items()
             for index, image in enumerate(images)
         ]
+        self._patiently(self._check)
         written = self._pool.map(self._write_part, named)
         return dict(zip((file for file, _ in named), written, strict=True))
 
@@ -170,22 +177,38 @@ class Saver:
     def _commit(self, files: dict[str, dict[str, Any]]) -> None:
         draft = self._draft
         self._patiently(self.before_manifest)
-        ratios = self._patiently(lambda: self._writing.write_ratios(draft.ratios))
+        ratios = self._patiently(lambda: self._owned(lambda: self._writing.write_ratios(draft.ratios)))
         manifest = draft.about | {"files": files, "ratios": ratios}
-        self._patiently(lambda: self._writing.commit(self._name, dict(manifest), draft.values))
+        self._patiently(lambda: self._owned(lambda: self._writing.commit(self._name, dict(manifest), draft.values)))
         try:
-            self._writing.retain(self._name)
+            self._owned(lambda: self._writing.retain(self._name))
+        except LostRunError:
+            raise
         except StorageError as error:  # what is too much will be cleared by the next one
             log.warning("old checkpoints could not be cleared: %s", error)
 
-    def _patiently(self, action: Callable[[], Any]) -> Any:
+    def _owned(self, action: Callable[[], T]) -> T:
+        """The result of `action`, where the run is still this group's to write."""
+        self._check()
+        return action()
+
+    def _check(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+    def _patiently(self, action: Callable[[], T]) -> T:
         return patiently(action, self._settings.retry_s, self._cancel, time.monotonic)
 
     def _fail(self) -> None:
         error = self._job.exception() if self._job is not None and self._job.done() else None
-        errors = [text for text in self._world.gather_objects(str(error) if error else None) if text]
-        if error is not None and not isinstance(error, StorageError):
+        error = (self._lease.lost if self._lease is not None else None) or error
+        told = error if error is None or isinstance(error, StorageError) else StorageError(str(error))
+        errors = [one for one in self._world.gather_objects(told) if one is not None]
+        if error is not None and told is not error:
             raise error
+        for one in errors:
+            if isinstance(one, LostRunError):
+                raise one
         raise StorageError(f"{errors[0]} Training stopped; {self._intact()}, and the same command goes on from it.")
 
     def _intact(self) -> str:

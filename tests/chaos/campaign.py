@@ -71,6 +71,7 @@ class Campaign:
         self._spacing = plan.spacing * plan.checkpoint_every
         self._max_samples = plan.max_samples(len(self._schedule))
         self._legs: list[Leg] = []
+        self._rivals: list[Leg] = []
         self._leg: Leg | None = None
         self._expected = 0
         self._waiting: list[Fault] = []  # faults after which the run has not gone on yet
@@ -111,7 +112,7 @@ class Campaign:
             self._result.checks.append(Check("the run gets to its end", False, str(error)))
         finally:
             self.proxy.close()
-            for leg in self._legs:
+            for leg in (*self._legs, *self._rivals):
                 leg.kill()
         self._result.figures |= {"seconds": round(time.monotonic() - begin, 1), "starts": len(self._legs)}
         return self._result
@@ -127,6 +128,12 @@ class Campaign:
         leg = self._start(f"leg-{len(self._legs):03d}", "disturbed", topology, self.proxy.url)
         self._legs.append(leg)
         return leg
+
+    def start_rival(self) -> Leg:
+        """Starts the same command beside the leg that is training."""
+        rival = self._start(f"rival-{len(self._rivals):03d}", "disturbed", self.running.topology, self.proxy.url)
+        self._rivals.append(rival)
+        return rival
 
     def _start(self, name: str, run: str, topology: Topology, endpoint: str) -> Leg:
         keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": endpoint}

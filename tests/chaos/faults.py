@@ -3,6 +3,7 @@
 Those that strike while the run trains either end its leg or pass; the others come while it is down.
 """
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 GRACE_S = 5.0
 PART = r"/checkpoints/[^/?]+/[^/?]*\.safetensors"
+NAME = re.compile(r"checkpoints/(\d{12})-")
 MANIFEST = r"/checkpoints/[^/?]+/manifest\.json"
 
 
@@ -152,6 +154,54 @@ def _damage_ratio(campaign: "Campaign") -> str:
     return how(place, campaign.chance)
 
 
+def _late_newest(campaign: "Campaign") -> str:
+    """The newest valid checkpoint is missing from the next listings, at the start and perhaps for longer."""
+    saved = [one for one in campaign.view.checkpoints() if one.problem is None][-1]
+    number, name = campaign.chance.randint(2, 40), saved.folder.rpartition("/")[2]
+    campaign.proxy.late = lambda key: name in key
+    campaign.proxy.num_late = number
+    return f"{name} for {number} listings"
+
+
+def _late_next(campaign: "Campaign") -> str:
+    """What is saved from now on is missing from the next listings."""
+    number, newest = campaign.chance.randint(4, 20), campaign.view.newest_finished()
+
+    def is_new(key: str) -> bool:
+        found = NAME.search(key)
+        return found is not None and int(found[1]) > newest
+
+    campaign.proxy.late = is_new
+    campaign.proxy.num_late = number
+    return f"from {newest:,} on for {number} listings"
+
+
+def _rival(campaign: "Campaign") -> str:
+    """The same command a second time: it is refused, and trains nothing."""
+    rival = campaign.start_rival()
+    try:
+        if not rival.wait(campaign.limits.start_s):
+            raise TimeoutError("the second writer does not end")
+        codes = set(rival.rank_codes().values())
+        if codes != {4} or rival.batches() or "is being written by process" not in rival.log_tail(100):
+            raise AssertionError(f"the second writer ended with {codes}:\n{rival.log_tail()}")
+    finally:
+        rival.kill()
+    return "refused"
+
+
+def _taken_over(campaign: "Campaign") -> str:
+    """A claim from another machine, as of one that took this one for dead: the run stops, and saves no more."""
+    leg = campaign.running
+    number = campaign.view.claim_elsewhere()
+    if not leg.wait(campaign.limits.step_s):
+        raise TimeoutError("the run goes on after it was taken over")
+    codes, kept = set(leg.rank_codes().values()), campaign.view.newest_finished()
+    if codes != {4} or "was taken over by process 1 of somebody on elsewhere" not in leg.log_tail(100):
+        raise AssertionError(f"the run ended with {codes}:\n{leg.log_tail()}")
+    return f"claim {number}, {kept:,} kept"
+
+
 LONG_OUTAGE = "server killed, away for long"
 NEW_TOPOLOGY = "another topology at a restart"
 KINDS = (
@@ -162,11 +212,15 @@ KINDS = (
     Kind("kill -9 after the manifest, unanswered", "ends", _kill_at("PUT", MANIFEST, "end")),
     Kind("kill -9 while old checkpoints are deleted", "ends", _kill_at("POST", r"\?delete", "end")),
     Kind("stop signal, 5 s of grace", "ends", _stop),
+    Kind("taken over from another machine", "ends", _taken_over),
+    Kind("a second writer", "passes", _rival),
+    Kind("new checkpoints listed late", "passes", _late_next),
     Kind("server killed, back in seconds", "passes", _gateway(lambda c: c.chance.uniform(0.5, 2.5))),
     Kind(LONG_OUTAGE, "passes", _gateway(lambda c: c.limits.outage_s)),
     Kind("burst of 503", "passes", _busy),
     Kind("connections reset, answers cut and late", "passes", _bad_line),
     Kind("kill -9 while restoring", "down", _kill_in_restore),
+    Kind("newest checkpoint listed late", "down", _late_newest),
     Kind("newest checkpoint: file truncated", "down", _damage("truncate")),
     Kind("newest checkpoint: bit flipped", "down", _damage("flip")),
     Kind("newest checkpoint: file lost", "down", _damage("remove")),

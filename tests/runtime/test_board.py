@@ -176,3 +176,10 @@ def test_failures_before_any_beat_are_counted(board):
     for _ in range(2):
         assert board.restart("RuntimeError: no port") is None
     assert board.restart("RuntimeError: no port") is not None
+
+
+def test_attempts_are_numbered_as_they_come_and_share_a_name(board):
+    token, number = board.join("first")
+    assert (token, number + 1) == board.join("second")
+    assert (token, number) == board.join("first")
+    assert Board(max_failures=3).join("first")[0] != token

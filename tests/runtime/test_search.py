@@ -6,11 +6,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
+from rich.console import Console
 
+from ebmscale.config import RunConfig
+from ebmscale.errors import DataError, LostRunError
+from ebmscale.runtime.ray_search import _pack, search
 from ebmscale.runtime.ray_tune import make_judge
+from ebmscale.search.space import parse_space
 from ebmscale.search.trial import SearchStore
 from ebmscale.storage import Storage
+from ebmscale.training import claim
+from ebmscale.training.owner import Lease
+from ebmscale.training.run import run_storage
 from tests.runtime.local_cluster import ROOT
 from tests.search.conftest import make
 
@@ -98,3 +108,26 @@ def test_halving_goes_on_as_if_nothing_had_happened(cut: int) -> None:
 def test_without_asha_nobody_is_stopped() -> None:
     config, space = make()
     assert not make_judge(space, config)(0, 10**9, 1e9)
+
+
+def test_a_search_has_one_driver(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "PATIENCE_S", 0.05)
+    space = parse_space(yaml.safe_load(SPACE))
+    with Lease(run_storage(tiny), what="search") as lease:
+        lease.take()
+        with pytest.raises(LostRunError, match=r"The search .* is being written by process"):
+            search(tiny, space, Console(quiet=True))
+    assert not run_storage(tiny).exists("search.yaml")
+
+
+def test_a_search_knows_its_data(tiny: RunConfig, tmp_path: Path) -> None:
+    store = SearchStore(run_storage(tiny))
+    _pack(tiny, store)
+    _pack(tiny, store)
+    np.save(tmp_path / "images.npy", np.zeros((900, 1, 8, 8), dtype=np.uint8))
+    data = {"url": str(tmp_path / "other"), "format": "npy", "source": str(tmp_path / "images.npy")}
+    other = tiny.model_copy(update={"data": tiny.data.model_copy(update=data)})
+    with pytest.raises(DataError, match=r"The search .* was made with the data set digits"):
+        _pack(other, store)
+    accepted = {"data": other.data.model_copy(update={"accept_changed": True})}
+    _pack(other.model_copy(update=accepted), store)

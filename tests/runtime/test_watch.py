@@ -150,3 +150,18 @@ def test_a_board_that_fails_does_not_disturb_training(make_watch, monkeypatch, b
     one.watch.batch(-1, [])
     time.sleep(0.3)
     assert not one.codes
+
+
+def test_a_worker_without_a_driver_saves_and_leaves(board, make_watch, monkeypatch):
+    monkeypatch.setattr(module, "ORPHANED_S", 0.2)
+    one = make_watch()
+    one.watch.start()
+    wait_until(lambda: board.read().num_workers == 1)
+    assert one.stop.name is None
+
+    def gone(beat):
+        raise ConnectionError
+
+    monkeypatch.setattr(board, "beat", gone)
+    wait_until(lambda: one.stop.name is not None)
+    assert one.stop.name == "the loss of its driver"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebmscale.errors import ConfigError, DamagedError
+from ebmscale.errors import ConfigError, DamagedError, LostRunError
 from ebmscale.search.ledger import Ledger
 from ebmscale.search.trial import Record, SearchStore
 from ebmscale.storage import Storage
@@ -166,3 +166,41 @@ def test_a_damaged_record_is_named(store: SearchStore) -> None:
     store.storage.publish("records/0003.json", b"{")
     with pytest.raises(DamagedError, match=r"0003.json is damaged"):
         store.records()
+
+
+def test_records_that_are_not_listed_yet_are_found(store: SearchStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, space = make(num_trials=4)
+    ledger = Ledger(store, config, space)
+    for _ in range(3):
+        record = ledger.next_trial()
+        assert record is not None
+        ledger.reported(record.number, report(1000, 0.5))
+    known = store.records()
+    for listed in ([], ["0001.json"], ["0002.json"]):
+        monkeypatch.setattr(Storage, "list", lambda self, path="", listed=listed: listed)
+        assert store.records() == known
+        assert Ledger(store, config, space).records == known
+
+
+def test_a_ledger_that_lost_its_search_writes_nothing(store: SearchStore) -> None:
+    config, space = make(num_trials=2)
+    lost = False
+
+    def check() -> None:
+        if lost:
+            raise LostRunError("taken over")
+
+    ledger = Ledger(store, config, space, check=check)
+    record = ledger.next_trial()
+    assert record is not None
+    lost, known = True, store.records()
+    for change in (
+        ledger.next_trial,
+        lambda: ledger.begun(0, "here", 0),
+        lambda: ledger.reported(0, report(1000, 0.5)),
+        lambda: ledger.died(0, "killed"),
+        lambda: ledger.ended(0, None, {}),
+    ):
+        with pytest.raises(LostRunError):
+            change()
+        assert store.records() == known

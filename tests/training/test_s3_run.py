@@ -12,11 +12,13 @@ from test_resume import changed, final_files, history, run_until
 
 import ebmscale
 from ebmscale.config import RunConfig
-from ebmscale.errors import StorageError
+from ebmscale.errors import LostRunError, StorageError
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
+from ebmscale.training import claim
 from ebmscale.training.checkpoint import CheckpointStore, position_of
 from ebmscale.training.loop import train
+from ebmscale.training.owner import Lease
 from ebmscale.training.run import run_storage
 from ebmscale.training.view import View
 from ebmscale.world import World
@@ -115,3 +117,21 @@ def test_credentials_that_expire_end_the_run_with_its_checkpoint_intact(server, 
     assert time.monotonic() - begin < 120
     assert store.describe()[-1].problem in (None, "it was never finished")
     assert store.newest(lambda saved: saved.verify() or saved.samples_seen) is not None
+
+
+def test_an_owner_on_s3_is_refused_and_taken_over_from(server, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage.at("s3://bucket/owned")
+    storage.create("f", b"first")
+    storage.create("f", b"second")
+    assert storage.read_bytes("f") == b"first"
+    monkeypatch.setattr(claim, "PATIENCE_S", 0.05)
+    first = Lease(storage)
+    first.take()
+    with pytest.raises(LostRunError, match="is being written by process"):
+        Lease(storage).take()
+    first.check()
+    first.release()
+    with Lease(storage) as second:
+        second.take()
+        second.check()
+    assert storage.read_bytes("owner/000002.beat") == b"released"

@@ -1,0 +1,242 @@
+"""One process at a time writes a run: an owner record with a lease, in the run's storage.
+
+    URL/NAME/owner/000003.json   the third claim: which process, of whom, on which machine, since when; never changed
+    URL/NAME/owner/000003.beat   a counter that the owner moves on every two seconds; `released` once it has left
+
+The claim with the highest number is the owner's. A claim is made by a conditional write, so of several processes that
+want the next number one gets it. Before anything that cannot be taken back the owner looks whether its claim is still
+there and is still the last one; an owner that was thought dead finds out there, and writes nothing more.
+
+No two clocks are compared. A process that wants the run watches whether the counter moves, by its own clock, for the
+length of a lease. It need not wait for an owner that has left, whose process is dead on this machine, or that is an
+earlier attempt of its own launch.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+
+from pydantic import ValidationError
+
+from ebmscale.errors import LostRunError, NotFoundError, StorageError
+from ebmscale.storage import Storage
+from ebmscale.training.claim import (
+    BEAT_S,
+    LEASE_S,
+    PATIENCE_S,
+    Claim,
+    Launch,
+    Sight,
+    Verdict,
+    Watching,
+    decide,
+    held,
+    launch_of_torchrun,
+    replaces,
+)
+
+log = logging.getLogger(__name__)
+
+FOLDER = "owner"
+LOOK_S = 0.25
+RELEASED = b"released"
+
+
+class Lease:
+    """The right to write a folder: of one process, or of one rank for a whole group.
+
+    Args:
+        storage: the folder.
+        launch: what started this process; of torchrun where None.
+        what: the folder holds, for messages.
+
+    Attributes:
+        lost: set once another process has taken over, or the folder was deleted.
+    """
+
+    def __init__(self, storage: Storage, launch: Launch | None = None, what: str = "run"):
+        self.storage = storage
+        self.claim = Claim.of_this_process(storage.url, launch or launch_of_torchrun())
+        self.lost: LostRunError | None = None
+        self._what = what
+        self._number = 0
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def take(self, check: Callable[[], None] = lambda: None) -> None:
+        """Waits until the folder has no other owner, some seconds at most, and owns it from then on.
+
+        Args:
+            check: called while it waits; what it raises ends the wait.
+
+        Raises:
+            LostRunError: another process owns the folder and lives.
+            StorageError: the storage refuses.
+        """
+        held.add(self.claim.id)
+        try:
+            self._begin(self._wait(check))
+        except BaseException:
+            held.discard(self.claim.id)
+            raise
+
+    def join(self, number: int, claim: Claim) -> None:
+        """Takes part in what another process of the same group owns: `check` works here too."""
+        self._number, self.claim = number, claim
+
+    @property
+    def ticket(self) -> tuple[int, Claim]:
+        """What `join` takes."""
+        return self._number, self.claim
+
+    def check(self) -> None:
+        """Makes sure that the folder is still this process's to write. To be called before what cannot be taken back.
+
+        Raises:
+            LostRunError: it is not.
+            StorageError: the storage cannot be read, so that nobody knows.
+        """
+        self._check(self.storage)
+
+    def release(self) -> None:
+        """Leaves the folder to the next process."""
+        self._over.set()
+        if self._thread is None:
+            return
+        self._thread.join(timeout=2 * BEAT_S)
+        self._thread = None
+        storage = replace(self.storage, retries=0)
+        with suppress(StorageError):  # then the next one sees a dead process, or waits
+            self._check(storage)
+            storage.publish(_beat_file(self._number), RELEASED)
+        held.discard(self.claim.id)
+        self.lost = self.lost or LostRunError(f"This process has left the {self._what} {self.storage.url}.")
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _wait(self, check: Callable[[], None]) -> int:
+        """Waits for the folder and claims it; returns the claim's number."""
+        number, told, watching = _highest(self.storage), False, Watching(time.monotonic())
+        while True:
+            if number == 0 or self._verdict(number, watching) == "take":
+                self.storage.create(_claim_file(number + 1), self.claim.model_dump_json().encode())
+                if _read(self.storage, number + 1) == self.claim:
+                    return number + 1
+            elif not told:
+                told = True
+                owner = _read(self.storage, number) or "a process that left no readable record"
+                log.warning(
+                    "the %s %s is written by %s; waiting up to %.0f s to see whether that process lives",
+                    self._what, self.storage.url, owner, LEASE_S + PATIENCE_S,
+                )  # fmt: skip
+            newest = _highest(self.storage, number)
+            if newest != number:
+                number, watching = newest, Watching(time.monotonic())
+                continue
+            check()
+            time.sleep(LOOK_S)
+
+    def _begin(self, number: int) -> None:
+        self._number = number
+        with suppress(StorageError):  # leftovers of the owner before
+            self.storage.sweep(FOLDER)
+            self.storage.delete(_beat_file(number - 1))
+        self._thread = threading.Thread(target=self._beat, name="owner", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        storage, count = replace(self.storage, retries=0), 0
+        while True:
+            try:
+                self._check(storage)
+                storage.publish(_beat_file(self._number), str(count).encode())
+            except LostRunError:
+                return
+            except StorageError as error:  # whoever takes over meanwhile is seen by the next check
+                log.debug("no beat: %s", error)
+            count += 1
+            if self._over.wait(BEAT_S):
+                return
+
+    def _check(self, storage: Storage) -> None:
+        if self.lost is None:
+            self.lost = self._loss(storage)
+        if self.lost is not None:
+            raise self.lost
+
+    def _loss(self, storage: Storage) -> LostRunError | None:
+        mine = _read(storage, self._number)
+        if mine != self.claim:
+            return LostRunError(
+                f"The {self._what} {self.storage.url} was deleted while this process was writing it; it stops "
+                "and writes nothing more. Run the same command to begin anew."
+            )
+        newest = _highest(storage, self._number)
+        if newest == self._number:
+            return None
+        return LostRunError(
+            f"The {self._what} {self.storage.url} was taken over by {_read(storage, newest) or 'another process'}; "
+            "this process stops and writes nothing more."
+        )
+
+    def _verdict(self, number: int, watching: Watching) -> Verdict:
+        """What to do about the owner with this number.
+
+        Raises:
+            LostRunError: the folder is refused.
+        """
+        owner = _read(self.storage, number)
+        beat = _content(self.storage, _beat_file(number))
+        watched_s, still_s = watching.look(beat, time.monotonic())
+        replaced = owner is not None and replaces(self.claim.launch, owner.launch)
+        alive = owner.is_alive(self.storage.url) if owner is not None else None
+        verdict = decide(Sight(beat == RELEASED, replaced, alive, watched_s, still_s))
+        if verdict == "refuse":
+            raise LostRunError(
+                f"The {self._what} {self.storage.url} is being written by {owner or 'another process'}; wait until "
+                f"it has ended, or stop it: a {self._what} has one writer at a time."
+            )
+        return verdict
+
+
+def _highest(storage: Storage, known: int = 0) -> int:
+    """The number of the last claim, 0 where there is none. A listing only says where to begin looking."""
+    if known == 0:
+        names = (name.partition(".")[0] for name in storage.list(FOLDER))
+        known = max((int(name) for name in names if name.isdigit()), default=0)
+    while _content(storage, _claim_file(known + 1)) is not None:
+        known += 1
+    return known
+
+
+def _read(storage: Storage, number: int) -> Claim | None:
+    """The claim of a number; None where there is none that can be read."""
+    try:
+        return Claim.model_validate_json(_content(storage, _claim_file(number)) or b"")
+    except ValidationError:
+        return None
+
+
+def _content(storage: Storage, path: str) -> bytes | None:
+    try:
+        return storage.read_bytes(path)
+    except NotFoundError:
+        return None
+
+
+def _claim_file(number: int) -> str:
+    return f"{FOLDER}/{number:06d}.json"
+
+
+def _beat_file(number: int) -> str:
+    return f"{FOLDER}/{number:06d}.beat"
