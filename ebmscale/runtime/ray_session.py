@@ -3,13 +3,15 @@
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ebmscale.config import RayBlock
 from ebmscale.errors import ConfigError
+from ebmscale.runtime.ray_access import answer_refusal, on_loopback, private_ray
 from ebmscale.runtime.turns import children_wait_their_turn
 
 INSTALL = "pip install 'ebmscale[cluster]'"
@@ -68,27 +70,43 @@ def ray_session(block: RayBlock) -> Iterator[Any]:
     """
     ray = import_ray()
     address = given_address(block)
-    common: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.CRITICAL,
-        "runtime_env": {"env_vars": {k: v for k, v in NODE_SETTINGS.items() if k not in os.environ}},
-    }
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    with ExitStack() as stack:
+        common: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": logging.CRITICAL,
+            "runtime_env": {"env_vars": {k: v for k, v in NODE_SETTINGS.items() if k not in os.environ}},
+        }
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        try:
+            if address is None:
+                for name, value in LOCAL_SETTINGS.items():
+                    os.environ.setdefault(name, value)
+                stack.enter_context(private_ray())
+                cores = math.ceil(max(os.cpu_count() or 1, block.most_workers * block.cpus_per_worker))
+                with children_wait_their_turn():
+                    ray.init(address="local", num_cpus=cores, include_dashboard=False, **common)
+            else:
+                if re.match(r"(localhost|127\.0\.0\.1|\[::1\]):", address):
+                    stack.enter_context(on_loopback())
+                _join(ray, address, common)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(_sentence(address, error)) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _join(ray: Any, address: str, common: dict[str, Any]) -> None:
+    """Joins a cluster; one that asks for a token gets the one that is there."""
     try:
-        if address is None:
-            for name, value in LOCAL_SETTINGS.items():
-                os.environ.setdefault(name, value)
-            cores = math.ceil(max(os.cpu_count() or 1, block.most_workers * block.cpus_per_worker))
-            with children_wait_their_turn():
-                ray.init(address="local", num_cpus=cores, include_dashboard=False, **common)
-        else:
-            ray.init(address=address, **common)
+        ray.init(address=address, **common)
     except Exception as error:
-        raise ConfigError(_sentence(address, error)) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+        if not is_refusal(error) or not answer_refusal():
+            raise
+        ray.init(address=address, **common)
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -103,7 +121,8 @@ def refusal(address: str | None) -> str:
     """What to do about a refusal."""
     return (
         f"The Ray cluster at {address or 'this machine'} refused the authentication token: set RAY_AUTH_MODE=token and "
-        "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own; `ray get-auth-token` on its head shows it."
+        "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own; `ray get-auth-token` on its head shows it, and "
+        "`cluster/local env` that of a cluster on this machine."
     )
 
 
