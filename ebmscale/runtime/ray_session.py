@@ -1,9 +1,11 @@
 """Joins a running Ray cluster, or starts Ray on this machine for the time of a run."""
 
+import importlib
 import logging
 import math
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +16,7 @@ from ebmscale.errors import ConfigError
 from ebmscale.runtime.ray_access import answer_refusal, on_loopback, private_ray
 from ebmscale.runtime.turns import children_wait_their_turn
 
+ANSWER_S = 10.0  # for a cluster's port to answer
 INSTALL = "pip install 'ebmscale[cluster]'"
 
 SETTINGS = {
@@ -104,9 +107,23 @@ def _join(ray: Any, address: str, common: dict[str, Any]) -> None:
     try:
         ray.init(address=address, **common)
     except Exception as error:
-        if not is_refusal(error) or not answer_refusal():
+        if not is_refusal(error) and not _asks_for_token(address):
             raise
+        if not answer_refusal():
+            raise ConfigError(refusal(address)) from error
         ray.init(address=address, **common)
+
+
+def _asks_for_token(address: str) -> bool:
+    """Whether a cluster refuses this user for want of its token; `ray.init` only says that it cannot connect."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S):
+            raylet.GcsClient(address=address)
+    except Exception as error:
+        return is_refusal(error)
+    return False
 
 
 def is_refusal(error: BaseException) -> bool:

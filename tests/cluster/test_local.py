@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.local_cluster import PATIENCE_S, SCRIPT, LocalCluster
+from tests.runtime.local_cluster import PATIENCE_S, ROOT, SCRIPT, LocalCluster
 
 LOOK = """
 import sys
@@ -24,6 +24,18 @@ JOBS = """
 import sys
 from ray.job_submission import JobSubmissionClient
 print("OPEN", len(JobSubmissionClient(sys.argv[1]).list_jobs()))
+"""
+
+JOIN = """
+import sys
+from ebmscale.config import RayBlock
+from ebmscale.errors import ConfigError
+from ebmscale.runtime.ray_session import ray_session
+try:
+    with ray_session(RayBlock(num_workers=1, address=sys.argv[1])) as ray:
+        print("OPEN", ray.get(ray.remote(num_cpus=0)(lambda: 1).remote()))
+except ConfigError as error:
+    print(error)
 """
 
 
@@ -109,6 +121,21 @@ def test_a_killed_head_comes_back_at_once_while_another_node_lives(cluster: Loca
         cluster.restart_head()
         assert ask(LOOK, cluster.address, **names) != "", kill
     assert ask(LOOK, cluster.address, RAY_AUTH_MODE="disabled") == ""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_driver_finds_the_token_or_is_told_to(cluster: LocalCluster, tmp_path: Path) -> None:
+    cluster.up(1, "--cpus", "1", "--network", "host")
+    address, path = cluster.address, {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    token = {"RAY_AUTH_TOKEN_PATH": str(cluster.folder / "token")}
+    assert ask(JOIN, address, **path, **token) == "OPEN 1\n"
+    assert "refused the authentication token" in ask(JOIN, address, **path)
+    assert "refused the authentication token" in ask(JOIN, address, **path, **token, RAY_AUTH_MODE="disabled")
+    (tmp_path / ".ray").mkdir()
+    shutil.copy(cluster.folder / "token", tmp_path / ".ray" / "auth_token")
+    assert ask(JOIN, address, **path) == "OPEN 1\n"
 
 
 def test_what_a_lost_cluster_left_is_no_cluster(folder: Path) -> None:
