@@ -4,12 +4,19 @@ from pathlib import Path
 import pytest
 import s3fs
 import torch
+from hypothesis import HealthCheck, settings
 
 from ebmscale.config import RunConfig, parse_config
 from tests.s3_server import KEY, SECRET, S3Server, missing_programs
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+PATIENCE_S = 400.0
+"""For what another process does, on a machine that is busy with other things; nothing waits that long by itself."""
+
+settings.register_profile("busy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy-machine")
 
 TINY = """
 run: {name: tiny, seed: 3}

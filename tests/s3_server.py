@@ -6,13 +6,14 @@ Needs the Debian packages radosgw, ceph-mon, ceph-osd and ceph-mgr. Key `test`, 
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
+
+from tests.ports import free_port
 
 PROGRAMS = ("radosgw", "ceph-mon", "ceph-osd", "ceph", "monmaptool", "radosgw-admin")
 KEY, SECRET = "test", "testtest"
@@ -59,12 +60,6 @@ rgw data={folder}/rgw
 def missing_programs() -> list[str]:
     """What would have to be installed."""
     return [program for program in PROGRAMS if shutil.which(program) is None]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class S3Server:

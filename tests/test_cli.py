@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from PIL import Image
 import ebmscale
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
+from tests.conftest import PATIENCE_S
+from tests.ports import free_port
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
@@ -28,7 +29,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 def call(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+        command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -192,7 +193,7 @@ def test_a_run_whose_every_checkpoint_is_damaged_stops(config: Path, tmp_path: P
 
 
 def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not list(run.glob("checkpoints/*/manifest.json")):
         assert process.poll() is None, "training ended by itself"
         assert time.monotonic() < deadline
@@ -208,7 +209,7 @@ def test_a_signal_saves_and_says_how_to_go_on(config: Path, tmp_path: Path, numb
     for _ in range(5):  # as an impatient person does
         process.send_signal(number)
         time.sleep(0.05)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert f"Stopped by {number.name}" in errors
@@ -284,12 +285,10 @@ def test_two_workers_train_what_one_trains_and_hand_over(config: Path, tmp_path:
 
 
 def torchrun(*arguments: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     done = subprocess.run(
         [*launcher, "-m", "ebmscale", *arguments],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False,
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

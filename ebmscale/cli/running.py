@@ -65,8 +65,20 @@ def _dry_run(config: RunConfig) -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--address", metavar="URL", help="The cluster's job server, such as http://HEAD:8265.")
 @click.option("--attach", metavar="ID", help="Follow a job that was submitted before.")
-@click.option("--working-dir", default=".", show_default=True, help="Uploaded with the job, as ignore files allow.")
-@click.option("--env", "-e", "passed_on", multiple=True, metavar="NAME[=VALUE]", help="A variable that the job gets.")
+@click.option(
+    "--working-dir",
+    default=".",
+    show_default=True,
+    help="Uploaded with the job, as ignore files allow; not its files of secrets.",
+)
+@click.option(
+    "--env",
+    "-e",
+    "passed_on",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="A variable that the job gets; no secret: everybody on the cluster can read it.",
+)
 @click.option("--no-wait", is_flag=True, help="Do not follow the job.")
 @click.option("--all-ranks", is_flag=True, help="Show what every worker says and not only rank 0.")
 def submit(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ebmscale.kernels.rate import bf16_gain
+from ebmscale.runtime.ray_access import MODE, TOKEN, TOKEN_PATH, exposed_file, token_place
 
 
 class Finding(NamedTuple):
@@ -33,6 +34,7 @@ def examine() -> Iterator[Finding]:
     yield _cuda()
     yield _package("deepspeed", "engine=deepspeed", "pip install deepspeed")
     yield _package("ray", "cluster runs and searches", "pip install 'ebmscale[cluster]'")
+    yield _ray_token()
     yield _package("s3fs", "s3:// storage", "pip install s3fs")
     yield _package("tensorboardX", "TensorBoard files", "pip install tensorboardX")
 
@@ -48,6 +50,20 @@ def _package(name: str, purpose: str, how: str) -> Finding:
     if _has(name):
         return Finding(name, True, f"{metadata.version(name)}, for {purpose}")
     return Finding(name, None, f"missing, needed for {purpose}: {how}")
+
+
+def _ray_token() -> Finding:
+    """A cluster takes commands only from those who have its token."""
+    place, exposed = token_place(), exposed_file()
+    if place is None:
+        return Finding(
+            "Ray's token", None, f"none: set {TOKEN_PATH} or {TOKEN} for a cluster that asks for one; a Ray on this "
+            "machine makes its own",
+        )  # fmt: skip
+    if exposed is not None:
+        return Finding("Ray's token", False, f"others on this machine can read {exposed}: chmod 600 {exposed}")
+    off = f", but {MODE}={os.environ[MODE]} switches it off" if os.environ.get(MODE, "token") != "token" else ""
+    return Finding("Ray's token", not off or None, f"in {place}{off}")
 
 
 def _has(name: str) -> bool:

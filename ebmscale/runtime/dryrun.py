@@ -1,8 +1,6 @@
 """A dry run: one update of every kind, one save and one load, and from them what the whole run will need."""
 
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from bisect import bisect_right
@@ -17,6 +15,7 @@ from ebmscale.address import Address
 from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError
 from ebmscale.models import count_parameters
+from ebmscale.runtime.process_memory import peak_bytes
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.loop import take_evidence, train_batch
@@ -243,5 +242,4 @@ def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> Seco
 def _peak_memory(world: World) -> int:
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated(world.device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_bytes()

@@ -2,10 +2,12 @@
 
 import logging
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ebmscale.errors import ConfigError
+from ebmscale.runtime.exposure import is_secret_file
 
 MOST_BYTES = 500 * 2**20  # what Ray takes
 SHOWN = 3
@@ -18,10 +20,17 @@ class Package:
     Attributes:
         folder: the working directory.
         files: paths below it, and sizes in bytes.
+        withheld: paths of files that stay here because they look like secrets.
     """
 
     folder: Path
     files: list[tuple[Path, int]]
+    withheld: list[Path] = field(default_factory=list)
+
+    @property
+    def excludes(self) -> list[str]:
+        """What is withheld, as Ray takes it: patterns of .gitignore that mean these files and no others."""
+        return ["/" + re.sub(r"([\\\[\]*?!# ])", r"\\\1", str(path)) for path in self.withheld]
 
     @property
     def num_bytes(self) -> int:
@@ -54,6 +63,8 @@ class Package:
 def examine_folder(folder: Path) -> Package:
     """Lists a folder as Ray packs it, by Ray's own walk: without what .gitignore and .rayignore files name.
 
+    Files that look like secrets are told apart: everybody who may use the cluster could read them on its nodes.
+
     Raises:
         ConfigError: it is no folder.
     """
@@ -64,12 +75,15 @@ def examine_folder(folder: Path) -> Package:
         raise ConfigError(f"The working directory {folder} is no folder; give --working-dir one.")
     here = folder.absolute()
     files: list[tuple[Path, int]] = []
+    withheld: list[Path] = []
 
     def take(path: Path) -> None:
-        if path.is_file():
+        if path.is_file() and is_secret_file(path):
+            withheld.append(path.relative_to(here))
+        elif path.is_file():
             files.append((path.relative_to(here), path.stat().st_size))
 
     excludes = [packaging._get_excludes(here, ray_constants.get_runtime_env_default_excludes())]
     with_git = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
     packaging._dir_travel(here, excludes, take, include_gitignore=with_git, logger=logging.getLogger(__name__))
-    return Package(here, sorted(files, key=lambda found: -found[1]))
+    return Package(here, sorted(files, key=lambda found: -found[1]), sorted(withheld))

@@ -2,13 +2,10 @@
 
 import importlib.util
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from ebmscale.address import Address
 from ebmscale.config import RunConfig
 from ebmscale.models import ImageShape
+from ebmscale.runtime.process_memory import resident_bytes
 from ebmscale.stop import StopSignal
 from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
 from ebmscale.training.loop import take_evidence, train_batch
@@ -222,14 +220,6 @@ def process_bytes(config: RunConfig, shape: ImageShape, with_deepspeed: bool) ->
         engine_cost(least, shape, 1, world)
     update_seconds(least, world, num_updates=1)
     return resident_bytes()
-
-
-def resident_bytes() -> int:
-    """What this process has in the host's memory now; its peak where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def has_deepspeed() -> bool:

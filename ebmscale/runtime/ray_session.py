@@ -4,17 +4,21 @@ import importlib
 import logging
 import math
 import os
+import re
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ebmscale.config import RayBlock
 from ebmscale.errors import ConfigError
 from ebmscale.machine import num_cpus
+from ebmscale.runtime.ray_access import answer_refusal, on_loopback, private_ray
 from ebmscale.runtime.turns import children_wait_their_turn
 from ebmscale.stop import signals_kept
 
+ANSWER_S = 10.0  # for a cluster's port to answer
 INSTALL = "pip install 'ebmscale[cluster]'"
 
 SETTINGS = {
@@ -77,28 +81,58 @@ def ray_session(block: RayBlock) -> Iterator[Any]:
             f"ray.cpus_per_worker is {block.cpus_per_worker:g}, and this machine has {num_cpus()} processors; lower "
             "it, or give the address of a cluster as ray.address."
         )
-    common: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.CRITICAL,
-        "runtime_env": {"env_vars": {k: v for k, v in NODE_SETTINGS.items() if k not in os.environ}},
-    }
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    with ExitStack() as stack:
+        common: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": logging.CRITICAL,
+            "runtime_env": {"env_vars": {k: v for k, v in NODE_SETTINGS.items() if k not in os.environ}},
+        }
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        try:
+            if address is None:
+                for name, value in LOCAL_SETTINGS.items():
+                    os.environ.setdefault(name, value)
+                stack.enter_context(private_ray())
+                cores = math.ceil(max(os.cpu_count() or 1, block.most_workers * block.cpus_per_worker))
+                with signals_kept(), children_wait_their_turn(), children_apart():
+                    ray.init(address="local", num_cpus=cores, include_dashboard=False, **common)
+            else:
+                if re.match(r"(localhost|127\.0\.0\.1|\[::1\]):", address):
+                    stack.enter_context(on_loopback())
+                with signals_kept():
+                    _join(ray, address, common)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(_sentence(address, error)) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _join(ray: Any, address: str, common: dict[str, Any]) -> None:
+    """Joins a cluster; one that asks for a token gets the one that is there."""
     try:
-        if address is None:
-            for name, value in LOCAL_SETTINGS.items():
-                os.environ.setdefault(name, value)
-            cores = math.ceil(max(os.cpu_count() or 1, block.most_workers * block.cpus_per_worker))
-            with signals_kept(), children_wait_their_turn(), children_apart():
-                ray.init(address="local", num_cpus=cores, include_dashboard=False, **common)
-        else:
-            with signals_kept():
-                ray.init(address=address, **common)
+        ray.init(address=address, **common)
     except Exception as error:
-        raise ConfigError(_sentence(address, error)) from error
+        if not is_refusal(error) and not _asks_for_token(address):
+            raise
+        if not answer_refusal():
+            raise ConfigError(refusal(address)) from error
+        ray.init(address=address, **common)
+
+
+def _asks_for_token(address: str) -> bool:
+    """Whether a cluster refuses this user for want of its token; `ray.init` only says that it cannot connect."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    host, _, port = address.rpartition(":")
     try:
-        yield ray
-    finally:
-        ray.shutdown()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S):
+            raylet.GcsClient(address=address)
+    except Exception as error:
+        return is_refusal(error)
+    return False
 
 
 @contextmanager
@@ -134,7 +168,8 @@ def refusal(address: str | None) -> str:
     """What to do about a refusal."""
     return (
         f"The Ray cluster at {address or 'this machine'} refused the authentication token: set RAY_AUTH_MODE=token and "
-        "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own; `ray get-auth-token` on its head shows it."
+        "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own; `ray get-auth-token` on its head shows it, and "
+        "`cluster/local env` that of a cluster on this machine."
     )
 
 

@@ -12,12 +12,15 @@ from typing import Any
 from ebmscale.address import clean
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, Interrupted, WorkersLostError
+from ebmscale.runtime.exposure import check_configuration, check_variable
 from ebmscale.runtime.package import examine_folder
+from ebmscale.runtime.ray_access import answer_refusal
 from ebmscale.runtime.ray_session import INSTALL, import_ray, is_refusal, refusal
 from ebmscale.terminal import Terminal
 
 UNREACHABLE_S = 600.0  # then following is given up; the job goes on
 LONGEST_PAUSE_S = 15.0
+SHOWN_FILES = 5
 STOP_MARGIN_S = 60  # that `ray job stop` waits beyond the run's own grace
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -40,40 +43,40 @@ def submit(
         address: of the cluster's job server, else RAY_API_SERVER_ADDRESS or RAY_ADDRESS counts.
         console: where progress is shown.
         working_dir: what is uploaded.
-        passed_on: names of this environment's variables that the job gets, or NAME=VALUE.
+        passed_on: names of this environment's variables that the job gets, or NAME=VALUE; secrets are refused.
         all_ranks: whether ranks other than the first are shown as well.
 
     Returns:
         The client, and the job's submission id.
 
     Raises:
-        ConfigError: the configuration, the folder or the cluster cannot be used.
+        ConfigError: the configuration, the folder or the cluster cannot be used, or the job would make a secret known.
     """
     import_ray()
-    config = load_config(config_file, overrides)
+    config, path = load_config(config_file, overrides), Path(config_file)
     _check(config)
+    text = path.read_text()
+    check_configuration(config.model_dump(), text, [*overrides])
+    variables = _variables(passed_on)
     package = examine_folder(Path(working_dir))
-    path = Path(config_file)
-    if not package.holds(path) or any(clean(word) != word for word in overrides):
-        config.check_secrets(
-            "the job's command would show it to everyone who sees the cluster's jobs; write it into a configuration "
-            "within --working-dir, or let the workers' own environment hold it"
-        )
     console.print(f"uploading {package.folder}: {package.summary()}")
+    if package.withheld:
+        names = ", ".join(str(file) for file in package.withheld[:SHOWN_FILES])
+        more = f" and {len(package.withheld) - SHOWN_FILES} more" if len(package.withheld) > SHOWN_FILES else ""
+        console.print(
+            f"not uploaded, as they look like secrets: {names}{more}; put what the job needs of them on the nodes"
+        )
     package.check()
     client = connect(address)
     words = [*overrides, *(["--all-ranks"] if all_ranks else [])]
     if package.holds(path):
         entrypoint = _command(str(path.resolve().relative_to(package.folder.resolve())), words)
     else:  # it would stay behind: its text goes along with the command
-        entrypoint = f"printf %s {shlex.quote(path.read_text())} | {_command('/dev/stdin', words)}"
-    variables = _variables(passed_on) | {
-        "RAY_JOB_STOP_WAIT_TIME_S": str(int(config.checkpoint.grace_s) + STOP_MARGIN_S)
-    }
+        entrypoint = f"printf %s {shlex.quote(text)} | {_command('/dev/stdin', words)}"
+    variables["RAY_JOB_STOP_WAIT_TIME_S"] = str(int(config.checkpoint.grace_s) + STOP_MARGIN_S)
+    environment = {"working_dir": str(package.folder), "excludes": package.excludes, "env_vars": variables}
     try:
-        job = client.submit_job(
-            entrypoint=entrypoint, runtime_env={"working_dir": str(package.folder), "env_vars": variables}
-        )
+        job = client.submit_job(entrypoint=entrypoint, runtime_env=environment)
     except Exception as error:
         raise _unusable(address, error) from error
     console.print(f"job {job} is submitted; this follows it, and `ebmscale submit --attach {job}` does so again")
@@ -90,7 +93,12 @@ def connect(address: str | None) -> Any:
     try:
         from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
 
-        return JobSubmissionClient(address)
+        try:
+            return JobSubmissionClient(address)
+        except Exception as error:
+            if not is_refusal(error) or not answer_refusal():
+                raise
+            return JobSubmissionClient(address)
     except ImportError as error:
         raise ConfigError(f"Jobs need ray[default] ({error}); install it: {INSTALL}.") from None
     except Exception as error:
@@ -197,6 +205,7 @@ def _variables(passed_on: Sequence[str]) -> dict[str, str]:
         if not equals and name not in os.environ:
             raise ConfigError(f"--env {name}: this environment has no such variable; set it, or give {name}=VALUE.")
         variables[name] = value if equals else os.environ[name]
+        check_variable(name, variables[name])
     return variables
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.manifests import CLUSTER
+from tests.conftest import PATIENCE_S
 
 SCRIPT = CLUSTER / "slurm.sh"
 SRUN = """#!/usr/bin/env bash
@@ -37,12 +38,12 @@ if [[ $2 == ray.scripts.scripts ]]; then
   echo "ray on ${NODE:-batch}: $* mode=$RAY_AUTH_MODE token=${#RAY_AUTH_TOKEN}" >>"$LOG"
   if [[ $1 == health-check ]]; then grep -q -- "ray on .* --head" "$LOG" && exit "${HEALTH:-0}"; exit 1; fi
   [[ $* == *--head* && -n ${HEAD_DIES:-} ]] && exit 1
-  exec sleep 300
+  exec sleep 600
 fi
 trap 'echo saved >>"$LOG"; exit 130' TERM
 echo "train: $* address=$RAY_ADDRESS" >>"$LOG"
 [[ -n ${TRAIN_CODE:-} ]] && exit "$TRAIN_CODE"
-for _ in $(seq 300); do sleep 0.1; done
+for _ in $(seq 6000); do sleep 0.1; done
 """
 
 
@@ -86,7 +87,7 @@ class Allocation:
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)
@@ -99,7 +100,7 @@ def allocation(tmp_path: Path) -> Allocation:
 
 def test_a_run_that_ends_leaves_nothing_behind(allocation: Allocation) -> None:
     job = allocation.start("configs/mnist.yaml", "storage.url=/shared/runs", TRAIN_CODE="0", SLURM_GPUS_ON_NODE="2")
-    out, err = job.communicate(timeout=60)
+    out, err = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 0, err
     wait_until(lambda: allocation.group_is_gone(job), "the end of every process")
     log = allocation.log.read_text()
@@ -116,7 +117,7 @@ def test_nodes_join_the_head(allocation: Allocation) -> None:
     for node in ("n2", "n3"):
         allocation.wait_for(f"ray on {node}: start --block --address=10.0.0.7:24242 --num-cpus=8")
     job.send_signal(signal.SIGTERM)
-    job.communicate(timeout=60)
+    job.communicate(timeout=PATIENCE_S)
     assert allocation.log.read_text().count("--head") == 2  # once as srun's command, once as ray's
 
 
@@ -125,7 +126,7 @@ def test_a_warning_makes_the_run_save(allocation: Allocation, number: signal.Sig
     job = allocation.start("c.yaml")
     allocation.wait_for("train: ")
     job.send_signal(number)
-    out, err = job.communicate(timeout=60)
+    out, err = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 130, err
     log = allocation.log.read_text()
     assert log.count("saved") == 1
@@ -136,7 +137,7 @@ def test_a_warning_makes_the_run_save(allocation: Allocation, number: signal.Sig
 
 def test_a_run_that_fails_is_not_put_back(allocation: Allocation) -> None:
     job = allocation.start("c.yaml", TRAIN_CODE="3")
-    job.communicate(timeout=60)
+    job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 3
     assert "requeue" not in allocation.log.read_text()
 
@@ -144,7 +145,7 @@ def test_a_run_that_fails_is_not_put_back(allocation: Allocation) -> None:
 @pytest.mark.parametrize("settings", [{"HEAD_DIES": "1", "HEALTH": "1"}, {"HEALTH": "1", "HEAD_ATTEMPTS": "5"}])
 def test_a_head_that_does_not_start_ends_the_job(allocation: Allocation, settings: dict[str, str]) -> None:
     job = allocation.start("c.yaml", **settings)
-    _, err = job.communicate(timeout=60)
+    _, err = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 6
     assert err.strip().endswith("error: the Ray head on n1 did not start; its log is above.")
     assert "train" not in allocation.log.read_text()
@@ -154,7 +155,12 @@ def test_a_head_that_does_not_start_ends_the_job(allocation: Allocation, setting
 def test_outside_slurm_it_says_how_it_is_used() -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
     done = subprocess.run(
-        ["bash", str(SCRIPT), "c.yaml"], env=environment, capture_output=True, text=True, timeout=30, check=False
+        ["bash", str(SCRIPT), "c.yaml"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 2
     assert "sbatch cluster/slurm.sh CONFIG" in done.stderr

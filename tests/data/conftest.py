@@ -1,14 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from ebmscale.data.formats import Record, Source
 from ebmscale.storage import Storage
 
 SHAPE = (2, 3, 4)
-
-settings.register_profile("busy-machine", deadline=None)
-settings.load_profile("busy-machine")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import dataclasses
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -117,21 +116,33 @@ def test_an_encoding_asked_for_must_be_the_one_that_is_there(make_source, storag
         pack(make_source(), storage, encoding="png")
 
 
+KILLED = """
+import os, signal, sys, threading
+from pathlib import Path
+from ebmscale.cli import main
+
+def kill():  # amid whatever the command does when enough shards are there
+    while len(list(Path(sys.argv[4]).glob("*.tar"))) < 4:
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+sys.setswitchinterval(1e-4)
+threading.Thread(target=kill, daemon=True).start()
+main()
+"""
+
+
 def test_killed_for_good(tmp_path):
     """The command, killed with SIGKILL when some shards are there, then given again."""
     np.save(tmp_path / "set.npy", np.random.default_rng(0).integers(0, 256, (6000, 3, 32, 32), np.uint8))
-    command = [sys.executable, "-m", "ebmscale", "pack", "npy", str(tmp_path / "set.npy")]
+    words = ["pack", "npy", str(tmp_path / "set.npy")]
     options = ["--encoding", "png", "--shard-samples", "200"]
     whole, killed = Storage.at(tmp_path / "whole"), Storage.at(tmp_path / "killed")
-    process = subprocess.Popen([*command, killed.url, *options])
-    deadline = time.monotonic() + 60
-    while len(killed.list()) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    done = subprocess.run([sys.executable, "-c", KILLED, *words, killed.url, *options], check=False)
+    assert done.returncode == -signal.SIGKILL
     finished = {name: killed.local_path(name).stat().st_mtime_ns for name in killed.list() if name.endswith(".tar")}
     assert 3 <= len(finished) < 30
-    subprocess.run([*command, killed.url, *options], check=True)
+    subprocess.run([sys.executable, "-m", "ebmscale", *words, killed.url, *options], check=True)
     pack(open_source("npy", str(tmp_path / "set.npy")), whole, encoding="png", shard_samples=200)
     assert files(killed) == files(whole)
     kept = [name for name, changed in finished.items() if killed.local_path(name).stat().st_mtime_ns == changed]

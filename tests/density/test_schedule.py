@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmscale.density.evidence import Evidence
@@ -221,7 +221,6 @@ def test_a_stage_lasts_no_longer_than_its_maximum_and_one_measurement_each_for_i
             assert 100 * (i + 1) - state.started < criteria.max_samples + 200
 
 
-@settings(deadline=None)
 @given(
     end=st.integers(40, 300),
     batch=st.integers(1, 90),

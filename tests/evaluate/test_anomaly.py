@@ -18,7 +18,7 @@ def test_four_images_by_hand():
     assert roc_area(-score, is_anomaly) == pytest.approx(1 / 4, abs=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(2, 300), st.sampled_from([1.0, 1e4]), st.booleans())
 def test_agrees_with_scikit_learn(seed, num, scale, tied):
     """Also for scores in the thousands, on which a sigmoid would be flat, and for ties."""

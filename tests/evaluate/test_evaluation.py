@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,7 +31,9 @@ from ebmscale.seeds import derive
 from ebmscale.storage import Storage
 from ebmscale.training.tasks import to_images, to_pixels
 from ebmscale.world import World
+from tests.conftest import PATIENCE_S
 from tests.evaluate.conftest import HELD_OUT
+from tests.ports import free_port
 
 ALONE = World.alone()
 PIXELS = Features("FD-pixels", 64, "0" * 64, None, lambda images: images.flatten(1).float())
@@ -197,9 +198,7 @@ cli(["score", model, data, "--out", out], standalone_mode=False)
 
 def _on_two_ranks(*arguments):
     """What rank 0 prints of the commands above, which two processes run together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     common = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "COLUMNS": "200"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
@@ -212,7 +211,7 @@ def _on_two_ranks(*arguments):
         )
         for rank in range(2)
     ]
-    found = [rank.communicate(timeout=200) for rank in ranks]
+    found = [rank.communicate(timeout=PATIENCE_S) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], found
     assert found[1][0] == ""
     return found[0][0]

@@ -70,7 +70,7 @@ def test_weights_by_path_give_the_distance_its_name(inception_file):
         features.check((4, 28, 28))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 20), st.integers(0, 1000))
 def test_resizing_is_that_of_tensorflow_1(size, side, seed):
     """Every output pixel by its definition: at i * (size / side), between the pixels below and above, the last kept."""

@@ -42,7 +42,7 @@ def test_gaussians_in_one_dimension():
     assert frechet_distance(first, second) == pytest.approx(3.0**2 + (2 - 3) ** 2, abs=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 12))
 def test_gaussians_whose_covariances_commute(seed, size):
     source, turn = np.random.default_rng(seed), rotation(size, seed)
@@ -80,7 +80,7 @@ def test_singular_covariances_are_exact():
     assert frechet_distance(moments_of(wide[0]), moments_of(wide[0])) == pytest.approx(0.0, abs=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 40))
 def test_parts_make_the_moments_of_the_whole(seed, parts):
     """Far from zero, where sums of squares would lose everything."""

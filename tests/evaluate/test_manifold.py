@@ -42,7 +42,7 @@ def test_the_same_points_are_perfect_and_distant_ones_are_nothing():
     assert compare_manifolds(points, points + 1e3, ALONE) == Manifold(0.0, 0.0, 0.0, 0.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(7, 40), st.integers(7, 40), st.integers(1, 6))
 def test_agrees_with_scikit_learn(seed, num_real, num_fake, neighbours):
     source = np.random.default_rng(seed)

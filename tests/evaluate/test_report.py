@@ -23,6 +23,7 @@ from ebmscale.training.loop import train
 from ebmscale.training.metrics import EVENTS_FILE
 from ebmscale.training.view import View
 from ebmscale.world import World
+from tests.conftest import PATIENCE_S
 
 CONFIG = """
 run: {name: tiny}
@@ -213,7 +214,7 @@ def test_page_in_a_browser(reported, tmp_path, width):
 
     def chromium(*more):
         command = [CHROMIUM, *flags, *more, address]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
 
     dom = chromium("--virtual-time-budget=5000", "--dump-dom")
     found = json.loads(re.search(r"<title>(.*)</title>", dom)[1])

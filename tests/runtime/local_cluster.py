@@ -60,6 +60,16 @@ class LocalCluster:
         return self._line(f"node {node}").rstrip(",")
 
     @property
+    def access(self) -> dict[str, str]:
+        """Variables by which a command that is not run beside the head has the token."""
+        return {name: value for name, value in self.exported.items() if "AUTH" in name}
+
+    @property
+    def exported(self) -> dict[str, str]:
+        """What `cluster/local env` names."""
+        return dict(line.removeprefix("export ").split("=", 1) for line in self._call("env").splitlines())
+
+    @property
     def jobs_url(self) -> str:
         return self._line("jobs")
 

@@ -6,7 +6,6 @@ Use: python plan_worker.py CONFIG memory|traffic; under torchrun for several wor
 import collections
 import json
 import os
-import resource
 import sys
 from typing import Any
 
@@ -21,6 +20,7 @@ def measure_memory(config: Any, world: Any) -> dict[str, int]:
     """Bytes above a run of next to nothing: at the peak of set-up, updates and evidence, and with a checkpoint."""
     from ebmscale.config import RunConfig
     from ebmscale.runtime.plan_timing import process_bytes
+    from ebmscale.runtime.process_memory import peak_bytes
     from ebmscale.stop import StopSignal
     from ebmscale.training.loop import take_evidence, train_batch
     from ebmscale.training.opening import open_run
@@ -35,11 +35,11 @@ def measure_memory(config: Any, world: Any) -> dict[str, int]:
         run.samples_seen = batch.end
         run.poll.pace(float(run.world.sum(torch.tensor(report.chain_step_s))) / run.world.size)
     take_evidence(run)
-    updates = _peak() - base
+    updates = peak_bytes() - base
     run.save()
     run.saver.finish()
     run.close()
-    return {"updates": updates, "checkpoint": _peak() - base}
+    return {"updates": updates, "checkpoint": peak_bytes() - base}
 
 
 def measure_traffic(config: Any, world: Any) -> dict[str, float]:
@@ -85,10 +85,6 @@ def _num_bytes(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         return value.nbytes
     return sum(map(_num_bytes, value)) if isinstance(value, list | tuple) else 0
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def wide(
 
 
 def run_workers(path: Path, what: str, size: int = 1) -> dict[str, float]:
-    several = ["-m", "torch.distributed.run", "--nproc-per-node", str(size)] if size > 1 else []
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)] if size > 1 else []
     done = subprocess.run(
         [sys.executable, *several, str(WORKER), str(path), what],
         capture_output=True,

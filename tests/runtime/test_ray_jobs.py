@@ -52,18 +52,23 @@ def test_a_job_is_stopped_with_a_checkpoint_sent_again_by_ray_and_finished(
 ) -> None:
     longer = {"train": {"max_samples": 64_000}}  # `ray job stop` takes some seconds
     config, url = make_config("job", **longer), pair.jobs_url
-    with running(submit_command(config, url, work, TWO)) as job:  # the configuration is not in the folder
+    with running(
+        submit_command(config, url, work, TWO), **pair.access
+    ) as job:  # the configuration is not in the folder
         line = job.wait_for(r"^job \S+ is submitted")
         assert "uploading" in job.text
         job.wait_for("^shipped run .* 2 worker")
         job.wait_for(MID)
-        subprocess.run(ray("job", "stop", "--address", url, line.split()[1]), check=True, capture_output=True)
+        subprocess.run(ray("job", "stop", "--address", url, line.split()[1]), check=True, capture_output=True,
+                       env=os.environ | pair.access)  # fmt: skip
         assert job.end() == 130, job.text
         saved = re.search(r"Stopped by SIGTERM; saved at ([\d,]+) of 64,000 samples", job.text)
         assert saved, job.text
     shutil.copy(config, work / "job.yaml")
     entry = ["python", "-m", "ebmscale", "train", "job.yaml", TWO]
-    with running(ray("job", "submit", "--address", url, "--working-dir", str(work), "--", *entry)) as job:
+    with running(
+        ray("job", "submit", "--address", url, "--working-dir", str(work), "--", *entry), **pair.access
+    ) as job:
         job.wait_for(f"shipped run .* resumed at {saved[1]} samples")
         assert job.end() == 0, job.text
     assert final_state(tmp_path / "runs" / "job") == undisturbed(digits_url, tmp_path, **longer)
@@ -77,14 +82,15 @@ def test_a_search_is_stopped_sent_again_and_finished(
     patience = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "100"}})
     entry = ["python", "-m", "ebmscale", "tune", config.name, "--space", space.name]
     command = ray("job", "submit", "--address", url, "--working-dir", str(work), "--runtime-env-json", patience, "--")
-    with running([*command, *entry]) as first:
+    with running([*command, *entry], **pair.access) as first:
         number = first.wait_for(r"raysubmit_\w+").split("'")[1]
         first.wait_for(DONE)
         first.wait_for(BEGUN)
-        subprocess.run(ray("job", "stop", "--address", url, number), check=True, capture_output=True)
+        subprocess.run(ray("job", "stop", "--address", url, number), check=True, capture_output=True,
+                       env=os.environ | pair.access)  # fmt: skip
         first.end()  # Ray gives 0 for a stopped job
         assert "Stopped by SIGTERM" in first.text
-    with running([*command, *entry]) as last:
+    with running([*command, *entry], **pair.access) as last:
         assert last.end() == 0, last.text
     check_complete(store_at(tmp_path / "runs" / "tiny"), 5, first.lines + last.lines)
 
@@ -93,19 +99,19 @@ def test_following_ends_as_the_job_does(
     pair: LocalCluster, make_config: Callable[..., Path], work: Path, tmp_path: Path
 ) -> None:
     config, url = make_config("bad", data={"url": str(tmp_path / "nothing"), "format": None}), pair.jobs_url
-    with running(submit_command(config, url, work, TWO)) as job:
+    with running(submit_command(config, url, work, TWO), **pair.access) as job:
         number = job.wait_for(r"^job \S+ is submitted").split()[1]
         assert job.end() == 3, job.text
         assert "nothing" in job.text
         assert "Traceback" not in job.text
     attach = [sys.executable, "-m", "ebmscale", "submit", "--attach", number, "--address", url]
-    with running(attach) as job:
+    with running(attach, **pair.access) as job:
         assert job.end() == 3, job.text
         assert "nothing" in job.text
 
 
 def test_tokens(make_cluster: Callable[..., LocalCluster], make_config: Callable[..., Path], work: Path) -> None:
-    cluster = make_cluster(1, "--cpus", "2", "--token")
+    cluster = make_cluster(1, "--cpus", "2")
     command = submit_command(make_config("token", train={"max_samples": 640}), cluster.jobs_url, work, TWO)
     for token in ({}, {"RAY_AUTH_TOKEN": "wrong" * 8}):
         with running(command, RAY_AUTH_MODE="token" if token else "disabled", HOME=str(work), **token) as job:
@@ -113,9 +119,12 @@ def test_tokens(make_cluster: Callable[..., LocalCluster], make_config: Callable
             assert "refused the authentication token" in job.text
             assert "Traceback" not in job.text
     right = (cluster.folder / "token").read_text()
-    with running(command, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=right) as job:
-        assert job.end() == 0, job.text
-        assert right not in job.text
+    given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": right}
+    found = {"RAY_AUTH_TOKEN_PATH": str(cluster.folder / "token")}  # used because the cluster asks for one
+    for token in (given, found):
+        with running(command, **token) as job:
+            assert job.end() == 0, job.text
+            assert right not in job.text
     cluster.down()
 
 
@@ -156,7 +165,7 @@ def test_storage_and_shards_on_s3_through_the_loss_of_a_worker(
     runs = {"url": "s3://bucket/runs"} | where
     text = TINY.replace("DATA", "s3://bucket/digits")
     config = config_file(tmp_path, text, run={"name": "remote"}, storage=runs, **SETTINGS | {"data": where})
-    with running(submit_command(config, cluster.jobs_url, work, TWO)) as job:
+    with running(submit_command(config, cluster.jobs_url, work, TWO), **cluster.access) as job:
         job.wait_for(MID)
         os.kill(cluster.processes("ray::RayTrainWorker")[1], 9)
         job.wait_for(f"{RESUMED}.* 2 worker")

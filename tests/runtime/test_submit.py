@@ -145,6 +145,62 @@ def test_a_package_is_what_ray_packs(folder: Path, tmp_path: Path):
     assert not found.holds(folder / "ignored.log")
 
 
+SECRET_FILES = [".env", "[a]*?!#/ b.pem", "sub/.aws/credentials", "!odd.key"]
+
+
+def test_files_of_secrets_stay_here_and_no_others(folder: Path, tmp_path: Path):
+    packaging = pytest.importorskip("ray._private.runtime_env.packaging")
+    from zipfile import ZipFile
+
+    before = examine_folder(folder)
+    for name in SECRET_FILES:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("secret")
+    (folder / "a.pem.txt").write_text("no secret")
+    found = examine_folder(folder)
+    assert sorted(map(str, found.withheld)) == sorted(SECRET_FILES)
+    assert {path for path, _ in found.files} == {path for path, _ in before.files} | {Path("a.pem.txt")}
+    excludes = [".git", ".venv", *found.excludes]
+    packaging.create_package(str(folder), tmp_path / "p.zip", include_gitignore=True, excludes=excludes)
+    packed = {Path(name) for name in ZipFile(tmp_path / "p.zip").namelist() if not name.endswith("/")}
+    assert packed == {path for path, _ in found.files}
+
+
+class Recorder:
+    """A job server that keeps what it is sent."""
+
+    def submit_job(self, **job):
+        self.job = job
+        return "job-1"
+
+
+def test_a_job_carries_no_secret(folder: Path, tmp_path: Path, monkeypatch, capsys):
+    pytest.importorskip("ray.dashboard.modules.job.sdk")
+    from rich.console import Console
+
+    config, client = tmp_path / "a.yaml", Recorder()
+    config.write_text(CONFIG)
+    (folder / ".env").write_text("SECRET=hunter2")
+    monkeypatch.setattr(module, "connect", lambda address: client)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    for words, passed_on in [
+        ((), ["AWS_SECRET_ACCESS_KEY"]), ((), ["PLAIN=s3://user:hunter2@bucket"]), ((), ["MY_TOKEN=hunter2"]),
+        (("storage.url=s3://user:hunter2@bucket/runs",), []), (("data.url=https://h/x?token=hunter2",), []),
+    ]:  # fmt: skip
+        with pytest.raises(ConfigError, match="on the nodes instead") as caught:
+            submit(str(config), words, None, Console(), working_dir=str(folder), passed_on=passed_on)
+        assert "hunter2" not in str(caught.value)
+    assert not hasattr(client, "job")
+    submit(str(config), (), None, Console(), working_dir=str(folder), passed_on=["OMP_NUM_THREADS=1"])
+    assert "hunter2" not in str(client.job)
+    assert client.job["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
+    assert client.job["runtime_env"]["excludes"] == ["/.env"]
+    said = capsys.readouterr().out
+    assert "not uploaded, as they look like secrets: .env" in said
+    assert "hunter2" not in said
+
+
 def test_a_package_that_ray_would_refuse_is_refused_first(folder: Path):
     with pytest.raises(ConfigError, match="rayignore"):
         Package(folder, [(Path("huge"), MOST_BYTES + 1)]).check()
@@ -172,6 +228,6 @@ def test_no_secret_of_an_address_gets_into_the_jobs_command(tmp_path, place):
     if place != "command":
         file, words, text = tmp_path / "run.yaml", [], parse_config(text, words).dump().replace("***", "user:PASSW0RD")
     file.write_text(text)
-    with pytest.raises(ConfigError, match=r"data\.url http://\*\*\*@h/d holds a password .* job's command") as error:
+    with pytest.raises(ConfigError, match=r"data\.url holds a password, key or signature") as error:
         submit(str(file), words, "http://127.0.0.1:1", Terminal(quiet=True), working_dir=str(tmp_path / "job"))
     assert "PASSW0RD" not in str(error.value)

@@ -9,8 +9,7 @@ from ebmscale.runtime import watch as module
 from ebmscale.runtime.board import SETUP, Board
 from ebmscale.runtime.watch import HUNG_EXIT_CODE, LineWriter, Watch
 from ebmscale.stop import StopSignal
-
-PATIENCE_S = 20.0
+from tests.conftest import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -106,17 +105,27 @@ def test_each_part_has_its_limit_and_the_stack_is_shown(board, make_watch, part,
     assert "in hang_here" in text
 
 
-def test_many_short_pieces_are_no_hang(make_watch):
+def test_many_short_pieces_are_no_hang(make_watch, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     one = make_watch(update_s=0.5, chain_s=0.5)
     run = a_run()
     one.watch.begin(run)
-    one.watch.start()
-    for _ in range(20):
-        run.timer.current = ("generator", time.monotonic())
-        time.sleep(0.05)
+    for _ in range(20):  # as the watch's thread does, at any point of a piece
+        run.timer.current = ("generator", now[0])
+        now[0] += 0.05
+        one.watch._beat()
+        one.watch._check()
         run.timer.current = None
         run.samples_seen += 32
+        one.watch._beat()
+        one.watch._check()
     assert not one.codes
+    run.timer.current = ("generator", now[0])
+    now[0] += 0.6
+    one.watch._beat()
+    one.watch._check()
+    assert one.codes == [HUNG_EXIT_CODE]
 
 
 def test_no_limit_is_no_limit(make_watch):
@@ -145,10 +154,16 @@ def test_batches_are_reported_where_workers_were_lost_before_and_for_a_while_aft
 
 def test_a_board_that_fails_does_not_disturb_training(make_watch, monkeypatch, board):
     one = make_watch()
-    monkeypatch.setattr(board, "beat", lambda beat: 1 / 0)
+    beats = []
+
+    def fail(beat):
+        beats.append(beat)
+        raise ConnectionError
+
+    monkeypatch.setattr(board, "beat", fail)
     one.watch.start()
     one.watch.batch(-1, [])
-    time.sleep(0.3)
+    wait_until(lambda: len(beats) > 2)
     assert not one.codes
 
 

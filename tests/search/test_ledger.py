@@ -18,7 +18,7 @@ def report(at: int, value: float) -> dict[str, float]:
     return {"samples_seen": float(at), "held_out_mse": value}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_course_of_crashes_ends_with_every_trial_done_once(data: st.DataObject) -> None:
     store = SearchStore(Storage.at(f"memory://course/{uuid.uuid4().hex}"))

@@ -116,7 +116,7 @@ def test_a_missing_optuna_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         check_searcher(space)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 10**6))
 def test_random_values_keep_to_the_space(seed: int, number: int) -> None:
     config, space = make(seed=seed)

@@ -15,6 +15,8 @@ import pytest
 import torch
 from engine_worker import PHASES, PLAIN, PLAIN_BF16, ZERO, ZERO_BF16, label
 
+from tests.conftest import PATIENCE_S
+
 pytestmark = pytest.mark.deepspeed
 
 # After 20 updates weights have moved by up to 0.05. In bf16 gradients have 8 bits, and so even the plain engine
@@ -36,7 +38,8 @@ def results(tmp_path_factory) -> Path:
         several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
         done = subprocess.run(
             [sys.executable, *several, script, phase, str(folder)],
-            env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False,
+            env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True,
+            timeout=PATIENCE_S, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
         assert done.stdout == ""

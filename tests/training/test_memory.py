@@ -18,6 +18,7 @@ from ebmscale.training.opening import open_run
 from ebmscale.training.parts import assemble, whole_spans
 from ebmscale.training.run import run_storage
 from ebmscale.world import World
+from tests.conftest import PATIENCE_S
 from tests.training.test_resume import changed
 from tests.training.test_two_ranks import start_ranks
 
@@ -110,7 +111,7 @@ def test_two_ranks_remember_what_one_does(tiny_text: str, tmp_path: Path) -> Non
             + "engine: plain\n"
         )
         for rank in start_ranks("-m", "ebmscale", "train", str(file), size=size):
-            _, errors = rank.communicate(timeout=200)
+            _, errors = rank.communicate(timeout=PATIENCE_S)
             assert rank.returncode == 0, errors
         storage = run_storage(parse_config(file.read_text()))
         store = CheckpointStore(storage)

@@ -22,6 +22,7 @@ from ebmscale.training.owner import Lease
 from ebmscale.training.run import run_storage
 from ebmscale.training.view import View
 from ebmscale.world import World
+from tests.conftest import PATIENCE_S
 from tests.faulty_proxy import FaultyProxy
 
 pytestmark = [pytest.mark.s3, pytest.mark.xdist_group("s3")]
@@ -47,7 +48,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "ebmscale", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def test_credentials_that_expire_end_the_run_with_its_checkpoint_intact(server, 
             train(config, Watching(quiet=True), World.alone(), StopSignal())
     finally:
         proxy.close()
-    assert time.monotonic() - begin < 120
+    assert time.monotonic() - begin < PATIENCE_S
     assert store.describe()[-1].problem in (None, "it was never finished")
     assert store.newest(lambda saved: saved.verify() or saved.samples_seen) is not None
 

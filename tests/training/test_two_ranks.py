@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,14 +14,14 @@ import ebmscale
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.metrics import GUARD_FILE, read_lines
+from tests.conftest import PATIENCE_S
+from tests.ports import free_port
 
 WORKER = str(Path(__file__).with_name("rank_worker.py"))
 
 
 def start_ranks(*command: str, size: int = 2) -> list[subprocess.Popen[str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     common = os.environ | {
         "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
@@ -47,13 +46,13 @@ def test_a_signal_to_one_rank_saves_and_stops_them_all(config: Path, tmp_path: P
     ranks = start_ranks(
         "-m", "ebmscale", "train", str(config), "train.max_samples=10000000", "checkpoint.every_samples=320"
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not list(run.glob("checkpoints/*/manifest.json")):
         assert time.monotonic() < deadline
         assert all(rank.poll() is None for rank in ranks), ranks[0].communicate()
         time.sleep(0.1)
     ranks[1].send_signal(signal.SIGUSR1)
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=PATIENCE_S)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [130, 130], errors
     assert "Stopped by another worker; saved at" in errors[0]
     assert "Stopped by SIGUSR1; saved at" in errors[1]
@@ -71,7 +70,7 @@ def test_a_bad_loss_on_one_rank_is_left_out_on_all(config: Path, tmp_path: Path)
         )
         file.write_text(text)
         for rank in start_ranks(WORKER, str(file), "480", size=size):
-            _, errors = rank.communicate(timeout=200)
+            _, errors = rank.communicate(timeout=PATIENCE_S)
             assert rank.returncode == 0, errors
         storage = Storage.at(tmp_path / "runs" / name)
         (line,) = read_lines(storage, GUARD_FILE)

@@ -9,7 +9,6 @@ given to the plan. Every worker has one thread. Updates are those of the last st
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from ebmscale.config import RunConfig, load_config
 from ebmscale.runtime.plan import Network, Plan, plan
 from ebmscale.runtime.plan_timing import update_seconds
+from ebmscale.runtime.process_memory import peak_bytes
 from ebmscale.world import World
 
 LARGE, SMALL = 4_000_000, 1
@@ -31,8 +31,7 @@ def measure_updates(config: RunConfig, num_updates: int) -> dict[str, float]:
     """Mean seconds of an update and its parts on this worker's run, and its peak memory (collective)."""
     world = World.from_environment(config.device)
     seconds = update_seconds(config, world, num_updates)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return seconds | {"peak_bytes": max(world.gather_objects(peak))}
+    return seconds | {"peak_bytes": max(world.gather_objects(peak_bytes()))}
 
 
 def measure_network() -> dict[str, float]:

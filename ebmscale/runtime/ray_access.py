@@ -1,0 +1,132 @@
+"""Who may use a Ray: its token, where it is found and who can read it; and a Ray that nobody else can use.
+
+Who reaches a Ray cluster and knows its token can run anything on it, as the user who started it.
+"""
+
+import importlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ebmscale.errors import ConfigError
+
+MODE = "RAY_AUTH_MODE"
+TOKEN = "RAY_AUTH_TOKEN"
+TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Where it is 0, Ray's processes know their machine as 127.0.0.1 and listen there alone, not on all interfaces."""
+
+
+def default_file() -> Path:
+    """Where Ray looks when the environment does not say."""
+    return Path.home() / ".ray" / "auth_token"
+
+
+def token_place() -> str | None:
+    """Where Ray will find a token, in words; None where there is none."""
+    if os.environ.get(TOKEN):
+        return TOKEN
+    path = os.environ.get(TOKEN_PATH)
+    if path:
+        return path if Path(path).is_file() else None
+    return str(default_file()) if default_file().is_file() else None
+
+
+def exposed_file() -> Path | None:
+    """The token's file where others than its owner can read it."""
+    place = token_place()
+    if place is None or place == TOKEN or not Path(place).stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return None
+    return Path(place)
+
+
+def ensure_token() -> None:
+    """Makes a token where there is none, and Ray's own file of it readable by its owner alone.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    path = default_file()
+    if token_place() is None and not os.environ.get(TOKEN_PATH):
+        try:
+            _make(path)
+        except OSError as error:
+            raise ConfigError(
+                f"Ray's token cannot be written to {path} ({error.strerror}); name another file by {TOKEN_PATH}, or "
+                f"set {TOKEN}."
+            ) from error
+    if exposed_file() == path:
+        with suppress(PermissionError):  # the file is another user's
+            path.chmod(0o600)
+
+
+def _make(path: Path) -> None:
+    """Writes a token at once and whole, for whoever comes first."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".auth_token-") as file:  # of mode 0600
+        file.write(os.urandom(32).hex())
+        file.flush()
+        with suppress(FileExistsError):
+            os.link(file.name, path)
+
+
+@contextmanager
+def private_ray() -> Iterator[None]:
+    """A Ray that is started inside listens on 127.0.0.1 alone, and asks everyone for the token.
+
+    Raises:
+        ConfigError: there is no token, and none can be made.
+    """
+    ensure_token()
+    with on_loopback(), _variables({MODE: "token"}):
+        _read_mode()
+        yield
+    _read_mode()
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Ray takes 127.0.0.1 for this machine's address inside, and not one of the network in its place."""
+    from ray._private import ray_constants  # noqa: PLC0415 (it has read the environment already)
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        with _variables({ON_LOOPBACK: "0"}):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _variables(values: dict[str, str]) -> Iterator[None]:
+    """The environment has these inside."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def answer_refusal() -> bool:
+    """After a refusal: whether the token that is there is used from now on. RAY_AUTH_MODE, where set, is obeyed."""
+    if os.environ.get(MODE) is not None or token_place() is None:
+        return False
+    os.environ[MODE] = "token"
+    _read_mode()
+    return True
+
+
+def _read_mode() -> None:
+    """Ray reads its environment once; this makes it read again."""
+    raylet: Any = importlib.import_module("ray._raylet")  # it has no types
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
