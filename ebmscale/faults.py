@@ -45,7 +45,8 @@ def is_missing(error: BaseException) -> bool:
     """Whether an exception says that nothing is there; fsspec reports a failing HTTP server in the same way."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         return False
-    return not is_transient(error) and not _leaves_the_web(error) and status(error) in (None, 404, 410)
+    gone = (None, 404, 410, 403)  # a public bucket that may not be listed answers 403 for what it does not have
+    return not is_transient(error) and not _leaves_the_web(error) and status(error) in gone
 
 
 def is_storage_failure(error: BaseException) -> bool:
