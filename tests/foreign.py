@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from ebmscale.errors import EbmscaleError
 
 FEW = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 """For the default run: every reader is tried, none for long."""
 
 ODD: list[Any] = [
-    None, True, -1, 0, 1, 3, 2**31, 2**63, 10**30, -(10**30), 0.5, float("nan"), float("inf"), "", "a", "../x", "/etc/passwd",
-    "\x1b[31m", "x" * 5000, [], [[]], [1, "a"], [10**9, 10**9], {}, {"a": {}}, ["raw"],
+    None, True, -1, 0, 1, 3, 2**31, 2**63, 10**30, -(10**30), 0.5, float("nan"), float("inf"), "", "a", "../x",
+    "/etc/passwd", "\x1b[31m", "x" * 5000, [], [[]], [1, "a"], [10**9, 10**9], {}, {"a": {}}, ["raw"],
 ]  # fmt: skip
 """Values of another type, sign or size than is expected."""
 
@@ -69,12 +69,13 @@ def damaged(draw: st.DrawFn, sound: bytes) -> bytes:
     return bytes(data)
 
 
-def result_or_error(read: Callable[[], Any]) -> Any:
-    """What a reader gives, or its error; anything but a sentence fails the test."""
+def result_or_error(read: Callable[[], Any]) -> None:
+    """Runs a reader; anything but a result or an error of one sentence fails the test."""
+    sentence = ""
     try:
-        return read()
+        read()
     except EbmscaleError as error:
-        assert str(error)
-        assert len(str(error)) < 3000
-        assert str(error).isprintable()
-        return error
+        sentence = str(error)
+        assert sentence
+    assert len(sentence) < 3000
+    assert sentence.isprintable()

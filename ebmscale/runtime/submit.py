@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ebmscale.address import clean
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, Interrupted, WorkersLostError
 from ebmscale.runtime.exposure import check_configuration, check_variable

@@ -63,10 +63,10 @@ def least_bytes(
     row = model.latent_dim * FP32
     rows, ratio_rows = config.train.batch_size // size, stages.batch_size // size
     steps = max(config.posterior.num_steps, 1 if config.posterior.first_steps is None else config.posterior.first_steps)
+    chain_steps = 1 + (prior.num_steps if config.most_stages > 1 else 0)
     needs = {
         "stages.buffer_samples": stages.buffer_samples // size * row,
-        "prior.num_chains": prior.num_chains // size * row,
-        "prior.num_steps": prior.num_chains // size * prior.num_steps * row if config.most_stages > 1 else 0,
+        "prior.num_chains or prior.num_steps": prior.num_chains // size * row * chain_steps,
         "train.batch_size or posterior.num_steps": rows * steps * row,
         "stages.batch_size or stages.updates_per_batch": ratio_rows * stages.updates_per_batch * row,
     }

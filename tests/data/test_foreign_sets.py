@@ -94,7 +94,7 @@ def test_checksums_of_nothing_are_found_by_inspect(packed):
 
 
 def test_a_pipe_in_the_place_of_a_shard_is_not_read(packed, tmp_path):
-    storage, sound = packed
+    _, sound = packed
     copy = Storage.at(tmp_path)
     copy.publish(FILE, json.dumps(sound).encode())
     os.mkfifo(tmp_path / sound["shards"][0]["file"])
@@ -174,7 +174,7 @@ def test_any_idx_file_is_read_or_refused(tmp_path, content):
 @pytest.mark.parametrize("shape", [(2, 0, 0), (2, 2**20, 2**20), (0, 3, 3)])
 def test_idx_files_of_absurd_sizes_are_refused(tmp_path, shape):
     write_idx(tmp_path, idx_bytes(*shape))
-    with pytest.raises(DataError, match="shape|bytes of data"):
+    with pytest.raises(DataError, match=r"shape|bytes of data"):
         open_source("idx", str(tmp_path))
 
 

@@ -14,7 +14,7 @@ from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, position_of
 from ebmscale.training.guard import WARM_UPDATES, Guard, GuardState, spoil
-from ebmscale.training.loop import train
+from ebmscale.training.loop import _decode, train
 from ebmscale.training.metrics import GUARD_FILE, METRICS_FILE, read_lines
 from ebmscale.training.run import run_storage
 from ebmscale.training.tasks import lost, to_pixels
@@ -137,6 +137,41 @@ def test_a_run_that_always_diverges_ends_with_its_checkpoints_whole(
     store = CheckpointStore(run_storage(tiny))
     assert all(info.problem is None for info in store.describe())
     assert position_of(store.finished()[0]) > 1600
+
+
+def spoil_evidence(monkeypatch: pytest.MonkeyPatch, positions: set[int]) -> None:
+    """Makes the reconstructions of held-out images NaN where the run is at one of these positions."""
+
+    def decode(run: Any, z: torch.Tensor) -> torch.Tensor:
+        return _decode(run, z) * (math.nan if run.samples_seen in positions else 1.0)
+
+    monkeypatch.setattr("ebmscale.training.loop._decode", decode)
+
+
+def test_evidence_that_is_not_finite_sets_the_run_back(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_evidence(monkeypatch, {2080})
+    train(tiny, View(quiet=True), World.alone(), StopSignal())
+    (line,) = read_lines(run_storage(tiny), GUARD_FILE)
+    assert (line["action"], line["samples_seen"], line["to"]) == ("rolled back", 2080, 1600)
+    state = CheckpointStore(run_storage(tiny)).newest(lambda saved: saved.state())
+    assert state is not None
+    assert state.samples_seen == 3200
+
+
+@pytest.mark.parametrize(
+    ("positions", "words"),
+    [
+        ({480}, "no checkpoint to go back to"),
+        (set(range(1760, 3200)), "had gone back to a checkpoint 3 times"),
+        ({3200}, "at its end"),
+    ],
+)
+def test_evidence_that_stays_so_is_divergence(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, positions: set[int], words: str
+) -> None:
+    spoil_evidence(monkeypatch, positions)
+    with pytest.raises(DivergenceError, match=f"held-out images are not finite.*{words}|{words}.*not finite"):
+        train(tiny, View(quiet=True), World.alone(), StopSignal())
 
 
 def test_chains_that_leave_their_bound_begin_again_and_are_counted(tiny: RunConfig) -> None:
