@@ -10,7 +10,7 @@ from ebmscale.cli.group import cli, console
 @click.argument("url")
 def inspect(url: str) -> None:
     """Say what a run, an export or a set of shards holds, and verify its checksums."""
-    from ebmscale.runtime.inspection import inspect as examine  # noqa: PLC0415
+    from ebmscale.model.inspection import inspect as examine  # noqa: PLC0415
 
     found = examine(url)
     console.print(found.title)

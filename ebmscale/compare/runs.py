@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from ebmscale.compare.rows import EvaluationBlock, Job, load_comparison, make_jobs, with_features
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
 from ebmscale.errors import ConfigError, Interrupted
-from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import FOLDER, check_metrics
+from ebmscale.model.run_folder import run_storage, saved_config
+from ebmscale.report.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.metrics import METRICS_FILE, read_lines
-from ebmscale.training.run import run_storage, saved_config
 
 PILOT_FILE = "budget.json"
 STOPPED = "Stopped; what is done is kept: run the same command to go on."

@@ -10,7 +10,7 @@ from typing import Any
 
 from ebmscale.config import RayBlock
 from ebmscale.errors import ConfigError
-from ebmscale.runtime.turns import children_wait_their_turn
+from ebmscale.runtime.scheduling import children_wait_their_turn
 
 INSTALL = "pip install 'ebmscale[cluster]'"
 

@@ -16,8 +16,9 @@ from ebmscale.runtime.preflight import preflight, storage_of_run
 from ebmscale.runtime.ray_backend import torch_config
 from ebmscale.runtime.ray_controller import callbacks
 from ebmscale.runtime.ray_driver import Signals, here, note_for_jobs, with_addresses, with_devices
-from ebmscale.runtime.ray_entry import FINISHED, Body, Report, WorkerSettings, enter
+from ebmscale.runtime.ray_entry import enter
 from ebmscale.runtime.ray_session import INSTALL, given_address, ray_session
+from ebmscale.runtime.worker_settings import FINISHED, Body, Report, WorkerSettings
 
 READ_S = 0.5
 

@@ -13,15 +13,15 @@ from ebmscale.data.stream import Batch
 from ebmscale.errors import EbmscaleError, Interrupted
 from ebmscale.runtime.board import LEAVING, Beat, Order
 from ebmscale.runtime.gauges import Gauges
-from ebmscale.runtime.ray_entry import FINISHED, Report, WorkerSettings
 from ebmscale.runtime.ray_session import this_place
-from ebmscale.runtime.turns import come_first
+from ebmscale.runtime.scheduling import come_first
 from ebmscale.runtime.watch import LineWriter, Watch
 from ebmscale.runtime.worker import run_worker
-from ebmscale.search.objectives import evidence_report, interval_report
-from ebmscale.training.guard import StopSignal
+from ebmscale.runtime.worker_settings import FINISHED, Report, WorkerSettings
 from ebmscale.training.part_names import PARTS
+from ebmscale.training.reports import evidence_report, interval_report
 from ebmscale.training.run import Run
+from ebmscale.training.stop import StopSignal
 from ebmscale.training.view import View
 
 CALL_S = 20.0  # for the board to answer

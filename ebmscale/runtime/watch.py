@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from ebmscale.config import LimitsBlock
 from ebmscale.runtime.board import SETUP, Beat, Order
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.run import Run
+from ebmscale.training.stop import StopSignal
 
 BEAT_S = 1.0
 SOON_S = 0.1  # after a line was said: what is said with it goes along

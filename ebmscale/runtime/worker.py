@@ -3,8 +3,8 @@
 from rich.console import Console
 
 from ebmscale.config import RunConfig
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
+from ebmscale.training.stop import StopSignal
 from ebmscale.training.view import View
 from ebmscale.world import World
 

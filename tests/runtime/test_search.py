@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ebmscale.runtime.ray_tune import make_judge
 from ebmscale.search.trial import SearchStore
+from ebmscale.search.tuner import make_judge
 from ebmscale.storage import Storage
 from tests.runtime.local_cluster import ROOT
 from tests.search.conftest import make

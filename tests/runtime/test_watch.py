@@ -8,7 +8,7 @@ from ebmscale.config import LimitsBlock
 from ebmscale.runtime import watch as module
 from ebmscale.runtime.board import SETUP, Board
 from ebmscale.runtime.watch import HUNG_EXIT_CODE, LineWriter, Watch
-from ebmscale.training.guard import StopSignal
+from ebmscale.training.stop import StopSignal
 
 PATIENCE_S = 20.0
 

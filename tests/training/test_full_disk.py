@@ -11,11 +11,11 @@ from test_resume import changed, history, run_until
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import StorageError
+from ebmscale.model.run_folder import run_storage
 from ebmscale.training.checkpoint import CheckpointStore
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import METRICS_FILE
-from ebmscale.training.run import run_storage
+from ebmscale.training.stop import StopSignal
 from ebmscale.training.view import View
 from ebmscale.world import World
 

@@ -12,8 +12,8 @@ from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 from ebmscale.training import opening
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.opening import open_run
+from ebmscale.training.stop import StopSignal
 from ebmscale.world import World
 
 

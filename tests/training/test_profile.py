@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from ebmscale.config import RunConfig
-from ebmscale.training.guard import StopSignal
+from ebmscale.model.latent_model import load
 from ebmscale.training.loop import train
-from ebmscale.training.model import load
 from ebmscale.training.profile import TABLE_FILE, TRACE_FILE
+from ebmscale.training.stop import StopSignal
 from ebmscale.training.view import View
 from ebmscale.world import World
 

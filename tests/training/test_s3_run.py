@@ -13,11 +13,12 @@ from test_resume import changed, final_files, history, run_until
 import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.errors import StorageError
+from ebmscale.model.checkpoint import position_of
+from ebmscale.model.run_folder import run_storage
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import CheckpointStore, position_of
-from ebmscale.training.guard import StopSignal
+from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.loop import train
-from ebmscale.training.run import run_storage
+from ebmscale.training.stop import StopSignal
 from ebmscale.training.view import View
 from ebmscale.world import World
 from tests.faulty_proxy import FaultyProxy

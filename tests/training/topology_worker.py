@@ -9,9 +9,9 @@ import sys
 import time
 
 from ebmscale.config import load_config
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.opening import open_run
+from ebmscale.training.stop import StopSignal
 from ebmscale.training.view import View
 from ebmscale.world import World
 

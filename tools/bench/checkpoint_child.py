@@ -23,9 +23,9 @@ import s3fs
 from ebmscale.config import RunConfig, load_config
 from ebmscale.storage import Storage
 from ebmscale.training import loop
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.opening import open_run
 from ebmscale.training.saver import Saver
+from ebmscale.training.stop import StopSignal
 from ebmscale.training.view import View
 from ebmscale.world import World
 

@@ -35,9 +35,9 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
 from ebmscale.training.opening import open_run
+from ebmscale.training.stop import StopSignal
 from ebmscale.world import World
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

@@ -26,10 +26,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.kernels.rate import FlopCount, matrix_rate
 from ebmscale.seeds import torch_generator
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train_batch
 from ebmscale.training.opening import open_run
 from ebmscale.training.run import Run
+from ebmscale.training.stop import StopSignal
 from ebmscale.world import World
 from tools.bench.lebm import LebmLoop, Setting
 
