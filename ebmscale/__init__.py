@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ebmscale.config import RunConfig
+    from ebmscale.model.latent_model import LatentModel
     from ebmscale.ratios import FittedRatio
-    from ebmscale.training.model import LatentModel
 
 from ebmscale.version import __version__
 
@@ -14,7 +14,7 @@ __all__ = ["__version__", "fit_ratio", "load", "train"]
 
 def load(url: str) -> "LatentModel":
     """Opens a run's newest valid checkpoint, or an export: a model with sample, reconstruct, log_prior and score."""
-    from ebmscale.training.model import load as load_model  # noqa: PLC0415 (importing ebmscale stays light)
+    from ebmscale.model.latent_model import load as load_model  # noqa: PLC0415
 
     return load_model(url)
 

@@ -134,3 +134,9 @@ class World:
         """Waits until every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+def owned_rows(num_rows: int, num_streams: int, world: World) -> Tensor:
+    """The rows of a global batch that this rank owns when row i belongs to stream i mod S, (B,) int64."""
+    rows = torch.arange(num_rows)
+    return rows[rows % num_streams % world.size == world.rank]

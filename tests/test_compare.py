@@ -21,15 +21,16 @@ from ebmscale.compare import RunFailed, compare, load_comparison, make_jobs
 from ebmscale.compare import runs as module
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, LostRunError
-from ebmscale.evaluate.comparison import JSON_FILE, PAGE_FILE, TABLE_FILE, Result, markdown_table, write_comparison
 from ebmscale.evaluate.metrics import Measured
-from ebmscale.evaluate.pictures import image_grid
+from ebmscale.model.checkpoint import position_of
+from ebmscale.model.run_folder import CONFIG_FILE
+from ebmscale.report.comparison import JSON_FILE, PAGE_FILE, TABLE_FILE, Result, markdown_table, write_comparison
+from ebmscale.report.pictures import image_grid
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training import claim
-from ebmscale.training.checkpoint import CheckpointStore, position_of
+from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.metrics import METRICS_FILE
 from ebmscale.training.owner import Lease
-from ebmscale.training.run import CONFIG_FILE
 from tests.s3_server import S3Server
 
 ROWS: dict[str, Any] = {"plain": {"method": "gaussian"}, "staged": {"stages.max_stages": 2}}

@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ebmscale.evaluate.pages import render
-from ebmscale.evaluate.pictures import dot_chart
+from ebmscale.report.pages import render
+from ebmscale.report.pictures import dot_chart
 from ebmscale.terminal import LineHandler, Output, Terminal, progress_on, shown, shown_lines
 
 FOREIGN = "a[v2] x[/bold] [red]r :smile: \x1b[31m\x1b]0;t\x07 \u202eevil \u2066 \x9b1m \r\n\t\x00 \udcff \u2028 end"

@@ -13,8 +13,8 @@ import pytest
 
 from ebmscale.config import parse_config
 from ebmscale.errors import Interrupted, StorageError
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Range, Storage
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.view import View
 from ebmscale.world import World

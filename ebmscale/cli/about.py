@@ -11,7 +11,7 @@ from ebmscale.cli.outputs import ADDRESS
 @click.argument("url", type=ADDRESS)
 def inspect(url: str) -> None:
     """Say what a run, an export or a set of shards holds, and verify its checksums."""
-    from ebmscale.runtime.inspection import inspect as examine  # noqa: PLC0415
+    from ebmscale.model.inspection import inspect as examine  # noqa: PLC0415
 
     found = examine(url)
     console.print(found.title)

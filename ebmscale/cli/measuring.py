@@ -52,9 +52,9 @@ def evaluate(
     """
     from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (commands import what they use)
     from ebmscale.evaluate.metrics import check_metrics, measure  # noqa: PLC0415
+    from ebmscale.model.latent_model import open_model  # noqa: PLC0415
+    from ebmscale.model.run_folder import data_of  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
-    from ebmscale.training.model import open_model  # noqa: PLC0415
-    from ebmscale.training.run import data_of  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415
 
     names = [name.strip() for name in metrics.split(",")]
@@ -91,8 +91,8 @@ def score(run: str, url: str, out: str, seed: int, device: str) -> None:
     """Score how unlikely the images of the packed set at URL are under RUN's model; higher is less likely."""
     from ebmscale.evaluate.images import open_all_images  # noqa: PLC0415
     from ebmscale.evaluate.score_file import FORMATS, write_scores  # noqa: PLC0415
+    from ebmscale.model.latent_model import open_model  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
-    from ebmscale.training.model import open_model  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415
 
     place, world = device_of(device), World.from_environment("cpu")

@@ -26,9 +26,9 @@ from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 )
 def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: str) -> None:
     """Draw samples from RUN's newest valid checkpoint, or from an export, and say how far to trust them."""
-    from ebmscale.evaluate.report import sample_grid  # noqa: PLC0415
     from ebmscale.evaluate.sampling import draw  # noqa: PLC0415
-    from ebmscale.training.tasks import to_images  # noqa: PLC0415
+    from ebmscale.model.pixels import to_images  # noqa: PLC0415
+    from ebmscale.report.run_report import sample_grid  # noqa: PLC0415
 
     target = output_file(out, (".png", ".npz"))
     model = ebmscale.load(run)
@@ -52,7 +52,7 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
 @click.argument("run", type=ADDRESS)
 def report(run: str) -> None:
     """Write RUN's report: one self-contained HTML page."""
-    from ebmscale.evaluate.report import write_report  # noqa: PLC0415
+    from ebmscale.report.run_report import write_report  # noqa: PLC0415
 
     console.print(f"report   {write_report(output_folder(run))}")
 

@@ -34,9 +34,9 @@ def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks
         url, world = run_worker(config, console)
         is_first = world.is_first
     if is_first:
-        from ebmscale.evaluate.report import write_report  # noqa: PLC0415
+        from ebmscale.model.run_folder import run_storage  # noqa: PLC0415
+        from ebmscale.report.run_report import write_report  # noqa: PLC0415
         from ebmscale.storage import open_storage  # noqa: PLC0415
-        from ebmscale.training.run import run_storage  # noqa: PLC0415
 
         report = write_report(run_storage(config), open_storage(config.data), config.checkpoint.retry_s)
         made = {"run": url, "samples": f"{url}/samples.png", "metrics": f"{url}/metrics.jsonl", "report": report}
@@ -45,7 +45,7 @@ def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks
 
 
 def _dry_run(config: RunConfig) -> None:
-    from ebmscale.runtime.dryrun import dry_run  # noqa: PLC0415
+    from ebmscale.forecast.dry_run import dry_run  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415
 
     forecast = dry_run(config, World.from_environment(config.device))
@@ -117,9 +117,9 @@ def plan(
     config_file: str, overrides: tuple[str, ...], workers: str, bandwidth_gbit: float, latency_us: float, measure: bool
 ) -> None:
     """Forecast memory, messages, time and efficiency of a run on many workers, from one measured here."""
-    from ebmscale.runtime.plan import Network  # noqa: PLC0415
-    from ebmscale.runtime.plan import plan as forecast  # noqa: PLC0415
-    from ebmscale.runtime.plan_table import assumption_lines, breakdown_table, forecast_table  # noqa: PLC0415
+    from ebmscale.forecast.plan import Network  # noqa: PLC0415
+    from ebmscale.forecast.plan import plan as forecast  # noqa: PLC0415
+    from ebmscale.forecast.table import assumption_lines, breakdown_table, forecast_table  # noqa: PLC0415
 
     if not re.fullmatch(r"\d+(,\d+)*", workers):
         raise ConfigError(f"--workers {workers} must be numbers with commas, such as 8,64,512.")
@@ -150,7 +150,7 @@ def compare(
     FILE is a comparison (see configs/compare/), or a training configuration: then every method is a row.
     """
     from ebmscale.compare import compare as run_comparison  # noqa: PLC0415
-    from ebmscale.runtime.dryrun import dry_run  # noqa: PLC0415
+    from ebmscale.forecast.dry_run import dry_run  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415
 
     names = [name.strip() for name in methods.split(",")] if methods else None

@@ -15,12 +15,12 @@ TABLE_WIDTH = 200  # where the output is no terminal
 @click.option("--space", "space_file", required=True, metavar="FILE", help="What is tried (see configs/tune).")
 def tune(config_file: str, overrides: tuple[str, ...], space_file: str) -> None:
     """Search for good settings of CONFIG on Ray: the same command goes on where a search stopped."""
-    from ebmscale.evaluate import objective  # noqa: PLC0415 (commands import what they use)
-    from ebmscale.evaluate.search_files import write_search  # noqa: PLC0415
-    from ebmscale.runtime.ray_search import search  # noqa: PLC0415
-    from ebmscale.runtime.search_view import front_table, trials_table  # noqa: PLC0415
+    from ebmscale.search import evaluation as objective  # noqa: PLC0415
     from ebmscale.search.check import base_config  # noqa: PLC0415
+    from ebmscale.search.driver import search  # noqa: PLC0415
+    from ebmscale.search.files import write_search  # noqa: PLC0415
     from ebmscale.search.space import load_space  # noqa: PLC0415
+    from ebmscale.search.view import front_table, trials_table  # noqa: PLC0415
 
     config, space = load_config(config_file, overrides), load_space(space_file)
     objective.check(space, base_config(config, space))

@@ -17,17 +17,17 @@ from pydantic import ValidationError
 from ebmscale.compare.rows import Comparison, EvaluationBlock, Job, load_comparison, make_jobs, with_features
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
 from ebmscale.errors import ConfigError, DamagedError, Interrupted, StorageError
-from ebmscale.evaluate.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import FOLDER, check_metrics, read_records
+from ebmscale.model.run_documents import MetricsLine
+from ebmscale.model.run_folder import run_storage, saved_config
 from ebmscale.rendezvous import RANK_VARIABLES
+from ebmscale.report.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.stored import Number, Size, Stored, read_document
-from ebmscale.training.documents import MetricsLine
 from ebmscale.training.metrics import METRICS_FILE, read_lines
 from ebmscale.training.owner import Lease
-from ebmscale.training.run import run_storage, saved_config
 
 PILOT_FILE = "budget.json"
 SEEN = (

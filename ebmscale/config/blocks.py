@@ -103,9 +103,10 @@ class DataBlock(AddressBlock):
 class ModelBlock(Block):
     """Latent size, networks, and the standard deviation `sigma` of p(x|z) for pixels in [-1, 1].
 
-    `form` names a generator's form where an image size has several (see `models.forms`). `ratio_components` adds a
-    mixture of so many terms, each of rank `ratio_rank`, to the ratio network (see `models.ratio_net.MixtureHead`);
-    `ratio_squares` lets its second layer see the first one's units and their squares (see `models.ratio_net`).
+    `form` names a generator's form where an image size has several (see `networks.architectures`).
+    `ratio_components` adds a mixture of so many terms, each of rank `ratio_rank`, to the ratio network (see
+    `networks.ratio_net.MixtureHead`). `ratio_squares` lets its second layer see the first one's units and their
+    squares (see `networks.ratio_net`).
     """
 
     latent_dim: Positive = 16
@@ -169,7 +170,7 @@ class PriorBlock(ChainBlock):
     A new stage brings persistent chains to the new prior by equilibrate_steps of `langevin`, or by `smc`: resampled and
     moved along rungs from the old prior to the new one, then that many steps. By `tilt` the new ratio is made stronger
     in the course of these steps, from 0 on, until chains have as high a ratio as held-out posteriors, and is frozen at
-    that strength (see `training.tilt`).
+    that strength (see `stages.tilt`).
 
     With base `moments`, p_0 is, from where the ratios begin, the Gaussian with the mean and covariance of the posterior
     latents, or a mixture of `base_components` Gaussians that is fitted to them: the first density ratio in closed form

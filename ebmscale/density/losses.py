@@ -6,6 +6,7 @@ the values f(z-) at samples of p (prior latents), and returns a scalar to be min
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,3 +47,9 @@ def maximum_likelihood(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
 def magnitude_penalty(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
     """E_q[f^2] + E_p[f^2]: keeps a ratio from growing without bound where the two sides are separable."""
     return log_ratio_q.square().mean() + log_ratio_p.square().mean()
+
+
+def spoil(loss: Tensor, watched: Tensor, limit: float) -> Tensor:
+    """`loss`, with its gradient, or NaN where `watched` is not finite or above its limit."""
+    fine = watched.detach().isfinite() & (watched.detach() <= limit)
+    return loss * torch.where(fine, 1.0, torch.nan)

@@ -13,8 +13,8 @@ from torch import Tensor
 from ebmscale.data.chunks import Chunk
 from ebmscale.errors import ConfigError, DataError, DivergenceError
 from ebmscale.evaluate.images import ImageSet, chunk_seed
-from ebmscale.training.model import LatentModel
-from ebmscale.training.tasks import to_pixels
+from ebmscale.model.latent_model import LatentModel
+from ebmscale.model.pixels import to_pixels
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import VALIDATION_FRACTION, select
 from ebmscale.data.stream import ImageStream
 from ebmscale.errors import DamagedError, DataError, StorageError
-from ebmscale.models import ImageShape
-from ebmscale.models.feature_net import FeatureNet, build_feature_net
+from ebmscale.model.pieces import check_fit, parse_tensors, shapes_of
+from ebmscale.model.pixels import to_pixels
+from ebmscale.networks import ImageShape
+from ebmscale.networks.feature_net import FeatureNet, build_feature_net
 from ebmscale.seeds import torch_generator
 from ebmscale.storage import Storage
 from ebmscale.stored import FileName, Size, as_form, read_document, read_file
-from ebmscale.training.parts import check_fit, parse_tensors, shapes_of
-from ebmscale.training.tasks import to_pixels
 
 KIND, VERSION = "ebmscale-feature-net", 1
 WEIGHTS_FILE, ABOUT_FILE = "feature_net.safetensors", "feature_net.json"

@@ -16,12 +16,12 @@ from torch import Tensor
 from ebmscale.address import Address
 from ebmscale.errors import DataError, StorageError
 from ebmscale.evaluate import classifier
-from ebmscale.models import ImageShape
-from ebmscale.models.inception import NUM_FEATURES, FidInception
+from ebmscale.model.pieces import parse_tensors
+from ebmscale.model.pixels import to_pixels
+from ebmscale.networks import ImageShape
+from ebmscale.networks.inception import NUM_FEATURES, FidInception
 from ebmscale.storage import Storage
 from ebmscale.stored import read_file
-from ebmscale.training.parts import parse_tensors
-from ebmscale.training.tasks import to_pixels
 
 ROWS_AT_ONCE = 50
 WEIGHTS_BYTES = 4 << 30

@@ -15,9 +15,9 @@ from ebmscale.evaluate.features import Features
 from ebmscale.evaluate.frechet import Moments, frechet_distance
 from ebmscale.evaluate.images import ImageSet, chunk_seed
 from ebmscale.evaluate.manifold import MAX_POINTS, compare_manifolds
+from ebmscale.model.latent_model import LatentModel
+from ebmscale.model.pixels import to_images, to_pixels
 from ebmscale.seeds import derive
-from ebmscale.training.model import LatentModel
-from ebmscale.training.tasks import to_images, to_pixels
 from ebmscale.world import World
 
 SAMPLES_AT_ONCE = 1000

@@ -12,9 +12,9 @@ from ebmscale.data.chunks import Chunk, everything, iter_chunks, take
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import Selection, class_index, select
 from ebmscale.errors import DataError
+from ebmscale.model.latent_model import LatentModel
 from ebmscale.seeds import derive
 from ebmscale.storage import Storage
-from ebmscale.training.model import LatentModel
 from ebmscale.world import World
 
 

@@ -22,10 +22,10 @@ from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import anneal
 from ebmscale.errors import DataError
 from ebmscale.evaluate.images import ImageSet, chunk_seed
+from ebmscale.model.latent_model import LatentModel
+from ebmscale.model.normaliser import measure_normaliser
+from ebmscale.model.posterior import log_likelihood
 from ebmscale.seeds import StreamNoise, torch_generator
-from ebmscale.training.model import LatentModel
-from ebmscale.training.normaliser import measure_normaliser
-from ebmscale.training.tasks import log_likelihood
 
 CONVENTION = (
     "bits per dimension of bytes v: pixels are (v + u - 1/2) / 127.5 - 1 with u uniform in [0, 1), so a level is "

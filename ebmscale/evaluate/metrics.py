@@ -14,9 +14,9 @@ from ebmscale.evaluate.fidelity import measure_frechet, measure_reconstruction
 from ebmscale.evaluate.images import open_images
 from ebmscale.evaluate.likelihood import CONVENTION, measure_likelihood
 from ebmscale.evaluate.manifold import NEIGHBOURS
+from ebmscale.model.latent_model import LatentModel
 from ebmscale.storage import Storage
 from ebmscale.stored import Count, Number, Stored, read_document
-from ebmscale.training.model import LatentModel
 from ebmscale.version import __version__
 from ebmscale.world import World
 

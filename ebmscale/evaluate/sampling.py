@@ -23,10 +23,10 @@ from ebmscale.density.prior import RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import normaliser
 from ebmscale.errors import ConfigError
+from ebmscale.model.latent_model import LatentModel
+from ebmscale.model.normaliser import walk_prior
+from ebmscale.model.posterior import langevin_settings
 from ebmscale.seeds import StreamNoise, torch_generator
-from ebmscale.training.model import LatentModel
-from ebmscale.training.normaliser import walk_prior
-from ebmscale.training.tasks import langevin_settings
 
 Method = Literal["chain", "smc", "sir"]
 METHODS: tuple[str, ...] = get_args(Method)

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from ebmscale.errors import ConfigError, StorageError
 from ebmscale.evaluate.anomaly import ScoredChunk, score_chunks
 from ebmscale.evaluate.images import ImageSet
+from ebmscale.model.latent_model import LatentModel
 from ebmscale.storage import Storage
-from ebmscale.training.model import LatentModel
 
 FORMATS = (".parquet", ".csv")
 

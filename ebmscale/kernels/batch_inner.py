@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmscale.models import Generator
-from ebmscale.models.blocks import LatentToGrid
+from ebmscale.networks import Generator
+from ebmscale.networks.blocks import LatentToGrid
 
 FEW_CHANNELS = 16
 """Output channels below which kernel 4, stride 2 is computed by windows: a block of bf16 output channels."""

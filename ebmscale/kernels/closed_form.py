@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ebmscale.density.bases import Mixture
 from ebmscale.density.langevin import Target, differentiate
 from ebmscale.density.prior import RatioSequence, StandardNormal
-from ebmscale.models import RatioNet
-from ebmscale.models.ratio_net import SQUARE_BOUND, WithSquares
+from ebmscale.networks import RatioNet
+from ebmscale.networks.ratio_net import SQUARE_BOUND, WithSquares
 
 Backward = Callable[[Tensor, Tensor], Tensor]
 """From the gradient at an activation's output and the activation's input, the gradient at its input."""

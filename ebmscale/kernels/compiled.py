@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmscale.models import Generator
+from ebmscale.networks import Generator
 
 FEW_CHANNELS = 16
 """Output channels below which a convolution leaves the tiles of a tensor core empty."""

@@ -15,7 +15,7 @@ from ebmscale.density.bases import Gaussian, SampledOnly
 from ebmscale.density.evidence import measure
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.errors import ConfigError, DataError
-from ebmscale.models import ConvRatioNet, Standardised, vector_ratio
+from ebmscale.networks import ConvRatioNet, Standardised, vector_ratio
 from ebmscale.ratios.fitted import FittedRatio, StageRow, in_frame, mean_and_error, total
 from ebmscale.ratios.negatives import MovedParticles, Negatives, WeightedSamples
 from ebmscale.ratios.samples import Frame, Split, as_pair, as_samples, check_alike, split

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.prior import RatioSequence
-from ebmscale.models import QuadraticHead, Standardised
+from ebmscale.networks import QuadraticHead, Standardised
 
 
 def merged(sequence: RatioSequence) -> RatioSequence:

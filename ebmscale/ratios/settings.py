@@ -19,11 +19,11 @@ class FitSettings:
     Attributes:
         hidden: widths of the hidden layers; () leaves the quadratic head alone, or a linear ratio.
         waves: sines of random projections that the hidden layers see beside the coordinates, for densities with sharp
-            features in few dimensions (see `models.ratio_heads.Waves`).
+            features in few dimensions (see `networks.ratio_heads.Waves`).
         quadratic: whether there is a quadratic head.
         start: of every stage's quadratic head: at the log ratio of the two Gaussians that have the moments of either
             side (see `moments.gaussian_ratio`), as strong as held-out samples bear; or at zero.
-        activation: of the hidden layers (see `models.ACTIVATIONS`).
+        activation: of the hidden layers (see `networks.ACTIVATIONS`).
         conv: channels of the convolutions, for images (N, C, H, W).
         max_stages: K at most.
         batch_size: samples of each side in an update.

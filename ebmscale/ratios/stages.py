@@ -22,7 +22,7 @@ from ebmscale.density.losses import nce
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Advance, Decision, Finish, Hold, RollBack, StageState, decide, rate_factor
 from ebmscale.errors import DivergenceError
-from ebmscale.models import QuadraticHead, Standardised, initialise, quadratic_part
+from ebmscale.networks import QuadraticHead, Standardised, initialise, quadratic_part
 from ebmscale.ratios.fitted import ROWS_AT_ONCE, StageRow
 from ebmscale.ratios.moments import gaussian_ratio
 from ebmscale.ratios.negatives import Negatives

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from ebmscale.runtime.losses import Loss, reason_to_stop
-from ebmscale.training.part_names import PARTS
+from ebmscale.model.timed_parts import PARTS
+from ebmscale.runtime.lost_workers import Loss, reason_to_stop
 
 SILENT_S = 15.0  # without a beat a worker is taken for stopped or cut off
 LEAVING = ("preemption", "resize")

@@ -15,7 +15,7 @@ from ebmscale.config import RayBlock
 from ebmscale.errors import ConfigError
 from ebmscale.machine import num_cpus
 from ebmscale.runtime.ray_access import answer_refusal, on_loopback, private_ray
-from ebmscale.runtime.turns import children_wait_their_turn
+from ebmscale.runtime.scheduling import children_wait_their_turn
 from ebmscale.stop import signals_kept
 
 ANSWER_S = 10.0  # for a cluster's port to answer

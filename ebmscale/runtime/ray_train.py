@@ -14,8 +14,9 @@ from ebmscale.runtime.preflight import preflight, storage_of_run
 from ebmscale.runtime.ray_backend import torch_config
 from ebmscale.runtime.ray_controller import callbacks
 from ebmscale.runtime.ray_driver import here, note_for_jobs, with_devices
-from ebmscale.runtime.ray_entry import FINISHED, Body, Report, WorkerSettings, enter
+from ebmscale.runtime.ray_entry import enter
 from ebmscale.runtime.ray_session import INSTALL, given_address, ray_session
+from ebmscale.runtime.worker_settings import FINISHED, Body, Report, WorkerSettings
 from ebmscale.stop import StopSignal
 from ebmscale.terminal import Terminal
 

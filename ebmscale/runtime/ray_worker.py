@@ -10,18 +10,18 @@ from ebmscale.address import clean
 from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch
 from ebmscale.errors import EbmscaleError, Interrupted
+from ebmscale.model.timed_parts import PARTS
 from ebmscale.runtime.board import LEAVING, Beat, Order
 from ebmscale.runtime.gauges import Gauges
-from ebmscale.runtime.ray_entry import FINISHED, Report, WorkerSettings
 from ebmscale.runtime.ray_session import this_place
-from ebmscale.runtime.turns import come_first
+from ebmscale.runtime.scheduling import come_first
 from ebmscale.runtime.watch import LineWriter, Watch
 from ebmscale.runtime.worker import run_worker
-from ebmscale.search.objectives import evidence_report, interval_report
+from ebmscale.runtime.worker_settings import FINISHED, Report, WorkerSettings
 from ebmscale.stop import StopSignal
 from ebmscale.terminal import LineHandler, Terminal
 from ebmscale.training.claim import Launch
-from ebmscale.training.part_names import PARTS
+from ebmscale.training.reports import evidence_report, interval_report
 from ebmscale.training.run import Run
 from ebmscale.training.view import View
 

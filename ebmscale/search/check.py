@@ -7,11 +7,12 @@ import numpy as np
 
 from ebmscale.config import CheckpointBlock, RunConfig, known_keys, nearest_key, value_at, with_values
 from ebmscale.errors import ConfigError
-from ebmscale.search.objectives import AT_EVIDENCE, AT_INTERVAL, EVALUATED
+from ebmscale.search.objectives import EVALUATED
 from ebmscale.search.population import MUTABLE, interval
 from ebmscale.search.propose import check_searcher, default_values
 from ebmscale.search.space import Parameter, Space
 from ebmscale.search.trial import folder_of
+from ebmscale.training.reports import AT_EVIDENCE, AT_INTERVAL
 
 FIXED = ("run.name", "storage", "ray", "checkpoint", "metrics", "device", "num_threads", "data.url")
 """Keys that say where and how, and not what is computed."""

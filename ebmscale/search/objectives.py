@@ -1,43 +1,13 @@
 """What a trial is worth: the objectives' values from its reports, the best trials, and the Pareto front."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from ebmscale.density.evidence import Evidence
 from ebmscale.search.space import Objective, Space
 from ebmscale.search.trial import Record
 
-AT_EVIDENCE = ("held_out_mse", "stage", "num_frozen", *(field.name for field in fields(Evidence)))
-"""Reported with every measurement of evidence; those of the ratio while one is trained."""
-
-AT_INTERVAL = (
-    *("train/mse", "train/generator_grad_norm", "train/ratio_loss", "train/ratio_grad_norm", "chain/restarted"),
-    *("chain/posterior_drift", "chain/posterior_log_density_first", "chain/posterior_log_density_last"),
-    *("chain/prior_drift", "chain/prior_log_density", "samples_per_s"),
-)
-"""Reported with every interval of metrics."""
-
 EVALUATED = "evaluate/"
 """Begins the names of what is measured on a finished run."""
-
-
-def evidence_report(samples_seen: int, event: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of an event of the loop."""
-    named = {**event, **event.get("evidence", {})}
-    return _finite(samples_seen, {name: named.get(name) for name in AT_EVIDENCE})
-
-
-def interval_report(samples_seen: int, metrics: Mapping[str, Any], num_samples: int) -> dict[str, float]:
-    """The finite numbers of an interval's metrics; `num_samples` were trained in it."""
-    speed = num_samples / max(metrics["time"]["total_s"], 1e-9)
-    return _finite(samples_seen, {name: metrics.get(name) for name in AT_INTERVAL} | {"samples_per_s": speed})
-
-
-def _finite(samples_seen: int, values: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {name: float(v) for name, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
-    return {"samples_seen": float(samples_seen), **numbers}
 
 
 def score(objective: Objective, record: Record, until: float = math.inf) -> float | None:

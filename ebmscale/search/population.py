@@ -14,11 +14,12 @@ import numpy as np
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import DamagedError, NotFoundError
+from ebmscale.model.checkpoint import FOLDER, position_of
 from ebmscale.search.objectives import score
 from ebmscale.search.space import Objective, Parameter, PbtBlock, Space
 from ebmscale.search.trial import Origin, Record
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import FOLDER, CheckpointStore, position_of
+from ebmscale.training.checkpoint import CheckpointStore
 
 WAIT_S, WAIT_STEP_S = 60.0, 1.0
 

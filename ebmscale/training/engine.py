@@ -7,7 +7,6 @@ whole fp32 tensors by name, so that any engine restores it on any number of rank
 """
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
-from ebmscale.training.parts import Piece, Span, piece, share_of, whole_spans
+from ebmscale.model.pieces import Piece, Span, piece, share_of, whole_spans
 from ebmscale.world import World
 
 WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
@@ -246,108 +245,6 @@ class Engine(ABC):
     def _step_count(self) -> list[Tensor]:
         """Adam's own counts of updates, all equal."""
         return [state["step"] for state in self._adam.state.values()]
-
-
-class WholeStore:
-    """The state of an Adam that holds whole fp32 master weights on every rank.
-
-    Args:
-        parameters: the module's parameters by name.
-        masters: the tensors that Adam updates, by the same names; in fp32 the parameters themselves.
-        adam: their optimiser, whose state has been started.
-    """
-
-    def __init__(self, parameters: Mapping[str, Tensor], masters: Mapping[str, Tensor], adam: torch.optim.Adam):
-        self.is_shared = True
-        self._parameters, self._masters, self._adam = parameters, masters, adam
-
-    def read(self, name: str, kind: str) -> Tensor:
-        """A copy of the master weight or of its moment."""
-        return self._tensor(name, kind).detach().clone()
-
-    def held(self, name: str, kind: str) -> tuple[int, Tensor]:
-        """All of it."""
-        return 0, self._tensor(name, kind).detach().view(-1)
-
-    @torch.no_grad()
-    def spread(self, name: str) -> None:
-        """Copies a master weight to the module."""
-        self._parameters[name].copy_(self._masters[name])
-
-    def _tensor(self, name: str, kind: str) -> Tensor:
-        master = self._masters[name]
-        return master if kind == WEIGHTS else self._adam.state[master][kind]
-
-
-class PlainEngine(Engine):
-    """Plain torch: whole state on every rank, one all-reduce of the flat gradient. The oracle of every other engine."""
-
-    def __init__(self, module: nn.Module, optimizer: OptimizerSettings, settings: EngineSettings, world: World):
-        weights = {name: value.detach().float().clone() for name, value in module.named_parameters()}
-        module = module.to(settings.dtype)
-        self._parameters = dict(module.named_parameters())
-        self._masters: Mapping[str, Tensor] = self._parameters if settings.precision == "fp32" else weights
-        self._clip_norm = optimizer.clip_norm
-        super().__init__(module, make_adam(self._masters, optimizer), settings, world)
-        start_adam(self._adam, self._masters.values())
-        self._store = WholeStore(self._parameters, self._masters, self._adam)
-
-    def _forward(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
-
-    def backward(self, loss: Tensor) -> None:
-        """See `Engine.backward`."""
-        loss.backward()
-
-    @torch.no_grad()
-    def step(self, rate: float) -> float:
-        """See `Engine.step`."""
-        gradients = [
-            torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
-            for p in self._parameters.values()
-        ]
-        average_(gradients, self._world)
-        norm = clip_(gradients, self._clip_norm)
-        if math.isfinite(norm):
-            for master, gradient in zip(self._masters.values(), gradients, strict=True):
-                master.grad = gradient
-            set_rate(self._adam, rate)
-            self._adam.step()
-            for name, parameter in self._parameters.items():
-                parameter.copy_(self._masters[name])
-        for tensor in (*self._masters.values(), *self._parameters.values()):
-            tensor.grad = None
-        share_buffers(self.module, self._world)
-        return norm
-
-
-def make_engine(module: nn.Module, optimizer: OptimizerSettings, settings: EngineSettings, world: World) -> Engine:
-    """Makes the engine that trains `module`, which it takes over, on `world.device`, from rank 0's initial weights.
-
-    Args:
-        module: float32, every parameter trained (constants belong in buffers). It must not be used on its own after.
-        optimizer: Adam's settings.
-        settings: which engine and precision.
-        world: the ranks that train together.
-
-    Raises:
-        ConfigError: DeepSpeed is asked for and not installed, or cannot be used as asked.
-        ValueError: a parameter is frozen or not float32.
-    """
-    unfit = [n for n, p in module.named_parameters() if not p.requires_grad or p.dtype != torch.float32]
-    if unfit:
-        raise ValueError(f"an engine trains float32 parameters, every one of them; it cannot take {', '.join(unfit)}")
-    module = module.to(world.device)
-    share(module.parameters(), world)
-    share_buffers(module, world)
-    if settings.kind == "plain":
-        return PlainEngine(module, optimizer, settings, world)
-    os.environ.setdefault("DS_ACCELERATOR", world.device.type)  # DeepSpeed reads it when it is imported
-    try:
-        from ebmscale.training.engine_deepspeed import DeepSpeedEngine  # noqa: PLC0415 (plain training does without)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"engine=deepspeed needs `pip install deepspeed`; or use engine=plain ({error}).") from error
-    return DeepSpeedEngine(module, optimizer, settings, world)
 
 
 def make_adam(tensors: Mapping[str, Tensor], optimizer: OptimizerSettings) -> torch.optim.Adam:

@@ -33,13 +33,13 @@ from ebmscale.training.engine import (
     EngineSettings,
     OptimizerSettings,
     Store,
-    WholeStore,
     clip_,
     make_adam,
     set_rate,
     share_buffers,
     start_adam,
 )
+from ebmscale.training.engine_plain import WholeStore
 from ebmscale.world import World, leave_group
 
 MAX_BUCKET = 50_000_000  # gradient elements that ZeRO reduces at once

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainTrace, steps_to_plateau
+from ebmscale.model.posterior import PosteriorSample, langevin_settings, sample_posterior
 from ebmscale.seeds import StreamNoise
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.run import Run
-from ebmscale.training.tasks import PosteriorSample, langevin_settings, sample_posterior
 
 
 def infer(run: Run, x: Tensor, noise: StreamNoise, num_steps: int) -> PosteriorSample:

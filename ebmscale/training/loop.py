@@ -15,21 +15,25 @@ from torch import Tensor
 
 from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch
-from ebmscale.density.losses import chance_loss
+from ebmscale.density.losses import chance_loss, spoil
 from ebmscale.density.schedule import Advance, Finish
 from ebmscale.errors import DivergenceError, Interrupted
+from ebmscale.model.pixels import mirrored, to_pixels
+from ebmscale.model.posterior import PosteriorSample
+from ebmscale.model.residuals import measure_residuals
+from ebmscale.model.run_folder import run_storage
 from ebmscale.seeds import StreamNoise
 from ebmscale.stop import StopSignal
 from ebmscale.training.claim import Launch
-from ebmscale.training.guard import Stopped, check_rollbacks, spoil
+from ebmscale.training.guard import check_rollbacks
 from ebmscale.training.inference import infer, infer_batch, plateau_of
 from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, RunLog
+from ebmscale.training.objective import generator_loss
 from ebmscale.training.opening import open_run
 from ebmscale.training.owner import Lease
 from ebmscale.training.profile import Profile
-from ebmscale.training.residuals import measure_residuals
-from ebmscale.training.run import Run, run_storage
-from ebmscale.training.tasks import PosteriorSample, generator_loss, mirrored, to_pixels
+from ebmscale.training.run import Run
+from ebmscale.training.stopping import Stopped
 from ebmscale.training.view import View
 from ebmscale.world import World
 

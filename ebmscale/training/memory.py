@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ebmscale.training.parts import Piece, Span, piece, share_of, whole_spans
+from ebmscale.model.pieces import Piece, Span, piece, share_of, whole_spans
 from ebmscale.world import World
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ebmscale.documents import read_json
 from ebmscale.errors import DamagedError, LostRunError, StorageError
+from ebmscale.model.run_documents import LogLine
+from ebmscale.model.timed_parts import PARTS
 from ebmscale.storage import Storage
 from ebmscale.stored import as_form, read_file
-from ebmscale.training.documents import LogLine
 from ebmscale.training.event_file import EventFile
-from ebmscale.training.part_names import PARTS
 from ebmscale.world import World
 
 log = logging.getLogger(__name__)

@@ -21,26 +21,29 @@ from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.kernels.forms import FormName, choose_form
 from ebmscale.kernels.rate import bf16_gain
-from ebmscale.models import ImageShape
+from ebmscale.model.build import build_live_networks, build_model, build_ratio_network
+from ebmscale.model.checkpoint import RATIO_FOLDER
+from ebmscale.model.pixels import to_pixels
+from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
+from ebmscale.networks import ImageShape
+from ebmscale.stages.live import LiveTrainer
+from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
-from ebmscale.training.checkpoint import RATIO_FOLDER, CheckpointStore, patiently
-from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
-from ebmscale.training.guard import Guard, StopPoll, on_first
-from ebmscale.training.live import LiveTrainer
+from ebmscale.training.capacity import check_room, check_threads
+from ebmscale.training.checkpoint import CheckpointStore, patiently
+from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.engines import make_engine
+from ebmscale.training.guard import Guard
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
-from ebmscale.training.networks import build_live_networks, build_model, build_ratio_network
 from ebmscale.training.owner import Lease
-from ebmscale.training.room import check_room, check_threads
-from ebmscale.training.run import CONFIG_FILE, Run, run_storage, saved_config
+from ebmscale.training.run import Run
 from ebmscale.training.run_data import DATA_FILE, RunData, check_run_data
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
-from ebmscale.training.stages import StageTrainer
-from ebmscale.training.streams import owned_rows
-from ebmscale.training.tasks import to_pixels
-from ebmscale.world import World
+from ebmscale.training.stopping import StopPoll, on_first
+from ebmscale.world import World, owned_rows
 
 log = logging.getLogger(__name__)
 

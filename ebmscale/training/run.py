@@ -7,30 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
-from ebmscale.config import RunConfig, parse_config
+from ebmscale.config import RunConfig
 from ebmscale.data.cache import RangeCache
-from ebmscale.data.manifest import FILE as MANIFEST_FILE
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.stream import Batch, ImageStream
-from ebmscale.errors import ConfigError, DamagedError, DataError, DivergenceError, EbmscaleError
+from ebmscale.errors import DamagedError, DivergenceError, EbmscaleError
 from ebmscale.kernels.forms import is_for
-from ebmscale.storage import Storage, open_storage
-from ebmscale.stored import read_file
-from ebmscale.training.checkpoint import CheckpointStore, SavedCheckpoint
-from ebmscale.training.documents import ClockState, RunState
+from ebmscale.model.checkpoint import SavedCheckpoint
+from ebmscale.model.pieces import Piece, Span, check_fit, shapes_of
+from ebmscale.model.residuals import Residuals
+from ebmscale.model.run_documents import ClockState, RunState
+from ebmscale.stages.stage_trainer import StageTrainer
+from ebmscale.storage import Storage
 from ebmscale.training.engine import Engine
-from ebmscale.training.guard import Guard, StopPoll
+from ebmscale.training.guard import Guard
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
-from ebmscale.training.parts import Piece, Span, check_fit, shapes_of
-from ebmscale.training.residuals import Residuals
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
-from ebmscale.training.stages import StageTrainer
+from ebmscale.training.stopping import StopPoll
 from ebmscale.world import World
-
-CONFIG_FILE = "config.yaml"
-CONFIG_BYTES = 1 << 20
 
 
 @dataclass
@@ -262,32 +258,6 @@ class Run:
         return self.config.train.generator.rate_at(progress) * self.guard.state.rate_scale
 
 
-def run_storage(config: RunConfig) -> Storage:
-    """Where a run lives."""
-    return open_storage(config.storage).child(config.run.name)
-
-
-def data_of(config: RunConfig, way_out: str) -> Storage:
-    """The packed set that a run was trained on.
-
-    Args:
-        config: saved with the run.
-        way_out: what a person can do where the set is not there.
-
-    Raises:
-        DataError: it is not there.
-    """
-    data, url = open_storage(config.data), config.data.url
-    if data.exists(MANIFEST_FILE):
-        return data
-    if url.is_relative:
-        raise DataError(
-            f"The run was trained on {url}, an address relative to the folder where the training ran, and from here "
-            f"there is no set at {data.url}; {way_out}."
-        )
-    raise DataError(f"The run was trained on {data.url}, and there is no set any more; {way_out}.")
-
-
 def _open_stream(config: RunConfig, data: Storage, manifest: Manifest, world: World, start: int) -> ImageStream:
     block = config.data
     remote = data.local_path() is None
@@ -307,21 +277,3 @@ def _open_stream(config: RunConfig, data: Storage, manifest: Manifest, world: Wo
         held_out=block.held_out,
         cache=RangeCache(data, manifest, block.cache, block.cache_bytes) if block.cache and remote else None,
     )
-
-
-def saved_config(storage: Storage) -> RunConfig | None:
-    """The configuration that a run's checkpoints were made with; None where there are no checkpoints."""
-    if not storage.exists(CONFIG_FILE) or not CheckpointStore(storage).finished():
-        return None
-    return load_run_config(storage)
-
-
-def load_run_config(storage: Storage) -> RunConfig:
-    """The configuration saved with a run.
-
-    Raises:
-        ConfigError: there is no run.
-    """
-    if not storage.exists(CONFIG_FILE):
-        raise ConfigError(f"There is no run at {storage.url}; give the address that `ebmscale train` printed.")
-    return parse_config(read_file(storage, CONFIG_FILE, CONFIG_BYTES), source=storage.url_of(CONFIG_FILE))

@@ -15,9 +15,9 @@ from torch import Tensor
 from ebmscale.kernels.batch_inner import BatchInnerGenerator
 from ebmscale.kernels.chain_graph import ChainGraphs
 from ebmscale.kernels.forms import FormName, form_of
+from ebmscale.model.image_model import ImageModel
+from ebmscale.model.pieces import Piece, Span, piece, share_of, whole_spans
 from ebmscale.training.engine import Engine
-from ebmscale.training.parts import Piece, Span, piece, share_of, whole_spans
-from ebmscale.training.tasks import ImageModel
 from ebmscale.world import World
 
 

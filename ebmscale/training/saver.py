@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ebmscale.config import CheckpointBlock
 from ebmscale.errors import LostRunError, StorageError
-from ebmscale.training.checkpoint import AT_ONCE, CheckpointStore, make_token, name_of, patiently
+from ebmscale.model.checkpoint import AT_ONCE
+from ebmscale.model.pieces import PartImage, Piece, layout_of, split
+from ebmscale.training.checkpoint import CheckpointStore, make_token, name_of, patiently
 from ebmscale.training.owner import Lease
-from ebmscale.training.parts import PartImage, Piece, layout_of, split
 from ebmscale.world import World
 
 log = logging.getLogger(__name__)

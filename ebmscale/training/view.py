@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ebmscale.data.stream import Batch
+from ebmscale.model.timed_parts import PARTS
 from ebmscale.terminal import Terminal, shown
-from ebmscale.training.part_names import PARTS
 from ebmscale.training.run import Run
 
 EVENTS_SHOWN = 8

@@ -3,9 +3,9 @@ import torch
 
 from ebmscale.config import parse_config
 from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.model.build import build_model, build_ratio_network
+from ebmscale.model.latent_model import LatentModel
 from ebmscale.storage import Storage
-from ebmscale.training.model import LatentModel
-from ebmscale.training.networks import build_model, build_ratio_network
 from tests.conftest import TINY
 
 HELD_OUT = "data.held_out={label: 1, protocol: pooled}"

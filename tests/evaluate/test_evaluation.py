@@ -27,9 +27,9 @@ from ebmscale.evaluate.fidelity import psnr
 from ebmscale.evaluate.images import chunk_seed, open_all_images, open_images
 from ebmscale.evaluate.metrics import evaluate, measure
 from ebmscale.evaluate.score_file import write_scores
+from ebmscale.model.pixels import to_images, to_pixels
 from ebmscale.seeds import derive
 from ebmscale.storage import Storage
-from ebmscale.training.tasks import to_images, to_pixels
 from ebmscale.world import World
 from tests.conftest import PATIENCE_S
 from tests.evaluate.conftest import HELD_OUT

@@ -14,9 +14,9 @@ from ebmscale.data.pack import pack
 from ebmscale.errors import DataError, StorageError
 from ebmscale.evaluate.classifier import Recipe, load_classifier, train_classifier
 from ebmscale.evaluate.features import open_features
-from ebmscale.models.inception import BlockE, FidInception, _average, preprocess, resize
+from ebmscale.model.pixels import to_pixels
+from ebmscale.networks.inception import BlockE, FidInception, _average, preprocess, resize
 from ebmscale.storage import Storage
-from ebmscale.training.tasks import to_pixels
 
 SHAPES = {  # of the published file
     "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),

@@ -11,8 +11,8 @@ from ebmscale.density.path import Annealing
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import DataError
 from ebmscale.evaluate.likelihood import Proposals, bits_per_dim, dequantised, fit_proposals, likelihood, marginal
-from ebmscale.training.model import LatentModel
-from ebmscale.training.networks import build_model, build_ratio_network
+from ebmscale.model.build import build_model, build_ratio_network
+from ebmscale.model.latent_model import LatentModel
 
 NUM_IMAGES, NUM, DIM, PIXELS, SIGMA = 6, 200, 3, 10, 0.4
 

@@ -5,7 +5,7 @@ import torch
 
 from ebmscale.evaluate.features import open_features
 from ebmscale.evaluate.metrics import measure
-from ebmscale.training.tasks import to_pixels
+from ebmscale.model.pixels import to_pixels
 
 pytestmark = [
     pytest.mark.gpu,

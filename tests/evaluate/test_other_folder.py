@@ -11,7 +11,7 @@ from ebmscale.address import Address
 from ebmscale.cli import cli
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.errors import ConfigError, DataError
-from ebmscale.runtime.ray_search import with_features
+from ebmscale.search.driver import with_features
 from ebmscale.search.space import EvaluateBlock, Space
 from ebmscale.stop import StopSignal
 from ebmscale.training.loop import train

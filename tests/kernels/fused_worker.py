@@ -8,7 +8,7 @@ import torch
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.kernels import fused_chain
-from ebmscale.models import RatioNet
+from ebmscale.networks import RatioNet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

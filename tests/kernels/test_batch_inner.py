@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ebmscale.kernels import forms
 from ebmscale.kernels.batch_inner import BatchInnerGenerator
-from ebmscale.models import FORMS, Generator, build_generator
+from ebmscale.networks import FORMS, Generator, build_generator
 from ebmscale.seeds import torch_generator
 
 DIM = 5

@@ -7,8 +7,8 @@ from ebmscale.density.langevin import LangevinSettings
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.kernels import chain_graph
 from ebmscale.kernels.chain_graph import ChainGraphs, Chains, Subject, run_chains
-from ebmscale.models import RatioNet, build_generator
-from ebmscale.training.tasks import posterior_target
+from ebmscale.model.posterior import posterior_target
+from ebmscale.networks import RatioNet, build_generator
 
 SETTINGS = LangevinSettings(4, 0.1)
 SIGMA = 0.3

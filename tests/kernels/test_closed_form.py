@@ -12,7 +12,7 @@ from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.kernels import prior_chain
 from ebmscale.kernels.closed_form import closed_form_target
 from ebmscale.kernels.prior_chain import prior_target, run_prior_chain
-from ebmscale.models import ACTIVATIONS, RatioNet
+from ebmscale.networks import ACTIVATIONS, RatioNet
 
 DIM = 5
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from ebmscale.kernels import forms
 from ebmscale.kernels.compiled import Columns, with_columns
-from ebmscale.models import Generator, build_generator
+from ebmscale.networks import Generator, build_generator
 
 DIM = 6
 

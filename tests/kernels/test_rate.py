@@ -4,7 +4,7 @@ import torch
 
 from ebmscale.kernels.batch_inner import BatchInnerGenerator
 from ebmscale.kernels.rate import FlopCount, matrix_rate
-from ebmscale.models import build_generator
+from ebmscale.networks import build_generator
 from ebmscale.seeds import torch_generator
 
 

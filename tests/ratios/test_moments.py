@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ebmscale.models import QuadraticHead, quadratic_part, vector_ratio
+from ebmscale.networks import QuadraticHead, quadratic_part, vector_ratio
 from ebmscale.ratios.moments import Quadratic, gaussian_ratio
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ebmscale.density.prior import RatioSequence, StandardNormal
-from ebmscale.models import Standardised, vector_ratio
+from ebmscale.networks import Standardised, vector_ratio
 from ebmscale.ratios.quadratics import merged
 
 

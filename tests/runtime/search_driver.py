@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from ebmscale.cli import main
-from ebmscale.runtime import ray_search
+from ebmscale.search import driver as ray_search
 
 WAIT_S = 60.0
 

@@ -1,7 +1,7 @@
 import pytest
 
 from ebmscale.runtime.board import SETUP, SILENT_S, Beat, Board, Failure
-from ebmscale.runtime.losses import REPEATS
+from ebmscale.runtime.lost_workers import REPEATS
 
 DIED = Failure("died", "")
 

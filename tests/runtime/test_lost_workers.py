@@ -1,4 +1,4 @@
-from ebmscale.runtime.losses import REPEATS, Loss, reason_to_stop
+from ebmscale.runtime.lost_workers import REPEATS, Loss, reason_to_stop
 
 KEYS = tuple(f"train-{i:05d}" for i in range(10))
 

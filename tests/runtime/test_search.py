@@ -13,14 +13,14 @@ from rich.console import Console
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import DataError, LostRunError
-from ebmscale.runtime.ray_search import _pack, search
-from ebmscale.runtime.ray_tune import make_judge
+from ebmscale.model.run_folder import run_storage
+from ebmscale.search.driver import _pack, search
 from ebmscale.search.space import parse_space
 from ebmscale.search.trial import SearchStore
+from ebmscale.search.tuner import make_judge
 from ebmscale.storage import Storage
 from ebmscale.training import claim
 from ebmscale.training.owner import Lease
-from ebmscale.training.run import run_storage
 from tests.runtime.local_cluster import ROOT
 from tests.search.conftest import make
 

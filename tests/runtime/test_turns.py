@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ebmscale.runtime.turns import children_wait_their_turn, come_first
+from ebmscale.runtime.scheduling import children_wait_their_turn, come_first
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has SCHED_BATCH")
 POLICY = "import os; print(os.sched_getscheduler(0))"

@@ -5,20 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmscale.config import RunConfig, with_values
-from ebmscale.search.objectives import (
-    AT_EVIDENCE,
-    AT_INTERVAL,
-    best,
-    evidence_report,
-    interval_report,
-    pareto,
-    ranked,
-    score,
-)
+from ebmscale.search.objectives import best, pareto, ranked, score
 from ebmscale.search.space import Objective
 from ebmscale.search.trial import Record
 from ebmscale.stop import StopSignal
 from ebmscale.training.loop import train
+from ebmscale.training.reports import AT_EVIDENCE, AT_INTERVAL, evidence_report, interval_report
 from ebmscale.training.view import View
 from ebmscale.world import World
 from tests.search.conftest import make, record

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from ebmscale.config import RunConfig, parse_config, with_values
+from ebmscale.model.checkpoint import position_of
+from ebmscale.model.run_folder import run_storage
 from ebmscale.search.check import trial_config
 from ebmscale.search.population import MUTABLE, exploit, explore, take_over
 from ebmscale.search.trial import Origin, Record
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import CheckpointStore, position_of
+from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.loop import train, train_batch
 from ebmscale.training.opening import open_run
-from ebmscale.training.run import run_storage
 from ebmscale.training.view import View
 from ebmscale.world import World
 from tests.conftest import TINY

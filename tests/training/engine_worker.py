@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.seeds import torch_generator
-from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings, make_engine
+from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings
+from ebmscale.training.engines import make_engine
 from ebmscale.world import World
 
 NUM_UPDATES, SAVED_AFTER, NUM_ROWS = 20, 10, 8

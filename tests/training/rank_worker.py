@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ebmscale.config import load_config
+from ebmscale.model.pixels import to_pixels
 from ebmscale.stop import StopSignal
 from ebmscale.training import loop
-from ebmscale.training.tasks import to_pixels
 from ebmscale.training.view import View
 from ebmscale.world import World
 

@@ -11,18 +11,10 @@ from hypothesis import strategies as st
 
 from ebmscale.config import CheckpointBlock
 from ebmscale.errors import DamagedError, StorageError
+from ebmscale.model.checkpoint import FOLDER, RATIO_FOLDER, position_of
+from ebmscale.model.pieces import PartImage, Span, piece, whole_spans
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import (
-    FOLDER,
-    RATIO_FOLDER,
-    Cancelled,
-    CheckpointStore,
-    kept_by,
-    name_of,
-    patiently,
-    position_of,
-)
-from ebmscale.training.parts import PartImage, Span, piece, whole_spans
+from ebmscale.training.checkpoint import Cancelled, CheckpointStore, kept_by, name_of, patiently
 
 TOKEN = "0123456789ab"
 NET = {"w": torch.arange(6.0).view(2, 3)}

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
-from ebmscale.training.engine import EngineSettings, OptimizerSettings, PlainEngine, make_engine
+from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.engine_plain import PlainEngine
+from ebmscale.training.engines import make_engine
 from ebmscale.world import World
 
 RATES = [1e-2, 5e-3, 2e-3, 1e-2]

@@ -16,14 +16,15 @@ from safetensors.torch import load, save
 from ebmscale.config import parse_config
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import DamagedError, StorageError
+from ebmscale.model.build import build_model, build_ratio_network
+from ebmscale.model.checkpoint import FOLDER
+from ebmscale.model.export import ABOUT_FILE, TENSOR_FILE
+from ebmscale.model.latent_model import LatentModel, from_checkpoint, open_model
+from ebmscale.model.pieces import PartImage, piece
+from ebmscale.model.run_documents import RunState
 from ebmscale.storage import Storage
 from ebmscale.stored import as_form, digest
-from ebmscale.training.checkpoint import FOLDER, CheckpointStore, name_of
-from ebmscale.training.documents import RunState
-from ebmscale.training.export import ABOUT_FILE, TENSOR_FILE
-from ebmscale.training.model import LatentModel, from_checkpoint, open_model
-from ebmscale.training.networks import build_model, build_ratio_network
-from ebmscale.training.parts import PartImage, piece
+from ebmscale.training.checkpoint import CheckpointStore, name_of
 from tests.conftest import TINY
 from tests.foreign import FEW, damaged, documents, result_or_error
 

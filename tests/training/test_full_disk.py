@@ -13,13 +13,13 @@ from test_resume import changed, final_files, history, run_until
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import StorageError
-from ebmscale.evaluate.report import write_report
+from ebmscale.model.run_folder import run_storage
+from ebmscale.report.run_report import write_report
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE
-from ebmscale.training.run import run_storage
 from ebmscale.training.view import View
 from ebmscale.world import World
 

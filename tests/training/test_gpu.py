@@ -3,9 +3,9 @@ import torch
 
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.density.bases import MomentBase
+from ebmscale.model.latent_model import load
 from ebmscale.stop import StopSignal
 from ebmscale.training.loop import train
-from ebmscale.training.model import load
 from ebmscale.training.view import View
 from ebmscale.world import World
 

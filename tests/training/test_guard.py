@@ -8,16 +8,20 @@ import pytest
 import torch
 
 from ebmscale.config import GuardBlock, RunConfig
+from ebmscale.density.losses import spoil
 from ebmscale.density.schedule import StageState
 from ebmscale.errors import DivergenceError
+from ebmscale.model.checkpoint import position_of
+from ebmscale.model.pixels import to_pixels
+from ebmscale.model.posterior import lost
+from ebmscale.model.run_documents import GuardState
+from ebmscale.model.run_folder import run_storage
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import CheckpointStore, position_of
-from ebmscale.training.guard import WARM_UPDATES, Guard, GuardState, spoil
+from ebmscale.training.checkpoint import CheckpointStore
+from ebmscale.training.guard import WARM_UPDATES, Guard
 from ebmscale.training.loop import _decode, train
 from ebmscale.training.metrics import GUARD_FILE, METRICS_FILE, read_lines
-from ebmscale.training.run import run_storage
-from ebmscale.training.tasks import lost, to_pixels
 from ebmscale.training.view import View
 from ebmscale.world import World
 

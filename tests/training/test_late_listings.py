@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from test_resume import changed, final_files, run_until
 
 from ebmscale.config import CheckpointBlock, RunConfig
+from ebmscale.model.checkpoint import NAMES_FILE, position_of
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import NAMES_FILE, CheckpointStore, kept_by, name_of, position_of
+from ebmscale.training.checkpoint import CheckpointStore, kept_by, name_of
 
 TOKENS = ("0123456789ab", "ba9876543210")
 

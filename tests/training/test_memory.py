@@ -9,14 +9,15 @@ import torch
 import ebmscale
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.errors import ConfigError
+from ebmscale.model import posterior as tasks
+from ebmscale.model.pieces import assemble, whole_spans
+from ebmscale.model.run_folder import run_storage
 from ebmscale.stop import StopSignal
-from ebmscale.training import inference, tasks
+from ebmscale.training import inference
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.loop import train_batch
 from ebmscale.training.memory import LatentMemory
 from ebmscale.training.opening import open_run
-from ebmscale.training.parts import assemble, whole_spans
-from ebmscale.training.run import run_storage
 from ebmscale.world import World
 from tests.conftest import PATIENCE_S
 from tests.training.test_resume import changed

@@ -9,15 +9,15 @@ import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.density.bases import MomentBase
 from ebmscale.errors import ConfigError
-from ebmscale.evaluate.report import write_report
+from ebmscale.model.pieces import whole_spans
+from ebmscale.model.run_folder import run_storage
+from ebmscale.report.run_report import write_report
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.loop import train_batch
 from ebmscale.training.metrics import METRICS_FILE, read_lines
 from ebmscale.training.opening import open_run
-from ebmscale.training.parts import whole_spans
-from ebmscale.training.run import run_storage
 from ebmscale.training.sampling import AverageWeights
 from ebmscale.world import World
 from tests.training.test_resume import changed, final_files, run_until

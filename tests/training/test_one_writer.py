@@ -14,12 +14,12 @@ from test_resume import changed, history, positions, run_until
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import LostRunError
+from ebmscale.model.run_folder import run_storage
+from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training import claim
-from ebmscale.training.guard import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import METRICS_FILE
-from ebmscale.training.run import run_storage
 from ebmscale.training.view import View
 from ebmscale.world import World
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from ebmscale.config import RunConfig
+from ebmscale.model.latent_model import load
 from ebmscale.stop import StopSignal
 from ebmscale.training.loop import train
-from ebmscale.training.model import load
 from ebmscale.training.profile import TABLE_FILE, TRACE_FILE
 from ebmscale.training.view import View
 from ebmscale.world import World

@@ -8,12 +8,13 @@ import pytest
 import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError, Interrupted
+from ebmscale.model.checkpoint import position_of
+from ebmscale.model.run_folder import run_storage
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import CheckpointStore, position_of
+from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.loop import train, train_batch
 from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, read_lines
-from ebmscale.training.run import run_storage
 from ebmscale.training.view import View
 from ebmscale.world import World
 

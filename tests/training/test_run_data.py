@@ -13,8 +13,8 @@ from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.errors import DataError
+from ebmscale.model.run_folder import run_storage
 from ebmscale.storage import Storage
-from ebmscale.training.run import run_storage
 from ebmscale.training.run_data import DATA_FILE, read_run_data
 
 

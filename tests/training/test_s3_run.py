@@ -13,13 +13,14 @@ from test_resume import changed, final_files, history, run_until
 import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.errors import LostRunError, StorageError
+from ebmscale.model.checkpoint import position_of
+from ebmscale.model.run_folder import run_storage
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training import claim
-from ebmscale.training.checkpoint import CheckpointStore, position_of
+from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.loop import train
 from ebmscale.training.owner import Lease
-from ebmscale.training.run import run_storage
 from ebmscale.training.view import View
 from ebmscale.world import World
 from tests.conftest import PATIENCE_S

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from ebmscale.config import RunConfig
-from ebmscale.models import build_generator
+from ebmscale.model.image_model import ImageModel
+from ebmscale.model.latent_model import load
+from ebmscale.networks import build_generator
 from ebmscale.seeds import torch_generator
 from ebmscale.stop import StopSignal
-from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
+from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.engines import make_engine
 from ebmscale.training.loop import train
-from ebmscale.training.model import load
 from ebmscale.training.opening import open_run
 from ebmscale.training.sampling import SamplingCopy
-from ebmscale.training.tasks import ImageModel
 from ebmscale.training.view import View
 from ebmscale.world import World
 

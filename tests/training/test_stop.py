@@ -9,13 +9,14 @@ from test_resume import changed, final_files, history, run_until
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import Interrupted, StorageError
+from ebmscale.model.checkpoint import position_of
+from ebmscale.model.run_folder import run_storage
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training import guard as guard_module
-from ebmscale.training.checkpoint import CheckpointStore, position_of
-from ebmscale.training.guard import Stopped, StopPoll
+from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.loop import train
-from ebmscale.training.run import run_storage
+from ebmscale.training.stopping import Stopped, StopPoll
 from ebmscale.training.view import View
 from ebmscale.world import World
 

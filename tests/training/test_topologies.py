@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from ebmscale.config import parse_config
+from ebmscale.model.pieces import whole_spans
+from ebmscale.model.run_folder import run_storage
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
-from ebmscale.training.parts import whole_spans
-from ebmscale.training.run import run_storage
 
 ENGINES = ["plain", "zero0", "zero1", "zero2", "zero3"]
 LEGS = [(1, ["train", *ENGINES]), (4, ENGINES), (2, ENGINES[::-1]), (1, ["zero3", "plain"])]

@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from ebmscale.models import build_generator
+from ebmscale.networks import build_generator
 from ebmscale.seeds import torch_generator
 
 RATE, BETAS, REPEATS = 1e-4, (0.5, 0.999), 8

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 sys.path[0] = str(Path(__file__).parents[2])
 
 from ebmscale.density.losses import nce
-from ebmscale.models.generator import Generator
-from ebmscale.models.ratio_net import RatioNet
+from ebmscale.networks.generator import Generator
+from ebmscale.networks.ratio_net import RatioNet
 
 BATCH, LATENT, SIGMA, NUM_IMAGES = 100, 100, 0.3, 4000
 POSTERIOR_STEPS, POSTERIOR_SIZE = 20, 0.1

@@ -18,7 +18,7 @@ from ebmscale.density.langevin import LangevinSettings, Target, run_chain, start
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.kernels.closed_form import closed_form_target
 from ebmscale.kernels.rate import clock_s
-from ebmscale.models import RatioNet
+from ebmscale.networks import RatioNet
 from ebmscale.seeds import torch_generator
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ebmscale.density.losses import nce
 from ebmscale.density.prior import StandardNormal
-from ebmscale.models import Standardised, initialise
+from ebmscale.networks import Standardised, initialise
 from ebmscale.ratios import FitSettings, FittedRatio, fit_ratio
 from ebmscale.ratios.fit import build_network
 from ebmscale.ratios.fitted import total

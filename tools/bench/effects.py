@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ebmscale.evaluate.comparison import Result, summarise
+from ebmscale.report.comparison import Result, summarise
 
 DOT, BAR = "#0072b2", "#d55e00"
 

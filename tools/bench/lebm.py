@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmscale.models import initialise
-from ebmscale.models.blocks import ImageLayer
-from ebmscale.models.forms import ImageShape, find_form
+from ebmscale.networks import initialise
+from ebmscale.networks.architectures import ImageShape, find_form
+from ebmscale.networks.blocks import ImageLayer
 from ebmscale.seeds import torch_generator
 
 SLOPE = 0.2

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 
 from ebmscale.config import RunConfig, load_config
-from ebmscale.runtime.plan import Network, Plan, plan
-from ebmscale.runtime.plan_timing import update_seconds
-from ebmscale.runtime.process_memory import peak_bytes
+from ebmscale.forecast.plan import Network, Plan, plan
+from ebmscale.forecast.process_memory import peak_bytes
+from ebmscale.forecast.timing import update_seconds
 from ebmscale.world import World
 
 LARGE, SMALL = 4_000_000, 1

@@ -23,9 +23,9 @@ from ebmscale.density.langevin import LangevinSettings, Target
 from ebmscale.kernels.chain_graph import ChainGraphs, Chains, Ends, Subject, run_chains
 from ebmscale.kernels.forms import FormName, form_of
 from ebmscale.kernels.rate import FlopCount, clock_s, matrix_rate
-from ebmscale.models import build_generator
+from ebmscale.model.posterior import posterior_target
+from ebmscale.networks import build_generator
 from ebmscale.seeds import torch_generator
-from ebmscale.training.tasks import posterior_target
 from tools.bench.chain import make_prior
 
 SIGMA, SHAPE = 0.3, (3, 32, 32)

@@ -34,10 +34,11 @@ from ebmscale.data.split import select
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import evaluate
+from ebmscale.model.image_model import ImageModel
+from ebmscale.model.latent_model import LatentModel, open_model
+from ebmscale.model.pixels import to_pixels
+from ebmscale.model.run_folder import run_storage
 from ebmscale.storage import Storage
-from ebmscale.training.model import LatentModel, open_model
-from ebmscale.training.run import run_storage
-from ebmscale.training.tasks import ImageModel, to_pixels
 from tools.bench.lebm import LebmLoop, Setting
 
 

@@ -24,10 +24,11 @@ from ebmscale.config import PriorBlock, RatioOptimizerBlock, StagesBlock
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.density.schedule import Advance, Finish
-from ebmscale.models import build_ratio_net
+from ebmscale.networks import build_ratio_net
 from ebmscale.seeds import torch_generator
-from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
-from ebmscale.training.stages import StageTrainer
+from ebmscale.stages.stage_trainer import StageTrainer
+from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.engines import make_engine
 from ebmscale.world import World
 
 matplotlib.use("Agg")

@@ -15,9 +15,9 @@ from ebmscale.data.stream import read_split
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
 from ebmscale.evaluate.features import open_features
 from ebmscale.evaluate.frechet import Moments, frechet_distance
+from ebmscale.model.latent_model import load
+from ebmscale.model.pixels import to_images
 from ebmscale.storage import Storage
-from ebmscale.training.model import load
-from ebmscale.training.tasks import to_images
 
 
 def main() -> None:

@@ -18,8 +18,9 @@ import sys
 import torch
 from torch import Tensor
 
-from ebmscale.models import Generator, count_parameters
-from ebmscale.training.engine import EngineSettings, OptimizerSettings, make_engine
+from ebmscale.networks import Generator, count_parameters
+from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.engines import make_engine
 from ebmscale.world import World
 
 SHAPE, LATENT, ROWS, UPDATES = (3, 32, 32), 100, 4, 3

@@ -1,0 +1,246 @@
+"""A dry run: one update of every kind, one save and one load, and from them what the whole run will need."""
+
+import shutil
+import tempfile
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+from ebmscale.address import Address
+from ebmscale.config import RunConfig
+from ebmscale.errors import EbmscaleError
+from ebmscale.forecast.process_memory import peak_bytes
+from ebmscale.model.run_folder import run_storage
+from ebmscale.networks import count_parameters
+from ebmscale.stop import StopSignal
+from ebmscale.storage import Storage
+from ebmscale.training.loop import take_evidence, train_batch
+from ebmscale.training.opening import open_run
+from ebmscale.training.run import Run
+from ebmscale.world import World
+
+WARM_BATCHES, TIMED_BATCHES = 3, 8
+
+
+class Seconds(NamedTuple):
+    """Time on the clock, and of this process on all cores."""
+
+    wall_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Processor seconds of what a run is made of, measured, and what they come to for a run of any length.
+
+    Attributes:
+        config: the run.
+        begins: `samples_seen` from which on an update is another kind of work; the first is 0.
+        first: of an update in each of these, the prior being p_0.
+        last: of an update in each of these, in the last stage.
+        first_evidence: of a measurement of evidence under p_0.
+        last_evidence: of one in the last stage.
+        new_stage: of bringing the prior chains to the last stage's prior.
+        base: of fitting the base to the posteriors, once.
+    """
+
+    config: RunConfig
+    begins: tuple[int, ...]
+    first: tuple[float, ...]
+    last: tuple[float, ...]
+    first_evidence: float
+    last_evidence: float
+    new_stage: float
+    base: float = 0.0
+
+    def cpu_s(self, max_samples: int) -> float:
+        """Of a run of so many samples whose stages last their longest; a short run does not come to its last stages."""
+        config, stages = self.config, self.config.stages
+        seconds = age = 0.0
+        spans = pairwise([*(begin for begin in self.begins if begin < max_samples), max_samples])
+        for (begin, end), one, other in zip(spans, self.first, self.last, strict=False):  # the last ones may not come
+            of_span = _age(config, begin, end)
+            seconds += (end - begin) / config.train.batch_size * (one + of_span * (other - one))
+            age += (end - begin) / max_samples * of_span
+        evidence = self.first_evidence + age * (self.last_evidence - self.first_evidence)
+        seconds += max_samples // stages.evidence_every * evidence
+        if max_samples > stages.start_samples:
+            seconds += self.base
+        if config.num_live or not config.most_stages:
+            return seconds
+        num_begun = min(-(-max(max_samples - stages.start_samples, 0) // stages.max_samples), config.most_stages)
+        return seconds + self.new_stage * num_begun * (num_begun + 1) / 2 / config.most_stages
+
+    def samples_within(self, cpu_s: float) -> int:
+        """The most whole batches, as samples and at least one, that a budget of processor seconds pays for."""
+        batch = self.config.train.batch_size
+        most = 1
+        while self.cpu_s(2 * most * batch) <= cpu_s:
+            most *= 2
+        return batch * bisect_right(range(1, 2 * most), cpu_s, key=lambda batches: self.cpu_s(batches * batch)) or batch
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will need.
+
+    Attributes:
+        num_batches: updates in all.
+        first_batch_s: seconds of an update at the beginning, the prior being p_0.
+        last_batch_s: seconds of an update at the end, in the last stage, with all prior chains.
+        evidence_s: seconds of one measurement of evidence in the last stage.
+        train_s: seconds of the whole run at most.
+        costs: processor seconds of this process.
+        memory_bytes: peak memory of this process, host or CUDA device.
+        checkpoint_bytes: size of one checkpoint.
+        free_bytes: free space of the run's storage; None if it is not a local folder.
+        num_parameters: of generator with encoder, and of one ratio network.
+    """
+
+    num_batches: int
+    first_batch_s: float
+    last_batch_s: float
+    evidence_s: float
+    train_s: float
+    costs: Costs
+    memory_bytes: int
+    checkpoint_bytes: int
+    free_bytes: int | None
+    num_parameters: tuple[int, int]
+
+
+def dry_run(config: RunConfig, world: World) -> Forecast:
+    """Tries everything a run does, in a temporary folder; the run's own storage is only probed.
+
+    Raises:
+        EbmscaleError: what the run itself would raise.
+    """
+    storage = run_storage(config)
+    storage.probe()
+    with tempfile.TemporaryDirectory(prefix="ebmscale-dry-run-") as folder:
+        trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": Address(folder)})})
+        run = open_run(trial, world, StopSignal())
+        try:
+            return _measure(run, storage)
+        finally:
+            run.close()
+
+
+def _measure(run: Run, storage: Storage) -> Forecast:
+    config = run.config
+    spans = _spans(run)
+    base = Seconds(0.0, 0.0)
+    if config.prior.base == "moments":
+        base = _seconds(lambda: run.stages.try_base(config.stages.start_samples), repeats=1)
+    first = [_batch_seconds(run, begin) for begin, _ in spans]
+    first_evidence = _seconds(lambda: take_evidence(run), repeats=2)
+    run.save()
+    run.saver.finish()
+    saved = run.restore()
+    if saved is None:
+        raise EbmscaleError("The dry run's checkpoint could not be read back; check the disk and report this.")
+    for _ in range(0 if config.num_live else config.most_stages - 1):
+        run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
+    last = [
+        _batch_seconds(run, begin) if begin >= config.stages.start_samples else seconds
+        for (begin, _), seconds in zip(spans, first, strict=True)
+    ]
+    new_stage = Seconds(0.0, 0.0)
+    if not config.num_live and config.most_stages:
+        new_stage = _seconds(
+            lambda: run.stages.next_prior(run.stages.engine.full_weights(), run.samples_seen), repeats=1
+        )
+    last_evidence = _seconds(lambda: take_evidence(run), repeats=2)
+    shares = [(end - begin) / config.train.max_samples for begin, end in spans]
+    costs = Costs(
+        config,
+        tuple(begin for begin, _ in spans),
+        tuple(one.cpu_s for one in first),
+        tuple(one.cpu_s for one in last),
+        *(first_evidence.cpu_s, last_evidence.cpu_s, new_stage.cpu_s, base.cpu_s),
+    )
+    longest_s = sum(
+        share * max(one.wall_s, other.wall_s) for share, one, other in zip(shares, first, last, strict=True)
+    )
+    num_batches = -(-config.train.max_samples // config.train.batch_size)
+    num_evidence = config.train.max_samples // config.stages.evidence_every
+    local = storage.local_path()
+    return Forecast(
+        num_batches=num_batches,
+        first_batch_s=first[0].wall_s,
+        last_batch_s=last[-1].wall_s,
+        evidence_s=last_evidence.wall_s,
+        costs=costs,
+        train_s=num_batches * longest_s
+        + num_evidence * last_evidence.wall_s
+        + config.most_stages * new_stage.wall_s
+        + base.wall_s,
+        memory_bytes=_peak_memory(run.world),
+        checkpoint_bytes=saved.num_bytes,
+        free_bytes=shutil.disk_usage(local).free if local is not None else None,
+        num_parameters=(count_parameters(run.sampling.model), count_parameters(run.stages.prior.network)),
+    )
+
+
+def _spans(run: Run) -> list[tuple[int, int]]:
+    """Where an update is the same work, as `samples_seen` at begin and end.
+
+    The generator stops, the ratios start, or chains go on where they ended an epoch before.
+    """
+    config, end = run.config, run.config.train.max_samples
+    changes = [config.stages.start_samples, config.generator_stops]
+    if run.memory is not None:
+        changes.append(run.num_samples)
+    edges = {0, end} | {at for at in changes if at < end}
+    return list(pairwise(sorted(edges)))
+
+
+def _age(config: RunConfig, begin: int, end: int) -> float:
+    """How far updates from `begin` to `end` are from the first stage's cost to the last's, on average.
+
+    It is taken that every stage lasts its longest; the last one, whose prior has most ratios, lasts to the run's end.
+    """
+    num_later, length = config.most_stages - 1, config.stages.max_samples
+    if config.num_live or num_later < 1:
+        return 1.0
+    times = range(begin, end, config.train.batch_size)
+    stages = [min(max(at - config.stages.start_samples, 0) // length, num_later) for at in times]
+    return sum(stages) / len(stages) / num_later
+
+
+def _batch_seconds(run: Run, begin: int) -> Seconds:
+    """Seconds of a batch from `begin` samples on, under the run's present prior."""
+    run.samples_seen = begin
+    if run.memory is not None:
+        run.memory.known.fill_(begin >= run.num_samples)
+    batches = run.batches()
+
+    def update() -> None:
+        batch = next(batches)
+        train_batch(run, batch)
+        run.samples_seen = batch.end
+
+    for _ in range(WARM_BATCHES):
+        update()
+    return _seconds(update)
+
+
+def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> Seconds:
+    """Mean seconds of an action on the clock; of processor time the least, which others on the machine raise least."""
+    begin, cpu = time.perf_counter(), []
+    for _ in range(repeats):
+        cpu_begin = time.process_time()
+        action()
+        cpu.append(time.process_time() - cpu_begin)
+    return Seconds((time.perf_counter() - begin) / repeats, min(cpu))
+
+
+def _peak_memory(world: World) -> int:
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(world.device)
+    return peak_bytes()

@@ -1,0 +1,232 @@
+"""What a worker will hold in memory: formulas for what is kept; for the rest, the real computations on the meta device.
+
+The formulas say what `training/` and DeepSpeed keep; `tests/forecast/test_plan.py` holds them against measured peaks.
+
+Shapes: B rows of one worker, N chains of one worker, K stages, Z latent, C H W image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ebmscale.config import RunConfig
+from ebmscale.data.reader import KEPT_BYTES
+from ebmscale.data.stream import AHEAD_BYTES, BATCHES_AHEAD
+from ebmscale.density.langevin import ChainTrace, LangevinSettings, run_chain, start
+from ebmscale.density.losses import n2ce
+from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.forecast.footprint import FP32, EngineChoice, Footprint
+from ebmscale.forecast.live_bytes import LiveBytes
+from ebmscale.kernels.batch_inner import BatchInnerGenerator
+from ebmscale.model.build import build_on_meta
+from ebmscale.model.image_model import ImageModel
+from ebmscale.model.posterior import PosteriorSample, posterior_target
+from ebmscale.networks import ImageShape
+from ebmscale.training.objective import generator_loss
+
+SIMULATED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the worker with the most to do has of a run.
+
+    Attributes:
+        size: workers.
+        num_streams: streams that it owns.
+        num_rows: rows of a batch.
+        num_ratio_rows: rows of a ratio update.
+        num_chains: prior chains.
+        num_held_out: held-out images.
+        fraction: its part of the run's streams.
+    """
+
+    size: int
+    num_streams: int
+    num_rows: int
+    num_ratio_rows: int
+    num_chains: int
+    num_held_out: int
+    fraction: float
+
+    @classmethod
+    def of(cls, config: RunConfig, size: int) -> "Share":
+        """The largest share among `size` workers."""
+        total = config.data.num_streams
+        owned = -(-total // size)
+
+        def rows(count: int) -> int:
+            whole, rest = divmod(count, total)
+            return owned * whole + min(owned, -(-rest // size))
+
+        stages = config.stages
+        return cls(
+            size,
+            owned,
+            rows(config.train.batch_size),
+            rows(stages.batch_size),
+            rows(config.prior.num_chains),
+            rows(stages.evidence_samples),
+            owned / total,
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one worker.
+
+    Attributes:
+        kept: what is there all the time, by name.
+        passing: what the parts of an update, set-up and a checkpoint need besides, by name; one at a time.
+    """
+
+    kept: dict[str, int]
+    passing: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """The most at any time."""
+        return sum(self.kept.values()) + max(self.passing.values())
+
+    @property
+    def busiest(self) -> str:
+        """The part that makes the peak."""
+        return max(self.passing, key=lambda name: self.passing[name])
+
+
+def forecast_memory(
+    config: RunConfig, shape: ImageShape, num_samples: int, engine: EngineChoice, size: int, on_cuda: bool = False
+) -> Memory:
+    """The memory of the worker that has the most to do, in the run's last stage.
+
+    Args:
+        config: the run.
+        shape: (C, H, W).
+        num_samples: of the data set.
+        engine: that trains.
+        size: workers.
+        on_cuda: whether it computes on a CUDA device: then what stays in the host's memory is left out.
+    """
+    share, half = Share.of(config, size), 2 if config.precision == "bf16" else FP32
+    model, network = build_on_meta(config, shape)
+    ratio = Footprint.of(network, FP32, engine, size)
+    networks = [Footprint.of(model, half, engine, size), *[ratio] * max(config.num_live, 1)]
+    num_ratio = ratio.num_elements
+    dim, pixels = config.model.latent_dim, shape[0] * shape[1] * shape[2]
+    tables = share.num_streams * (config.stages.buffer_samples // config.data.num_streams)
+    kept = {
+        "weights": sum(net.weights() for net in networks),
+        "master weights": sum(net.masters() for net in networks),
+        "Adam's moments": sum(net.moments() for net in networks),
+        "kept gradients, buckets": sum(net.kept_gradients() for net in networks),
+        "sampling copy": networks[0].num_elements * half,
+        "its form in chains": _form_elements(config, model.generator, on_cuda) * half,
+        "frozen ratios": num_ratio * FP32 * (config.most_stages + 1),
+        "latents": (tables * (1 + config.is_amortised) + share.num_chains + share.num_held_out) * dim * FP32,
+        "held-out images": share.num_held_out * pixels * FP32,
+    }
+    state = sum(3 * FP32 * net.num_elements for net in networks)
+    if not on_cuda:
+        remembers = config.posterior.start == "memory"
+        kept["ends of chains"] = min(num_samples * dim * FP32, config.posterior.memory_bytes) if remembers else 0
+        kept["shards being read"] = _data_bytes(config, share, pixels, num_samples)
+        kept["freed, kept by malloc"] = networks[0].kept_by_malloc()
+        kept["copy for checkpoints"] = -(-(state + kept["ends of chains"]) // size) + kept["latents"]
+    passing = _computations(config, shape, share, model, network)
+    if on_cuda and config.posterior.num_steps:  # a graph keeps what its chains pass through
+        kept["graphs of posterior chains"] = passing["posterior"] + passing["evidence"]
+    for part, net, width in (("generator", networks[0], half), ("ratio", ratio, FP32)):
+        backward = max(passing[part] - net.num_elements * width, 0)  # the gradients are counted by the footprint
+        passing[part] = max(backward + net.gradients(), net.step())
+    passing["weights to the sampling copy"] = networks[0].refresh()
+    passing["set-up"] = networks[0].setup()
+    if engine.zero_stage != 3:  # there what was freed is not all given back, and is as much in an update
+        passing["set-up"] -= min(kept["its form in chains"] + kept.get("copy for checkpoints", 0), passing["set-up"])
+    return Memory(kept, passing)
+
+
+def _form_elements(config: RunConfig, generator: nn.Module, on_cuda: bool) -> int:
+    """Weights in the layouts of `kernels.batch_inner`; of `auto`, which decides by the clock, the larger choice."""
+    is_plain = config.posterior.kernel == "plain" or on_cuda or not BatchInnerGenerator.supports(generator)
+    return 0 if is_plain else BatchInnerGenerator.num_copied(generator)
+
+
+def _computations(
+    config: RunConfig, shape: ImageShape, share: Share, model: ImageModel, network: nn.Module
+) -> dict[str, int]:
+    """Peak bytes of each part of an update in the last stage, gradients of parameters included."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dim, sigma = config.model.latent_dim, config.model.sigma
+    prior = RatioSequence(StandardNormal(dim), network)
+    for _ in range(config.most_stages):
+        prior = prior.append({name: weight.to(torch.float32) for name, weight in network.state_dict().items()})
+    trained, sampler = model.to(dtype), build_on_meta(config, shape)[0].to(dtype).requires_grad_(False)
+    ratio = build_on_meta(config, shape)[1]
+
+    two_steps = LangevinSettings(SIMULATED_STEPS, 0.1)
+
+    def images(count: int) -> Tensor:
+        return torch.empty(count, *shape, device="meta")
+
+    def posterior(count: int) -> None:
+        x, z = images(count), _rows(count, dim)
+        most = max(config.posterior.num_steps, config.posterior.new_steps, SIMULATED_STEPS)
+        noise = torch.empty(count, most, dim, device="meta")
+        if sampler.encoder is not None:
+            with torch.no_grad():
+                sampler.encoder(x.to(dtype))
+            if config.posterior.num_steps == 0:
+                return
+        target = posterior_target(prior, sampler.generator, x, sigma)
+        run_chain(target, start(target, z), noise[:, :SIMULATED_STEPS], two_steps)
+
+    def generator() -> None:
+        x, z = images(share.num_rows), _rows(share.num_rows, dim)
+        mean, encoded = trained(z.to(dtype), x.to(dtype))
+        encoded = None if encoded is None else (encoded[0].float(), encoded[1].float())
+        drawn = None if encoded is None else z
+        sample = PosteriorSample(z, drawn, drawn, ChainTrace(z, z, z))
+        generator_loss(x, mean.float(), sigma, encoded, sample)[0].sum().backward()
+
+    def ratio_updates() -> None:
+        rows = share.num_ratio_rows
+        drawn = _rows(2 * config.stages.updates_per_batch * rows, dim)
+        f_q, f_p = ratio(drawn[: 2 * rows]).split(rows)
+        n2ce(f_q, f_p, config.stages.magnification).backward()
+
+    def new_stage(num_chains: int) -> None:
+        chains(num_chains, config.prior.equilibrate_steps)
+
+    def chains(num_chains: int, num_steps: int) -> None:
+        noise = torch.empty(num_chains, max(num_steps, SIMULATED_STEPS), dim, device="meta")
+        target, z = prior.evaluate, _rows(num_chains, dim)
+        run_chain(target, start(target, z), noise[:, :SIMULATED_STEPS], two_steps)
+
+    return {
+        "posterior": peak_of(lambda: posterior(share.num_rows)),
+        "generator": peak_of(generator),
+        "prior": peak_of(lambda: chains(share.num_chains, config.prior.num_steps)),
+        "ratio": peak_of(ratio_updates),
+        "evidence": peak_of(lambda: posterior(share.num_held_out)),
+        "new stage": peak_of(lambda: new_stage(max(share.num_chains, share.num_held_out))),
+    }
+
+
+def peak_of(action: Callable[[], object]) -> int:
+    """Peak bytes of what an action on the meta device makes."""
+    with LiveBytes() as live:
+        action()
+    return live.peak
+
+
+def _rows(count: int, dim: int) -> Tensor:
+    return torch.empty(count, dim, device="meta")
+
+
+def _data_bytes(config: RunConfig, share: Share, pixels: int, num_samples: int) -> int:
+    """Windows, batches read ahead, and small shards that are kept whole; a pixel is a byte."""
+    windows = min(share.num_streams * config.data.shuffle_window, num_samples) * pixels
+    batch = share.num_rows * pixels
+    return windows + min(BATCHES_AHEAD * batch, AHEAD_BYTES + batch) + min(KEPT_BYTES, num_samples * pixels)

@@ -1,0 +1,286 @@
+"""Scaling on paper: what a run needs on many workers, from what one worker measures here and a stated network.
+
+The global batch is fixed: more workers share out the same rows, so a worker's part shrinks while what is moved between
+workers does not.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ebmscale.config import RunConfig
+from ebmscale.data.formats import open_source
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.pack import pack
+from ebmscale.errors import ConfigError, DataError
+from ebmscale.forecast.footprint import FP32, EngineChoice
+from ebmscale.forecast.memory import Memory, Share, forecast_memory
+from ebmscale.forecast.timing import Measured, measure, process_bytes
+from ebmscale.model.build import build_on_meta
+from ebmscale.networks import ImageShape
+from ebmscale.storage import open_storage
+from ebmscale.training.opening import least_bf16_gain, with_precision
+from ebmscale.world import World
+
+LIVE_PARAMETERS = 1_000_000_000
+"""Parameters that ZeRO 3 leaves gathered from the forward to the backward pass (DeepSpeed's own default)."""
+COLLECTIVES = (1, 3, 3, 2)
+"""Operations of an engine's step by ZeRO stage, counted in real ones; bf16 adds a check for overflow to stages 1 and 2,
+and ZeRO 3 gathers every tensor once."""
+EVIDENCE_BYTES = 8
+"""A gathered log ratio, with what its serialisation adds."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network between workers: Gbit/s that each can send, and the latency of one message in microseconds."""
+
+    bandwidth_gbit: float = 10.0
+    latency_us: float = 50.0
+
+    def seconds(self, traffic: "Traffic", size: int) -> float:
+        """Time of messages that nothing is computed beside."""
+        rounds = math.ceil(math.log2(size)) if size > 1 else 0
+        return (
+            traffic.num_bytes * 8 / (self.bandwidth_gbit * 1e9)
+            + traffic.num_collectives * rounds * self.latency_us / 1e6
+        )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a worker sends in an update.
+
+    Attributes:
+        parts: bytes by name.
+        num_collectives: operations that every worker takes part in.
+    """
+
+    parts: Mapping[str, float]
+    num_collectives: float
+
+    @property
+    def num_bytes(self) -> float:
+        """All of them."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A run on `size` workers with one engine.
+
+    Attributes:
+        size: workers.
+        engine: plain or a ZeRO stage.
+        share: of the worker with the most to do.
+        memory: on that worker; `process_bytes` of interpreter and libraries come on top, on the host.
+        traffic: of a worker in an update.
+        compute_s: seconds of an update without messages; None without a measurement.
+        network_s: seconds of its messages.
+        efficiency: speed-up over one worker with the plain engine, divided by the workers.
+        samples_per_s: of the run.
+    """
+
+    size: int
+    engine: EngineChoice
+    share: Share
+    memory: Memory
+    traffic: Traffic
+    compute_s: float | None
+    network_s: float
+    efficiency: float | None
+    samples_per_s: float | None
+
+    @property
+    def update_s(self) -> float | None:
+        """Seconds of an update."""
+        return None if self.compute_s is None else self.compute_s + self.network_s
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Forecasts for every number of workers and every engine.
+
+    Attributes:
+        forecasts: those that are possible.
+        refused: a sentence for every number of workers that is not.
+        assumptions: what the forecasts rest on, as sentences.
+        process_bytes: interpreter and libraries of a worker, on the host.
+        single_s: seconds of an update on one worker with the plain engine, measured.
+    """
+
+    forecasts: list[Forecast]
+    refused: list[str]
+    assumptions: list[str]
+    process_bytes: int
+    single_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is planned: a run with images of a shape, on a network."""
+
+    config: RunConfig
+    shape: ImageShape
+    num_samples: int
+    network: Network = field(default_factory=Network)
+    on_cuda: bool = False
+
+
+def plan(config: RunConfig, workers: Sequence[int], network: Network | None = None, measuring: bool = True) -> Plan:
+    """Plans a run on each of these numbers of workers.
+
+    Args:
+        config: the run; its data set is packed if it is absent and the configuration says how.
+        workers: numbers of workers.
+        network: between them.
+        measuring: whether to time updates here; without, memory and messages alone are planned.
+
+    Raises:
+        ConfigError: none of the numbers of workers is possible.
+        DataError: there is no data set.
+    """
+    config = with_precision(config, least_bf16_gain(config, World.from_environment(config.device)))
+    refused = [sentence for size in workers if (sentence := refusal(config, size))]
+    sizes = [size for size in workers if not refusal(config, size)]
+    if not sizes:
+        raise ConfigError(refused[0] if refused else "No number of workers was given, such as --workers 8,64.")
+    shape, num_samples = _describe_data(config)
+    question = Question(config, shape, num_samples, network or Network(), on_cuda(config))
+    choices = {size: _engines(question, size) for size in sizes}
+    stages = list(dict.fromkeys(engine.zero_stage for engines in choices.values() for engine in engines))
+    process = process_bytes(config, shape, with_deepspeed=stages != [None])
+    measured = measure(config, shape, max(sizes), stages) if measuring else None
+    forecasts = [forecast(question, engine, size, measured) for size in sizes for engine in choices[size]]
+    single = None if measured is None else _compute_seconds(config, EngineChoice(None), Share.of(config, 1), measured)
+    return Plan(forecasts, refused, assumptions(question, measured), process, single)
+
+
+def refusal(config: RunConfig, size: int) -> str | None:
+    """Why a run cannot have that many workers; None if it can."""
+    if size < 1:
+        return f"{size} workers cannot train; name at least 1."
+    for key, most in {
+        "data.num_streams": config.data.num_streams,
+        "train.batch_size": config.train.batch_size,
+        "stages.batch_size": config.stages.batch_size,
+    }.items():
+        if size > most:
+            return (
+                f"{size:,} workers cannot share {key}={most:,}: the global batch is fixed and every worker takes at "
+                f"least one row and one stream of it, so use at most {most:,} workers or raise {key}."
+            )
+    return None
+
+
+def forecast(question: Question, engine: EngineChoice, size: int, measured: Measured | None) -> Forecast:
+    """One number of workers with one engine."""
+    config = question.config
+    share = Share.of(config, size)
+    memory = forecast_memory(config, question.shape, question.num_samples, engine, size, question.on_cuda)
+    traffic = forecast_traffic(config, question.shape, engine, size)
+    network_s = question.network.seconds(traffic, size)
+    compute_s = efficiency = samples_per_s = None
+    if measured is not None:
+        compute_s = _compute_seconds(config, engine, share, measured)
+        single_s = _compute_seconds(config, EngineChoice(None), Share.of(config, 1), measured)
+        efficiency = single_s / (size * (compute_s + network_s))
+        samples_per_s = config.train.batch_size / (compute_s + network_s)
+    return Forecast(size, engine, share, memory, traffic, compute_s, network_s, efficiency, samples_per_s)
+
+
+def forecast_traffic(config: RunConfig, shape: ImageShape, engine: EngineChoice, size: int) -> Traffic:
+    """What a worker sends in an update of the generator and its ratio updates, evidence spread over updates."""
+    if size == 1:
+        return Traffic({}, 0)
+    half = 2 if config.precision == "bf16" else FP32
+    ring = (size - 1) / size  # of the whole, that a worker sends to gather it, or to reduce and scatter it
+    stage = engine.zero_stage or 0
+    steps = (1, config.stages.updates_per_batch if config.most_stages else 0)
+    halves = (half, FP32)  # a ratio network is trained in fp32 always
+    parts = {"gradients": 0.0, "weights": 0.0, "sampling copy": 0.0}
+    num_collectives = 2.0  # whether every rank has its batch, and whether to stop
+    networks = build_on_meta(config, shape)
+    copies = (1, max(config.num_live, 1))
+    for module, num_copies, num_steps, width in zip(networks, copies, steps, halves, strict=True):
+        counts = [parameter.numel() for parameter in module.parameters()] * num_copies
+        parts["gradients"] += num_steps * ring * FP32 * sum(counts) * (1 if stage == 3 else 2)
+        if stage:
+            parts["weights"] += num_steps * ring * width * sum(counts) * (2 if sum(counts) > LIVE_PARAMETERS else 1)
+        checks = 1 if stage in (1, 2) and width != FP32 else 0
+        num_collectives += num_steps * (COLLECTIVES[stage] + checks + (len(counts) if stage == 3 else 0))
+        if stage == 3 and not parts["sampling copy"]:
+            parts["sampling copy"] = ring * width * sum(counts)
+            num_collectives += 1
+    between = config.stages.evidence_every / config.train.batch_size
+    parts["evidence"] = 2 * config.stages.evidence_samples * EVIDENCE_BYTES * ring / between
+    return Traffic(parts, num_collectives + 5 / between)
+
+
+def _compute_seconds(config: RunConfig, engine: EngineChoice, share: Share, measured: Measured) -> float:
+    """Seconds of an update of this share without messages, evidence spread over updates."""
+    between = max(config.stages.evidence_every / config.train.batch_size, 1.0)
+    seconds = sum(
+        timing.at(share.fraction) / (between if part == "evidence" else 1.0) for part, timing in measured.parts.items()
+    )
+    cost, plain = measured.engines.get(engine.zero_stage), measured.engines[None]
+    if cost is None:
+        return seconds
+    updates = config.stages.updates_per_batch if config.most_stages else 0
+    extra = (cost.generator - plain.generator) + updates * (cost.ratio - plain.ratio)
+    if engine.zero_stage:
+        spared = 1 - 1 / share.size
+        extra -= spared * (plain.generator_adam + updates * plain.ratio_adam)
+    return max(seconds + extra, 0.0)
+
+
+def assumptions(question: Question, measured: Measured | None) -> list[str]:
+    """What a plan rests on."""
+    config, network = question.config, question.network
+    said = [
+        f"The global batch stays {config.train.batch_size:,} rows in {config.data.num_streams:,} streams whatever the "
+        "number of workers; a line describes the worker with the largest share, in the last stage.",
+        f"Every worker sends {network.bandwidth_gbit:g} Gbit/s and a message takes {network.latency_us:g} us "
+        "(--bandwidth-gbit, --latency-us); a collective sends what a ring does in log2(workers) rounds, and nothing is "
+        "computed meanwhile.",
+        "Workers are alike and none is late; the storage keeps up with reading and with checkpoints.",
+        "Checkpoints are written from a copy of the worker's share of the state, and cost no time.",
+    ]
+    if measured is None:
+        return [*said, "No time was measured (--no-measure), so there are no times here."]
+    said.append(
+        f"Times are measured here on one worker with {measured.num_threads} thread(s), for the whole batch and for "
+        f"{measured.fraction:.3g} of it, with a line between; other workers are as fast as this one."
+    )
+    if set(measured.engines) == {None} and config.engine != "plain":
+        said.append("DeepSpeed is not installed here, so the time that it takes itself is left out.")
+    else:
+        said.append("What DeepSpeed's engines take beside the computation is measured here on one row.")
+    return said
+
+
+def _engines(question: Question, size: int) -> list[EngineChoice]:
+    """Those that the configuration allows on so many workers."""
+    kind = question.config.engine
+    if kind == "plain" or (kind == "auto" and size == 1 and not question.on_cuda):
+        return [EngineChoice(None)]
+    return [EngineChoice(stage) for stage in range(4)]
+
+
+def _describe_data(config: RunConfig) -> tuple[ImageShape, int]:
+    """Shape and number of the images; they are packed first where the run would do so."""
+    data = open_storage(config.data)
+    if config.data.format is not None and not data.exists("manifest.json"):
+        pack(open_source(config.data.format, config.data.source or ""), data)
+    manifest = Manifest.load(data)
+    if len(manifest.image_shape) != 3:
+        raise DataError(f"{data.url} holds arrays of shape {manifest.image_shape}; a run needs images (C, H, W).")
+    channels, height, width = manifest.image_shape
+    return (channels, height, width), sum(shard.num_samples for shard in manifest.shards)
+
+
+def on_cuda(config: RunConfig) -> bool:
+    """Whether the run would compute on a CUDA device here."""
+    return config.device != "cpu" and torch.cuda.is_available()

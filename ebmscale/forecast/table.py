@@ -1,0 +1,63 @@
+"""A plan as tables and sentences for the screen."""
+
+from rich.table import Table
+
+from ebmscale.config import RunConfig
+from ebmscale.forecast.plan import Forecast, Plan
+
+
+def forecast_table(plan: Plan) -> Table:
+    """One line for every number of workers and engine."""
+    table = Table(
+        *("workers", "engine", "rows", "GB", "MB sent", "update", "network", "samples/s", "efficiency"),
+        title="plan: memory of a worker, what it sends in an update, and the time of one",
+        padding=(0, 0),
+        collapse_padding=True,
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    previous: int | None = None
+    for line in plan.forecasts:
+        if previous not in (None, line.size):
+            table.add_section()
+        previous = line.size
+        table.add_row(
+            f"{line.size:,}",
+            line.engine.name,
+            f"{line.share.num_rows:,}",
+            f"{(line.memory.peak + plan.process_bytes) / 1e9:.2f}",
+            f"{line.traffic.num_bytes / 1e6:.1f}",
+            *_times(line),
+        )
+    return table
+
+
+def _times(line: Forecast) -> tuple[str, str, str, str]:
+    if line.update_s is None or line.samples_per_s is None or line.efficiency is None:
+        return "-", f"{line.network_s:.4f} s", "-", "-"
+    return f"{line.update_s:.4f} s", f"{line.network_s:.4f} s", f"{line.samples_per_s:,.0f}", f"{line.efficiency:.1%}"
+
+
+def breakdown_table(plan: Plan, config: RunConfig) -> Table:
+    """Where the memory goes, for the engine that the configuration chooses on each number of workers."""
+    stage = config.deepspeed.zero_stage
+    chosen = {line.size: line for line in plan.forecasts if line.engine.zero_stage in (None, stage)}
+    names = [f"{line.size:,} x {line.engine.name}" for line in chosen.values()]
+    table = Table("MB of a worker", *names, title="where its memory goes", padding=(0, 0), collapse_padding=True)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in next(iter(chosen.values())).memory.kept:
+        table.add_row(name, *(f"{line.memory.kept[name] / 1e6:,.1f}" for line in chosen.values()))
+    table.add_section()
+    for name in next(iter(chosen.values())).memory.passing:
+        table.add_row(f"while in {name}", *(f"{line.memory.passing[name] / 1e6:,.1f}" for line in chosen.values()))
+    table.add_section()
+    table.add_row("interpreter and libraries", *(f"{plan.process_bytes / 1e6:,.1f}" for _ in chosen))
+    return table
+
+
+def assumption_lines(plan: Plan) -> list[str]:
+    """What the plan rests on, and the numbers of workers that are not possible."""
+    single = [] if plan.single_s is None else [f"one worker, plain engine, measured: {plan.single_s:.4f} s an update"]
+    refused, assumed = (f"refused: {line}" for line in plan.refused), (f"assumed: {line}" for line in plan.assumptions)
+    return [*single, *refused, *assumed]

@@ -1,0 +1,309 @@
+"""Checkpoints as they are read: folders that exist only once their manifest, written last, is there."""
+
+import hashlib
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from torch import Tensor
+
+from ebmscale.documents import read_json
+from ebmscale.errors import DamagedError, NotFoundError, StorageError
+from ebmscale.model.pieces import Piece, Span, assemble, parse_part, parse_tensors
+from ebmscale.model.run_documents import CheckpointManifest, ClockState, FileAbout, RatioAbout, RunState
+from ebmscale.storage import Storage
+from ebmscale.stored import DOCUMENT_BYTES, as_form, read_file
+from ebmscale.stored import digest as digest_of
+
+log = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
+
+
+FORMAT_VERSION = 2
+
+
+FOLDER = "checkpoints"
+
+
+RATIO_FOLDER = "ratios"
+
+
+MANIFEST_FILE = "manifest.json"
+
+
+NAMES_FILE = "checkpoints.json"
+
+
+AT_ONCE = 4  # parts written or read together
+
+
+WEIGHTS, AVERAGE = ("weights/", "base/"), "average"  # tensors that a model is made of: their names begin so; a stem
+
+
+_NAME = re.compile(r"\d{12}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One checkpoint as `inspect` lists it; `problem` is None for a valid one."""
+
+    name: str
+    samples_seen: int
+    stage: int | None
+    num_bytes: int
+    problem: str | None
+
+
+class SavedCheckpoint:
+    """A finished checkpoint in a storage; what is read of it is verified.
+
+    Every method raises `DamagedError`, naming the file, where that is not what was written.
+
+    Args:
+        storage: the run's storage.
+        name: of the checkpoint's folder.
+    """
+
+    def __init__(self, storage: Storage, name: str):
+        self.name = name
+        self.samples_seen = position_of(name)
+        self._storage = storage
+        self._folder = f"{FOLDER}/{name}"
+        self.manifest = _read_manifest(storage, f"{self._folder}/{MANIFEST_FILE}")
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its own files; frozen ratios, which it shares, are not counted."""
+        return sum(known.num_bytes for known in self.manifest.files.values())
+
+    def shapes(self, stem: str) -> dict[str, list[int]]:
+        """The shapes of all tensors of `generator`, `ratio` or `chains`."""
+        if stem not in self.manifest.tensors:
+            raise DamagedError(f"The checkpoint {self._storage.url_of(self._folder)} has no tensors of {stem}.")
+        return self.manifest.tensors[stem]
+
+    def values(self, file: str) -> dict[str, Any]:
+        """The plain values of `state` or `clock`."""
+        path, known = f"{self._folder}/{file}.json", self.manifest.files.get(f"{file}.json")
+        if known is None:
+            raise DamagedError(f"{self._storage.url_of(path)} is not listed by the checkpoint's manifest.")
+        found = read_json(self._verified(path, known), self._storage.url_of(path), DamagedError, non_finite=True)
+        return as_form(found, dict[str, Any], self._storage.url_of(path))
+
+    def state(self) -> RunState:
+        """The run's state, in its form."""
+        where = self._storage.url_of(f"{self._folder}/state.json")
+        state = as_form(self.values("state"), RunState, where)
+        if state.samples_seen != self.samples_seen:
+            raise DamagedError(f"{where} is of {state.samples_seen:,} samples, not of {self.samples_seen:,}.")
+        return state
+
+    def clock(self) -> ClockState:
+        """The clock, in its form."""
+        return as_form(self.values("clock"), ClockState, self._storage.url_of(f"{self._folder}/clock.json"))
+
+    def read(self, stem: str, wanted: Sequence[Span]) -> dict[Span, Tensor]:
+        """The elements of the wanted spans; only the parts that hold some of them are read."""
+        names = {span.name for span in wanted}
+        needed = [
+            (name, known)
+            for name, known in self.manifest.files.items()
+            if known.stem == stem and any(span[0] in names and _overlaps(span, wanted) for span in known.spans)
+        ]
+        return assemble(wanted, (one for part in self._read_parts(needed) for one in part))
+
+    def ratios(self) -> list[dict[str, Tensor]]:
+        """Weights of the frozen ratios, in the order of their stages."""
+        found = [parse_tensors(known.file, self._read_ratio(known)) for known in self.manifest.ratios]
+        for known, weights in zip(self.manifest.ratios, found, strict=True):
+            self._check_finite(known.file, weights.values())
+        return found
+
+    def verify(self) -> None:
+        """Reads everything."""
+        parts = [(name, known) for name, known in self.manifest.files.items() if known.stem is not None]
+        for _ in self._read_parts(parts):
+            pass
+        for name, known in self.manifest.files.items():
+            if known.stem is None:
+                self._verified(f"{self._folder}/{name}", known)
+        self.ratios()
+
+    def _read_parts(self, needed: list[tuple[str, FileAbout]]) -> Iterator[list[Piece]]:
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="checkpoint-read") as pool:
+            yield from _a_few_ahead(pool, lambda item: self._read_part(*item), needed)
+
+    def _read_part(self, name: str, known: FileAbout) -> list[Piece]:
+        """The pieces of a part, which are those that the manifest lists."""
+        path = f"{self._folder}/{name}"
+        pieces = parse_part(path, self._verified(path, known))
+        if sorted(one.span for one in pieces) != sorted(Span(*span) for span in known.spans):
+            raise DamagedError(f"{self._storage.url_of(path)} holds other tensors than the manifest says.")
+        weights = (one.values for one in pieces if known.stem == AVERAGE or one.span.name.startswith(WEIGHTS))
+        self._check_finite(path, weights)
+        return pieces
+
+    def _check_finite(self, path: str, weights: Iterable[Tensor]) -> None:
+        """Refuses weights that a run diverged to: nothing could be learned or drawn from them."""
+        if not all(bool(one.isfinite().all()) for one in weights):
+            raise DamagedError(f"{self._storage.url_of(path)} holds weights that are not finite numbers.")
+
+    def _read_ratio(self, known: RatioAbout) -> bytes:
+        """A frozen ratio, or its copy where it is damaged: all checkpoints of a run depend on it."""
+        try:
+            return self._verified(known.file, known)
+        except DamagedError as error:
+            log.warning("%s Its copy is used.", error)
+            return self._verified(copy_of(known.file), known)
+
+    def _verified(self, path: str, known: FileAbout | RatioAbout) -> bytes:
+        try:
+            data = read_file(self._storage, path, known.num_bytes)
+        except NotFoundError as error:
+            raise DamagedError(f"{self._storage.url_of(path)} is missing.") from error
+        if len(data) != known.num_bytes or hashlib.sha256(data).hexdigest() != known.sha256:
+            raise DamagedError(f"{self._storage.url_of(path)} is damaged: its checksum is not the manifest's.")
+        return data
+
+
+class Names(BaseModel):
+    """What `NAMES_FILE` holds: checkpoints that were written, or were about to be."""
+
+    names: set[str] = set()
+
+
+class CheckpointReader:
+    """The checkpoints of one run, as storage lists them now (no listing is cached).
+
+    Args:
+        storage: the run's storage.
+    """
+
+    def __init__(self, storage: Storage):
+        self.storage = storage
+        self.damaged: set[str] = set()
+
+    def names(self) -> list[str]:
+        """Every checkpoint folder, finished or not, newest first."""
+        listed = {name for name in self.storage.list(FOLDER) if _NAME.fullmatch(name)}
+        unlisted = self._unlisted() - listed
+        return sorted(listed | {name for name in unlisted if self._is_finished(name)}, reverse=True)
+
+    def finished(self) -> list[str]:
+        """The folders that have a manifest, valid or not, newest first."""
+        return [name for name in self.names() if self._is_finished(name)]
+
+    def candidates(self) -> list[str]:
+        """`finished`, with a warning for every folder that is not."""
+        finished = []
+        for name in self.names():
+            if self._is_finished(name):
+                finished.append(name)
+            else:
+                log.warning("passing over checkpoint %s: it was never finished", name)
+        return finished
+
+    def pass_over(self, name: str, problem: str) -> None:
+        """Warns of a damaged checkpoint; the next save clears it away."""
+        self.damaged.add(name)
+        log.warning("passing over checkpoint %s: %s", name, problem)
+
+    def open(self, name: str) -> SavedCheckpoint:
+        """A finished checkpoint; see `SavedCheckpoint` for what it raises."""
+        return SavedCheckpoint(self.storage, name)
+
+    def newest(self, use: Callable[[SavedCheckpoint], T]) -> T | None:
+        """`use` of the newest checkpoint for which it finds everything it reads sound; None where there is none."""
+        for name in self.candidates():
+            try:
+                return use(self.open(name))
+            except DamagedError as error:
+                self.pass_over(name, str(error))
+        return None
+
+    def describe(self, check: Callable[[SavedCheckpoint], object] = SavedCheckpoint.verify) -> list[CheckpointInfo]:
+        """Every checkpoint, oldest first, with stage, size and validity (every file is read and verified).
+
+        Args:
+            check: raises a `DamagedError` where a checkpoint is not valid.
+        """
+        infos = []
+        for name in reversed(self.names()):
+            stage, num_bytes, problem = None, 0, None if self._is_finished(name) else "it was never finished"
+            if problem is None:
+                try:
+                    saved = self.open(name)
+                    stage, num_bytes = saved.manifest.stage, saved.num_bytes
+                    check(saved)
+                except DamagedError as error:
+                    problem = str(error)
+            infos.append(CheckpointInfo(name, position_of(name), stage, num_bytes, problem))
+        return infos
+
+    def _unlisted(self) -> set[str]:
+        """Checkpoints that the storage may not list yet."""
+        return self._noted()
+
+    def _noted(self) -> set[str]:
+        try:
+            noted = Names.model_validate_json(self.storage.read_bytes(NAMES_FILE)).names
+        except (NotFoundError, ValidationError):  # a run of an earlier version, or damaged: the listing is left
+            return set()
+        return {name for name in noted if _NAME.fullmatch(name)}
+
+    def _is_finished(self, name: str) -> bool:
+        return self.storage.exists(f"{FOLDER}/{name}/{MANIFEST_FILE}")
+
+
+def position_of(name: str) -> int:
+    """`samples_seen` of a checkpoint's name."""
+    return int(name[:12])
+
+
+def about(data: bytes) -> dict[str, Any]:
+    """What a manifest says of a file's content."""
+    return {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _read_manifest(storage: Storage, path: str) -> CheckpointManifest:
+    where = storage.url_of(path)
+    try:
+        manifest = read_json(read_file(storage, path, DOCUMENT_BYTES), where, DamagedError, non_finite=True)
+    except NotFoundError as error:
+        raise DamagedError(f"{where} is missing, so the checkpoint was never finished.") from error
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != digest_of(manifest):
+        raise DamagedError(f"{where} is damaged: it is not the manifest that was written.")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise StorageError(
+            f"{where} has format version {str(version)[:20]}, but this ebmscale reads {FORMAT_VERSION}; "
+            "use the ebmscale that wrote it."
+        )
+    return as_form(manifest, CheckpointManifest, where)
+
+
+def _overlaps(span: Sequence[Any], wanted: Sequence[Span]) -> bool:
+    name, start, length = span
+    return any(name == w.name and start < w.start + w.length and w.start < start + length for w in wanted)
+
+
+def _a_few_ahead(pool: ThreadPoolExecutor, work: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
+    """`pool.map`, with no more than a few results waiting to be taken."""
+    waiting = list(reversed(items))
+    running: deque[Future[T]] = deque()
+    while waiting or running:
+        while waiting and len(running) < 2 * AT_ONCE:
+            running.append(pool.submit(work, waiting.pop()))
+        yield running.popleft().result()
+
+
+def copy_of(file: str) -> str:
+    """The name of the second copy of a frozen ratio's file."""
+    return file.replace(".safetensors", ".copy.safetensors")

@@ -1,0 +1,91 @@
+"""What lies at an address: a run, an export or a set of shards, with every checksum verified."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ebmscale.data.decode import decoder
+from ebmscale.data.manifest import FILE, Manifest, inspect_shards
+from ebmscale.data.soundness import damaged_samples
+from ebmscale.errors import DataError, EbmscaleError, StorageError
+from ebmscale.model.checkpoint import FOLDER, CheckpointReader, SavedCheckpoint
+from ebmscale.model.export import ABOUT_FILE
+from ebmscale.model.latent_model import from_checkpoint, open_model
+from ebmscale.model.run_folder import CONFIG_FILE, load_run_config
+from ebmscale.storage import Storage
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        kind: what the address holds.
+        title: one line about it.
+        columns: names of the table's columns.
+        rows: the table, one row a checkpoint, shard or export; the last column says `ok` or what is wrong.
+        failure: the error that the command ends with, or None where all is well.
+    """
+
+    kind: Literal["run", "export", "shards"]
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    failure: EbmscaleError | None
+
+
+def inspect(url: str) -> Inspection:
+    """Finds out what an address holds, and verifies it.
+
+    Raises:
+        DataError: nothing that ebmscale wrote is there.
+    """
+    storage = Storage.at(url)
+    if storage.exists(CONFIG_FILE):
+        return _run(storage)
+    if storage.exists(ABOUT_FILE):
+        return _export(storage)
+    if storage.exists(FILE):
+        return _shards(storage)
+    raise DataError(f"{storage.url} holds no run, no export and no shards; check the address.")
+
+
+def _run(storage: Storage) -> Inspection:
+    config = load_run_config(storage)
+
+    def check(saved: SavedCheckpoint) -> None:
+        saved.verify()
+        saved.clock()
+        from_checkpoint(config, saved)
+
+    found = CheckpointReader(storage).describe(check)
+    rows = [
+        [c.name, f"{c.samples_seen:,}", str(c.stage or "?"), f"{c.num_bytes / 1e6:.1f} MB", c.problem or "ok"]
+        for c in found
+    ]
+    bad = sum(c.problem is not None for c in found)
+    failure = (
+        StorageError(f"{bad} of {len(found)} checkpoints are not valid; a resume passes them over.") if bad else None
+    )
+    title = f"run {storage.url}: {len(found)} checkpoint(s) in {FOLDER}/"
+    return Inspection("run", title, ["name", "samples seen", "stage", "size", "state"], rows, failure)
+
+
+def _export(storage: Storage) -> Inspection:
+    model = open_model(storage)
+    row = [f"{model.samples_seen:,}", str(model.prior.num_stages), "x".join(map(str, model.image_shape)), "ok"]
+    return Inspection("export", f"export {storage.url}", ["samples seen", "stages", "image", "state"], [row], None)
+
+
+def _shards(storage: Storage) -> Inspection:
+    manifest = Manifest.load(storage)
+    decoder(manifest.encoding, manifest.dtype)
+    rows, bad = [], 0
+    for number, found in enumerate(inspect_shards(storage)):
+        problem = found.problem or damaged_samples(storage, manifest, number)
+        bad += problem is not None
+        rows.append([found.shard, f"{found.num_samples:,}", f"{found.num_bytes / 1e6:.1f} MB", problem or "ok"])
+    failure = DataError(f"{bad} of {len(rows)} shards are not what the manifest says.") if bad else None
+    counts = ", ".join(f"{count:,} {part}" for part, count in manifest.counts().items())
+    shape = "x".join(map(str, manifest.image_shape))
+    title = f"shards {storage.url}: {manifest.name}, {counts}, images {shape} {manifest.dtype}, {manifest.encoding}"
+    return Inspection("shards", title, ["shard", "samples", "size", "state"], rows, failure)

@@ -1,0 +1,287 @@
+"""A trained model as a value: the generator with its multi-stage prior, opened from a run or from an export.
+
+Needs neither DeepSpeed nor Ray. Shapes: B batch, N samples, Z latent, C H W image, K stages.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebmscale.config import RunConfig
+from ebmscale.density.langevin import ChainTrace
+from ebmscale.density.path import Normaliser
+from ebmscale.density.prior import Base, RatioSequence
+from ebmscale.errors import ConfigError, DamagedError, StorageError
+from ebmscale.kernels.prior_chain import run_prior_chain
+from ebmscale.model.build import build_live_networks, build_model, build_on_meta, build_ratio_network
+from ebmscale.model.checkpoint import AVERAGE, CheckpointReader, SavedCheckpoint
+from ebmscale.model.export import ABOUT_FILE, NETWORKS, RATIOS, read_export, write_export
+from ebmscale.model.image_model import ImageModel
+from ebmscale.model.normaliser import measure_normaliser
+from ebmscale.model.pieces import check_fit, shapes_of, whole_spans
+from ebmscale.model.posterior import langevin_settings, log_likelihood, sample_posterior
+from ebmscale.model.prior_base import BASE, base_from, base_tensors, check_base
+from ebmscale.model.residuals import Residuals
+from ebmscale.model.run_folder import load_run_config
+from ebmscale.networks import ImageShape
+from ebmscale.seeds import StreamNoise
+from ebmscale.storage import Storage
+
+ROWS_AT_ONCE = 500
+BACKGROUND_WIDTH = 2.0
+"""Of the background that `AnomalyScore.ratio` compares with, in standard deviations of its Gaussian."""
+
+
+class AnomalyScore(NamedTuple):
+    """How unlikely images are at their posterior latents z, each (B,); higher = less likely.
+
+    Attributes:
+        joint: -log p(x, z) up to constants, the sum of the next two.
+        reconstruction: -log p(x | z), every pixel on its own.
+        prior: -log p_K(z).
+        ratio: log b(z) - log p_K(z) up to constants, with a background b: the Gaussian of p_0 (that of the posteriors,
+            where the base was fitted), `BACKGROUND_WIDTH` times as wide. In the middle of the latents every prior is
+            high, and there a latent does not pass for normal for that alone (likelihood ratios: Ren et al., 2019).
+        balanced: `prior` plus the reconstruction's energy as `model.residuals` counts it, from what errors are on
+            held-out images; equal to `joint` where a model knows nothing of them.
+    """
+
+    joint: Tensor
+    reconstruction: Tensor
+    prior: Tensor
+    ratio: Tensor
+    balanced: Tensor
+
+
+@dataclass(frozen=True)
+class LatentModel:
+    """p(x, z) = p_K(z) N(x; G(z), sigma^2 I), with images in [-1, 1].
+
+    Its methods compute on `device`, take tensors from anywhere and return them on the CPU. What is random is drawn on
+    the CPU, so that it is the same on every device.
+
+    Attributes:
+        config: of the run that trained it.
+        networks: generator, and encoder where the run has one.
+        prior: the ratio sequence.
+        image_shape: (C, H, W).
+        samples_seen: how far it was trained.
+        residuals: of reconstructions of held-out images, if they were measured.
+    """
+
+    config: RunConfig
+    networks: ImageModel
+    prior: RatioSequence
+    image_shape: ImageShape
+    samples_seen: int
+    residuals: Residuals | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks and prior lie."""
+        return next(self.networks.parameters()).device
+
+    def to(self, device: torch.device | str) -> "LatentModel":
+        """The same model on another device."""
+        if torch.device(device) == self.device:
+            return self
+        return replace(self, networks=copy.deepcopy(self.networks).to(device), prior=self.prior.to(device))
+
+    def at_stage(self, stage: int) -> "LatentModel":
+        """The model with the prior after its first stages.
+
+        Raises:
+            ConfigError: it has not so many.
+        """
+        if stage > self.prior.num_stages:
+            raise ConfigError(f"Stage {stage} is beyond the {self.prior.num_stages} stages that the run has.")
+        return replace(self, prior=self.prior.prefix(stage))
+
+    def sample(self, num: int, seed: int = 0, num_stages: int | None = None) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1] from the prior, or from the prior after its first `num_stages` stages."""
+        return self.decode(self.sample_prior(num, seed, num_stages)[0])
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """The generator's images (N, C, H, W) at latents (N, Z)."""
+        return torch.cat([self.networks.generator(part.to(self.device)).cpu() for part in z.split(ROWS_AT_ONCE)])
+
+    def sample_prior(self, num: int, seed: int = 0, num_stages: int | None = None) -> tuple[Tensor, list[ChainTrace]]:
+        """Latents (N, Z) from the prior by Langevin chains, and the chain's trace at every stage.
+
+        A chain starts from an exact draw of p_0 and passes through p_1, ..., p_K, `prior.sample_steps` steps each.
+        """
+        prior = self.prior if num_stages is None else self.prior.prefix(num_stages)
+        noise = _noise(seed, "sample-prior", num)
+        settings = langevin_settings(self.config.prior, self.config.prior.sample_steps)
+        z, traces = prior.base.from_noise(noise.normal(prior.base.dim).to(self.device)), []
+        for stage in range(1, prior.num_stages + 1):
+            steps = noise.normal(settings.num_steps, prior.base.dim).to(self.device)
+            z, trace = run_prior_chain(prior.prefix(stage), z, steps, settings)
+            traces.append(_on_cpu(trace))
+        return z.cpu(), traces
+
+    def infer(self, x: Tensor, seed: int = 0, at_mean: bool = False) -> tuple[Tensor, ChainTrace]:
+        """Posterior latents (B, Z) of images x (B, C, H, W) by the run's own chain, and the first chunk's trace.
+
+        `at_mean` starts at the mean of the encoder, if there is one, and not at a draw.
+        """
+        settings = langevin_settings(self.config.posterior, self.config.posterior.new_steps)
+        dim, sigma = self.prior.base.dim, self.config.model.sigma
+        parts = []
+        for index, part in enumerate(x.split(ROWS_AT_ONCE)):
+            noise = _noise(seed, f"infer-{index}", len(part))
+            first, steps = noise.normal(dim), noise.normal(settings.num_steps, dim)
+            if at_mean and self.networks.encoder is not None:
+                first = torch.zeros_like(first)
+            rows, first, steps = (tensor.to(self.device) for tensor in (part, first, steps))
+            parts.append(sample_posterior(self.networks, sigma, self.prior, rows, first, steps, settings, scored=False))
+        return torch.cat([part.z.cpu() for part in parts]), _on_cpu(parts[0].trace)
+
+    def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
+        """G(z) at posterior latents z of images x (B, C, H, W)."""
+        return self.decode(self.infer(x, seed)[0])
+
+    @torch.no_grad()
+    def log_prior(self, z: Tensor, normaliser: Normaliser | None = None) -> Tensor:
+        """log p_K(z) (N,), normalised where `log_normaliser` is given, else up to the constant log Z_K."""
+        return self.prior.log_density(z.to(self.device)).cpu() - (normaliser.log_z if normaliser is not None else 0.0)
+
+    def log_normaliser(self, seed: int = 0) -> Normaliser:
+        """log Z_K with its standard error, by sequential Monte Carlo along the stages."""
+        return measure_normaliser(self.prior, seed)
+
+    @torch.no_grad()
+    def score(self, x: Tensor, seed: int = 0) -> AnomalyScore:
+        """How unlikely images x (B, C, H, W) are, at posterior latents."""
+        z = self.infer(x, seed, at_mean=True)[0]
+        mean = self.decode(z)
+        reconstruction = -log_likelihood(x, mean, self.config.model.sigma)
+        prior = -self.log_prior(z)
+        ratio = prior - 0.5 * (self.prior.coordinates(z.to(self.device)) / BACKGROUND_WIDTH).square().sum(1).cpu()
+        balanced = prior + (self.residuals.energy(x, mean) if self.residuals is not None else reconstruction)
+        return AnomalyScore(reconstruction + prior, reconstruction, prior, ratio, balanced)
+
+    def export(self, storage: Storage) -> None:
+        """Writes `model.safetensors` and `model.json`, which `load` opens; with checksums of both."""
+        tensors = {f"{NETWORKS}{name}": tensor for name, tensor in self.networks.state_dict().items()}
+        tensors |= {f"{RATIOS}{name}": tensor for name, tensor in self.prior.weights.items()}
+        tensors |= {f"{BASE}{name}": tensor for name, tensor in base_tensors(self.prior.base).items()}
+        about = {
+            "samples_seen": self.samples_seen,
+            "num_stages": self.prior.num_stages,
+            "image_shape": self.image_shape,
+            "residuals": asdict(self.residuals) if self.residuals is not None else None,
+            "config": self.config.model_dump(mode="json"),
+        }
+        write_export(storage, about, tensors)
+
+
+def load(url: str) -> LatentModel:
+    """`open_model` from an address."""
+    return open_model(Storage.at(url))
+
+
+def open_model(storage: Storage) -> LatentModel:
+    """Opens the newest valid checkpoint of a run, or an export, on the CPU.
+
+    Raises:
+        ConfigError: there is no run in this storage.
+        StorageError: it has no valid checkpoint, or the export is damaged.
+    """
+    return _load_export(storage) if storage.exists(ABOUT_FILE) else _load_run(storage)
+
+
+def _load_run(storage: Storage) -> LatentModel:
+    config, store = load_run_config(storage), CheckpointReader(storage)
+    model = store.newest(lambda saved: from_checkpoint(config, saved))
+    if model is None and store.damaged:
+        raise StorageError(
+            f"The run {storage.url} has no valid checkpoint left, every one is damaged; `ebmscale inspect "
+            f"{storage.url}` says how."
+        )
+    if model is None:
+        raise StorageError(f"The run {storage.url} has no valid checkpoint yet; train it first.")
+    return model
+
+
+def from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
+    """The model in a checkpoint: averaged weights where the run has them; the optimisers' state is left where it is.
+
+    Raises:
+        ConfigError: there are no networks for such images.
+        DamagedError: the checkpoint is damaged, is not of this configuration, or holds weights that are not finite.
+    """
+    state = saved.state()
+    networks, ratio = build_on_meta(config, state.image_shape)
+    ratio_shapes = shapes_of(ratio.state_dict())
+    if config.train.generator.ema_samples:
+        weights = _read(saved, AVERAGE, "", shapes_of(networks.state_dict()))
+    else:
+        weights = _read(saved, "generator", "weights/", shapes_of(networks.state_dict()))
+    if config.num_live:
+        if config.num_live > len(saved.shapes("ratio")):
+            raise DamagedError(f"Checkpoint {saved.name} has fewer ratios than the {config.num_live} configured.")
+        live = {f"nets.{k}.{name}": size for k in range(config.num_live) for name, size in ratio_shapes.items()}
+        ratios = build_live_networks(config).stacked(_read(saved, "ratio", "weights/", live))
+    else:
+        frozen = saved.ratios()
+        for one in frozen:
+            check_fit(shapes_of(one), ratio_shapes, f"a frozen ratio of checkpoint {saved.name}")
+        ratios = {name: torch.stack([one[name] for one in frozen]) for name in (frozen[0] if frozen else ())}
+    kept: dict[str, Tensor] = {}
+    if config.prior.base == "moments":
+        shapes = {name.removeprefix(BASE): s for name, s in saved.shapes("chains").items() if name.startswith(BASE)}
+        check_base(config.model.latent_dim, shapes)
+        kept = _read(saved, "chains", BASE, shapes)
+    base = base_from(config.model.latent_dim, kept)
+    model = _assemble(config, state.image_shape, saved.samples_seen, weights, base, ratios)
+    return replace(model, residuals=state.residuals)
+
+
+def _read(saved: SavedCheckpoint, stem: str, prefix: str, expected: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The whole tensors of a stem whose names begin with a prefix, by the rest of their names."""
+    shapes = {name: size for name, size in saved.shapes(stem).items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): size for name, size in shapes.items()}
+    check_fit(own, expected, f"{stem} of checkpoint {saved.name}")
+    flat = {span.name: values for span, values in saved.read(stem, whole_spans(shapes)).items()}
+    return {name.removeprefix(prefix): flat[name].view(size) for name, size in shapes.items()}
+
+
+def _load_export(storage: Storage) -> LatentModel:
+    about, config, tensors = read_export(storage)
+    networks, ratios, kept = (_below(tensors, prefix) for prefix in (NETWORKS, RATIOS, BASE))
+    base = base_from(config.model.latent_dim, kept)
+    model = _assemble(config, about.image_shape, about.samples_seen, networks, base, ratios)
+    return replace(model, residuals=about.residuals)
+
+
+def _assemble(
+    config: RunConfig,
+    shape: ImageShape,
+    samples_seen: int,
+    networks: dict[str, Tensor],
+    base: Base,
+    ratios: dict[str, Tensor],
+) -> LatentModel:
+    model = build_model(config, shape)
+    model.load_state_dict(networks)
+    model.requires_grad_(False)
+    prior = RatioSequence(base, build_ratio_network(config), ratios)
+    return LatentModel(config, model, prior, shape, samples_seen)
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _on_cpu(trace: ChainTrace) -> ChainTrace:
+    return ChainTrace(*(values.cpu() for values in trace))
+
+
+def _noise(seed: int, purpose: str, num_rows: int) -> StreamNoise:
+    return StreamNoise(seed, purpose, 0, [0] * num_rows)

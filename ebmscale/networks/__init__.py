@@ -1,0 +1,32 @@
+"""The networks: plain `torch.nn` modules, unaware of ranks, engines, files and configuration."""
+
+from ebmscale.networks.architectures import FORMS, Form, ImageShape, Layer, find_form
+from ebmscale.networks.blocks import count_parameters, initialise
+from ebmscale.networks.encoder import LOG_STD_BOUND, Encoder, build_encoder
+from ebmscale.networks.generator import Generator, build_generator
+from ebmscale.networks.ratio_heads import ConvRatioNet, QuadraticHead, Standardised, quadratic_part, vector_ratio
+from ebmscale.networks.ratio_net import ACTIVATIONS, RatioNet, RatioNets, build_ratio_net
+
+__all__ = [
+    "ACTIVATIONS",
+    "FORMS",
+    "LOG_STD_BOUND",
+    "ConvRatioNet",
+    "Encoder",
+    "Form",
+    "Generator",
+    "ImageShape",
+    "Layer",
+    "QuadraticHead",
+    "RatioNet",
+    "RatioNets",
+    "Standardised",
+    "build_encoder",
+    "build_generator",
+    "build_ratio_net",
+    "count_parameters",
+    "find_form",
+    "initialise",
+    "quadratic_part",
+    "vector_ratio",
+]

@@ -1,0 +1,136 @@
+"""Ratio networks for samples of any kind: quadratic, convolutional, and one that standardises its input.
+
+Shapes: ... any leading axes, Z coordinates, C H W image (Z = C H W).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ebmscale.networks.architectures import ImageShape
+from ebmscale.networks.blocks import LEAKY_SLOPE, WaveLinear, ZeroLinear
+from ebmscale.networks.ratio_net import RatioNet
+
+
+class QuadraticHead(nn.Module):
+    """z^T A z + b^T z + c, which holds the log ratio of any two Gaussians; it starts as the zero function."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.quadratic = ZeroLinear(dim, dim, bias=False)
+        self.linear = ZeroLinear(dim, 1)
+
+    @torch.no_grad()
+    def assign(self, quadratic: Tensor, linear: Tensor, constant: Tensor) -> None:
+        """Sets A (Z, Z), b (Z,) and c ()."""
+        self.quadratic.weight.copy_(quadratic)
+        self.linear.weight.copy_(linear[None])
+        self.linear.bias.copy_(constant)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps points (..., Z) to (...)."""
+        return (self.quadratic(z) * z).sum(-1) + self.linear(z).squeeze(-1)
+
+
+class ConvRatioNet(nn.Module):
+    """Convolutions from flattened images (..., Z) to one log_ratio each (...); it starts as the zero function.
+
+    Every layer of `widths` halves the image's sides.
+    """
+
+    def __init__(self, image_shape: ImageShape, widths: Sequence[int] = (32, 64)):
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+        channels, height, width = image_shape
+        layers: list[nn.Module] = []
+        for out_channels in widths:
+            layers += [nn.Conv2d(channels, out_channels, 3, stride=2, padding=1), nn.LeakyReLU(LEAKY_SLOPE)]
+            channels, height, width = out_channels, math.ceil(height / 2), math.ceil(width / 2)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), ZeroLinear(channels * height * width, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps flattened images (..., Z) to log_ratio (...)."""
+        images = z.reshape(-1, *self.image_shape)
+        return self.layers(images).view(z.shape[:-1])
+
+
+class Waves(nn.Module):
+    """Points (..., Z) with so many sines of random projections beside their coordinates: (..., Z + W).
+
+    A perceptron draws what is sharp only slowly; from sines of many frequencies it gets there early (Tancik et al.,
+    NeurIPS 2020). For few dimensions: in many, random directions miss what matters.
+    """
+
+    def __init__(self, dim: int, num_waves: int):
+        super().__init__()
+        self.phases = WaveLinear(dim, num_waves)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps points (..., Z) to (..., Z + W)."""
+        return torch.cat([z, self.phases(z).sin()], -1)
+
+
+class Sum(nn.Module):
+    """The sum of ratio networks."""
+
+    def __init__(self, *parts: nn.Module):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps points (..., Z) to (...)."""
+        return torch.stack([part(z) for part in self.parts]).sum(0)
+
+
+class Standardised(nn.Module):
+    """gain * inner((z - shift) / scale), with `shift` and `scale` (Z,) and `gain` () as buffers beside the weights.
+
+    So every stage counts its coordinates in the spread that is left by then, over any range of scales, and a trained
+    ratio may be made weaker or stronger as a whole.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    gain: Tensor
+
+    def __init__(self, inner: nn.Module, dim: int):
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("shift", torch.zeros(dim, device="cpu"))
+        self.register_buffer("scale", torch.ones(dim, device="cpu"))
+        self.register_buffer("gain", torch.ones((), device="cpu"))
+
+    def set_spread(self, shift: Tensor, scale: Tensor) -> None:
+        """Counts coordinates from `shift` in units of `scale`, both (Z,), from now on; the gain is 1 again."""
+        self.shift.copy_(shift)
+        self.scale.copy_(scale)
+        self.gain.fill_(1.0)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps points (..., Z) to log_ratio (...)."""
+        return self.gain * self.inner(self.standardised(z))
+
+    def standardised(self, z: Tensor) -> Tensor:
+        """Points (..., Z) as `inner` sees them."""
+        return (z - self.shift) / self.scale
+
+
+def quadratic_part(network: nn.Module) -> QuadraticHead | None:
+    """The quadratic head that a ratio network is, or to which the rest of it is added."""
+    parts = network.parts if isinstance(network, Sum) else [network]
+    return next((part for part in parts if isinstance(part, QuadraticHead)), None)
+
+
+def vector_ratio(dim: int, hidden: Sequence[int], activation: str, quadratic: bool, num_waves: int = 0) -> nn.Module:
+    """A multilayer perceptron, a quadratic head, or both; with neither hidden layers nor head it is linear.
+
+    The perceptron sees `num_waves` sines beside the coordinates (see `Waves`).
+    """
+    perceptron: nn.Module = RatioNet(dim + num_waves, hidden, activation)
+    if num_waves:
+        perceptron = nn.Sequential(Waves(dim, num_waves), perceptron)
+    if not quadratic:
+        return perceptron
+    return Sum(QuadraticHead(dim), perceptron) if hidden else QuadraticHead(dim)

@@ -1,0 +1,142 @@
+"""The ratio network: the log_ratio of one stage, and with the same layers the energy network of the LEBM baseline.
+
+Shapes: ... any leading axes, Z latent.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ebmscale.errors import ConfigError
+from ebmscale.networks.blocks import LEAKY_SLOPE, QuietLinear, ZeroLinear, ZeroScale, build
+
+SQUARE_BOUND = 25.0
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "leaky_relu": partial(nn.LeakyReLU, LEAKY_SLOPE),
+    "gelu": nn.GELU,
+}
+
+
+class WithSquares(nn.Module):
+    """Features (..., H) and beside them their squares, c tanh(a^2 / c): (..., 2 H).
+
+    Covariances are what latents of an encoder differ in first, and a perceptron draws squares slowly. They are bounded,
+    so that a ratio grows no faster than the points' length and p_k stays a density.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features (..., H) to (..., 2 H)."""
+        return torch.cat([features, SQUARE_BOUND * torch.tanh(features.square() / SQUARE_BOUND)], dim=-1)
+
+
+class MixtureHead(nn.Module):
+    """The log of a mean of C bumps, log (1/C) sum_c exp(a_c + b_c z - |W_c z + w_c|^2 / 2), for latents (..., Z).
+
+    A multilayer perceptron draws a posterior of many narrow clusters out of p_0 slowly; here a cluster is one term,
+    with a precision W_c' W_c of low rank R. `scale`, which starts at 0, multiplies the whole.
+    """
+
+    def __init__(self, latent_dim: int, num_components: int, rank: int) -> None:
+        super().__init__()
+        self.num_components, self.rank = num_components, rank
+        self.roots = QuietLinear(latent_dim, num_components * rank)
+        self.linear = QuietLinear(latent_dim, num_components)
+        self.scale = ZeroScale()
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps latents (..., Z) to (...)."""
+        squares = self.roots(z).unflatten(-1, (self.num_components, self.rank)).square().sum(-1)
+        return self.scale(torch.logsumexp(self.linear(z) - 0.5 * squares, dim=-1) - math.log(self.num_components))
+
+
+class RatioNet(nn.Module):
+    """A multilayer perceptron from latents (..., Z) to one log_ratio each (...), plus a `MixtureHead` if asked for.
+
+    It starts as the zero function, so that a new stage changes nothing until it is trained. No buffers, no state:
+    `torch.func.functional_call` under `torch.vmap` evaluates the stacked weights of all stages together.
+    `build_ratio_net` makes one with seeded weights.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden: Sequence[int] = (200, 200),
+        activation: str = "silu",
+        num_components: int = 0,
+        rank: int = 8,
+        squares: bool = False,
+    ) -> None:
+        """Makes the layers.
+
+        Args:
+            latent_dim: Z.
+            hidden: the widths of the hidden layers.
+            activation: a name in `ACTIVATIONS`.
+            num_components: C of the mixture head; 0 leaves it away.
+            rank: R of the mixture head.
+            squares: whether the first hidden layer is linear, and the next one sees its units and their squares (see
+                `WithSquares`) in the place of an activation.
+
+        Raises:
+            ConfigError: there is no such activation.
+        """
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"There is no activation {activation!r}; use one of {', '.join(ACTIVATIONS)}.")
+        layers: list[nn.Module] = []
+        width = latent_dim
+        for out_features in hidden:
+            if squares and not layers:
+                layers += [QuietLinear(width, out_features), WithSquares()]
+                width = 2 * out_features
+            else:
+                layers += [nn.Linear(width, out_features), ACTIVATIONS[activation]()]
+                width = out_features
+        self.layers = nn.Sequential(*layers, ZeroLinear(width, 1))
+        self.mixture = MixtureHead(latent_dim, num_components, rank) if num_components else None
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps latents (..., Z) to log_ratio (...)."""
+        value = self.layers(z).squeeze(-1)
+        return value if self.mixture is None else value + self.mixture(z)
+
+    def times(self, weights: Mapping[str, Tensor], gain: float) -> dict[str, Tensor]:
+        """The state dict of a network of this form that is `gain` times the network of `weights`."""
+        outputs = (f"layers.{len(self.layers) - 1}.", "mixture.scale.")
+        return {name: gain * one if name.startswith(outputs) else one for name, one in weights.items()}
+
+
+def build_ratio_net(
+    latent_dim: int,
+    hidden: Sequence[int] = (200, 200),
+    activation: str = "silu",
+    num_components: int = 0,
+    rank: int = 8,
+    squares: bool = False,
+    *,
+    generator: torch.Generator,
+) -> RatioNet:
+    """A `RatioNet` on the CPU whose weights come from `generator` alone; the other arguments are the constructor's."""
+    return build(lambda: RatioNet(latent_dim, hidden, activation, num_components, rank, squares), generator)
+
+
+class RatioNets(nn.Module):
+    """K ratio networks of the same form, each fed its own latents: (K, N, Z) to (K, N)."""
+
+    def __init__(self, nets: Sequence[RatioNet]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """f_k(z_k) for every k."""
+        return torch.stack([net(part) for net, part in zip(self.nets, z, strict=True)])
+
+    def stacked(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of this module as the stacked weights (K, ...) of a `density.prior.RatioSequence`."""
+        names = self.nets[0].state_dict()
+        return {name: torch.stack([weights[f"nets.{k}.{name}"] for k in range(len(self.nets))]) for name in names}

@@ -1,0 +1,1 @@
+"""The pages and their pictures: of a run, and of a comparison."""

@@ -1,0 +1,242 @@
+"""Pictures as bytes: grids of images (PNG) and the report's small charts (SVG).
+
+Every chart is drawn at the size of a phone's width, so that its text stays readable there; pages put several in a row.
+
+Shapes: N images or latents, C H W image, T steps of a chain.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
+from torch import Tensor
+
+from ebmscale.density.langevin import ChainTrace
+from ebmscale.model.pixels import to_images
+
+POSTERIOR_COLOUR, PRIOR_COLOUR = "#0072b2", "#d55e00"
+MARK_COLOURS = {
+    "Settling": "#8a8a8a",
+    "New round": "#b07d00",
+    "Advance": "#008f68",
+    "RollBack": "#c62828",
+    "Finish": "#1a1a1a",
+}
+PART_COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#6b5b95", "#bdbdbd")
+GAP = 2  # pixels between the images of a grid
+
+WIDTH, HEIGHT = 4.0, 2.5  # inches
+HISTOGRAM_BINS = 30
+MOST_DOTS = 60  # a curve of more points is drawn without dots
+STYLE: Any = {
+    "font.size": 9.5,
+    "svg.hashsalt": "ebmscale",  # the same run gives the same bytes
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.labelcolor": "#222222",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "lines.linewidth": 1.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+class Curve(NamedTuple):
+    """One line of a timeline: values y at samples_seen x, with an optional half width of a band around it."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    label: str = ""
+    band: Sequence[float] | None = None
+
+
+class Mark(NamedTuple):
+    """Something that the scheduler decided at samples_seen `at`; `kind` is a key of MARK_COLOURS."""
+
+    at: int
+    kind: str
+
+
+def image_grid(images: Tensor, columns: int, scale: int = 1) -> bytes:
+    """A PNG of images in rows, each pixel enlarged to `scale` x `scale` equal ones, on white with thin gaps.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1]; one channel is grey, three are RGB (any beyond are not shown).
+        columns: images in a row.
+        scale: enlargement.
+    """
+    num, channels, height, width = images.shape
+    shown = images[:, :3] if channels >= 3 else images[:, :1]
+    pixels = to_images(shown).permute(0, 2, 3, 1).numpy()
+    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    rows, step_y, step_x = -(-num // columns), height * scale + GAP, width * scale + GAP
+    canvas = np.full((rows * step_y - GAP, columns * step_x - GAP, pixels.shape[3]), 255, np.uint8)
+    for index, image in enumerate(pixels):
+        y, x = index // columns * step_y, index % columns * step_x
+        canvas[y : y + height * scale, x : x + width * scale] = image
+    out = io.BytesIO()
+    Image.fromarray(canvas.squeeze(2) if canvas.shape[2] == 1 else canvas).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    """The bytes as an address that a page can show without another file."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+@matplotlib.rc_context(STYLE)
+def energy_histogram(posterior: Tensor, prior: Tensor) -> bytes:
+    """Histograms of energies (N,) of posterior and prior latents, on the same bins; the outer 0.5 % count as tails."""
+    figure, axes = _new_chart("energy (nats)", "density")
+    sides = {"posterior z⁺": (posterior, POSTERIOR_COLOUR), "prior z⁻": (prior, PRIOR_COLOUR)}
+    finite = torch.cat([energy[energy.isfinite()] for energy, _ in sides.values()]).double()
+    if len(finite) == 0:
+        axes.text(0.5, 0.5, "no finite energy", transform=axes.transAxes, ha="center")
+        return _svg(figure)
+    low, high = np.quantile(finite.numpy(), [0.005, 0.995])
+    bins = np.linspace(low, max(high, low + 1e-6), HISTOGRAM_BINS + 1).tolist()
+    for label, (energy, colour) in sides.items():
+        inside = energy[energy.isfinite()].double().clamp(low, high).numpy()
+        axes.hist(inside, bins, density=True, histtype="stepfilled", color=colour, alpha=0.3)
+        axes.hist(inside, bins, density=True, histtype="step", color=colour, label=label)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    _legend_above(axes)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def timeline(
+    curves: Sequence[Curve],
+    marks: Sequence[Mark],
+    starts: Mapping[int, int],
+    end: int,
+    level: tuple[float, str] | None = None,
+) -> bytes:
+    """Curves over samples_seen, on bands for the stages, with vertical lines where the scheduler decided.
+
+    Args:
+        curves: to draw; those of the same label share a colour.
+        marks: decisions.
+        starts: stage -> samples_seen where it started.
+        end: samples_seen at the right edge.
+        level: a value and its name, drawn as a dashed line across.
+    """
+    figure, axes = _new_chart("samples seen")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(0, max(end, 1))
+    _draw_stages(axes, starts, end)
+    for mark in marks:
+        axes.axvline(mark.at, color=MARK_COLOURS[mark.kind], linestyle="-" if mark.kind == "Advance" else "--", lw=1)
+    if level is not None:
+        value, name = level
+        axes.axhline(value, color="#444444", linestyle=(0, (1, 2)), lw=1)
+        axes.text(0.01, value, name, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom")
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    for curve in curves:
+        colour = (POSTERIOR_COLOUR, PRIOR_COLOUR)[labels.index(curve.label) % 2]
+        x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
+        axes.plot(x, y, color=colour, marker="o" if len(x) <= MOST_DOTS else "", ms=3, clip_on=False)
+        if curve.band is not None:
+            half = np.asarray(curve.band, float)
+            axes.fill_between(x, y - half, y + half, color=colour, alpha=0.2, lw=0)
+    if len(labels) > 1:
+        for label, colour in zip(labels, (POSTERIOR_COLOUR, PRIOR_COLOUR), strict=False):
+            axes.plot([], [], color=colour, label=label)
+        axes.legend(loc="upper right", bbox_to_anchor=(1, 0.92))
+    axes.margins(y=0.15)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def chain_chart(trace: ChainTrace) -> bytes:
+    """A chain's mean log density (T,) above, and the mean lengths of its drift and diffusion (T,) below."""
+    figure = Figure(figsize=(WIDTH, HEIGHT * 1.35), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    steps = np.arange(1, len(trace.log_density) + 1)
+    above.plot(steps, trace.log_density.numpy(), color="#222222")
+    above.set_ylabel("log density")
+    below.plot(steps, trace.drift.numpy(), color=POSTERIOR_COLOUR, label="drift")
+    below.plot(steps, trace.diffusion.numpy(), color=PRIOR_COLOUR, label="diffusion")
+    below.set(xlabel="step", ylabel="length", ylim=(0, None))
+    below.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    below.margins(y=0.15)
+    _legend_above(below)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def share_chart(edges: Sequence[float], shares: Mapping[str, Sequence[float]]) -> bytes:
+    """Share of time by part, stacked, for every interval between the `edges` (one more than values)."""
+    figure, axes = _new_chart("samples seen", "share of time")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    rows = [[values[0], *values] for values in map(list, shares.values())]
+    axes.stackplot(edges, rows, step="pre", colors=PART_COLOURS, lw=0)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1))
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def speed_chart(edges: Sequence[float], speeds: Sequence[float]) -> bytes:
+    """Samples per second in every interval between the `edges` (one more than speeds)."""
+    figure, axes = _new_chart("samples seen", "samples/s")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.stairs(speeds, edges, baseline=None, color=POSTERIOR_COLOUR, lw=1.5)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
+    axes.margins(y=0.15)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def dot_chart(values: Mapping[str, Sequence[float]]) -> bytes:
+    """A row for every name from top to bottom: a dot for each of its values, and a bar at their mean."""
+    figure, axes = _new_chart("")
+    figure.set_size_inches(WIDTH, max(HEIGHT, 0.6 + 0.28 * len(values)))
+    for place, row in enumerate(values.values()):
+        axes.plot(row, [place] * len(row), "o", color=POSTERIOR_COLOUR, alpha=0.6, markersize=4)
+        mean = sum(row) / len(row)
+        axes.plot([mean, mean], [place - 0.3, place + 0.3], color=PRIOR_COLOUR)
+    axes.set_yticks(range(len(values)), list(values), parse_math=False)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    return _svg(figure)
+
+
+def _new_chart(xlabel: str, ylabel: str = "") -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return figure, axes
+
+
+def _legend_above(axes: Axes) -> None:
+    """The legend in one line above the axes, where it hides nothing."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, borderaxespad=0.2)
+
+
+def _draw_stages(axes: Axes, starts: Mapping[int, int], end: int) -> None:
+    """A band for every stage, every second one shaded, with its number above."""
+    edges = [*starts.values(), end]
+    for (stage, left), right in zip(starts.items(), edges[1:], strict=True):
+        if stage % 2 == 0:
+            axes.axvspan(left, right, color="#f1f1f1", zorder=0, lw=0)
+        if right - left > 0.06 * end:  # else there is no room for its name
+            text = f"k={stage}" if right - left > 0.12 * end else str(stage)
+            middle, transform = (left + right) / 2, axes.get_xaxis_transform()
+            axes.text(middle, 1.0, text, transform=transform, ha="center", va="bottom", fontsize=8, color="#666666")
+
+
+def _svg(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return out.getvalue()

@@ -1,0 +1,126 @@
+"""What a run wrote down about itself: its events and metrics, read for the report."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ebmscale.model.run_documents import EventLine, MetricsLine
+from ebmscale.model.timed_parts import PARTS
+from ebmscale.report.pictures import Curve, Mark
+from ebmscale.storage import Storage
+from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, read_lines
+
+Line = dict[str, Any]
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The lines of a run's `events.jsonl` and `metrics.jsonl`, oldest first."""
+
+    events: list[Line]
+    metrics: list[Line]
+
+    @classmethod
+    def of(cls, run: Storage) -> "Record":
+        """The record of a run; empty where it has written none yet."""
+        metrics = read_lines(run, METRICS_FILE, MetricsLine)
+        return cls(read_lines(run, EVENTS_FILE, EventLine), [line for line in metrics if "total_s" in line["time"]])
+
+    @property
+    def end(self) -> int:
+        """samples_seen of the last line; 0 without any."""
+        return max((line["samples_seen"] for line in self.events + self.metrics), default=0)
+
+    @property
+    def measured(self) -> list[Line]:
+        """The events that hold evidence of a ratio, and so a decision."""
+        return [event for event in self.events if "evidence" in event]
+
+    @property
+    def wall_s(self) -> float | None:
+        """Seconds that the recorded intervals took; None without any."""
+        return sum(line["time"]["total_s"] for line in self.metrics) if self.metrics else None
+
+    def marks(self) -> list[Mark]:
+        """Every decision but the Holds that change nothing."""
+        kinds = ((event["samples_seen"], kind_of(event)) for event in self.measured)
+        return [Mark(at, kind) for at, kind in kinds if kind != "Hold"]
+
+    def starts(self) -> dict[int, int]:
+        """Stage -> samples_seen where it started."""
+        advances = [event for event in self.measured if event["decision"] == "Advance"]
+        first = {1: 0} if self.measured else {}
+        return first | {event["stage"] + 1: event["samples_seen"] for event in advances}
+
+    def evidence(self, name: str, band: str | None = None) -> list[Curve]:
+        """One number of the evidence over time: a curve for every ratio, since each starts from nothing.
+
+        Args:
+            name: of the number.
+            band: name of its standard error; the band is two of them wide on either side.
+        """
+        ratios: list[list[Line]] = [[]]
+        for event in self.measured:
+            ratios[-1].append(event)
+            if event["decision"] in ("Advance", "RollBack"):
+                ratios.append([])
+        return [
+            Curve(
+                [event["samples_seen"] for event in events],
+                [number(event["evidence"][name]) for event in events],
+                band=[2 * number(event["evidence"][band]) for event in events] if band else None,
+            )
+            for events in ratios
+            if events
+        ]
+
+    def squared_errors(self) -> list[Curve]:
+        """Mean squared error of the reconstructions over time: of held-out and of training images."""
+        return [_curve(self.events, "held_out_mse", "held-out"), _curve(self.metrics, "train/mse", "training")]
+
+    def edges(self) -> list[int]:
+        """samples_seen at the ends of the metrics' intervals, one more than there are intervals."""
+        return [0, *(line["samples_seen"] for line in self.metrics)]
+
+    def speeds(self) -> list[float]:
+        """Samples per second in every interval."""
+        edges = self.edges()
+        return [
+            (after - before) / max(line["time"]["total_s"], 1e-9)
+            for before, after, line in zip(edges, edges[1:], self.metrics, strict=False)
+        ]
+
+    def seconds(self) -> dict[str, list[float]]:
+        """Seconds by part in every interval; what no part accounts for is `OTHER`."""
+        times = [line["time"] for line in self.metrics]
+        parts = {part: [time.get(f"{part}_s", 0.0) for time in times] for part in PARTS}
+        told = [sum(values) for values in zip(*parts.values(), strict=True)]
+        return parts | {OTHER: [max(time["total_s"] - known, 0.0) for time, known in zip(times, told, strict=True)]}
+
+
+def kind_of(event: Line) -> str:
+    """What an event with evidence did: its decision's name, or which change of a stage hides behind a Hold."""
+    state = event["state"]
+    if event["decision"] != "Hold":
+        return event["decision"]
+    if state["settling_since"] == event["samples_seen"]:
+        return "Settling"
+    return "New round" if state["started"] == event["samples_seen"] else "Hold"
+
+
+def _curve(lines: list[Line], key: str, label: str) -> Curve:
+    lines = [line for line in lines if key in line]
+    return Curve([line["samples_seen"] for line in lines], [number(line[key]) for line in lines], label)
+
+
+def number(value: float | None) -> float:
+    """A recorded number; what was not finite was written as null and is NaN again."""
+    return math.nan if value is None else value
+
+
+def shares(seconds: dict[str, list[float]]) -> dict[str, Sequence[float]]:
+    """The share of every part in every interval."""
+    totals = [max(sum(values), 1e-9) for values in zip(*seconds.values(), strict=True)]
+    return {part: [v / t for v, t in zip(values, totals, strict=True)] for part, values in seconds.items()}

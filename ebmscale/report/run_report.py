@@ -1,0 +1,287 @@
+"""One self-contained HTML page about a run, in the order in which a researcher asks: does it sample, does it
+reconstruct, does the prior fit the posterior, what did the scheduler see, did the chains mix, where did time go.
+
+The page shows the run's newest valid checkpoint; everything drawn for it is a function of the run and `SEED`.
+
+Shapes: N images or latents, C H W image, Z latent, K stages.
+"""
+
+import math
+import platform
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmscale.address import Address
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.stream import read_split
+from ebmscale.density.langevin import ChainTrace
+from ebmscale.errors import ConfigError, DataError, StorageError
+from ebmscale.model.latent_model import LatentModel, open_model
+from ebmscale.model.pixels import to_pixels
+from ebmscale.model.run_folder import data_of
+from ebmscale.report import pictures
+from ebmscale.report.pages import Figure, Picture, render
+from ebmscale.report.run_record import Line, Record, kind_of, number, shares
+from ebmscale.storage import Storage
+from ebmscale.training.checkpoint import patiently
+from ebmscale.version import __version__
+from ebmscale.world import device_of
+
+REPORT_FILE, SAMPLES_FILE = "report.html", "samples.png"
+SEED = 0  # of the samples; samples.png is `model.sample(64, SEED)`
+ENERGY_SEED = 1  # of the latents whose energies are compared
+NUM_HELD_OUT = 256
+GRID_COLUMNS, TILE_COLUMNS = 8, 5
+TILE_PIXELS = 64  # images are enlarged to about this size
+EVIDENCE = {
+    "loss": ("Held-out loss (nats)", "of the classifier of z⁺ against z⁻; on the dotted line the ratio says nothing"),
+    "kl_bound": ("KL bound (nats)", "lower bound on KL(q || p), with a band of 2 standard errors"),
+    "auc": ("AUC", "at 0.5 z⁺ and z⁻ cannot be told apart"),
+    "ess": ("Effective sample size", "as a fraction, of the weights r = exp f at z⁻; near 0 the bound rests on few z⁻"),
+    "calibration_error": ("Calibration error", "of the classifier, between 0 and 1; at 0 it is calibrated"),
+}
+LEVELS = {"loss": (2 * math.log(2), "2 log 2"), "kl_bound": (0.0, ""), "auc": (0.5, "")}
+"""What the evidence is where a ratio says nothing, and the name of that value."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out images with the model's view of them.
+
+    Attributes:
+        name: of the data set.
+        x: (N, C, H, W) in [-1, 1].
+        z: (N, Z) at the end of the posterior chain.
+        trace: of that chain.
+        reconstruction: (N, C, H, W).
+    """
+
+    name: str
+    x: Tensor
+    z: Tensor
+    trace: ChainTrace
+    reconstruction: Tensor
+
+
+def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0) -> Address:
+    """Writes `report.html` and `samples.png` into a run, from its newest valid checkpoint and its record.
+
+    Args:
+        run: its storage.
+        data: the set that it was trained on; where not given, its configuration says where that lies.
+        retry_s: how long a storage that refuses is tried again, in seconds.
+
+    Returns:
+        The page's address.
+
+    Raises:
+        ConfigError: there is no run.
+        StorageError: it has no valid checkpoint, or its storage refuses.
+    """
+    model, record = open_model(run), Record.of(run)
+    model = model.to(device_of("cpu" if model.config.device == "cpu" else "auto"))
+    held_out, missing = _held_out(model, data)
+    samples = sample_grid(model, model.sample(GRID_COLUMNS**2, SEED), GRID_COLUMNS)
+    data_name = held_out.name if held_out else model.config.data.url
+    page = render(
+        REPORT_FILE,
+        name=model.config.run.name,
+        num_stages=model.prior.num_stages,
+        figures=_key_figures(model, record, data_name),
+        beyond=max(record.end - model.samples_seen, 0),
+        samples=Picture(pictures.data_uri(samples, "image/png"), "64 samples from the final prior"),
+        stage_samples=_stage_samples(model),
+        missing=missing,
+        reconstruction=_reconstruction(model, held_out) if held_out else None,
+        evidence=_evidence(model, record),
+        **_latents(model, held_out),
+        **_time(record),
+        config=model.config.dump(),
+        address=run.url,
+        versions={"ebmscale": __version__, "torch": torch.__version__, "Python": platform.python_version()},
+    )
+    for name, content in ((SAMPLES_FILE, samples), (REPORT_FILE, page.encode())):
+        patiently(partial(run.publish, name, content), retry_s, threading.Event(), time.monotonic, "It")
+    return run.url_of(REPORT_FILE)
+
+
+def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None, str | None]:
+    """The run's held-out images, or why there are none."""
+    block = model.config.data
+    try:
+        storage = data or data_of(model.config, "give `ebmscale report` in that folder, or put the set back")
+        manifest = Manifest.load(storage)
+        if manifest.image_shape != model.image_shape:
+            raise DataError(f"{storage.url} now holds images of shape {manifest.image_shape}.")
+        images, _, _ = read_split(
+            storage, manifest, "validation", NUM_HELD_OUT, block.validation_fraction, block.held_out
+        )
+    except (ConfigError, DataError, StorageError) as error:
+        return None, str(error)
+    x = to_pixels(images)
+    z, trace = model.infer(x, SEED)
+    return HeldOut(manifest.name, x, z, trace, model.decode(z)), None
+
+
+def _key_figures(model: LatentModel, record: Record, data_name: str) -> list[Figure]:
+    """The headline."""
+    budget, seen = model.config.train.max_samples, model.samples_seen
+    shape = " x ".join(map(str, model.image_shape))
+    measured = next((event for event in reversed(record.events) if "held_out_mse" in event), None)
+    state = "finished" if seen >= budget else f"stopped at {seen / budget:.0%}"
+    figures = [
+        Figure("State", state, f"{seen:,} of {budget:,} samples seen, seed {model.config.run.seed}"),
+        Figure("Data set", data_name, f"{shape} images, latents of {model.config.model.latent_dim}"),
+        Figure("Stages K", str(model.prior.num_stages), f"at most {model.config.most_stages}"),
+    ]
+    if measured:
+        note = f"in [-1, 1] units, at {measured['samples_seen']:,} samples"
+        figures.append(Figure("Held-out MSE", f"{number(measured['held_out_mse']):.4f}", note))
+    if record.measured:
+        last = record.measured[-1]
+        frozen = "frozen" if last["freeze"] else "not frozen"
+        note = f"nats, stage {last['stage']} ({frozen}), at {last['samples_seen']:,} samples"
+        figures.append(Figure("KL bound", _bound(last), note))
+    if record.wall_s is not None:
+        figures.append(Figure("Wall time", _duration(record.wall_s), "sum of the recorded intervals"))
+    return figures
+
+
+def _stage_samples(model: LatentModel) -> list[Picture]:
+    """The same chains on their way through p_0, p_1, ..., p_K."""
+    found = []
+    for stage in range(model.prior.num_stages + 1):
+        images = model.sample(GRID_COLUMNS**2, SEED, stage)[: TILE_COLUMNS**2]
+        found.append(_grid_picture(model, images, f"k = {stage}"))
+    return found
+
+
+def _reconstruction(model: LatentModel, held_out: HeldOut) -> dict[str, Any]:
+    """Held-out images, their reconstructions and the difference, with the error in [-1, 1] units."""
+    x, mean = held_out.x, held_out.reconstruction
+    errors = (x - mean).square().flatten(1).mean(1)
+    num = min(TILE_COLUMNS**2, len(x))
+    grids = {"held-out images": x, "reconstructions": mean, "absolute difference": (x - mean).abs() - 1}
+    return {
+        "pictures": [_grid_picture(model, images[:num], title) for title, images in grids.items()],
+        "num_shown": num,
+        "num": len(x),
+        "shown": f"{float(errors[:num].mean()):.4f}",
+        "mean": f"{float(errors.mean()):.4f}",
+        "low": f"{float(errors.quantile(0.05)):.4f}",
+        "high": f"{float(errors.quantile(0.95)):.4f}",
+    }
+
+
+def _latents(model: LatentModel, held_out: HeldOut | None) -> dict[str, list[Picture]]:
+    """Energies of posterior and prior latents under every p_k, and the course of the chains that gave them."""
+    energies, chains = [], []
+    if held_out is not None and len(held_out.trace.log_density):
+        chains.append(_chain(held_out.trace, "posterior chain: log p(x, z)"))
+    traces: list[ChainTrace] = []
+    for stage in range(model.prior.num_stages + 1):
+        earlier = model.at_stage(stage)
+        z, traces = earlier.sample_prior(NUM_HELD_OUT, ENERGY_SEED)
+        if held_out is not None:
+            posterior_energy, prior_energy = -earlier.log_prior(held_out.z), -earlier.log_prior(z)
+            gap = float(posterior_energy.mean() - prior_energy.mean())
+            chart = _chart(pictures.energy_histogram(posterior_energy, prior_energy))
+            energies.append(Picture(chart, f"k = {stage}", f"mean energy of z⁺ less that of z⁻: {gap:+.2f} nats"))
+    chains += [_chain(trace, f"prior chain, stage {stage}: log p_{stage}(z)") for stage, trace in enumerate(traces, 1)]
+    return {"energies": energies, "chains": chains}
+
+
+def _chain(trace: ChainTrace, title: str) -> Picture:
+    last = trace.log_density[-max(len(trace.log_density) // 4, 1) - 1 :]
+    return Picture(
+        _chart(pictures.chain_chart(trace)),
+        title,
+        f"{len(trace.log_density)} steps; {float(last[-1] - last[0]):+.2f} nats over the last quarter",
+    )
+
+
+def _evidence(model: LatentModel, record: Record) -> dict[str, Any]:
+    """Evidence over time with the scheduler's decisions, and their table."""
+    marks, starts, end = record.marks(), record.starts(), max(record.end, model.samples_seen)
+
+    def chart(curves: list[pictures.Curve], title: str, note: str, level: tuple[float, str] | None = None) -> Picture:
+        return Picture(_chart(pictures.timeline(curves, marks, starts, end, level)), title, note)
+
+    charts = []
+    if record.measured:
+        for name, (title, note) in EVIDENCE.items():
+            curves = record.evidence(name, band="kl_bound_error" if name == "kl_bound" else None)
+            charts.append(chart(curves, title, note, LEVELS.get(name)))
+    errors = [curve for curve in record.squared_errors() if curve.x]
+    if errors:
+        charts.append(chart(errors, "Mean squared error", "of reconstructions, in [-1, 1] units"))
+    rows = [_decision_row(event) for event in record.measured]
+    return {
+        "charts": charts,
+        "colours": {kind: colour for kind, colour in pictures.MARK_COLOURS.items() if kind in {m.kind for m in marks}},
+        "max_stages": model.config.most_stages,
+        "decisions": [row for row in rows if row["kind"] != "Hold"],
+        "measurements": rows,
+    }
+
+
+def _decision_row(event: Line) -> dict[str, str]:
+    evidence = {name: number(value) for name, value in event["evidence"].items()}
+    return {
+        "samples": f"{event['samples_seen']:,}",
+        "stage": str(event["stage"]),
+        "kind": kind_of(event),
+        "loss": f"{evidence['loss']:.4f}",
+        "kl": _bound(event),
+        "auc": f"{evidence['auc']:.3f}",
+        "ess": f"{evidence['ess']:.3f}",
+        "reason": event["reason"],
+    }
+
+
+def _time(record: Record) -> dict[str, Any]:
+    """Where the time went."""
+    if not record.metrics:
+        return {"time_charts": [], "time_parts": []}
+    seconds, edges = record.seconds(), record.edges()
+    whole = max(sum(map(sum, seconds.values())), 1e-9)
+    return {
+        "time_charts": [
+            Picture(_chart(pictures.share_chart(edges, shares(seconds))), "Share of time by part"),
+            Picture(_chart(pictures.speed_chart(edges, record.speeds())), "Speed (samples/s)"),
+        ],
+        "time_parts": [
+            {"name": part, "colour": colour, "seconds": f"{sum(values):,.1f}", "share": f"{sum(values) / whole:.1%}"}
+            for (part, values), colour in zip(seconds.items(), pictures.PART_COLOURS, strict=True)
+        ],
+    }
+
+
+def sample_grid(model: LatentModel, images: Tensor, columns: int) -> bytes:
+    """A PNG of images (N, C, H, W) of the model, enlarged so that small ones can be seen."""
+    return pictures.image_grid(images, columns, scale=max(1, TILE_PIXELS // max(model.image_shape[1:])))
+
+
+def _grid_picture(model: LatentModel, images: Tensor, title: str) -> Picture:
+    return Picture(pictures.data_uri(sample_grid(model, images, TILE_COLUMNS), "image/png"), title)
+
+
+def _chart(svg: bytes) -> str:
+    return pictures.data_uri(svg, "image/svg+xml")
+
+
+def _bound(event: Line) -> str:
+    evidence = event["evidence"]
+    return f"{number(evidence['kl_bound']):.3f} ± {number(evidence['kl_bound_error']):.3f}"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

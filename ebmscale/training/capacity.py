@@ -1,0 +1,87 @@
+"""Whether a machine has the memory and the processors that a run asks for: found out before anything is built.
+
+Only what a run cannot do without is counted, so no run is refused that would fit; `ebmscale plan` forecasts it all.
+"""
+
+import math
+
+import torch
+
+from ebmscale.config import RunConfig
+from ebmscale.errors import ConfigError
+from ebmscale.machine import num_cpus, total_memory
+from ebmscale.model.build import build_on_meta, build_ratio_on_meta
+from ebmscale.networks import ImageShape
+
+FP32 = 4
+STATE = 3  # weights and Adam's two moments, each in fp32
+
+
+def check_threads(config: RunConfig) -> None:
+    """Refuses more threads than this machine has processors.
+
+    Raises:
+        ConfigError: `num_threads` asks for more.
+    """
+    if config.num_threads > num_cpus():
+        raise ConfigError(
+            f"num_threads is {config.num_threads:,}, and this machine has {num_cpus()} processors; set it to at most "
+            "that, or to 0 for torch's own choice."
+        )
+
+
+def check_room(config: RunConfig, shape: ImageShape | None, num_samples: int, size: int, device: torch.device) -> None:
+    """Refuses a run that cannot fit the memory of the device, whatever else runs there.
+
+    Args:
+        config: the run.
+        shape: (C, H, W) of its images; None where the set is packed when the run begins.
+        num_samples: to train on, which bounds what is read ahead.
+        size: workers.
+        device: that computes.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    have = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
+    if have is None:
+        return
+    needs = least_bytes(config, shape, num_samples, size, on_cuda=device.type == "cuda")
+    total, most = sum(needs.values()), max(needs, key=lambda name: needs[name])
+    if total > have:
+        raise ConfigError(
+            f"The run needs at least {total / 1e9:,.1f} GB of memory in a process, {needs[most] / 1e9:,.1f} GB of it "
+            f"by {most}, and this machine has {have / 1e9:,.1f} GB; lower {most}."
+        )
+
+
+def least_bytes(
+    config: RunConfig, shape: ImageShape | None, num_samples: int, size: int, on_cuda: bool = False
+) -> dict[str, int]:
+    """Bytes that the worker with the least to do keeps at once, by the keys of the configuration that decide on it."""
+    model, stages, prior, data = config.model, config.stages, config.prior, config.data
+    row = model.latent_dim * FP32
+    rows, ratio_rows = config.train.batch_size // size, stages.batch_size // size
+    steps = max(config.posterior.num_steps, 1 if config.posterior.first_steps is None else config.posterior.first_steps)
+    chain_steps = 1 + (prior.num_steps if config.most_stages > 1 else 0)
+    needs = {
+        "stages.buffer_samples": stages.buffer_samples // size * row,
+        "prior.num_chains or prior.num_steps": prior.num_chains // size * row * chain_steps,
+        "train.batch_size or posterior.num_steps": rows * steps * row,
+        "stages.batch_size or stages.updates_per_batch": ratio_rows * stages.updates_per_batch * row,
+    }
+    num_ratio = sum(parameter.numel() for parameter in build_ratio_on_meta(config).parameters())
+    needs["model.ratio_hidden, model.latent_dim or stages.max_stages"] = (
+        STATE * FP32 * num_ratio * max(config.num_live, 1) // size
+    )
+    if shape is None:
+        return needs
+    networks, _ = build_on_meta(config, shape)
+    num_weights = sum(parameter.numel() for parameter in networks.parameters())
+    pixels = math.prod(shape)
+    needs["model.latent_dim, model.generator_width or model.encoder_width"] = STATE * FP32 * num_weights // size
+    needs["train.batch_size"] = rows * pixels * FP32
+    if not on_cuda:
+        windows = min(data.num_streams // size * data.shuffle_window, num_samples // size)
+        needs["data.shuffle_window or data.num_streams"] = windows * pixels
+    return needs

@@ -1,0 +1,70 @@
+"""A run's record read back: what the decisions were, and curves that break where a new ratio starts."""
+
+import math
+
+import pytest
+
+from ebmscale.report.pictures import Curve, Mark
+from ebmscale.report.run_record import Record, kind_of, shares
+from ebmscale.training.metrics import PARTS
+
+
+def event(samples_seen, stage, decision="Hold", loss=1.0, settling_since=None, started=0):
+    return {
+        "samples_seen": samples_seen,
+        "stage": stage,
+        "decision": decision,
+        "evidence": {"loss": loss, "kl_bound": 0.5, "kl_bound_error": 0.1},
+        "state": {"settling_since": settling_since, "started": started},
+    }
+
+
+EVENTS = [
+    event(10, 1),
+    event(20, 1, settling_since=20),
+    event(30, 1, settling_since=20),
+    event(40, 1, "Advance", started=40),
+    event(50, 2, "RollBack", loss=None, started=50),
+    event(60, 2, started=60),
+    event(70, 2, "Finish", started=70),
+    {"samples_seen": 80, "stage": 2, "num_frozen": 1, "held_out_mse": 0.1},
+]
+RECORD = Record(EVENTS, [])
+
+
+def test_kinds():
+    kinds = [kind_of(event) for event in RECORD.measured]
+    assert kinds == ["Hold", "Settling", "Hold", "Advance", "RollBack", "New round", "Finish"]
+    assert RECORD.marks() == [
+        *(Mark(20, "Settling"), Mark(40, "Advance"), Mark(50, "RollBack"), Mark(60, "New round"), Mark(70, "Finish"))
+    ]
+
+
+def test_curves_break_where_a_ratio_starts_from_nothing():
+    curves = RECORD.evidence("loss")
+    assert [curve.x for curve in curves] == [[10, 20, 30, 40], [50], [60, 70]]
+    assert math.isnan(curves[1].y[0])
+    assert RECORD.evidence("kl_bound", "kl_bound_error")[0].band == pytest.approx([0.2] * 4)
+
+
+def test_stages_and_end():
+    assert RECORD.starts() == {1: 0, 2: 40}
+    assert RECORD.end == 80
+    assert RECORD.squared_errors() == [Curve([80], [0.1], "held-out"), Curve([], [], "training")]
+
+
+def test_nothing_recorded():
+    empty = Record([], [])
+    assert (empty.end, empty.wall_s, empty.starts(), empty.marks(), empty.evidence("loss")) == (0, None, {}, [], [])
+
+
+def test_time():
+    line = {"time": {"total_s": 4.0, "posterior_s": 2.0, "ratio_s": 1.0}}
+    record = Record([], [{"samples_seen": 100} | line, {"samples_seen": 300} | line])
+    assert record.edges() == [0, 100, 300]
+    assert record.speeds() == [25, 50]
+    assert record.wall_s == 8
+    seconds = record.seconds()
+    assert list(seconds) == [*PARTS, "other"]
+    assert (seconds["posterior"], seconds["other"], seconds["data"]) == ([2, 2], [1, 1], [0, 0])
+    assert shares(seconds)["posterior"] == [0.5, 0.5]
