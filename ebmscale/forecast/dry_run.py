@@ -190,12 +190,10 @@ def _measure(run: Run, storage: Storage) -> Forecast:
 def _spans(run: Run) -> list[tuple[int, int]]:
     """Where an update is the same work, as `samples_seen` at begin and end.
 
-    The generator stops, the ratios start, or chains go on where they ended an epoch before.
+    The generator stops, or the ratios start.
     """
     config, end = run.config, run.config.train.max_samples
     changes = [config.stages.start_samples, config.generator_stops]
-    if run.memory is not None:
-        changes.append(run.num_samples)
     edges = {0, end} | {at for at in changes if at < end}
     return list(pairwise(sorted(edges)))
 
@@ -216,8 +214,6 @@ def _age(config: RunConfig, begin: int, end: int) -> float:
 def _batch_seconds(run: Run, begin: int) -> Seconds:
     """Seconds of a batch from `begin` samples on, under the run's present prior."""
     run.samples_seen = begin
-    if run.memory is not None:
-        run.memory.known.fill_(begin >= run.num_samples)
     batches = run.batches()
 
     def update() -> None:

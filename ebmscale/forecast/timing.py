@@ -113,8 +113,6 @@ def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPD
             for _ in range(0 if config.num_live else config.most_stages - 1):
                 run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
             run.samples_seen = config.stages.start_samples  # before, there is no ratio to train
-            if run.memory is not None:
-                run.memory.known.fill_(True)  # as it is after the first epoch
             batches = run.batches()
             _train(run, batches, WARM_UPDATES)
             world.barrier()

@@ -113,6 +113,9 @@ class SearchStore:
         tree = {"config": config.model_dump(mode="json"), "space": space.dump()}
         if self.storage.exists(SEARCH_FILE):
             old = yaml.safe_load(self.storage.read_text(SEARCH_FILE))
+            old["config"] = parse_config(yaml.safe_dump(old["config"])).model_dump(
+                mode="json"
+            )  # as this version has it
             changed = _changed(old, tree)
             if changed:
                 raise ConfigError(
