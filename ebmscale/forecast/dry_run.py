@@ -3,7 +3,6 @@
 import resource
 import shutil
 import sys
-import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable
@@ -15,13 +14,12 @@ import torch
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError
+from ebmscale.forecast.rehearsal import go_to_last_stage, rehearsal
 from ebmscale.model.run_folder import run_storage
 from ebmscale.networks import count_parameters
 from ebmscale.storage import Storage
 from ebmscale.training.loop import take_evidence, train_batch
-from ebmscale.training.opening import open_run
 from ebmscale.training.run import Run
-from ebmscale.training.stop import StopSignal
 from ebmscale.world import World
 
 WARM_BATCHES, TIMED_BATCHES = 3, 8
@@ -122,13 +120,8 @@ def dry_run(config: RunConfig, world: World) -> Forecast:
     """
     storage = run_storage(config)
     storage.probe()
-    with tempfile.TemporaryDirectory(prefix="ebmscale-dry-run-") as folder:
-        trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": folder})})
-        run = open_run(trial, world, StopSignal())
-        try:
-            return _measure(run, storage)
-        finally:
-            run.close()
+    with rehearsal(config, world) as run:
+        return _measure(run, storage)
 
 
 def _measure(run: Run, storage: Storage) -> Forecast:
@@ -144,8 +137,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     saved = run.restore()
     if saved is None:
         raise EbmscaleError("The dry run's checkpoint could not be read back; check the disk and report this.")
-    for _ in range(0 if config.num_live else config.most_stages - 1):
-        run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
+    go_to_last_stage(run)
     last = [
         _batch_seconds(run, begin) if begin >= config.stages.start_samples else seconds
         for (begin, _), seconds in zip(spans, first, strict=True)
