@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from ebmscale.config import changed_keys, load_config, parse_config
+from ebmscale.config import CIRCUMSTANCES, RESUMABLE, Block, RunConfig, changed_keys, load_config, parse_config
+from ebmscale.config.fields import block_of
 from ebmscale.errors import ConfigError
 
 MINIMAL = "run: {name: a}\ndata: {url: d}\ntrain: {max_samples: 1000}\n"
@@ -34,7 +35,6 @@ def test_overrides_are_dotted_and_typed() -> None:
         ("train.batch_size=2", "data.num_streams"),
         ("prior.num_chains=100", "must be a multiple of data.num_streams"),
         ("stages.settle_samples=50000", "below max_samples"),
-        ("stages.magnification=10", "belongs to loss n2ce"),
         ("prior={equilibrate: tilt, equilibrate_steps: 0}", "tilt needs equilibrate_steps above 0"),
         ("prior.base=moments", "stages.buffer_samples must be at least 160"),
         ("posterior.num_steps=0", "unless the chain starts at an encoder"),
@@ -64,9 +64,43 @@ def test_one_gaussian_is_not_fitted_several_times() -> None:
         parse_config(MINIMAL, ["prior={base: moments, base_fits: 2}"])
 
 
-def test_a_memory_of_chains_knows_no_mirrored_images() -> None:
-    with pytest.raises(ConfigError, match=r"data\.flip does not go with posterior\.start: memory"):
-        parse_config(MINIMAL, ["data.flip=true", "posterior={start: memory, first_steps: 5}"])
+REMOVED = [
+    ("posterior={start: memory, first_steps: 5}", r"posterior\.start: memory was removed"),
+    ("posterior.plateau=0.05", r"posterior\.plateau was removed"),
+    ("model.ratio_components=4", r"model\.ratio_components was removed"),
+    ("stages.penalty=0.1", r"stages\.penalty was removed"),
+]
+
+
+@pytest.mark.parametrize(("override", "sentence"), REMOVED)
+def test_a_removed_key_that_asked_for_something_is_refused(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse_config(MINIMAL, [override])
+
+
+def test_a_removed_key_that_asked_for_nothing_is_dropped() -> None:
+    defaults = ["stages.loss=nce", "stages.penalty=0.0", "model.ratio_components=0", "model.ratio_rank=8"]
+    defaults += ["posterior.first_steps=null", "posterior.memory_bytes=268435456", "posterior.plateau=0.0"]
+    assert parse_config(MINIMAL, defaults) == parse_config(MINIMAL)
+
+
+def test_every_key_says_what_it_means() -> None:
+    def check(block: type[Block], prefix: str) -> None:
+        for name, field in block.model_fields.items():
+            assert field.description, f"{prefix}{name}"
+            if (inner := block_of(field)) is not None:
+                check(inner, f"{prefix}{name}.")
+
+    check(RunConfig, "")
+
+
+def test_keys_that_may_change_are_those_that_say_so() -> None:
+    assert {"train.max_samples", "train.generator.rate", "train.ratio.rate", "guard", "storage", "ray"} <= set(
+        RESUMABLE
+    )
+    assert not {"train.batch_size", "model", "model.latent_dim", "data.num_streams", "precision"} & set(RESUMABLE)
+    assert set(CIRCUMSTANCES) < set(RESUMABLE)
+    assert "train.max_samples" not in CIRCUMSTANCES
 
 
 def test_a_missing_key_is_named() -> None:
@@ -92,7 +126,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_dump_reads_back_as_the_same_configuration() -> None:
-    config = parse_config(MINIMAL, ["stages.loss=n2ce", "stages.magnification=30"])
+    config = parse_config(MINIMAL, ["stages.magnification=30"])
     assert parse_config(config.dump()) == config
 
 

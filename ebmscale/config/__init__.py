@@ -5,21 +5,17 @@ All lengths of time are in samples; `train.batch_size` is global, over all worke
 
 from ebmscale.config.blocks import (
     AddressBlock,
-    Block,
     ChainBlock,
     DataBlock,
-    Fraction,
     HeldOutBlock,
     ModelBlock,
-    NonNegative,
-    Positive,
-    PositiveFloat,
     PosteriorBlock,
     PriorBlock,
     RunBlock,
     StagesBlock,
     StorageBlock,
 )
+from ebmscale.config.fields import Block, Fraction, NonNegative, Positive, PositiveFloat, mutable_keys
 from ebmscale.config.keys import first_problem, known_keys, nearest_key, value_at
 from ebmscale.config.run_config import (
     CIRCUMSTANCES,
@@ -82,6 +78,7 @@ __all__ = [
     "first_problem",
     "known_keys",
     "load_config",
+    "mutable_keys",
     "nearest_key",
     "parse_config",
     "value_at",

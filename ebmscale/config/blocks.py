@@ -3,72 +3,57 @@
 All lengths of time are in samples.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from ebmscale.address import Address
-from ebmscale.config.keys import check_type
-
-Positive = Annotated[int, Field(gt=0, lt=2**63)]
-NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Block(BaseModel):
-    """A part of the configuration: frozen, unknown keys refused, and no value taken for one of another type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_no_other_type(cls, value: Any, info: ValidationInfo) -> Any:
-        assert info.field_name is not None
-        check_type(value, cls.model_fields[info.field_name].annotation)
-        return value
+from ebmscale.config.fields import Block, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat, key
 
 
 class RunBlock(Block):
-    """Identity of a run; the run lives at `storage.url`/`run.name`."""
+    """Identity of a run. The run lives at `storage.url`/`run.name`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: NonNegative = 0
+    name: str = key("Name of the run, and of its folder.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: NonNegative = key("Seed of everything random.", 0)
 
 
 class AddressBlock(Block):
     """Where files lie: a folder or any fsspec address, and how it is reached.
 
-    For `s3://`: `endpoint_url` of a server other than Amazon's (else AWS_ENDPOINT_URL counts), and `anonymous` for
-    public data. A request that fails for a passing reason is sent again up to `retries` times. One that has no complete
-    answer after 40 s counts as failed; with all its repetitions it ends after 120 s (both, and the time that its bytes
-    take at 200 kB/s).
-
-    Passwords and tokens in an address (`user:password@`, `?sig=...`) are not saved with the run.
+    A request without a complete answer after 40 s counts as failed; with all its repetitions it ends after 120 s (both,
+    and the time that its bytes take at 200 kB/s).
     """
 
-    url: Address
-    endpoint_url: Address | None = None
-    anonymous: bool = False
-    retries: NonNegative = 8
+    url: Address = key(
+        "A folder, or an address such as `s3://bucket/path`. Passwords and tokens in it are not saved with the run.",
+        change="circumstance",
+    )
+    endpoint_url: Address | None = key(
+        "For `s3://`: a server other than Amazon's. Without it AWS_ENDPOINT_URL counts.", None, change="circumstance"
+    )
+    anonymous: bool = key("For `s3://`: read public data without credentials.", False, change="circumstance")
+    retries: NonNegative = key(
+        "How often a request that failed for a passing reason is sent again.", 8, change="circumstance"
+    )
 
 
 class StorageBlock(AddressBlock):
     """Where runs are kept."""
 
-    url: Address = Address("runs")
+    url: Address = key("Folder or address below which runs are kept.", Address("runs"), change="circumstance")
 
 
 class HeldOutBlock(Block):
-    """A class of the set that training never sees, so that its samples can serve as anomalies; no `label`, no such.
+    """A class of the set that training never sees, so that its samples can serve as anomalies."""
 
-    `label` is the class's name in the set. Protocol `official` trains on the official train part without the class and
-    tests on the whole official test part. `pooled` puts all parts together: 80 % of the normal samples are there to
-    train on (validation is taken from them), the other 20 % and every sample of the class are the test split.
-    """
-
-    label: str | None = None
-    protocol: Literal["official", "pooled"] = "official"
+    label: str | None = key("Name of the class in the set. Without it no class is held out.", None)
+    protocol: Literal["official", "pooled"] = key(
+        "`official` trains on the official train part without the class and tests on the whole official test part. "
+        "`pooled` puts all parts together: 80 % of the normal samples are there to train on (validation is taken from "
+        "them), the other 20 % and every sample of the class are the test split.",
+        "official",
+    )
 
     @field_validator("label", mode="before")
     @classmethod
@@ -77,117 +62,123 @@ class HeldOutBlock(Block):
 
 
 class DataBlock(AddressBlock):
-    """The packed data set. With `format`, an empty `url` is packed first from `source`.
+    """The packed data set."""
 
-    Held-out images are the set's validation part (folders or files called val, valid, validation or dev), whole, where
-    it was packed with one. Otherwise they are `validation_fraction` of its train part, chosen by a hash of the keys.
-    `cache` is a folder of the machine that reads, for up to `cache_bytes` of what comes from another place. With `flip`
-    every training image is mirrored left to right half of the time, which doubles a small set. A run that is resumed
-    refuses another data set than it began with, unless `accept_changed` is true.
-    """
-
-    format: str | None = None
-    source: Address | None = None
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    held_out: HeldOutBlock = HeldOutBlock()
-    num_streams: Positive = 64
-    shuffle_window: Positive = 512
-    verify: Literal["sha256", "size", "none"] = "sha256"
-    max_damaged: NonNegative = 10
-    flip: bool = False
-    cache: str | None = None
-    cache_bytes: Positive = 10_000_000_000
-    accept_changed: bool = False
+    format: str | None = key(
+        "Format of `source` (see `ebmscale pack`). With it an empty `url` is packed first.", None, change="circumstance"
+    )
+    source: Address | None = key("What to pack: files or a folder.", None, change="circumstance")
+    validation_fraction: float = key(
+        "Share of the train part that is held out for decisions, chosen by a hash of the keys. A set that was packed "
+        "with a validation part (folders or files called val, valid, validation or dev) has that held out instead.",
+        0.05,
+        gt=0,
+        lt=1,
+    )
+    held_out: HeldOutBlock = key("A class that is held out as anomalies.", HeldOutBlock())
+    num_streams: Positive = key(
+        "Fixed number of streams of data and noise, shared among the workers; at most that many workers can train. "
+        "A worker owns whole streams, so the data order does not depend on the number of workers.",
+        64,
+    )
+    shuffle_window: Positive = key("Samples of a stream among which the next one is drawn.", 512, unit="samples")
+    verify: Literal["sha256", "size", "none"] = key(
+        "What is checked of every shard when a run starts. `sha256` reads the whole set once.",
+        "sha256",
+        change="circumstance",
+    )
+    max_damaged: NonNegative = key(
+        "Damaged samples of a shard that are skipped and counted before the run stops.", 10, change="circumstance"
+    )
+    flip: bool = key("Mirror every training image left to right half of the time.", False)
+    cache: str | None = key(
+        "Folder of the reading machine that keeps what was read from a remote storage.", None, change="circumstance"
+    )
+    cache_bytes: Positive = key("Largest size of `cache`.", 10_000_000_000, unit="bytes", change="circumstance")
+    accept_changed: bool = key(
+        "Resume a run on another data set than it began with. Without it such a resume is refused.",
+        False,
+        change="circumstance",
+    )
 
 
 class ModelBlock(Block):
-    """Latent size, networks, and the standard deviation `sigma` of p(x|z) for pixels in [-1, 1].
+    """Latent size, networks, and the standard deviation of p(x | z)."""
 
-    `form` names a generator's form where an image size has several (see `networks.architectures`).
-    `ratio_components` adds a mixture of so many terms, each of rank `ratio_rank`, to the ratio network (see
-    `networks.ratio_net.MixtureHead`). `ratio_squares` lets its second layer see the first one's units and their
-    squares (see `networks.ratio_net`).
-    """
-
-    latent_dim: Positive = 16
-    form: str | None = None
-    generator_width: Positive = 32
-    sigma: PositiveFloat = 0.3
-    encoder_width: Positive = 32
-    ratio_hidden: tuple[Positive, ...] = (200, 200)
-    ratio_activation: Literal["silu", "leaky_relu", "gelu"] = "silu"
-    ratio_components: NonNegative = 0
-    ratio_rank: Positive = 8
-    ratio_squares: bool = False
+    latent_dim: Positive = key("Dimensions of the latent z.", 16)
+    form: str | None = key(
+        "Architecture of generator and encoder where an image size has several (see `networks/architectures.py`).", None
+    )
+    generator_width: Positive = key("Width of the generator: channels of its last hidden layer.", 32, unit="channels")
+    sigma: PositiveFloat = key("Standard deviation of p(x | z), for pixels in [-1, 1].", 0.3)
+    encoder_width: Positive = key("Width of the encoder, where there is one.", 32, unit="channels")
+    ratio_hidden: tuple[Positive, ...] = key("Widths of the ratio network's hidden layers.", (200, 200), unit="units")
+    ratio_activation: Literal["silu", "leaky_relu", "gelu"] = key("Activation of the ratio network.", "silu")
+    ratio_squares: bool = key(
+        "Let the ratio network's second layer see the first one's units and their squares.", False
+    )
 
 
 class ChainBlock(Block):
-    """Langevin settings: z <- z + (step_size^2 / 2) score / temperature + step_size * noise_scale * noise."""
+    """Langevin steps: z <- z + (step_size^2 / 2) score / temperature + step_size * noise_scale * noise."""
 
-    num_steps: NonNegative
-    step_size: PositiveFloat
-    noise_scale: Annotated[float, Field(ge=0)] = 1.0
-    temperature: PositiveFloat = 1.0
+    num_steps: NonNegative = key("Steps of a chain.", mutable=True)
+    step_size: PositiveFloat = key("Size of a step.", mutable=True)
+    noise_scale: NonNegativeFloat = key("Factor of the noise; 1 is Langevin dynamics.", 1.0, mutable=True)
+    temperature: PositiveFloat = key("Divides the score; 1 is Langevin dynamics.", 1.0, mutable=True)
 
 
 class PosteriorBlock(ChainBlock):
-    """Posterior chain: started from the `base` density, an `encoder` (no steps = the encoder alone), or a `memory`.
+    """How latents of an image are inferred."""
 
-    The `memory` holds where the chain of a training image ended, and the next one of that image goes on there by
-    `num_steps`; images that come the first time, held-out and new ones start from the base density and take
-    `first_steps`. It has room for `memory_bytes` of latents; the images beyond always start from the base density.
-
-    With a `plateau` above 0 the chains of training images that are not remembered take as many steps as held-out ones
-    need to come within this share of their whole way in log density (see `density.langevin.steps_to_plateau`).
-    `kernel` is the generator's form in the chain (see `kernels.forms`); `auto` takes the fastest of this machine.
-    """
-
-    start: Literal["base", "encoder", "memory"] = "base"
-    kernel: Literal["auto", "plain", "batch_inner", "compiled"] = "auto"
-    num_steps: NonNegative = 20
-    step_size: PositiveFloat = 0.1
-    first_steps: Positive | None = None
-    memory_bytes: Positive = 2**28
-    plateau: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    start: Literal["base", "encoder"] = key(
+        "Where a posterior chain starts: at a draw of the base density p_0, or of an encoder that is trained with the "
+        "generator.",
+        "base",
+    )
+    kernel: Literal["auto", "plain", "batch_inner", "compiled"] = key(
+        "Form of the generator in the chain (see `kernels/forms.py`). `auto` measures which is the fastest here.",
+        "auto",
+        change="circumstance",
+    )
+    num_steps: NonNegative = key("Langevin steps; 0 takes the encoder's draw itself.", 20, mutable=True)
+    step_size: PositiveFloat = key("Size of a step.", 0.1, mutable=True)
 
     @model_validator(mode="after")
     def _infers_something(self) -> "PosteriorBlock":
         if self.start != "encoder" and self.num_steps == 0:
             raise ValueError("num_steps must be above 0 unless the chain starts at an encoder")
-        if (self.start == "memory") != (self.first_steps is not None):
-            raise ValueError("first_steps goes with start: memory, and start: memory needs first_steps")
         return self
-
-    @property
-    def new_steps(self) -> int:
-        """Steps of the chain of an image that is not remembered."""
-        return self.num_steps if self.first_steps is None else self.first_steps
 
 
 class PriorBlock(ChainBlock):
-    """Prior chains of p_{k-1}: `persistent` ones move on by num_steps a batch, `short_run` ones restart from p_0.
+    """The base density p_0, and the chains of the prior p_{k-1}."""
 
-    A new stage brings persistent chains to the new prior by equilibrate_steps of `langevin`, or by `smc`: resampled and
-    moved along rungs from the old prior to the new one, then that many steps. By `tilt` the new ratio is made stronger
-    in the course of these steps, from 0 on, until chains have as high a ratio as held-out posteriors, and is frozen at
-    that strength (see `stages.tilt`).
-
-    With base `moments`, p_0 is, from where the ratios begin, the Gaussian with the mean and covariance of the posterior
-    latents, or a mixture of `base_components` Gaussians that is fitted to them: the first density ratio in closed form
-    (see `density.bases.MomentBase`). With `base_fits` it is the mean of so many mixtures, each fitted from centres of
-    its own, which evens out what one fit gets wrong. Before, and with `standard`, it is N(0, I).
-    """
-
-    base: Literal["standard", "moments"] = "standard"
-    base_components: Positive = 1
-    base_fits: Positive = 1
-    kind: Literal["persistent", "short_run"] = "persistent"
-    num_steps: Positive = 5
-    step_size: PositiveFloat = 0.2
-    num_chains: Positive = 512
-    equilibrate: Literal["langevin", "smc", "tilt"] = "langevin"
-    equilibrate_steps: NonNegative = 100
-    sample_steps: Positive = 100
+    base: Literal["standard", "moments"] = key(
+        "`standard`: p_0 is N(0, I). `moments`: where the ratios begin, p_0 becomes the Gaussian, or the mixture of "
+        "Gaussians, that fits the posterior latents. This is the first density ratio in closed form.",
+        "standard",
+    )
+    base_components: Positive = key("Gaussians of the mixture that `moments` fits.", 1)
+    base_fits: Positive = key(
+        "Mixtures that are fitted, each from other centres; p_0 is their mean, which evens out the errors of one fit.",
+        1,
+    )
+    kind: Literal["persistent", "short_run"] = key(
+        "`persistent` chains continue from batch to batch; `short_run` ones start anew from p_0 at every batch.",
+        "persistent",
+    )
+    num_steps: Positive = key("Steps of the chains a batch.", 5, mutable=True)
+    step_size: PositiveFloat = key("Size of a step.", 0.2, mutable=True)
+    num_chains: Positive = key("Chains that ratios are trained on, over all workers.", 512)
+    equilibrate: Literal["langevin", "smc", "tilt"] = key(
+        "How chains come to a new prior. `langevin`: by steps. `smc`: by resampling and moving along rungs from the "
+        "old prior to the new one, then by steps. `tilt`: by steps in which the new ratio grows from 0 until chains "
+        "have as high a ratio as held-out posteriors; it is frozen at that strength.",
+        "langevin",
+    )
+    equilibrate_steps: NonNegative = key("Langevin steps at a new prior.", 100, mutable=True)
+    sample_steps: Positive = key("Langevin steps a stage when samples are drawn by chains.", 100)
 
     @model_validator(mode="after")
     def _tilts_in_steps(self) -> "PriorBlock":
@@ -203,35 +194,30 @@ class PriorBlock(ChainBlock):
 
 
 class StagesBlock(Block):
-    """How a ratio is trained and when its stage moves on (see `density.schedule.Criteria`).
+    """How a ratio is trained and when its stage ends (see `density/schedule.py`)."""
 
-    Ratios are trained from `start_samples` on; before, the prior is p_0.
-    """
-
-    start_samples: NonNegative = 0
-    max_stages: NonNegative = 3
-    loss: Literal["nce", "n2ce"] = "nce"
-    magnification: PositiveFloat = 1.0
-    penalty: Annotated[float, Field(ge=0)] = 0.0
-    updates_per_batch: Positive = 8
-    batch_size: Positive = 256
-    buffer_samples: Positive = 3200
-    min_samples: Positive = 10_000
-    max_samples: Positive = 50_000
-    settle_samples: NonNegative = 10_000
-    patience: Positive = 3
-    min_improvement: Annotated[float, Field(ge=0)] = 1e-3
-    significance: PositiveFloat = 2.0
-    auc_drop: PositiveFloat = 0.2
-    min_ess: Fraction = 0.0
-    max_rollbacks: NonNegative = 3
-    evidence_every: Positive = 5_000
-    evidence_samples: Positive = 512
+    start_samples: NonNegative = key("Where the ratios begin; before, the prior is p_0.", 0, unit="samples")
+    max_stages: NonNegative = key("Most stages, K.", 3)
+    magnification: PositiveFloat = key("M of N2CE, how many times the noise counts; 1 is NCE.", 1.0)
+    updates_per_batch: Positive = key("Updates of the ratio network for every batch of images.", 8, mutable=True)
+    batch_size: Positive = key("Posterior latents, and as many prior latents, of an update.", 256, mutable=True)
+    buffer_samples: Positive = key("Recent posterior latents that the updates draw from.", 3200, unit="samples")
+    min_samples: Positive = key("Shortest time of a stage at the full learning rate.", 10_000, unit="samples")
+    max_samples: Positive = key("Longest time of a stage.", 50_000, unit="samples")
+    settle_samples: NonNegative = key(
+        "Time at a stage's end in which the learning rate falls to zero along a cosine.", 10_000, unit="samples"
+    )
+    patience: Positive = key("Measurements without an improvement after which a stage settles.", 3)
+    min_improvement: NonNegativeFloat = key("What counts as an improvement of the held-out loss.", 1e-3, unit="nats")
+    significance: PositiveFloat = key("A stage counts if its KL bound exceeds so many standard errors.", 2.0)
+    auc_drop: PositiveFloat = key("A fall of the AUC by more than this counts as a collapse.", 0.2)
+    min_ess: Fraction = key("Effective sample size, as a share, below which a stage has collapsed; 0: never.", 0.0)
+    max_rollbacks: NonNegative = key("How often a stage may start anew after a collapse.", 3)
+    evidence_every: Positive = key("Time between two measurements of the evidence.", 5_000, unit="samples")
+    evidence_samples: Positive = key("Held-out images, and held-out chains, of a measurement.", 512)
 
     @model_validator(mode="after")
     def _fits(self) -> "StagesBlock":
         if self.settle_samples >= self.max_samples:
             raise ValueError("settle_samples must be below max_samples, or no time is left to explore")
-        if self.loss == "nce" and self.magnification != 1.0:
-            raise ValueError("magnification belongs to loss n2ce; with nce it is 1")
         return self

@@ -8,18 +8,18 @@ from pydantic import ValidationError, model_validator
 
 from ebmscale.address import Address
 from ebmscale.config.blocks import (
-    Block,
     DataBlock,
     ModelBlock,
-    NonNegative,
     PosteriorBlock,
     PriorBlock,
     RunBlock,
     StagesBlock,
     StorageBlock,
 )
+from ebmscale.config.fields import Block, NonNegative, key, keys_that_change
 from ebmscale.config.keys import first_problem, known_keys, value_at
 from ebmscale.config.overrides import apply_override, set_key
+from ebmscale.config.removed import drop_removed
 from ebmscale.config.training_blocks import (
     CheckpointBlock,
     DeepspeedBlock,
@@ -36,37 +36,42 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class RunConfig(Block):
-    """Everything that defines a run. `num_threads` is for each process; 0 leaves it to torch.
+    """Everything that defines a run."""
 
-    `method` says how the prior is learned, and is all that the baselines differ in: `adaptive`, stages one after the
-    other; `nce`, one stage that lasts the whole run; `tre`, `stages.max_stages` ratios at once along a fixed bridge
-    (Rhodes et al. 2020); `lebm`, one energy by maximum likelihood (Pang et al. 2020); `gaussian`, p_0 itself.
-
-    `precision` `auto` is bf16 where the device of every worker multiplies it faster than fp32, else fp32; a run keeps
-    what it began with.
-
-    `profile` writes a trace and a table of where an update's time goes (see `training.profile`).
-    """
-
-    run: RunBlock
-    method: Method = "adaptive"
-    storage: StorageBlock = StorageBlock()
-    data: DataBlock
-    model: ModelBlock = ModelBlock()
-    posterior: PosteriorBlock = PosteriorBlock()
-    prior: PriorBlock = PriorBlock()
-    stages: StagesBlock = StagesBlock()
-    train: TrainBlock
-    checkpoint: CheckpointBlock = CheckpointBlock()
-    guard: GuardBlock = GuardBlock()
-    metrics: MetricsBlock = MetricsBlock()
-    engine: Literal["auto", "plain", "deepspeed"] = "auto"
-    deepspeed: DeepspeedBlock = DeepspeedBlock()
-    ray: RayBlock = RayBlock()
-    precision: Precision = "fp32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_threads: NonNegative = 0
-    profile: bool = False
+    run: RunBlock = key("The run's name and seed.")
+    method: Method = key(
+        "How the prior is learned; the baselines differ in this alone. `adaptive`: stages one after the other. "
+        "`nce`: one stage that lasts the whole run. `tre`: `stages.max_stages` ratios at once along a fixed bridge "
+        "(Rhodes et al. 2020). `lebm`: one energy by maximum likelihood (Pang et al. 2020). `gaussian`: p_0 itself.",
+        "adaptive",
+    )
+    storage: StorageBlock = key("Where runs are kept.", StorageBlock(), change="circumstance")
+    data: DataBlock = key("The data set.")
+    model: ModelBlock = key("Latent size and networks.", ModelBlock())
+    posterior: PosteriorBlock = key("How latents of an image are inferred.", PosteriorBlock())
+    prior: PriorBlock = key("The base density and the chains of the prior.", PriorBlock())
+    stages: StagesBlock = key("How ratios are trained and when a stage ends.", StagesBlock())
+    train: TrainBlock = key("The budget and the optimisers.")
+    checkpoint: CheckpointBlock = key(
+        "When checkpoints are written and kept.", CheckpointBlock(), change="circumstance"
+    )
+    guard: GuardBlock = key("What counts as a bad update.", GuardBlock(), change="resume")
+    metrics: MetricsBlock = key("What is written while training.", MetricsBlock(), change="circumstance")
+    engine: Literal["auto", "plain", "deepspeed"] = key(
+        "What trains the networks. `auto` takes DeepSpeed for several processes.", "auto", change="circumstance"
+    )
+    deepspeed: DeepspeedBlock = key("The DeepSpeed engine.", DeepspeedBlock(), change="circumstance")
+    ray: RayBlock = key("Training on Ray.", RayBlock(), change="circumstance")
+    precision: Precision = key(
+        "Of chains, generator and encoder. `auto` is bf16 where the device of every worker multiplies it faster than "
+        "fp32; a run keeps what it began with.",
+        "fp32",
+    )
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "`auto` takes a GPU where there is one.", "auto", change="circumstance"
+    )
+    num_threads: NonNegative = key("Threads of each process; 0 leaves it to torch.", 0, change="circumstance")
+    profile: bool = key("Write a trace and a table of where an update's time goes.", False, change="circumstance")
 
     @property
     def num_live(self) -> int:
@@ -92,10 +97,6 @@ class RunConfig(Block):
     def _method_fits(self) -> "RunConfig":
         if self.method == "tre" and self.stages.max_stages == 0:
             raise ValueError("stages.max_stages must be above 0 for method tre: it is the number of ratios")
-        if self.data.flip and self.posterior.start == "memory":
-            raise ValueError(
-                "data.flip does not go with posterior.start: memory, whose latents are of unmirrored images"
-            )
         buffered, least = self.stages.buffer_samples, 10 * self.model.latent_dim
         if self.prior.base == "moments" and not least <= buffered <= self.stages.start_samples:
             raise ValueError(
@@ -119,13 +120,13 @@ class RunConfig(Block):
                 f"train.batch_size ({self.train.batch_size}) must not be below data.num_streams ({streams}): "
                 "every stream gives at least one sample to a batch"
             )
-        for key, value in {
+        for name, value in {
             "prior.num_chains": self.prior.num_chains,
             "stages.buffer_samples": self.stages.buffer_samples,
             "stages.evidence_samples": self.stages.evidence_samples,
         }.items():
             if value % streams:
-                raise ValueError(f"{key} ({value}) must be a multiple of data.num_streams ({streams})")
+                raise ValueError(f"{name} ({value}) must be a multiple of data.num_streams ({streams})")
         return self
 
     def dump(self) -> str:
@@ -151,20 +152,16 @@ class RunConfig(Block):
             ConfigError: there is one.
         """
         tree = self.model_dump()
-        for key in known_keys(RunConfig):
-            address = value_at(tree, key)
+        for name in known_keys(RunConfig):
+            address = value_at(tree, name)
             if isinstance(address, Address) and address.has_secrets:
-                raise ConfigError(f"{key} {address} holds a password or a token, and {why}.")
+                raise ConfigError(f"{name} {address} holds a password or a token, and {why}.")
 
 
-CIRCUMSTANCES = (
-    *("checkpoint", "metrics", "engine", "deepspeed", "device", "num_threads", "storage", "ray", "profile"),
-    *("data.url", "data.endpoint_url", "data.anonymous", "data.retries", "data.format", "data.source"),
-    *("posterior.kernel", "data.verify", "data.max_damaged", "data.cache", "data.cache_bytes", "data.accept_changed"),
-)
+CIRCUMSTANCES = tuple(keys_that_change(RunConfig, ("circumstance",)))
 """Keys that say where and by what means a run is computed, and not what."""
 
-RESUMABLE = ("train.max_samples", "train.generator.rate", "train.ratio.rate", "guard", *CIRCUMSTANCES)
+RESUMABLE = tuple(keys_that_change(RunConfig, ("resume", "circumstance")))
 """Keys that may change between an interruption and the resume; the others define what the run computes."""
 
 
@@ -205,10 +202,11 @@ def _from_tree(tree: Any, values: Mapping[str, Any], overrides: Sequence[str], s
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{source} must hold a mapping of keys, not a {type(tree).__name__}.")
-    for key, value in values.items():
-        set_key(tree, key, value)
+    for name, value in values.items():
+        set_key(tree, name, value)
     for override in overrides:
         apply_override(tree, override, RunConfig)
+    drop_removed(tree, source)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -223,10 +221,10 @@ def changed_keys(old: RunConfig, new: RunConfig, allowed: Sequence[str] = RESUMA
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     if new.precision == "auto":
         after["precision"] = before["precision"]
-    leaves = [key for key in known_keys(RunConfig) if not isinstance(value_at(before, key), dict)]
+    leaves = [name for name in known_keys(RunConfig) if not isinstance(value_at(before, name), dict)]
     return [
-        key
-        for key in leaves
-        if value_at(before, key) != value_at(after, key)
-        and not any(key == a or key.startswith(a + ".") for a in allowed)
+        name
+        for name in leaves
+        if value_at(before, name) != value_at(after, name)
+        and not any(name == a or name.startswith(a + ".") for a in allowed)
     ]

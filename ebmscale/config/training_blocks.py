@@ -1,44 +1,47 @@
 """Parts of the configuration that say how a run is trained: optimisers, checkpoints, guard, metrics, workers."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from ebmscale.address import Address
-from ebmscale.config.blocks import Block, Fraction, NonNegative, Positive, PositiveFloat
+from ebmscale.config.fields import Block, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat, key
 
 
 class OptimizerBlock(Block):
     """Adam."""
 
-    rate: PositiveFloat
-    betas: tuple[Fraction, Fraction] = (0.5, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip_norm: PositiveFloat | None = None
+    rate: PositiveFloat = key("Learning rate.", change="resume", mutable=True)
+    betas: tuple[Fraction, Fraction] = key("Decay rates of the moments.", (0.5, 0.999))
+    weight_decay: NonNegativeFloat = key("Weight decay.", 0.0)
+    clip_norm: PositiveFloat | None = key("Largest norm of a gradient; larger ones are scaled to it.", None)
 
 
 class RatioOptimizerBlock(OptimizerBlock):
-    """Adam of the ratio network; its rate follows the stages."""
+    """Adam of the ratio network. Its rate falls at the end of each stage."""
 
-    rate: PositiveFloat = 1e-3
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    rate: PositiveFloat = key("Learning rate at the start of a stage.", 1e-3, change="resume", mutable=True)
+    betas: tuple[Fraction, Fraction] = key("Decay rates of the moments.", (0.9, 0.999))
 
 
 class GeneratorOptimizerBlock(OptimizerBlock):
-    """Adam of generator and encoder; the rate falls along a cosine to `final_factor` of itself at the end.
+    """Adam of generator and encoder. The rate falls along a cosine to `final_factor` of itself at the end."""
 
-    The end is the run's, or `stop_samples` where it is given: from there on both networks stay as they are, so that
-    the ratios learn the posterior of a fixed model (two-stage training, as NCP-VAE does). With `ema_samples` an
-    exponential moving average of the weights is kept, of this half-life in samples, and used for all but training.
-    The encoder's rate is `encoder_factor` times the generator's.
-    """
-
-    rate: PositiveFloat = 1e-3
-    encoder_factor: PositiveFloat = 0.3
-    final_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
-    stop_samples: NonNegative = 0
-    ema_samples: NonNegative = 0
+    rate: PositiveFloat = key("Learning rate at the start.", 1e-3, change="resume", mutable=True)
+    encoder_factor: PositiveFloat = key("The encoder's rate over the generator's.", 0.3)
+    final_factor: float = key("The rate at the end over the rate at the start.", 1.0, gt=0, le=1, mutable=True)
+    stop_samples: NonNegative = key(
+        "Where generator and encoder stop, so that the ratios learn the posterior of a fixed model (two stages of "
+        "training, as in NCP-VAE). 0: at the run's end.",
+        0,
+        unit="samples",
+    )
+    ema_samples: NonNegative = key(
+        "Half-life of an exponential moving average of the weights, used for all but training. 0: no average.",
+        0,
+        unit="samples",
+    )
 
     def rate_at(self, progress: float) -> float:
         """The rate at a share of the way to where training of the two networks ends: a cosine to `final_factor`."""
@@ -48,93 +51,86 @@ class GeneratorOptimizerBlock(OptimizerBlock):
 class TrainBlock(Block):
     """The budget, and the two optimisers."""
 
-    batch_size: Positive = 128
-    max_samples: Positive
-    generator: GeneratorOptimizerBlock = GeneratorOptimizerBlock()
-    ratio: RatioOptimizerBlock = RatioOptimizerBlock()
+    batch_size: Positive = key("Images of a batch, over all workers.", 128)
+    max_samples: Positive = key("Length of the run.", unit="samples", change="resume")
+    generator: GeneratorOptimizerBlock = key("Optimiser of generator and encoder.", GeneratorOptimizerBlock())
+    ratio: RatioOptimizerBlock = key("Optimiser of the ratio network.", RatioOptimizerBlock())
 
 
 class CheckpointBlock(Block):
-    """When checkpoints are written and which are kept.
+    """When checkpoints are written and which are kept."""
 
-    Kept are the last `keep_last`, the first at or after every multiple of `keep_every` samples (one that is put off by
-    a slow storage counts too), and the `keep_best` best by `best_metric`.
-    A storage that fails is tried again for `retry_s` seconds while training goes on; a stop waits up to `grace_s`
-    seconds for its checkpoint.
-    """
-
-    every_samples: Positive = 50_000
-    keep_last: Annotated[int, Field(ge=2)] = 2
-    keep_every: NonNegative = 0
-    keep_best: NonNegative = 0
-    best_metric: Literal["held_out_mse", "loss", "auc", "kl_bound"] = "held_out_mse"
-    best_mode: Literal["min", "max"] = "min"
-    retry_s: Annotated[float, Field(ge=0)] = 600.0
-    grace_s: PositiveFloat = 120.0
+    every_samples: Positive = key("Time between two checkpoints.", 50_000, unit="samples")
+    keep_last: int = key("Newest checkpoints that are kept.", 2, ge=2)
+    keep_every: NonNegative = key(
+        "The first checkpoint at or after every multiple of this is kept. 0: none.", 0, unit="samples"
+    )
+    keep_best: NonNegative = key("Best checkpoints by `best_metric` that are kept.", 0)
+    best_metric: Literal["held_out_mse", "loss", "auc", "kl_bound"] = key("What `keep_best` compares.", "held_out_mse")
+    best_mode: Literal["min", "max"] = key("Whether a small or a large value is best.", "min")
+    retry_s: NonNegativeFloat = key(
+        "How long a storage that fails is tried again, while training goes on.", 600.0, unit="seconds"
+    )
+    grace_s: PositiveFloat = key("How long a stop waits for its checkpoint.", 120.0, unit="seconds")
 
 
 class GuardBlock(Block):
-    """What counts as trouble, and how often it is put up with (see `training.guard`).
+    """What counts as a bad update, and what follows (see `training/guard.py`)."""
 
-    An update whose loss is not finite, or above `spike_factor` times its running mean (0: never), is skipped. After
-    `max_skips` in a row the run goes back to its last good checkpoint, at `rate_factor` of its learning rates and
-    past the bad batches, at most `max_rollbacks` times. A chain whose root mean square leaves `chain_bound` restarts.
-    """
-
-    spike_factor: Annotated[float, Field(ge=0)] = 10.0
-    max_skips: Positive = 3
-    max_rollbacks: NonNegative = 3
-    rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
-    chain_bound: PositiveFloat = 20.0
+    spike_factor: NonNegativeFloat = key(
+        "An update whose loss is above this many times its running mean is left out. 0: never.", 10.0, mutable=True
+    )
+    max_skips: Positive = key("Bad updates in a row after which the run goes back to its last good checkpoint.", 3)
+    max_rollbacks: NonNegative = key("How often it may go back.", 3)
+    rate_factor: float = key("Factor of the learning rates after going back.", 0.5, gt=0, le=1)
+    chain_bound: PositiveFloat = key(
+        "A chain whose root mean square exceeds this has diverged and starts anew.", 20.0, mutable=True
+    )
 
 
 class MetricsBlock(Block):
-    """How often metrics are reduced and written, and to what besides JSONL."""
+    """How often metrics are written, and to what besides JSON lines."""
 
-    every_samples: Positive = 5_000
-    tensorboard: bool = True
+    every_samples: Positive = key("Time between two lines.", 5_000, unit="samples")
+    tensorboard: bool = key("Whether TensorBoard files are written.", True)
 
 
 class DeepspeedBlock(Block):
-    """Settings of the DeepSpeed engine."""
+    """The DeepSpeed engine."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] = key("What is sharded: 1 optimiser, 2 and gradients, 3 and weights.", 1)
 
 
 class LimitsBlock(Block):
-    """Seconds that a worker may spend on one piece of each kind of work before it counts as hung; 0 is no limit.
+    """How long a worker may spend on one piece of work before it counts as hung. 0 is no limit."""
 
-    `setup_s` is for everything before the first batch, `chain_s` for a batch's posterior or prior chains, `update_s`
-    for any other part of an update, `checkpoint_s` for handing over a checkpoint.
-    """
-
-    setup_s: Annotated[float, Field(ge=0)] = 1800.0
-    update_s: Annotated[float, Field(ge=0)] = 600.0
-    chain_s: Annotated[float, Field(ge=0)] = 600.0
-    checkpoint_s: Annotated[float, Field(ge=0)] = 1800.0
+    setup_s: NonNegativeFloat = key("Everything before the first batch.", 1800.0, unit="seconds")
+    update_s: NonNegativeFloat = key("Any part of an update but the chains.", 600.0, unit="seconds")
+    chain_s: NonNegativeFloat = key("The posterior or prior chains of a batch.", 600.0, unit="seconds")
+    checkpoint_s: NonNegativeFloat = key("Handing over a checkpoint.", 1800.0, unit="seconds")
 
 
 class RayBlock(Block):
-    """Training on Ray: `num_workers` is 0 (in this process), N, or [min, max] to shrink and grow with the cluster.
+    """Training on Ray."""
 
-    `address` of a running cluster (else RAY_ADDRESS counts; else a Ray is started on this machine). A worker gets
-    `cpus_per_worker` and `gpus_per_worker` (not given: one where `device` is cuda, or auto on a cluster with GPUs).
-    After `max_failures` losses of workers with no checkpoint between them the run ends; so it does when too few
-    workers could be had for `wait_s` seconds.
-    """
-
-    num_workers: NonNegative | tuple[Positive, Positive] = 0
-    address: Address | None = None
-    cpus_per_worker: PositiveFloat = 1.0
-    gpus_per_worker: NonNegative | None = None
-    max_failures: NonNegative = 5
-    wait_s: PositiveFloat = 1800.0
-    resize_every_s: PositiveFloat = 60.0
-    limits: LimitsBlock = LimitsBlock()
+    num_workers: NonNegative | tuple[Positive, Positive] = key(
+        "0: in this process. N: N workers. [min, max]: as many as the cluster has, which shrinks and grows.", 0
+    )
+    address: Address | None = key(
+        "Address of a running cluster. Without it RAY_ADDRESS counts; else a Ray is started on this machine.", None
+    )
+    cpus_per_worker: PositiveFloat = key("CPUs of a worker.", 1.0)
+    gpus_per_worker: NonNegative | None = key(
+        "GPUs of a worker. Without it: one where `device` is cuda, or auto on a cluster with GPUs.", None
+    )
+    max_failures: NonNegative = key("Losses of workers with no checkpoint in between after which the run ends.", 5)
+    wait_s: PositiveFloat = key("How long the run waits for enough workers.", 1800.0, unit="seconds")
+    resize_every_s: PositiveFloat = key("How often a range of workers is adapted.", 60.0, unit="seconds")
+    limits: LimitsBlock = key("Time limits of a worker.", LimitsBlock())
 
     @property
     def least_workers(self) -> int:
-        """The fewest workers that the run goes on with."""
+        """The fewest workers that the run continues with."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property

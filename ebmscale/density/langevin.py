@@ -69,22 +69,6 @@ class ChainTrace(NamedTuple):
     diffusion: Tensor
 
 
-def steps_to_plateau(log_density: Tensor, share: float) -> int:
-    """How many steps bring chains to where they stay: the mixing criterion of an adaptive number of steps.
-
-    Args:
-        log_density: (T,) mean over chains, before each of the T steps. The end is the mean over the last quarter.
-        share: of the distance in log density from the start to the end that may be left.
-
-    Returns:
-        The least number of steps t <= T after which the distance to the end is never again larger than that share.
-    """
-    end = log_density[3 * len(log_density) // 4 :].mean()
-    distance = (log_density - end).abs()
-    outside = (~(distance <= share * distance[0])).nonzero()
-    return min(int(outside[-1]) + 1, len(log_density)) if len(outside) else 1
-
-
 def differentiate(log_density: Callable[[Tensor], Tensor]) -> Target:
     """A target from a differentiable log density; only the gradient in z is computed, never one of parameters.
 

@@ -44,11 +44,6 @@ def maximum_likelihood(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
     return log_ratio_p.mean() - log_ratio_q.mean()
 
 
-def magnitude_penalty(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
-    """E_q[f^2] + E_p[f^2]: keeps a ratio from growing without bound where the two sides are separable."""
-    return log_ratio_q.square().mean() + log_ratio_p.square().mean()
-
-
 def spoil(loss: Tensor, watched: Tensor, limit: float) -> Tensor:
     """`loss`, with its gradient, or NaN where `watched` is not finite or above its limit."""
     fine = watched.detach().isfinite() & (watched.detach() <= limit)

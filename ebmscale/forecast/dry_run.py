@@ -1,7 +1,6 @@
 """A dry run: one update of every kind, one save and one load, and from them what the whole run will need."""
 
 import shutil
-import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable
@@ -11,16 +10,14 @@ from typing import NamedTuple
 
 import torch
 
-from ebmscale.address import Address
 from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError
 from ebmscale.forecast.process_memory import peak_bytes
+from ebmscale.forecast.rehearsal import go_to_last_stage, rehearsal
 from ebmscale.model.run_folder import run_storage
 from ebmscale.networks import count_parameters
-from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.loop import take_evidence, train_batch
-from ebmscale.training.opening import open_run
 from ebmscale.training.run import Run
 from ebmscale.world import World
 
@@ -122,13 +119,8 @@ def dry_run(config: RunConfig, world: World) -> Forecast:
     """
     storage = run_storage(config)
     storage.probe()
-    with tempfile.TemporaryDirectory(prefix="ebmscale-dry-run-") as folder:
-        trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": Address(folder)})})
-        run = open_run(trial, world, StopSignal())
-        try:
-            return _measure(run, storage)
-        finally:
-            run.close()
+    with rehearsal(config, world) as run:
+        return _measure(run, storage)
 
 
 def _measure(run: Run, storage: Storage) -> Forecast:
@@ -144,8 +136,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     saved = run.restore()
     if saved is None:
         raise EbmscaleError("The dry run's checkpoint could not be read back; check the disk and report this.")
-    for _ in range(0 if config.num_live else config.most_stages - 1):
-        run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
+    go_to_last_stage(run)
     last = [
         _batch_seconds(run, begin) if begin >= config.stages.start_samples else seconds
         for (begin, _), seconds in zip(spans, first, strict=True)
@@ -190,12 +181,10 @@ def _measure(run: Run, storage: Storage) -> Forecast:
 def _spans(run: Run) -> list[tuple[int, int]]:
     """Where an update is the same work, as `samples_seen` at begin and end.
 
-    The generator stops, the ratios start, or chains go on where they ended an epoch before.
+    The generator stops, or the ratios start.
     """
     config, end = run.config, run.config.train.max_samples
     changes = [config.stages.start_samples, config.generator_stops]
-    if run.memory is not None:
-        changes.append(run.num_samples)
     edges = {0, end} | {at for at in changes if at < end}
     return list(pairwise(sorted(edges)))
 
@@ -216,8 +205,6 @@ def _age(config: RunConfig, begin: int, end: int) -> float:
 def _batch_seconds(run: Run, begin: int) -> Seconds:
     """Seconds of a batch from `begin` samples on, under the run's present prior."""
     run.samples_seen = begin
-    if run.memory is not None:
-        run.memory.known.fill_(begin >= run.num_samples)
     batches = run.batches()
 
     def update() -> None:

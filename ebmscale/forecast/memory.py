@@ -90,11 +90,6 @@ class Memory:
         """The most at any time."""
         return sum(self.kept.values()) + max(self.passing.values())
 
-    @property
-    def busiest(self) -> str:
-        """The part that makes the peak."""
-        return max(self.passing, key=lambda name: self.passing[name])
-
 
 def forecast_memory(
     config: RunConfig, shape: ImageShape, num_samples: int, engine: EngineChoice, size: int, on_cuda: bool = False
@@ -129,11 +124,9 @@ def forecast_memory(
     }
     state = sum(3 * FP32 * net.num_elements for net in networks)
     if not on_cuda:
-        remembers = config.posterior.start == "memory"
-        kept["ends of chains"] = min(num_samples * dim * FP32, config.posterior.memory_bytes) if remembers else 0
         kept["shards being read"] = _data_bytes(config, share, pixels, num_samples)
         kept["freed, kept by malloc"] = networks[0].kept_by_malloc()
-        kept["copy for checkpoints"] = -(-(state + kept["ends of chains"]) // size) + kept["latents"]
+        kept["copy for checkpoints"] = -(-state // size) + kept["latents"]
     passing = _computations(config, shape, share, model, network)
     if on_cuda and config.posterior.num_steps:  # a graph keeps what its chains pass through
         kept["graphs of posterior chains"] = passing["posterior"] + passing["evidence"]
@@ -172,7 +165,7 @@ def _computations(
 
     def posterior(count: int) -> None:
         x, z = images(count), _rows(count, dim)
-        most = max(config.posterior.num_steps, config.posterior.new_steps, SIMULATED_STEPS)
+        most = max(config.posterior.num_steps, SIMULATED_STEPS)
         noise = torch.empty(count, most, dim, device="meta")
         if sampler.encoder is not None:
             with torch.no_grad():

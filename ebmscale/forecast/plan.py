@@ -17,7 +17,7 @@ from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.forecast.footprint import FP32, EngineChoice
 from ebmscale.forecast.memory import Memory, Share, forecast_memory
-from ebmscale.forecast.timing import Measured, measure, process_bytes
+from ebmscale.forecast.timing import UpdateTimes, measure, process_bytes
 from ebmscale.model.build import build_on_meta
 from ebmscale.networks import ImageShape
 from ebmscale.storage import open_storage
@@ -68,7 +68,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class WorkersForecast:
     """A run on `size` workers with one engine.
 
     Attributes:
@@ -111,7 +111,7 @@ class Plan:
         single_s: seconds of an update on one worker with the plain engine, measured.
     """
 
-    forecasts: list[Forecast]
+    forecasts: list[WorkersForecast]
     refused: list[str]
     assumptions: list[str]
     process_bytes: int
@@ -175,7 +175,7 @@ def refusal(config: RunConfig, size: int) -> str | None:
     return None
 
 
-def forecast(question: Question, engine: EngineChoice, size: int, measured: Measured | None) -> Forecast:
+def forecast(question: Question, engine: EngineChoice, size: int, measured: UpdateTimes | None) -> WorkersForecast:
     """One number of workers with one engine."""
     config = question.config
     share = Share.of(config, size)
@@ -188,7 +188,7 @@ def forecast(question: Question, engine: EngineChoice, size: int, measured: Meas
         single_s = _compute_seconds(config, EngineChoice(None), Share.of(config, 1), measured)
         efficiency = single_s / (size * (compute_s + network_s))
         samples_per_s = config.train.batch_size / (compute_s + network_s)
-    return Forecast(size, engine, share, memory, traffic, compute_s, network_s, efficiency, samples_per_s)
+    return WorkersForecast(size, engine, share, memory, traffic, compute_s, network_s, efficiency, samples_per_s)
 
 
 def forecast_traffic(config: RunConfig, shape: ImageShape, engine: EngineChoice, size: int) -> Traffic:
@@ -219,7 +219,7 @@ def forecast_traffic(config: RunConfig, shape: ImageShape, engine: EngineChoice,
     return Traffic(parts, num_collectives + 5 / between)
 
 
-def _compute_seconds(config: RunConfig, engine: EngineChoice, share: Share, measured: Measured) -> float:
+def _compute_seconds(config: RunConfig, engine: EngineChoice, share: Share, measured: UpdateTimes) -> float:
     """Seconds of an update of this share without messages, evidence spread over updates."""
     between = max(config.stages.evidence_every / config.train.batch_size, 1.0)
     seconds = sum(
@@ -236,7 +236,7 @@ def _compute_seconds(config: RunConfig, engine: EngineChoice, share: Share, meas
     return max(seconds + extra, 0.0)
 
 
-def assumptions(question: Question, measured: Measured | None) -> list[str]:
+def assumptions(question: Question, measured: UpdateTimes | None) -> list[str]:
     """What a plan rests on."""
     config, network = question.config, question.network
     said = [

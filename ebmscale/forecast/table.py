@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from ebmscale.config import RunConfig
-from ebmscale.forecast.plan import Forecast, Plan
+from ebmscale.forecast.plan import Plan, WorkersForecast
 
 
 def forecast_table(plan: Plan) -> Table:
@@ -32,7 +32,7 @@ def forecast_table(plan: Plan) -> Table:
     return table
 
 
-def _times(line: Forecast) -> tuple[str, str, str, str]:
+def _times(line: WorkersForecast) -> tuple[str, str, str, str]:
     if line.update_s is None or line.samples_per_s is None or line.efficiency is None:
         return "-", f"{line.network_s:.4f} s", "-", "-"
     return f"{line.update_s:.4f} s", f"{line.network_s:.4f} s", f"{line.samples_per_s:,.0f}", f"{line.efficiency:.1%}"

@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,16 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ebmscale.address import Address
 from ebmscale.config import RunConfig
 from ebmscale.forecast.process_memory import resident_bytes
+from ebmscale.forecast.rehearsal import go_to_last_stage, rehearsal
 from ebmscale.model.build import build_model, build_ratio_network
 from ebmscale.networks import ImageShape
-from ebmscale.stop import StopSignal
 from ebmscale.training.engine import EngineSettings, OptimizerSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.training.loop import take_evidence, train_batch
-from ebmscale.training.opening import LEAST_HELD_OUT, open_run
+from ebmscale.training.opening import LEAST_HELD_OUT
 from ebmscale.training.run import Run
 from ebmscale.world import World
 
@@ -63,7 +61,7 @@ class EngineCost:
 
 
 @dataclass(frozen=True)
-class Measured:
+class UpdateTimes:
     """What was measured in one worker.
 
     Attributes:
@@ -79,7 +77,7 @@ class Measured:
     num_threads: int
 
 
-def measure(config: RunConfig, shape: ImageShape, num_workers: int, zero_stages: list[int | None]) -> Measured:
+def measure(config: RunConfig, shape: ImageShape, num_workers: int, zero_stages: list[int | None]) -> UpdateTimes:
     """Measures one worker, on the configured device, with the plain engine and then each engine by itself.
 
     Args:
@@ -97,7 +95,7 @@ def measure(config: RunConfig, shape: ImageShape, num_workers: int, zero_stages:
     parts["evidence"] = Timing(0.0, whole["evidence"])
     wanted = [stage for stage in zero_stages if stage is not None and has_deepspeed()]
     engines = {stage: engine_cost(config, shape, stage, world) for stage in [None, *wanted]}
-    return Measured(parts, engines, 1 / divisor, torch.get_num_threads())
+    return UpdateTimes(parts, engines, 1 / divisor, torch.get_num_threads())
 
 
 def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPDATES) -> dict[str, float]:
@@ -105,30 +103,22 @@ def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPD
 
     The run is a new one in a temporary folder. `total` is the mean wall time of an update.
     """
-    with tempfile.TemporaryDirectory(prefix="ebmscale-plan-") as folder:
-        trial = config.model_copy(update={"storage": config.storage.model_copy(update={"url": Address(folder)})})
-        run = open_run(trial, world, StopSignal())
-        try:
-            for _ in range(0 if config.num_live else config.most_stages - 1):
-                run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
-            run.samples_seen = config.stages.start_samples  # before, there is no ratio to train
-            if run.memory is not None:
-                run.memory.known.fill_(True)  # as it is after the first epoch
-            batches = run.batches()
-            _train(run, batches, WARM_UPDATES)
-            world.barrier()
-            run.timer.take()
-            begin = time.perf_counter()
-            _train(run, batches, num_updates)
-            world.barrier()
-            total = time.perf_counter() - begin
-            seconds = run.timer.take()
-            begin = time.perf_counter()
-            take_evidence(run)
-            world.barrier()
-            evidence = time.perf_counter() - begin
-        finally:
-            run.close()
+    with rehearsal(config, world) as run:
+        go_to_last_stage(run)
+        run.samples_seen = config.stages.start_samples  # before, there is no ratio to train
+        batches = run.batches()
+        _train(run, batches, WARM_UPDATES)
+        world.barrier()
+        run.timer.take()
+        begin = time.perf_counter()
+        _train(run, batches, num_updates)
+        world.barrier()
+        total = time.perf_counter() - begin
+        seconds = run.timer.take()
+        begin = time.perf_counter()
+        take_evidence(run)
+        world.barrier()
+        evidence = time.perf_counter() - begin
     parts = {part: seconds[f"{part}_s"] / num_updates for part in UPDATE_PARTS}
     return parts | {"evidence": evidence, "total": total / num_updates}
 

@@ -44,7 +44,7 @@ class StackedMlp:
 
 def stacked(prior: RatioSequence) -> StackedMlp | None:
     """The prior's networks as matrices; None if they are not plain `RatioNet`s of a known activation."""
-    if type(prior.network) is not RatioNet or prior.network.mixture is not None or not prior.weights:
+    if type(prior.network) is not RatioNet or not prior.weights:
         return None
     layers = list(prior.network.layers)
     linear, activations = layers[0::2], layers[1::2]

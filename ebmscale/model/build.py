@@ -78,13 +78,11 @@ def build_ratio_network(config: RunConfig, stage: int = 1) -> RatioNet:
     return build_ratio_net(*ratio_form(config.model), generator=source)
 
 
-def ratio_form(model: ModelBlock) -> tuple[int, tuple[int, ...], str, int, int, bool]:
+def ratio_form(model: ModelBlock) -> tuple[int, tuple[int, ...], str, bool]:
     """The arguments of `RatioNet` and of `build_ratio_net`."""
     return (
         model.latent_dim,
         model.ratio_hidden,
         model.ratio_activation,
-        model.ratio_components,
-        model.ratio_rank,
         model.ratio_squares,
     )

@@ -130,7 +130,7 @@ class LatentModel:
 
         `at_mean` starts at the mean of the encoder, if there is one, and not at a draw.
         """
-        settings = langevin_settings(self.config.posterior, self.config.posterior.new_steps)
+        settings = langevin_settings(self.config.posterior)
         dim, sigma = self.prior.base.dim, self.config.model.sigma
         parts = []
         for index, part in enumerate(x.split(ROWS_AT_ONCE)):

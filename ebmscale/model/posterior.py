@@ -85,7 +85,6 @@ def sample_posterior(
     bound: float = math.inf,
     after_step: Callable[[], None] = lambda: None,
     scored: bool = True,
-    begin: Tensor | None = None,
     graphs: ChainGraphs | None = None,
 ) -> PosteriorSample:
     """Draws z ~ p(z | x) by short-run Langevin from p_0, or from the encoder where the model has one.
@@ -101,11 +100,10 @@ def sample_posterior(
         bound: root mean square of a latent beyond which its chain has diverged.
         after_step: see `run_chain`.
         scored: whether the score at the start is wanted.
-        begin: (B, Z) where the chains start instead, without an encoder.
         graphs: keeps the chains of a GPU from one call to the next.
     """
     if model.encoder is None:
-        z = prior.base.from_noise(start_noise) if begin is None else begin
+        z = prior.base.from_noise(start_noise)
     else:
         with torch.no_grad():
             location, log_std = model.encoder(x.to(next(model.parameters()).dtype))

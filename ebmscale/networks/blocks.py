@@ -48,22 +48,6 @@ class ZeroLinear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
-class ZeroScale(nn.Module):
-    """Multiplies by one number, which starts at exactly zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def reset_parameters(self) -> None:
-        """Sets the number to zero."""
-        nn.init.zeros_(self.weight)
-
-    def forward(self, value: Tensor) -> Tensor:
-        """`value`, scaled."""
-        return self.weight[0] * value
-
-
 class QuietLinear(nn.Linear):
     """A linear layer that starts with smaller weights (`QUIET_GAIN`), for outputs that are squared."""
 
@@ -112,7 +96,7 @@ def build(make: Callable[[], Network], generator: torch.Generator) -> Network:
 
 @torch.no_grad()
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draws every weight of `module` anew from `generator`; biases, `ZeroLinear` and `ZeroScale` become zero.
+    """Draws every weight of `module` anew from `generator`; biases and `ZeroLinear` become zero.
 
     Weights are normal with He's variance for LeakyReLU(0.2), which keeps the scale of the features through any depth,
     and smaller in `ImageLayer` and `QuietLinear`; a `WaveLinear` draws its own. They are drawn in float32 on the
@@ -120,7 +104,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     module lies.
     """
     for layer in module.modules():
-        if isinstance(layer, (ZeroLinear, ZeroScale)):
+        if isinstance(layer, ZeroLinear):
             layer.reset_parameters()
         elif isinstance(layer, WaveLinear):
             layer.draw(generator)

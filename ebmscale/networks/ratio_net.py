@@ -3,7 +3,6 @@
 Shapes: ... any leading axes, Z latent.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
-from ebmscale.networks.blocks import LEAKY_SLOPE, QuietLinear, ZeroLinear, ZeroScale, build
+from ebmscale.networks.blocks import LEAKY_SLOPE, QuietLinear, ZeroLinear, build
 
 SQUARE_BOUND = 25.0
 
@@ -34,28 +33,8 @@ class WithSquares(nn.Module):
         return torch.cat([features, SQUARE_BOUND * torch.tanh(features.square() / SQUARE_BOUND)], dim=-1)
 
 
-class MixtureHead(nn.Module):
-    """The log of a mean of C bumps, log (1/C) sum_c exp(a_c + b_c z - |W_c z + w_c|^2 / 2), for latents (..., Z).
-
-    A multilayer perceptron draws a posterior of many narrow clusters out of p_0 slowly; here a cluster is one term,
-    with a precision W_c' W_c of low rank R. `scale`, which starts at 0, multiplies the whole.
-    """
-
-    def __init__(self, latent_dim: int, num_components: int, rank: int) -> None:
-        super().__init__()
-        self.num_components, self.rank = num_components, rank
-        self.roots = QuietLinear(latent_dim, num_components * rank)
-        self.linear = QuietLinear(latent_dim, num_components)
-        self.scale = ZeroScale()
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Maps latents (..., Z) to (...)."""
-        squares = self.roots(z).unflatten(-1, (self.num_components, self.rank)).square().sum(-1)
-        return self.scale(torch.logsumexp(self.linear(z) - 0.5 * squares, dim=-1) - math.log(self.num_components))
-
-
 class RatioNet(nn.Module):
-    """A multilayer perceptron from latents (..., Z) to one log_ratio each (...), plus a `MixtureHead` if asked for.
+    """A multilayer perceptron from latents (..., Z) to one log_ratio each (...).
 
     It starts as the zero function, so that a new stage changes nothing until it is trained. No buffers, no state:
     `torch.func.functional_call` under `torch.vmap` evaluates the stacked weights of all stages together.
@@ -67,8 +46,6 @@ class RatioNet(nn.Module):
         latent_dim: int,
         hidden: Sequence[int] = (200, 200),
         activation: str = "silu",
-        num_components: int = 0,
-        rank: int = 8,
         squares: bool = False,
     ) -> None:
         """Makes the layers.
@@ -77,8 +54,6 @@ class RatioNet(nn.Module):
             latent_dim: Z.
             hidden: the widths of the hidden layers.
             activation: a name in `ACTIVATIONS`.
-            num_components: C of the mixture head; 0 leaves it away.
-            rank: R of the mixture head.
             squares: whether the first hidden layer is linear, and the next one sees its units and their squares (see
                 `WithSquares`) in the place of an activation.
 
@@ -98,31 +73,27 @@ class RatioNet(nn.Module):
                 layers += [nn.Linear(width, out_features), ACTIVATIONS[activation]()]
                 width = out_features
         self.layers = nn.Sequential(*layers, ZeroLinear(width, 1))
-        self.mixture = MixtureHead(latent_dim, num_components, rank) if num_components else None
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps latents (..., Z) to log_ratio (...)."""
-        value = self.layers(z).squeeze(-1)
-        return value if self.mixture is None else value + self.mixture(z)
+        return self.layers(z).squeeze(-1)
 
     def times(self, weights: Mapping[str, Tensor], gain: float) -> dict[str, Tensor]:
         """The state dict of a network of this form that is `gain` times the network of `weights`."""
-        outputs = (f"layers.{len(self.layers) - 1}.", "mixture.scale.")
-        return {name: gain * one if name.startswith(outputs) else one for name, one in weights.items()}
+        output = f"layers.{len(self.layers) - 1}."
+        return {name: gain * one if name.startswith(output) else one for name, one in weights.items()}
 
 
 def build_ratio_net(
     latent_dim: int,
     hidden: Sequence[int] = (200, 200),
     activation: str = "silu",
-    num_components: int = 0,
-    rank: int = 8,
     squares: bool = False,
     *,
     generator: torch.Generator,
 ) -> RatioNet:
     """A `RatioNet` on the CPU whose weights come from `generator` alone; the other arguments are the constructor's."""
-    return build(lambda: RatioNet(latent_dim, hidden, activation, num_components, rank, squares), generator)
+    return build(lambda: RatioNet(latent_dim, hidden, activation, squares), generator)
 
 
 class RatioNets(nn.Module):

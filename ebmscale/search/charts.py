@@ -89,14 +89,13 @@ def _draw_axis(chart: Axes, place: int, axis: Axis) -> list[float | None]:
 
 
 @matplotlib.rc_context(STYLE)
-def importance_chart(importances: Mapping[str, tuple[float, float]]) -> bytes:
-    """Bars of how much of the objective's variation each key explains, with the deviation over repetitions."""
-    figure, axes = _new_chart("loss of R² when the key's values are shuffled")
-    order = sorted(importances, key=lambda key: importances[key][0])
-    means, deviations = zip(*(importances[key] for key in order), strict=True)
-    axes.barh(order, means, xerr=deviations, color="#0072b2", error_kw={"lw": 1, "ecolor": "#444444"})
+def importance_chart(importances: Mapping[str, float]) -> bytes:
+    """Bars: the share of the objective's variance that each key explains."""
+    figure, axes = _new_chart("share of the variance")
+    order = sorted(importances, key=lambda key: importances[key])
+    axes.barh(order, [importances[key] for key in order], color="#0072b2")
     axes.tick_params(axis="y", labelsize=8)
-    axes.set_xlim(left=min(0.0, *means) if len(means) > 1 else min(0.0, means[0]))
+    axes.set_xlim(left=0.0)
     return _svg(figure)
 
 

@@ -4,10 +4,7 @@ An objective is named `evaluate/METRIC/VALUE`, such as `evaluate/anomaly/auprc_j
 Frechet distance, whatever the features that it is named after.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
-from typing import Any
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
@@ -18,7 +15,6 @@ from ebmscale.search.space import EvaluateBlock, Space
 from ebmscale.storage import Storage
 from ebmscale.world import device_of
 
-_METRICS = "ebmscale.evaluate.metrics"
 _SCORES = ("joint", "reconstruction", "prior", "ratio", "balanced")
 VALUES = {
     "reconstruction": ("mse", "mse_unit", "psnr"),
@@ -28,9 +24,7 @@ VALUES = {
 
 
 def names() -> list[str]:
-    """What can be asked for; nothing where this ebmscale cannot evaluate."""
-    if importlib.util.find_spec(_METRICS) is None:
-        return []
+    """What can be asked for."""
     return [f"{EVALUATED}{metric}/{value}" for metric, values in VALUES.items() for value in values]
 
 
@@ -68,16 +62,16 @@ def measure_run(
         block: on which images.
         data: where its set lies; where not given, its configuration says so.
     """
-    metrics: Any = importlib.import_module(_METRICS)
+    from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (a driver does without scipy and pillow)
+    from ebmscale.evaluate.metrics import measure  # noqa: PLC0415
+
     device = device_of()
     model = open_model(run).to(device)
     data = data or data_of(model.config, "put it back there, and give the same command again")
     found: dict[str, float] = {}
     for metric in sorted({name.split("/")[1] for name in wanted}):
-        network = None
-        if metric == "frechet":
-            network = importlib.import_module("ebmscale.evaluate.features").open_features(block.features, device)
-        values = metrics.measure(model, data, metric, network, block.split, block.num_samples, block.seed).values
+        network = open_features(block.features, device) if metric == "frechet" and block.features else None
+        values = measure(model, data, metric, network, block.split, block.num_samples, block.seed).values
         if metric == "frechet":
             values = {"FD": next(iter(values.values())), **values}
         found |= {f"{EVALUATED}{metric}/{name}": float(value) for name, value in values.items()}

@@ -1,16 +1,15 @@
-"""Which keys of a space matter: permutation importances from the trials that can be compared."""
+"""Which keys of a space matter: their importances, from the trials that can be compared."""
 
+import importlib.util
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from ebmscale.search.objectives import EVALUATED, score
+from ebmscale.search.propose import INSTALL, as_parameters
 from ebmscale.search.space import Space
 from ebmscale.search.trial import Record
 
 LEAST_TRIALS = 6
-NUM_TREES, NUM_SHUFFLES = 200, 30
 SEED = 0
 
 
@@ -30,24 +29,28 @@ def comparable(space: Space, records: Sequence[Record]) -> tuple[int | None, lis
     return at, [(record, value) for record, value in values if value is not None]
 
 
-def importance(space: Space, records: Sequence[Record]) -> dict[str, tuple[float, float]]:
-    """How much the first objective depends on each key: permutation importance of a random forest (mean, sd).
+def importance(space: Space, records: Sequence[Record]) -> dict[str, float]:
+    """The share of the first objective's variance that each key explains: Optuna's functional ANOVA.
 
-    Of trials that can be compared; none where these are too few, or where values changed under way. A key that a
-    trial does not have counts as a value below all others.
+    Of trials that can be compared; none where these are too few, where values changed within trials, or without
+    Optuna. Keys that only some of these trials have are left out.
     """
     _, known = comparable(space, records)
-    if len(known) < LEAST_TRIALS or space.scheduler == "pbt":
+    values = [value for _, value in known]
+    if not _is_there() or len(known) < LEAST_TRIALS or space.scheduler == "pbt" or len(set(values)) < 2:
         return {}
-    from sklearn.ensemble import RandomForestRegressor  # noqa: PLC0415 (slow to import)
-    from sklearn.inspection import permutation_importance  # noqa: PLC0415
+    import optuna  # noqa: PLC0415 (an extra)
 
-    table = np.array([[_place(space, key, record) for key in space.space] for record, _ in known])
-    target = np.array([value for _, value in known])
-    forest = RandomForestRegressor(NUM_TREES, random_state=SEED).fit(table, target)
-    result = permutation_importance(forest, table, target, n_repeats=NUM_SHUFFLES, random_state=SEED)
-    pairs = zip(result.importances_mean, result.importances_std, strict=True)
-    return {key: (float(mean), float(sd)) for key, (mean, sd) in zip(space.space, pairs, strict=True)}
+    study = optuna.create_study()
+    for record, value in known:
+        params, distributions = as_parameters(space, record)
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=SEED)
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+def _is_there() -> bool:
+    return importlib.util.find_spec("optuna") is not None
 
 
 def importance_note(space: Space, records: Sequence[Record]) -> str:
@@ -57,21 +60,11 @@ def importance_note(space: Space, records: Sequence[Record]) -> str:
         return "Values changed within trials, so no importances are given."
     if len(known) < LEAST_TRIALS:
         return f"Importances need {LEAST_TRIALS} trials that can be compared; there are {len(known)}."
+    if not _is_there():
+        return f"Importances need Optuna: {INSTALL}."
     where = "at their end" if at is None else f"at {at:,} samples, which all have reached"
     return (
-        f"Importances are those of a random forest on {len(known)} trials {where}: with few trials a hint and no more. "
-        "Dotted lines pass axes of keys that a trial does not have."
+        f"Importances are shares of the variance over {len(known)} trials {where} (functional ANOVA). With few trials "
+        "they are a hint and no more. Keys that only some of these trials have are left out. Dotted lines pass axes of "
+        "keys that a trial does not have."
     )
-
-
-def _place(space: Space, key: str, record: Record) -> float:
-    """A value as a number in [0, 1]; -1 where there is none."""
-    if key not in record.values:
-        return -1.0
-    parameter, value = space.space[key], record.values[key]
-    if parameter.choice is not None:
-        return (parameter.place(value) or 0) / max(len(parameter.choice) - 1, 1)
-    low, high = parameter.ends
-    if parameter.loguniform is not None:
-        return float(np.log(value / low) / np.log(high / low))
-    return (value - low) / (high - low)

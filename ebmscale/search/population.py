@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebmscale.config import RunConfig
+from ebmscale.config import RunConfig, mutable_keys
 from ebmscale.errors import DamagedError, NotFoundError
 from ebmscale.model.checkpoint import FOLDER, position_of
 from ebmscale.search.objectives import score
@@ -23,12 +23,7 @@ from ebmscale.training.checkpoint import CheckpointStore
 
 WAIT_S, WAIT_STEP_S = 60.0, 1.0
 
-MUTABLE = (
-    *("train.generator.rate", "train.generator.final_factor", "train.ratio.rate"),
-    *("posterior.num_steps", "posterior.step_size", "posterior.noise_scale", "posterior.temperature"),
-    *("prior.num_steps", "prior.step_size", "prior.noise_scale", "prior.temperature", "prior.equilibrate_steps"),
-    *("stages.updates_per_batch", "stages.batch_size", "stages.penalty", "guard.spike_factor", "guard.chain_bound"),
-)
+MUTABLE = tuple(mutable_keys(RunConfig))
 """Keys whose change leaves the shapes and the meaning of a checkpoint alone."""
 
 

@@ -126,10 +126,9 @@ def _from_optuna(space: Space, number: int, records: Mapping[int, Record]) -> di
     return space.draw(choose)
 
 
-def _as_optuna(space: Space, record: Record) -> Any:
-    """A record as a trial of Optuna; smaller values are better."""
+def as_parameters(space: Space, record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A record's values and their ranges, by key, as Optuna has them."""
     from optuna import distributions  # noqa: PLC0415
-    from optuna.trial import TrialState, create_trial  # noqa: PLC0415
 
     params: dict[str, Any] = {}
     known: dict[str, Any] = {}
@@ -144,6 +143,14 @@ def _as_optuna(space: Space, record: Record) -> Any:
             low, high = parameter.ends
             log = parameter.loguniform is not None
             known[key], params[key] = distributions.FloatDistribution(low, high, log=log), float(value)
+    return params, known
+
+
+def _as_optuna(space: Space, record: Record) -> Any:
+    """A record as a trial of Optuna; smaller values are better."""
+    from optuna.trial import TrialState, create_trial  # noqa: PLC0415
+
+    params, known = as_parameters(space, record)
     found = scores(space, record)
     values = [o.sign * v if v is not None else math.nan for o, v in zip(space.objectives, found, strict=True)]
     if any(math.isnan(value) for value in values) or record.status in ("running", "failed"):

@@ -128,7 +128,9 @@ class SearchStore:
         """
         tree = {"config": config.model_dump(mode="json"), "space": space.dump()}
         if self.storage.exists(SEARCH_FILE):
-            changed = _changed(self._tree(), tree)
+            old = self._tree()
+            old["config"] = config_of(old["config"], str(self.storage.url_of(SEARCH_FILE))).model_dump(mode="json")
+            changed = _changed(old, tree)
             if changed:
                 raise ConfigError(
                     f"The search {self.storage.url} was made with other values of {', '.join(changed)}; choose another "

@@ -57,7 +57,7 @@ class LiveTrainer(StageTrainer):
         """
         return super().update(position, rate_scale, limit if self._kind == "tre" else math.inf)
 
-    def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[Tensor]:
         """See `StageTrainer._losses`; the prior is what each update made of it."""
         for _ in range(self._stages.updates_per_batch):
             z_q = self._posterior_draws(noise, streams, 1)[:, 0]
@@ -90,19 +90,19 @@ class LiveTrainer(StageTrainer):
         base = self.prior
         self.prior = RatioSequence(base.base, base.network, self._nets.stacked(self.engine.full_weights()))
 
-    def _lebm(self, z_q: Tensor, noise: StreamNoise) -> tuple[Tensor, Tensor, Tensor]:
-        """Energies at posterior latents (B, Z) and at the ends of short-run chains from p_0, and their loss."""
+    def _lebm(self, z_q: Tensor, noise: StreamNoise) -> Tensor:
+        """The loss of energies at posterior latents (B, Z) and at the ends of short-run chains from p_0."""
         settings = langevin_settings(self._chains)
         dim = self.prior.base.dim
         first = self.prior.base.from_noise(noise.normal(dim))
         steps = noise.normal(settings.num_steps, dim)
         z_p, self.trace = run_prior_chain(self.prior, first, steps, settings, dtype=self.pools.dtype)
         f_q, f_p = self._log_ratio(torch.cat([z_q, z_p])[None])[0].split(len(z_q))
-        return f_q, f_p, maximum_likelihood(f_q, f_p)
+        return maximum_likelihood(f_q, f_p)
 
-    def _tre(self, z_q: Tensor, noise: StreamNoise) -> tuple[Tensor, Tensor, Tensor]:
-        """Every ratio at the waymarks above and below it, and their loss."""
+    def _tre(self, z_q: Tensor, noise: StreamNoise) -> Tensor:
+        """The loss of every ratio at the waymarks above and below it."""
         z_0 = self.prior.base.from_noise(noise.normal(self.prior.base.dim))
         marks = waymarks(z_0, z_q, len(self._nets.nets))
         upper, lower = self._log_ratio(torch.cat([marks[1:], marks[:-1]], dim=1)).split(len(z_q), dim=1)
-        return upper, lower, telescope_loss(upper, lower)
+        return telescope_loss(upper, lower)

@@ -20,7 +20,7 @@ from ebmscale.density import evidence as evidence_of
 from ebmscale.density.bases import MomentBase
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace
-from ebmscale.density.losses import magnitude_penalty, n2ce, spoil
+from ebmscale.density.losses import n2ce, spoil
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
 from ebmscale.errors import ConfigError, DivergenceError
@@ -174,12 +174,9 @@ class StageTrainer:
         share = len(rows) * self._world.size / self._stages.batch_size  # makes the ranks' average the global mean
         rate = self._rate * rate_scale * rate_factor(self.state, self.criteria, position)
         total, bad = torch.zeros((), device=self._world.device), False
-        for f_q, f_p, loss in self._losses(noise, streams):
+        for loss in self._losses(noise, streams):
             total += loss.detach()
-            objective = loss
-            if self._stages.penalty:
-                objective = loss + self._stages.penalty * magnitude_penalty(f_q, f_p)
-            self.engine.backward(spoil(objective, objective, limit) * share)
+            self.engine.backward(spoil(loss, loss, limit) * share)
             norm = self.engine.step(rate)
             if math.isfinite(norm):
                 self._grad_norm = norm
@@ -187,8 +184,8 @@ class StageTrainer:
                 bad = True
         return RatioReport(total / self._stages.updates_per_batch, self._grad_norm, bad)
 
-    def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Of every update: values at posterior latents and at latents of the prior, and their loss.
+    def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[Tensor]:
+        """The loss of every update.
 
         Each is computed when it is asked for, so under the weights that the update before it left.
         """
@@ -201,7 +198,7 @@ class StageTrainer:
         )
         for of_q, of_p in zip(z_q.unbind(1), z_p.unbind(1), strict=True):
             f_q, f_p = self._log_ratio(torch.cat([of_q, of_p])).split(len(streams))
-            yield f_q, f_p, n2ce(f_q, f_p, self._stages.magnification)
+            yield n2ce(f_q, f_p, self._stages.magnification)
 
     def _posterior_draws(self, noise: StreamNoise, streams: Tensor, num: int) -> Tensor:
         """Posterior latents (B, `num`, Z) for the ratio updates' rows of the given streams."""

@@ -62,7 +62,7 @@ def least_bytes(
     model, stages, prior, data = config.model, config.stages, config.prior, config.data
     row = model.latent_dim * FP32
     rows, ratio_rows = config.train.batch_size // size, stages.batch_size // size
-    steps = max(config.posterior.num_steps, 1 if config.posterior.first_steps is None else config.posterior.first_steps)
+    steps = max(config.posterior.num_steps, 1)
     chain_steps = 1 + (prior.num_steps if config.most_stages > 1 else 0)
     needs = {
         "stages.buffer_samples": stages.buffer_samples // size * row,

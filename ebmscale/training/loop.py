@@ -26,7 +26,7 @@ from ebmscale.seeds import StreamNoise
 from ebmscale.stop import StopSignal
 from ebmscale.training.claim import Launch
 from ebmscale.training.guard import check_rollbacks
-from ebmscale.training.inference import infer, infer_batch, plateau_of
+from ebmscale.training.inference import infer
 from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, RunLog
 from ebmscale.training.objective import generator_loss
 from ebmscale.training.opening import open_run
@@ -161,7 +161,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     begin = time.perf_counter()
     with timer.part("posterior"):
         noise = StreamNoise(config.run.seed, "posterior", batch.start, batch.streams, run.world.device)
-        sample = infer_batch(run, x, batch.samples, noise)
+        sample = infer(run, x, noise)
     chain_step_s = (time.perf_counter() - begin) / max(len(sample.trace.drift), 1)
     with timer.part("generator"):
         if run.generator_trains:
@@ -170,8 +170,6 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
             squared_error, grad_norm = x.new_full((len(x),), math.nan), 0.0
     if not math.isfinite(grad_norm):
         return BatchReport(squared_error.sum(), len(x), None, True, chain_step_s)
-    if run.memory is not None:
-        run.memory.keep(batch.samples, sample.z)
     with timer.part("prior"):
         run.stages.observe(sample.z if sample.moments is None else sample.moments, batch.streams)
         run.stages.advance_prior(batch.start)
@@ -231,9 +229,7 @@ def take_evidence(run: Run) -> dict[str, Any]:
     with run.timer.part("evidence"), run.stages.undone_if_stopped():
         seed, position = run.config.run.seed, run.samples_seen
         noise = StreamNoise(seed, "held-out-posterior", position, run.held_out_streams, run.world.device)
-        sample = infer(run, run.held_out, noise, run.config.posterior.new_steps)
-        if run.config.posterior.plateau:
-            run.posterior_steps = plateau_of(run, sample.trace)
+        sample = infer(run, run.held_out, noise)
         mean = _decode(run, sample.z)
         errors = (run.held_out - mean).square().flatten(1).mean(1).double().sum()
         counts = run.world.sum(errors.new_tensor([float(errors), len(run.held_out)]))
@@ -245,8 +241,6 @@ def take_evidence(run: Run) -> dict[str, Any]:
         if not math.isfinite(event["held_out_mse"]):
             return event | {"diverged": "the reconstructions of held-out images are not finite"}
         run.residuals = measure_residuals(run.held_out, mean, run.world)
-        if run.config.posterior.plateau:
-            event["posterior_steps"] = run.posterior_steps
         if not run.stages.trains_at(position):
             return event
         evidence = run.stages.evidence(sample.z, position)

@@ -35,7 +35,6 @@ from ebmscale.training.checkpoint import CheckpointStore, patiently
 from ebmscale.training.engine import EngineSettings, OptimizerSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.training.guard import Guard
-from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.owner import Lease
 from ebmscale.training.run import Run
@@ -105,14 +104,12 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
         generator=generator,
         sampling=SamplingCopy(generator, build_model(config, image_shape), settings.dtype, world.device),
         average=AverageWeights(generator) if config.train.generator.ema_samples else None,
-        memory=_memory(config, num_samples, world),
         stages=_stages(config, settings, world, poll),
         guard=Guard(config.guard),
         saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint, lease),
         poll=poll,
         meter=MeanMeter(),
         timer=PartTimer(world.device),
-        posterior_steps=config.posterior.new_steps,
     )
     run.sampling.use(_form(run))
     if run.restore() is None and world.broadcast(run.saver.store.finished() if world.is_first else None):
@@ -144,12 +141,6 @@ def with_precision(config: RunConfig, gain: float, begun: Precision = "auto") ->
     elif chosen == "bf16" and gain < 1:
         log.warning("bf16 products are only %.2g times as fast as fp32 ones here: precision=fp32 would be faster", gain)
     return config.model_copy(update={"precision": chosen})
-
-
-def _memory(config: RunConfig, num_samples: int, world: World) -> LatentMemory | None:
-    if config.posterior.start != "memory":
-        return None
-    return LatentMemory(num_samples, config.model.latent_dim, config.posterior.memory_bytes, world)
 
 
 def _form(run: Run) -> FormName:

@@ -21,7 +21,6 @@ from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.storage import Storage
 from ebmscale.training.engine import Engine
 from ebmscale.training.guard import Guard
-from ebmscale.training.memory import LatentMemory
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
@@ -33,8 +32,7 @@ from ebmscale.world import World
 class Run:
     """The parts of a run in one process.
 
-    `samples_seen` is its clock, `num_samples` what there is to train on, `posterior_steps` the length of the posterior
-    chains of training images that are not remembered.
+    `samples_seen` is its clock, `num_samples` what there is to train on.
     """
 
     config: RunConfig
@@ -48,7 +46,6 @@ class Run:
     generator: Engine
     sampling: SamplingCopy
     average: AverageWeights | None
-    memory: LatentMemory | None
     stages: StageTrainer
     guard: Guard
     saver: Saver
@@ -60,7 +57,6 @@ class Run:
     done_at: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("evidence", "metrics", "checkpoint"), 0))
     measured: dict[str, float] = field(default_factory=dict)
     residuals: Residuals | None = None
-    posterior_steps: int = 0
 
     def due(self, what: str, every: int, last: bool = False) -> bool:
         """Whether a multiple of `every` samples was passed since `what` was last done, or this is the last time."""
@@ -85,8 +81,7 @@ class Run:
         """This rank's share of the state, as views."""
         share = {"generator": self.generator.share(), "ratio": self.stages.engine.share()}
         average = {"average": self.average.share(self.world)} if self.average is not None else {}
-        memory = {"memory": self.memory.share()} if self.memory is not None else {}
-        return share | average | memory | {"chains": self.stages.share()}
+        return share | average | {"chains": self.stages.share()}
 
     @property
     def generator_trains(self) -> bool:
@@ -103,8 +98,6 @@ class Run:
         }
         if self.average is not None:
             shapes["average"] = self.average.shapes()
-        if self.memory is not None:
-            shapes["memory"] = self.memory.shapes()
         state = {
             "samples_seen": self.samples_seen,
             "done_at": self.done_at,
@@ -115,7 +108,6 @@ class Run:
             "measured": self.measured,
             "residuals": asdict(self.residuals) if self.residuals is not None else None,
             "form": self.sampling.form,
-            "posterior_steps": self.posterior_steps,
             "meters": self.world.gather_objects(self.meter.state()),
         }
         about = {
@@ -169,8 +161,6 @@ class Run:
             }
             if self.average is not None:
                 wanted["average"] = self.average.wanted()
-            if self.memory is not None:
-                wanted["memory"] = self.memory.wanted()
             loaded = (
                 {stem: saved.read(stem, spans) for stem, spans in wanted.items()},
                 saved.state(),
@@ -208,16 +198,12 @@ class Run:
         self.stages.restore(prior, tensors["chains"], state.stages.model_dump())
         if self.average is not None:
             self.average.restore(tensors["average"])
-        if self.memory is not None:
-            self.memory.restore(tensors["memory"])
         self.guard.load_values(asdict(state.guard))
         if len(state.meters) == self.world.size:
             self.meter.load_state(state.meters[self.world.rank])
         self.timer.load_state(clock.model_dump())
         self.measured, self.done_at = dict(state.measured), state.done_at.model_dump()
         self.residuals = state.residuals
-        if state.posterior_steps is not None:
-            self.posterior_steps = min(state.posterior_steps, self.config.posterior.new_steps)
         self.samples_seen = saved.samples_seen
         self.saver.last_saved = saved.samples_seen
         form = state.form

@@ -65,12 +65,11 @@ def check_run_data(storage: Storage, manifest: Manifest, config: RunConfig, what
     old, new = read_run_data(storage), RunData.of(manifest)
     if old is None or old.identity == new.identity:
         return new
-    if config.posterior.start == "memory":
-        way_out = "posterior.start=memory remembers the latents of that set's images, so this one cannot take its place"
-    else:
-        way_out = "set data.accept_changed=true to go on with the new one"
     change = f"The {what} {storage.url} was made with the data set {old}, and {config.data.url} holds {new}"
-    if config.data.accept_changed and config.posterior.start != "memory":
+    if config.data.accept_changed:
         log.warning("%s: it goes on with the new one, as data.accept_changed is true", change)
         return new
-    raise DataError(f"{change}; give the address of the first one or choose another run.name ({way_out}).")
+    raise DataError(
+        f"{change}; give the address of the first one, choose "
+        "another run.name, or set data.accept_changed=true to continue with the new one."
+    )

@@ -129,8 +129,6 @@ class View:
 def describe_event(samples_seen: int, event: dict[str, Any]) -> str:
     """One line for a measurement of evidence."""
     text = f"{samples_seen:>9,} samples  stage {event['stage']}  held-out mse {event['held_out_mse']:.4f}"
-    if "posterior_steps" in event:
-        text += f"  posterior steps {event['posterior_steps']}"
     if "evidence" in event:
         e = event["evidence"]
         text += (

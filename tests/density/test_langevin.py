@@ -1,7 +1,6 @@
 """Langevin chains against their exact law on a normal target, in float64."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from ebmscale.density.langevin import (
     differentiate,
     run_chain,
     start,
-    steps_to_plateau,
     transition,
 )
 
@@ -142,27 +140,3 @@ def test_an_end_that_is_not_evaluated_costs_one_evaluation_less_and_is_the_same(
     assert torch.equal(trace.drift, whole_trace.drift)
     before = torch.cat([first.log_density.mean()[None], whole_trace.log_density[:-1]])
     assert torch.equal(trace.log_density, before)
-
-
-def test_steps_to_a_plateau_are_those_of_the_exact_variance() -> None:
-    """Chains at rest in N(0, 1) from a wide start: mean log density -v_t / 2, and v_t - v falls by a^2 a step."""
-    settings = LangevinSettings(num_steps=60, step_size=0.5)
-    a = 1 - settings.step_size**2 / 2
-    variances = [variance_after(dataclasses.replace(settings, num_steps=steps), 9.0) for steps in range(60)]
-    needed = math.log(0.1) / math.log(a**2)  # steps until a tenth of the distance is left
-    trace = -0.5 * torch.tensor(variances, dtype=torch.float64)
-    assert steps_to_plateau(trace, 0.1) == math.ceil(needed)
-    assert steps_to_plateau(-trace, 0.1) == math.ceil(needed)  # chains may come down as well
-
-
-@pytest.mark.parametrize(
-    ("trace", "steps"),
-    [([2.0] * 8, 1), ([5.0], 1), ([-1.0, 1.0], 1), ([0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0], 3), ([math.nan] * 4, 4)],
-)
-def test_steps_to_a_plateau_where_there_is_nothing_to_follow(trace: list[float], steps: int) -> None:
-    """At rest, one step, two; a chain that leaves again is not there yet, and one that is lost takes all its steps."""
-    assert steps_to_plateau(torch.tensor(trace), 0.1) == steps
-
-
-def test_a_chain_still_on_its_way_takes_most_of_its_steps() -> None:
-    assert steps_to_plateau(torch.arange(40.0), 0.05) >= 30

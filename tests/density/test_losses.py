@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ebmscale.density.losses import chance_loss, magnitude_penalty, maximum_likelihood, n2ce, nce
+from ebmscale.density.losses import chance_loss, maximum_likelihood, n2ce, nce
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -118,7 +118,3 @@ def test_maximum_likelihood_is_the_gradient_of_the_negative_log_likelihood_when_
     z_model = QUANTILES + 0.3
     (grad,) = torch.autograd.grad(maximum_likelihood(mu * Z_Q, mu * z_model), mu)
     assert float(grad) == pytest.approx(0.3 - MEAN, abs=1e-9)
-
-
-def test_magnitude_penalty() -> None:
-    assert float(magnitude_penalty(torch.tensor([1.0, -3.0]), torch.tensor([2.0]))) == 5.0 + 4.0

@@ -95,7 +95,8 @@ def test_a_search_without_a_finished_trial_has_a_page_and_no_best(tmp_path) -> N
 def test_what_matters_is_found_to_matter() -> None:
     _, space = make()
     found = importance(space, trials(16))
-    assert max(found, key=lambda key: found[key][0]) == "train.ratio.rate"
+    assert max(found, key=lambda key: found[key]) == "train.ratio.rate"
+    assert sum(found.values()) == pytest.approx(1)
     assert importance(space, trials(4)) == {}
 
 

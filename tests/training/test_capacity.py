@@ -36,7 +36,6 @@ def test_more_threads_than_processors_are_refused() -> None:
     [
         ("model.generator_width=1000000000", "model.generator_width"),
         ("model.ratio_hidden=[10000000,10000000]", "model.ratio_hidden"),
-        ("model.ratio_components=1000000000000", "model.ratio_hidden"),
         ("model.latent_dim=10000000000000000", "lower model.latent_dim"),
         ("stages.buffer_samples=4000000000000", "stages.buffer_samples"),
         ("prior.num_chains=4000000000000", "prior.num_chains"),

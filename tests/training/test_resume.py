@@ -65,8 +65,6 @@ def positions(config: RunConfig) -> list[int]:
 POSTERIORS = {
     "base": {},
     "encoder": {"start": "encoder"},
-    "memory": {"start": "memory", "first_steps": 5},
-    "plateau": {"num_steps": 6, "plateau": 0.6},
 }
 
 
@@ -84,8 +82,6 @@ def test_two_interruptions_change_nothing(tiny: RunConfig, posterior: str, kind:
     assert history(broken, EVENTS_FILE) == history(straight, EVENTS_FILE)
     decisions = [event.get("decision") for event in history(straight, EVENTS_FILE)]
     assert "Advance" in decisions  # the interruptions fall among stages, not before them
-    if posterior == "plateau":
-        assert 1 <= history(straight, EVENTS_FILE)[0]["posterior_steps"] < 6
 
 
 def test_what_was_written_after_the_last_checkpoint_is_not_doubled(tiny: RunConfig) -> None:

@@ -60,12 +60,6 @@ def test_another_set_is_accepted_where_that_is_asked_for(
     assert positions(config)[-1] == 960
 
 
-def test_remembered_latents_cannot_be_of_another_set(tiny: RunConfig, other: str) -> None:
-    config = started(changed(tiny, posterior={"start": "memory", "first_steps": 3}))
-    with pytest.raises(DataError, match="remembers the latents of that set's images"):
-        run_until(changed(config, data={"url": other, "accept_changed": True}))
-
-
 @pytest.mark.parametrize("content", [None, b"["])
 def test_a_run_of_an_earlier_version_goes_on_and_notes_its_set(tiny: RunConfig, content: bytes | None) -> None:
     config, storage = started(tiny), run_storage(tiny)

@@ -39,7 +39,7 @@ def whole(storage: Storage, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     saved.verify()
     tensors = {
         f"{stem}/{span.name}": values
-        for stem in ("generator", "ratio", "chains", "memory")
+        for stem in ("generator", "ratio", "chains")
         for span, values in saved.read(stem, whole_spans(saved.shapes(stem))).items()
     }
     values = {key: value for key, value in saved.values("state").items() if key not in ("meters", "world_size")}
@@ -60,9 +60,9 @@ def saved(digits_url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[St
     text = TINY.replace("DATA", digits_url) + f"storage: {{url: {folder / 'runs'}}}\n"
     config = folder / "config.yaml"
     config.write_text(
-        text.replace("max_samples: 3200", "max_samples: 1600")
-        .replace("every_samples: 1600", "every_samples: 800, keep_last: 100")
-        .replace("posterior: {", "posterior: {start: memory, first_steps: 4, ")
+        text.replace("max_samples: 3200", "max_samples: 1600").replace(
+            "every_samples: 1600", "every_samples: 800, keep_last: 100"
+        )
     )
     found = []
     for size, engines in LEGS:

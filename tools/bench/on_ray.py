@@ -1,8 +1,8 @@
 """What Ray and the rest of the system cost, how two workers scale, and how soon a run begins and recovers.
 
-    python tools/bench/ray.py overhead   the whole system against a bare PyTorch loop of the same updates
-    python tools/bench/ray.py scaling    two workers of one core against one, and what the two cores themselves allow
-    python tools/bench/ray.py latency    seconds to the first update, and from kill -9 to the next one
+    python tools/bench/on_ray.py overhead   the whole system against a bare PyTorch loop of the same updates
+    python tools/bench/on_ray.py scaling    two workers of one core against one, and what the two cores themselves allow
+    python tools/bench/on_ray.py latency    seconds to the first update, and from kill -9 to the next one
 
 The preset is SVHN's (3.4 million parameters, 20 posterior steps, batches of 100) on random images, one thread a worker,
 a checkpoint every 8 updates; in fp32 and with the fastest form of the generator in chains, unless the options say else

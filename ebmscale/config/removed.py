@@ -1,0 +1,43 @@
+"""Keys of earlier versions: dropped where they asked for nothing, else refused with a sentence.
+
+Every run's `config.yaml` names all keys of its version, so most of what is found here is a default.
+"""
+
+from typing import Any
+
+from ebmscale.errors import ConfigError
+
+REMOVED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "model.ratio_components": ((0,), "the ratio network has no mixture head any more; use prior.base: moments"),
+    "model.ratio_rank": ((8, None), "the ratio network has no mixture head any more; use prior.base: moments"),
+    "posterior.first_steps": ((None,), "chains are not remembered any more; use posterior.start: encoder or base"),
+    "posterior.memory_bytes": ((2**28,), "chains are not remembered any more; use posterior.start: encoder or base"),
+    "posterior.plateau": ((0, 0.0), "the number of steps is not adapted any more; set posterior.num_steps"),
+    "stages.loss": (("nce", "n2ce"), ""),
+    "stages.penalty": ((0, 0.0), "ratios are not penalised any more"),
+}
+"""Key, the values that ask for nothing, and what to do about another one."""
+
+
+def drop_removed(tree: dict[str, Any], source: str) -> None:
+    """Takes removed keys out of a configuration's tree.
+
+    Raises:
+        ConfigError: one of them asks for what is no longer there.
+    """
+    posterior = tree.get("posterior")
+    if isinstance(posterior, dict) and posterior.get("start") == "memory":
+        raise ConfigError(
+            f"{source}: posterior.start: memory was removed: chains are not remembered any more; use encoder or base, "
+            "or continue the run with the version that began it."
+        )
+    for key, (harmless, advice) in REMOVED.items():
+        block, _, name = key.partition(".")
+        keys = tree.get(block)
+        if not isinstance(keys, dict) or name not in keys:
+            continue
+        if keys[name] not in harmless:
+            raise ConfigError(
+                f"{source}: {key} was removed: {advice}, or continue the run with the version that began it."
+            )
+        tree[block] = {other: value for other, value in keys.items() if other != name}

@@ -1,0 +1,35 @@
+"""A rehearsal: a run like the one that is asked about, in a temporary folder, brought to where its work is most."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ebmscale.address import Address
+from ebmscale.config import RunConfig
+from ebmscale.stop import StopSignal
+from ebmscale.training.opening import open_run
+from ebmscale.training.run import Run
+from ebmscale.world import World
+
+
+@contextmanager
+def rehearsal(config: RunConfig, world: World) -> Iterator[Run]:
+    """A new run of this configuration; nothing of it is left afterwards (collective).
+
+    Raises:
+        EbmscaleError: what the run itself would raise.
+    """
+    with tempfile.TemporaryDirectory(prefix="ebmscale-rehearsal-") as folder:
+        storage = config.storage.model_copy(update={"url": Address(folder)})
+        run = open_run(config.model_copy(update={"storage": storage}), world, StopSignal())
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+def go_to_last_stage(run: Run) -> None:
+    """Gives the prior all ratios but the last, copies of the one in training (collective)."""
+    config = run.config
+    for _ in range(0 if config.num_live else config.most_stages - 1):
+        run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())

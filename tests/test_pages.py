@@ -1,0 +1,96 @@
+"""The pages: links lead somewhere, the program takes the commands, code runs, and tables are what the code says."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from ebmscale.cli import cli
+from ebmscale.config import load_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".pytest_cache", "build", "runs"} & set(path.parts))
+FIXTURE = Path(__file__).parent / "fixtures" / "format_2"
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of indented blocks, without comments; lines that end in a backslash are joined."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL).replace("\\\n", " ")
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
+    inline = re.findall(r"`((?:ebmscale|python tools|tools)/?[^`\n]* [^`\n]*)`", text)
+    found = [re.sub(r"\s+# .*$", "", line).split(" && ")[0].strip() for line in (*lines, *inline)]
+    return [
+        line for line in found if re.match(r"(ebmscale|python|torchrun|ray job submit|bash|tools/|cluster/)\b", line)
+    ]
+
+
+def words_of_ours(command: str) -> list[str] | None:
+    """The words after `ebmscale`; None where a line starts something else."""
+    words = shlex.split(command)
+    if "ebmscale" not in words:
+        return None
+    return words[words.index("ebmscale") + 1 :]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_are_such_as_the_program_takes(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for command in commands(page):
+        words = words_of_ours(command)
+        if words is None:
+            tool = next((word for word in shlex.split(command) if word.startswith(("tools/", "cluster/"))), None)
+            assert tool is None or "*" in tool or "NAME" in tool or (ROOT / tool).exists(), command
+            continue
+        if not words or words[0].startswith("-"):
+            continue
+        try:
+            with click.Context(cli) as top:
+                name, found, rest = cli.resolve_command(top, words)
+                assert found is not None, command
+                if rest and not any(word in ("...", "[key=value") for word in rest):
+                    found.make_context(name, rest, parent=top)
+        except click.MissingParameter:
+            assert f"    {command}" not in page.read_text(), command  # in a sentence, arguments may be left out
+        except click.UsageError as error:
+            pytest.fail(f"{command}: {error.format_message()}")
+        if words[0] in ("train", "plan", "submit") and len(words) > 1 and words[1].startswith("configs/"):
+            overrides = [word for word in words[2:] if re.match(r"[a-z_.]+=", word) and not word.endswith("=...")]
+            load_config(words[1], overrides)
+
+
+def test_the_front_page_is_short() -> None:
+    assert 8_000 <= (ROOT / "README.md").stat().st_size <= 12_000
+
+
+def test_the_tables_of_keys_are_what_the_code_says() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "pages"), "--check"], check=False)
+    assert done.returncode == 0, "run tools/pages"
+
+
+def test_the_python_of_the_front_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    shutil.copytree(FIXTURE / "run", tmp_path / "runs" / "digits")
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0)
+    names = {"p": noise.normal(size=(600, 1)), "q": noise.normal(size=(600, 1)) + 0.5}
+    exec(block, names)
+    assert names["x"].shape == (64, 1, 8, 8)  # type: ignore[attr-defined]
+    assert names["log_prior"].shape == (64,)  # type: ignore[attr-defined]
