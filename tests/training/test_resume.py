@@ -54,8 +54,8 @@ def final_files(config: RunConfig) -> dict[str, Any]:
     storage = run_storage(config)
     store = CheckpointStore(storage)
     manifest = store.open(store.finished()[0]).manifest
-    files = {name: about["sha256"] for name, about in manifest["files"].items() if name != "clock.json"}
-    return files | {key: manifest[key] for key in ("samples_seen", "ratios", "stage", "metrics")}
+    files = {name: known.sha256 for name, known in manifest.files.items() if name != "clock.json"}
+    return files | {key: getattr(manifest, key) for key in ("samples_seen", "ratios", "stage", "metrics")}
 
 
 def positions(config: RunConfig) -> list[int]:
