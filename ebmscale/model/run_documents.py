@@ -76,7 +76,7 @@ class CheckpointManifest(Stored):
         tensors: the shape of every tensor, by stem and name.
     """
 
-    samples_seen: Count
+    samples_seen: Count | None = None  # the name of the folder says it too, and counts
     stage: Count | None = None
     good: bool = True
     metrics: dict[str, Number] = Field(default_factory=dict)
