@@ -20,12 +20,15 @@ from ebmscale.errors import ConfigError
 @click.argument("q", type=ADDRESS)
 @click.option(
     "--base",
-    type=click.Choice(["samples", "gaussian", "normal"]),
-    default="samples",
+    type=click.Choice(["auto", "samples", "gaussian", "normal"]),
+    default="auto",
     show_default=True,
-    help="samples: nothing is assumed of p. gaussian: by way of the Gaussian with p's moments. normal: p is N(0, I).",
+    help="auto: samples if p's samples reach q, else gaussian. samples: nothing is assumed of p. "
+    "gaussian: by way of the Gaussian with p's moments. normal: p is N(0, I).",
 )
-@click.option("--quadratic", is_flag=True, help="Add a quadratic head to the perceptron.")
+@click.option(
+    "--quadratic/--no-quadratic", default=True, show_default=True, help="Add a quadratic head to the perceptron."
+)
 @click.option("--hidden", default="128,128", show_default=True, help="Widths, with commas; '' is none.")
 @click.option(
     "--waves",
@@ -68,7 +71,7 @@ def ratio(
     fitted = fit_ratio(
         samples_p,
         samples_q,
-        base="gaussian" if base == "gaussian" else "samples",
+        base="auto" if base == "normal" else base,
         settings=settings,
         seed=seed,
         progress=lambda row: table.add_row(
@@ -92,6 +95,8 @@ def _write(target: OutputFile, arrays: dict[str, np.ndarray], fitted: Any) -> No
     about = {
         "kl": fitted.kl,
         "kl_error": fitted.kl_error,
+        "interval": fitted.interval,
+        "warning": fitted.warning,
         "log_z": fitted.normaliser.log_z,
         "log_z_error": fitted.normaliser.error,
         "effective": fitted.effective,

@@ -162,9 +162,14 @@ class Mixture:
 
     @classmethod
     def fitted(
-        cls, samples: Tensor, num_components: int, generator: torch.Generator | None = None, num_fits: int = 1
+        cls,
+        samples: Tensor,
+        num_components: int,
+        generator: torch.Generator | None = None,
+        num_fits: int = 1,
+        num_steps: int = EM_STEPS,
     ) -> "Mixture":
-        """By expectation maximisation, `EM_STEPS` of it, from centres that are spread as k-means++ spreads them.
+        """By expectation maximisation from centres that are spread as k-means++ spreads them.
 
         Off its diagonal a component's covariance is shrunk as if Z samples of independent coordinates had been added.
 
@@ -173,15 +178,20 @@ class Mixture:
             num_components: C.
             generator: of the centres.
             num_fits: from as many sets of centres; the mean of their densities is again a mixture, of so many times C.
+            num_steps: of expectation maximisation.
         """
         found = []
         for _ in range(num_fits):
             centres = _spread_centres(samples, num_components, generator)
             mixture = cls._maximised(samples, partial(_nearest, centres))
-            for _ in range(EM_STEPS):
-                mixture = cls._maximised(samples, mixture._shares_of())
+            for _ in range(num_steps):
+                mixture = mixture.improved(samples)
             found.append((mixture.weights / num_fits, mixture.means, mixture.choleskys))
         return cls(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def improved(self, samples: Tensor) -> "Mixture":
+        """The mixture after one step of expectation maximisation on samples (N, Z)."""
+        return self._maximised(samples, self._shares_of())
 
     @classmethod
     def _maximised(cls, samples: Tensor, shares_of: Callable[[Tensor], Tensor]) -> "Mixture":

@@ -90,6 +90,7 @@ class Annealed:
             (Bennett 1976), those of the upper end after they were moved. Where the two disagree by more than their
             error, the particles did not follow the path.
         end: (G,) where the last leg ended; 1 unless it was told to stop earlier.
+        ancestors: (G, N) the particle at the path's start, of its group, from which each descends.
         plans: of every leg, how it was walked.
         step_size: (G,) of the kernel at the end.
         acceptance: mean acceptance probability of every rung, over groups.
@@ -102,6 +103,7 @@ class Annealed:
     log_z_bridge: Tensor
     end: Tensor
     step_size: Tensor
+    ancestors: Tensor
     plans: list[Plan] = field(default_factory=list)
     acceptance: list[float] = field(default_factory=list)
     ess: float = 1.0

@@ -69,6 +69,7 @@ def anneal(
         log_z_bridge=nothing,
         end=ones,
         step_size=settings.moves.step_size * ones,
+        ancestors=torch.arange(num, device=z.device).expand(num_groups, -1),
     )
     for index, leg in enumerate(legs):
         is_last = index == len(legs) - 1
@@ -168,6 +169,7 @@ def _resample(state: Annealed, draws: Noise, threshold: float, active: Tensor) -
     uneven = (active & (ess < threshold))[:, None]
     indices = torch.where(uneven, indices, torch.arange(num, device=indices.device))
     state.z = state.z.gather(1, indices[:, :, None].expand(-1, -1, dim))
+    state.ancestors = state.ancestors.gather(1, indices)
     state.log_weights = torch.where(uneven, -math.log(num), state.log_weights)
 
 

@@ -4,13 +4,22 @@ from ebmscale.networks.architectures import FORMS, Form, ImageShape, Layer, find
 from ebmscale.networks.blocks import count_parameters, initialise
 from ebmscale.networks.encoder import LOG_STD_BOUND, Encoder, build_encoder
 from ebmscale.networks.generator import Generator, build_generator
-from ebmscale.networks.ratio_heads import ConvRatioNet, QuadraticHead, Standardised, quadratic_part, vector_ratio
+from ebmscale.networks.ratio_heads import (
+    Bounded,
+    ConvRatioNet,
+    QuadraticHead,
+    Standardised,
+    quadratic_part,
+    set_bound,
+    vector_ratio,
+)
 from ebmscale.networks.ratio_net import ACTIVATIONS, RatioNet, RatioNets, build_ratio_net
 
 __all__ = [
     "ACTIVATIONS",
     "FORMS",
     "LOG_STD_BOUND",
+    "Bounded",
     "ConvRatioNet",
     "Encoder",
     "Form",
@@ -28,5 +37,6 @@ __all__ = [
     "find_form",
     "initialise",
     "quadratic_part",
+    "set_bound",
     "vector_ratio",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from ebmscale.networks.architectures import ImageShape
 from ebmscale.networks.blocks import LEAKY_SLOPE, WaveLinear, ZeroLinear
@@ -84,6 +85,34 @@ class Sum(nn.Module):
         return torch.stack([part(z) for part in self.parts]).sum(0)
 
 
+class Bounded(nn.Module):
+    """c - softplus(c - g) + log(1 + e^-c) of a ratio network g, with the bound c () as a buffer.
+
+    Zero stays zero, and no point has more than about c: a few points then cannot carry all of the weights e^f. An
+    infinite c, as at the start, leaves g as it is.
+    """
+
+    bound: Tensor
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("bound", torch.full((), math.inf, device="cpu"))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps points (..., Z) to log_ratio (...)."""
+        value = self.inner(z)
+        # c - softplus(c - g), written so that a large or infinite c takes no digits away
+        return value - softplus(value - self.bound) + torch.log1p(torch.exp(-self.bound))
+
+
+def set_bound(network: nn.Module, bound: float) -> None:
+    """Gives the bounded part of a ratio network that bound in nats; a network without one stays as it is."""
+    for module in network.modules():
+        if isinstance(module, Bounded):
+            module.bound.fill_(bound)
+
+
 class Standardised(nn.Module):
     """gain * inner((z - shift) / scale), with `shift` and `scale` (Z,) and `gain` () as buffers beside the weights.
 
@@ -123,14 +152,25 @@ def quadratic_part(network: nn.Module) -> QuadraticHead | None:
     return next((part for part in parts if isinstance(part, QuadraticHead)), None)
 
 
-def vector_ratio(dim: int, hidden: Sequence[int], activation: str, quadratic: bool, num_waves: int = 0) -> nn.Module:
+def vector_ratio(
+    dim: int,
+    hidden: Sequence[int],
+    activation: str,
+    quadratic: bool,
+    num_waves: int = 0,
+    squares: bool = False,
+    bounded: bool = False,
+) -> nn.Module:
     """A multilayer perceptron, a quadratic head, or both; with neither hidden layers nor head it is linear.
 
-    The perceptron sees `num_waves` sines beside the coordinates (see `Waves`).
+    The perceptron sees `num_waves` sines beside the coordinates (see `Waves`). With `squares` its second layer sees the
+    first one's units and their squares (see `ratio_net.WithSquares`); `bounded` makes it a `Bounded` one.
     """
-    perceptron: nn.Module = RatioNet(dim + num_waves, hidden, activation)
+    perceptron: nn.Module = RatioNet(dim + num_waves, hidden, activation, squares=squares)
     if num_waves:
         perceptron = nn.Sequential(Waves(dim, num_waves), perceptron)
+    if bounded:
+        perceptron = Bounded(perceptron)
     if not quadratic:
         return perceptron
     return Sum(QuadraticHead(dim), perceptron) if hidden else QuadraticHead(dim)

@@ -1,4 +1,4 @@
-"""`fit_ratio`: the ratio between any two sets of samples, by stages from one of three kinds of base.
+"""`fit_ratio`: the ratio between any two sets of samples, by the stages of `ebmscale.stages` from one of three bases.
 
 Shapes: N samples, Z coordinates.
 """
@@ -13,22 +13,34 @@ from torch import Tensor, nn
 
 from ebmscale.density.bases import Gaussian, SampledOnly
 from ebmscale.density.evidence import measure
+from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.networks import ConvRatioNet, Standardised, vector_ratio
-from ebmscale.ratios.fitted import FittedRatio, StageRow, in_frame, mean_and_error, total
-from ebmscale.ratios.negatives import MovedParticles, Negatives, WeightedSamples
+from ebmscale.ratios.fitted import FittedRatio, StageRow, in_frame, mean_and_error
 from ebmscale.ratios.samples import Frame, Split, as_pair, as_samples, check_alike, split
-from ebmscale.ratios.settings import FitSettings
-from ebmscale.ratios.stages import Progress, fit_stages
-from ebmscale.seeds import torch_generator
+from ebmscale.ratios.settings import FitSettings, changed
+from ebmscale.seeds import derive, torch_generator
+from ebmscale.stages.draws import Draws
+from ebmscale.stages.from_base import FromBase
+from ebmscale.stages.from_samples import FromSamples
+from ebmscale.stages.learn import Course, Learned, learn
+from ebmscale.stages.particles import measure_normalisers
+from ebmscale.stages.supplies import total
+from ebmscale.stages.targets import Parts, Samples
+
+Progress = Callable[[StageRow], None]
+
+BASES = ("auto", "samples", "gaussian")
+PRECISE = 0.01
+"""Standard error of log Z in nats above which it is measured once more, by particles of its own."""
 
 
 def fit_ratio(
     p: Any,
     q: Any,
     *,
-    base: str = "samples",
+    base: str = "auto",
     settings: FitSettings | None = None,
     seed: int = 0,
     network: nn.Module | None = None,
@@ -40,8 +52,9 @@ def fit_ratio(
     Args:
         p: samples (N, ...) as an array or tensor, or a density with `dim`, `log_density` and `from_noise`.
         q: samples (N, ...).
-        base: for samples of p, "samples" (nothing is assumed of p; the stages go only as far as p's samples reach) or
-            "gaussian" (both p and q are fitted from the Gaussian with p's moments, over any gap).
+        base: for samples of p, "samples" (nothing is assumed of p; the stages go only as far as p's samples reach),
+            "gaussian" (both p and q are fitted from the Gaussian with p's moments, over any gap), or "auto": samples
+            where the first stage shows that they reach q, else gaussian.
         settings: how; None takes the defaults.
         seed: of everything random.
         network: a ratio network of flattened samples (N, Z) -> (N,); None makes one as the settings say.
@@ -53,8 +66,8 @@ def fit_ratio(
         DataError: samples that cannot be used, or that do not overlap.
         DivergenceError: the training kept diverging.
     """
-    if base not in ("samples", "gaussian"):
-        raise ConfigError(f"There is no base {base!r}; use samples or gaussian, or give p as a density.")
+    if base not in BASES:
+        raise ConfigError(f"There is no base {base!r}; use auto, samples or gaussian, or give p as a density.")
     settings = changed(settings or FitSettings(), changes)
     is_density = hasattr(p, "log_density") and hasattr(p, "from_noise")
     if is_density:
@@ -72,25 +85,15 @@ def fit_ratio(
     fitting = _Fitting(shape, inner, settings, torch_generator(seed, "fit-ratio"), seed, progress)
     if is_density:
         check_alike((p.dim,), (math.prod(shape),))
-        return fitting.from_base(p, fitting.split(q))
+        return fitting.from_base(p, fitting.split(q), "q")
     parts_p, parts_q = fitting.split(p), fitting.split(q)
-    if base == "samples":
-        return in_frame(fitting.from_samples(parts_p, parts_q), frame)
+    if base != "gaussian":
+        fitted = fitting.from_samples(parts_p, parts_q, must_reach=base == "auto")
+        if fitted is not None:
+            return in_frame(fitted, frame)
     gaussian = fitted_gaussian(p.flatten(1))
-    of_p = fitting.from_base(gaussian, parts_p)
-    return in_frame(_against(of_p, fitting.from_base(gaussian, parts_q), parts_p.test, parts_q.test), frame)
-
-
-def changed(settings: FitSettings, changes: dict[str, Any]) -> FitSettings:
-    """The settings with some of them changed.
-
-    Raises:
-        ConfigError: there is no setting of a name.
-    """
-    unknown = set(changes) - set(FitSettings.__dataclass_fields__)
-    if unknown:
-        raise ConfigError(f"There is no setting {', '.join(sorted(unknown))} of a ratio's fit; see FitSettings.")
-    return replace(settings, **changes)
+    of_p = fitting.from_base(gaussian, parts_p, "p")
+    return in_frame(_against(of_p, fitting.from_base(gaussian, parts_q, "q"), parts_p, parts_q), frame)
 
 
 def fitted_gaussian(samples: Tensor, blocks: tuple[int, ...] | None = None) -> Gaussian:
@@ -115,7 +118,12 @@ def build_network(shape: tuple[int, ...], settings: FitSettings) -> nn.Module:
             inner: nn.Module = ConvRatioNet((shape[0], shape[1], shape[2]), settings.conv)
         else:
             inner = vector_ratio(
-                math.prod(shape), settings.hidden, settings.activation, settings.quadratic, settings.waves
+                math.prod(shape),
+                settings.hidden,
+                settings.activation,
+                settings.quadratic,
+                settings.waves,
+                bounded=bool(settings.hidden),
             )
     return inner.to_empty(device="cpu")
 
@@ -129,49 +137,65 @@ class _Fitting:
     settings: FitSettings
     generator: torch.Generator
     seed: int
-    progress: Callable[[StageRow], None]
+    progress: Progress
 
     def split(self, samples: Tensor) -> Split:
         return split(samples, self.settings.held_out, self.generator)
 
-    def from_base(self, base: Base, q: Split) -> FittedRatio:
-        """The ratio of q to a density that is known."""
+    def from_base(self, base: Base, q: Split, side: str) -> FittedRatio:
+        """The ratio of one side's samples to a density that is known."""
+        draws, stages = Draws(derive(self.seed, f"fit-ratio-{side}")), self.settings.stages
         empty = RatioSequence(base, Standardised(self.inner, base.dim))
-        negatives = MovedParticles(base, empty, self.settings, self.generator)
+        source = FromBase(empty, stages.particles, draws, stages.gain_limit)
+        learned = learn(Learned(empty), source, self._course(q, draws), self.progress)
+        normaliser = Normaliser(source.log_z, source.log_z_error, math.nan)
+        if source.log_z_error > PRECISE:
+            groups, size = self.settings.groups, self.settings.group_size
+            how = self.settings.final_annealing
+            normaliser = measure_normalisers(learned.sequence, groups, size, how, draws)[-1]
         p_test = base.from_noise(torch.randn(len(q.test), base.dim, generator=self.generator))
-        return self._measured(*self._stages(empty, q, negatives), negatives, q.test, p_test)
+        return self._measured(learned, normaliser, q, p_test)
 
-    def from_samples(self, p: Split, q: Split) -> FittedRatio:
-        """The ratio of q to p of which there are samples alone."""
-        base = SampledOnly(p.train.shape[1])
-        negatives = WeightedSamples(p, self.settings, self.generator)
-        sequence, rows = self._stages(RatioSequence(base, Standardised(self.inner, base.dim)), q, negatives)
-        if rows[0].evidence.auc >= 1:
+    def from_samples(self, p: Split, q: Split, must_reach: bool) -> FittedRatio | None:
+        """The ratio of q to p of which there are samples alone; None if they must reach q and do not."""
+        draws, stages = Draws(derive(self.seed, "fit-ratio")), self.settings.stages
+        empty = RatioSequence(SampledOnly(p.train.shape[1]), Standardised(self.inner, p.train.shape[1]))
+        source = FromSamples((p.train, p.validation, p.test), self.settings.min_ess, stages.gain_limit, draws)
+        rows: list[StageRow] = []
+        learned = learn(Learned(empty), source, self._course(q, draws), rows.append if must_reach else self.progress)
+        if must_reach and not source.reaches:
+            return None
+        for row in rows:
+            self.progress(row)
+        if learned.records[0].evidence.auc >= 1:
             raise DataError(
                 "p and q do not overlap: held-out samples are told apart without one error, so samples alone cannot "
                 "give their ratio; use base='gaussian' (--base gaussian), or give p as a density."
             )
-        fitted = self._measured(sequence, rows, negatives, q.test, p.test)
-        return replace(fitted, effective=negatives.effective)
+        last = learned.records[-1]
+        normaliser = Normaliser(last.log_z, last.log_z_error, math.nan)
+        return replace(self._measured(learned, normaliser, q, p.test), effective=source.share)
 
-    def _stages(self, empty: RatioSequence, q: Split, negatives: Negatives) -> tuple[RatioSequence, list[StageRow]]:
-        return fit_stages(empty, q, negatives, self.settings, self.generator, self.seed, self.progress)
+    def _course(self, q: Split, draws: Draws) -> Course:
+        return Course(Parts(Samples(q.train), Samples(q.validation), Samples(q.test)), self.settings.stages, draws)
 
-    def _measured(
-        self, sequence: RatioSequence, rows: list[StageRow], negatives: Negatives, q_test: Tensor, p_test: Tensor
-    ) -> FittedRatio:
+    def _measured(self, learned: Learned, normaliser: Normaliser, q: Split, p_test: Tensor) -> FittedRatio:
         """The results, on samples that took no part in the fit."""
-        normaliser = negatives.normaliser(sequence)
-        f_q, f_p = (total(sequence, part) - normaliser.log_z for part in (q_test, p_test))
+        f_q, f_p = (total(learned.sequence, part) - normaliser.log_z for part in (q.test, p_test))
         kl, error = mean_and_error(f_q)
+        of_train, _ = mean_and_error(total(learned.sequence, q.train[: len(q.test)]) - normaliser.log_z)
+        last = learned.records[-1]
+        left = last.nats if last.gain > 0 and len(learned.records) > 1 else 0.0
+        missing = max(of_train - kl, 0.0) + max(min(left, kl), 0.0)
         error = math.hypot(error, normaliser.error)
-        return FittedRatio(sequence, normaliser, self.shape, kl, error, measure(f_q, f_p), tuple(rows))
+        evidence, rows = measure(f_q, f_p), learned.records
+        return FittedRatio(learned.sequence, normaliser, self.shape, kl, error, missing, evidence, rows)
 
 
-def _against(p: FittedRatio, q: FittedRatio, p_test: Tensor, q_test: Tensor) -> FittedRatio:
+def _against(p: FittedRatio, q: FittedRatio, parts_p: Split, parts_q: Split) -> FittedRatio:
     """The ratio of q to p, both fitted from one base."""
     ratio = replace(q, reference=p)
-    f_q, f_p = (ratio.log_ratio(part.view(-1, *q.shape)) for part in (q_test, p_test))
+    f_q, f_p = (ratio.log_ratio(part.view(-1, *q.shape)) for part in (parts_q.test, parts_p.test))
     kl, error = mean_and_error(f_q)
     error = math.hypot(error, p.normaliser.error, q.normaliser.error)
-    return replace(ratio, kl=kl, kl_error=error, calibration=measure(f_q, f_p))
+    return replace(ratio, kl=kl, kl_error=error, missing=p.missing + q.missing, calibration=measure(f_q, f_p))

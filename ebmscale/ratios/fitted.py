@@ -18,29 +18,15 @@ from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DataError
 from ebmscale.ratios.samples import Frame, as_pixels
+from ebmscale.stages.record import StageRecord
+from ebmscale.stages.supplies import total
 
-ROWS_AT_ONCE = 8192
 POOR = 0.05
 """Fewer effective samples of p than this, as a fraction, are said to be few."""
 
 
-@dataclass(frozen=True)
-class StageRow:
-    """What a stage ended with.
-
-    Attributes:
-        stage: k, from 1.
-        updates: of its network.
-        evidence: at the end, on samples that it was not trained on.
-        gain: what its ratio is multiplied by; 0 where it was not kept.
-        reason: why it ended.
-    """
-
-    stage: int
-    updates: int
-    evidence: Evidence
-    gain: float
-    reason: str
+StageRow = StageRecord
+"""How a stage of a fit ended."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +40,8 @@ class FittedRatio:
         kl: KL(q || p) in nats, the mean of the log ratio over samples of q that took no part in the fit: up to
             its error a lower bound, which falls short by KL(q || p e^(log ratio)).
         kl_error: its standard error.
+        missing: how far the bound may fall short in nats, as far as the fit can tell: by how much more the ratio says
+            of the samples that it was trained on, and what its last stage still added.
         calibration: of the whole log ratio as a classifier between samples of q and of p that took no part.
         stages: how every stage ended.
         effective: with samples of p alone, the fraction of them that still counts in the last prior; 1 otherwise.
@@ -66,11 +54,28 @@ class FittedRatio:
     shape: tuple[int, ...]
     kl: float
     kl_error: float
+    missing: float
     calibration: Evidence
     stages: tuple[StageRow, ...]
     effective: float = 1.0
     reference: "FittedRatio | None" = None
     frame: Frame | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """From where to where KL(q || p) lies in nats: two standard errors, and above also what may be `missing`."""
+        return self.kl - 2 * self.kl_error, self.kl + 2 * self.kl_error + self.missing
+
+    @property
+    def warning(self) -> str | None:
+        """Why the interval cannot be trusted, and what to do; None where nothing speaks against it."""
+        if self.effective < POOR:
+            return "p's samples hardly reach q, so the ratio is too small: use another base, or more samples of p"
+        if self.stages and self.stages[-1].nats > max(0.1 * self.kl, 4 * self.stages[-1].nats_error):
+            return "the last stage still added a tenth of the whole, so the ratio is too small: allow more stages"
+        if self.missing > max(0.15 * self.kl, 0.1):
+            return "the ratio says much more of samples that it has seen than of others: give more samples"
+        return None
 
     @property
     def num_stages(self) -> int:
@@ -102,15 +107,16 @@ class FittedRatio:
     def lines(self) -> list[str]:
         """What was found, in plain lines."""
         found = self.calibration
+        low, high = self.interval
         said = [
-            f"KL(q || p) {self.kl:.4f} ± {self.kl_error:.4f} nats, {self.num_stages} stage(s), "
-            f"log Z {self.normaliser.log_z:.4f} ± {self.normaliser.error:.4f}",
+            f"KL(q || p) {self.kl:.4f} ± {self.kl_error:.4f} nats (between {low:.4f} and {high:.4f}), "
+            f"{self.num_stages} stage(s), log Z {self.normaliser.log_z:.4f} ± {self.normaliser.error:.4f}",
             f"on samples that took no part: AUC {found.auc:.4f}, calibration error {found.calibration_error:.4f}",
         ]
         if self.effective < 1:
             said.append(f"{100 * self.effective:.1f} % of p's samples count in the last prior")
-        if self.effective < POOR:
-            said.append("p's samples hardly reach q, so the ratio is too small: use another base, or more samples of p")
+        if self.warning is not None:
+            said.append(self.warning)
         return said
 
     def _rows(self, x: Any) -> Tensor:
@@ -128,12 +134,6 @@ def in_frame(fitted: FittedRatio, frame: Frame) -> FittedRatio:
     """A ratio that was fitted in a frame, at points outside of it."""
     reference = None if fitted.reference is None else in_frame(fitted.reference, frame)
     return replace(fitted, frame=frame, reference=reference)
-
-
-@torch.no_grad()
-def total(sequence: RatioSequence, rows: Tensor) -> Tensor:
-    """f_1 + ... + f_K at rows (N, Z), as (N,)."""
-    return torch.cat([sequence.log_ratios(part).sum(0) for part in rows.split(ROWS_AT_ONCE)])
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

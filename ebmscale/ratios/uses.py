@@ -97,8 +97,9 @@ def two_sample_test(
     cuts = [max(int(len(samples) * held_out), 2) for samples in sets]
     fitted_to = [samples[order[cut:]] for samples, order, cut in zip(sets, orders, cuts, strict=True)]
     tested = [samples[order[:cut]] for samples, order, cut in zip(sets, orders, cuts, strict=True)]
+    one_stage: dict[str, Any] = {"base": "samples", "max_stages": 1, "significance": 1e-9, **settings}
     try:
-        ratio = fit_ratio(*fitted_to, seed=seed, **{"max_stages": 1, "significance": 1e-9, **settings})
+        ratio = fit_ratio(*fitted_to, seed=seed, **one_stage)
     except DataError as error:
         if "do not overlap" not in str(error):
             raise

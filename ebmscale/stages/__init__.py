@@ -1,1 +1,1 @@
-"""How a ratio is learned, and how samples of p_k are drawn."""
+"""How a density ratio is learned in stages, and how its priors are sampled: for training, given latents and samples."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ebmscale.errors import ConfigError
-from ebmscale.networks import initialise, vector_ratio
+from ebmscale.networks import Bounded, initialise, set_bound, vector_ratio
 from ebmscale.networks.blocks import MOST_FREQUENCY
 from ebmscale.networks.ratio_heads import Waves
 from ebmscale.ratios import FitSettings
@@ -65,3 +65,19 @@ def test_a_square_wave_is_learned_sooner() -> None:
 def test_waves_that_nothing_sees_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="waves"):
         FitSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_a_bounded_ratio_keeps_zero_and_stays_below_its_bound() -> None:
+    class Given(torch.nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return z[..., 0]
+
+    network = Bounded(Given())
+    z = torch.tensor([-50.0, -3.0, 0.0, 3.0, 50.0], dtype=torch.float64)[:, None]
+    torch.testing.assert_close(network(z), z[:, 0])
+    set_bound(torch.nn.Sequential(network), 5.0)
+    c = torch.tensor(5.0, dtype=torch.float64)
+    exact = c - torch.nn.functional.softplus(c - z[:, 0]) + torch.log1p(torch.exp(-c))
+    torch.testing.assert_close(network(z), exact, rtol=1e-6, atol=1e-6)
+    assert abs(float(network(z)[2])) < 1e-6
+    assert float(network(z).max()) < 5.01

@@ -28,7 +28,7 @@ def test_what_is_no_pair_is_refused() -> None:
 
 
 def test_two_samples_of_one_distribution_are_not_told_apart() -> None:
-    quick = {**QUICK, "max_updates": 100, "settle_updates": 50}
+    quick = {**QUICK, "max_updates": 100}
     values = [
         two_sample_test(
             normal(300, 2, seed=2 * s), normal(300, 2, seed=2 * s + 1), seed=s, num_permutations=99, **quick

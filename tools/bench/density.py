@@ -37,14 +37,14 @@ from ebmscale.density.prior import StandardNormal
 from ebmscale.networks import Standardised, initialise
 from ebmscale.ratios import FitSettings, FittedRatio, fit_ratio
 from ebmscale.ratios.fit import build_network
-from ebmscale.ratios.fitted import total
 from ebmscale.ratios.uses import mutual_information
 from ebmscale.seeds import torch_generator
+from ebmscale.stages.supplies import total
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "quadratic": {"quadratic": True, "hidden": ()},
     "zero": {"quadratic": True, "hidden": (), "start": "zero"},
-    "mlp": {},
+    "mlp": {"quadratic": False},
 }
 CORRELATION = 0.7951
 NUM_SAMPLES = 100_000
@@ -157,8 +157,8 @@ def toy_case(name: str, seed: int) -> dict[str, Any]:
     toy = toys()[name]
     q = toy.sample(NUM_SAMPLES, torch_generator(seed, "toy"))
     settings = FitSettings(
-        waves=64, max_stages=4, max_updates=4000, settle_updates=3000, patience=6, min_improvement=5e-4,
-        num_particles=4096, groups=48, group_size=1024, ess=0.85,
+        waves=64, quadratic=False, max_stages=4, max_updates=4000, num_particles=4096, groups=48, group_size=1024,
+        ess=0.85,
     )  # fmt: skip
     fitted = fit_ratio(StandardNormal(2), q, settings=settings, seed=seed)
     kl, log_z = on_grid(fitted, toy)
@@ -174,7 +174,7 @@ def gaussian_case(dim: int, kl: float, network: str, seed: int) -> dict[str, Any
     scale = low
     shift = math.sqrt(2 * kl / dim - scale_kl(scale))
     q = shift + scale * torch.randn(NUM_SAMPLES, dim, generator=torch_generator(seed, "gaussians", dim))
-    settings = FitSettings(num_particles=4096, settle_updates=1200, **NETWORKS[network])
+    settings = FitSettings(num_particles=4096, **NETWORKS[network])
     fitted = fit_ratio(StandardNormal(dim), q, settings=settings, seed=seed)
     result = summary(fitted) | {"true": kl, "scale": scale, "shift": shift}
     updates = max(result["updates"], SINGLE_UPDATES)
@@ -193,7 +193,7 @@ def mi_case(dim: int, network: str, seed: int) -> dict[str, Any]:
     x = torch.randn(num, dim // 2, generator=generator)
     noise = torch.randn(num, dim // 2, generator=generator)
     y = CORRELATION * x + math.sqrt(1 - CORRELATION**2) * noise
-    settings = FitSettings(reuse=2, **NETWORKS[network])
+    settings = FitSettings(**NETWORKS[network])
     found = mutual_information(x, y, seed=seed, settings=settings)
     marginals = sum(side.kl for side in found.marginals)
     return summary(found.joint) | {
@@ -206,9 +206,7 @@ def mi_case(dim: int, network: str, seed: int) -> dict[str, Any]:
 
 def peak_case(sd: float, network: str, seed: int) -> dict[str, Any]:
     q = sd * torch.randn(NUM_SAMPLES, 1, generator=torch_generator(seed, "peak"))
-    settings = FitSettings(
-        max_stages=12, num_particles=8192, groups=16, settle_updates=1200, ess=0.7, **NETWORKS[network]
-    )
+    settings = FitSettings(max_stages=12, num_particles=8192, groups=16, ess=0.7, **NETWORKS[network])
     fitted = fit_ratio(StandardNormal(1), q, settings=settings, seed=seed)
     x = torch.linspace(-3, 3, 601, dtype=torch.float64)[:, None] * sd
     true = (-math.log(sd) - 0.5 * (x / sd) ** 2 + 0.5 * x**2).squeeze(1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ebmscale.networks import QuadraticHead, quadratic_part, vector_ratio
-from ebmscale.ratios.moments import Quadratic, gaussian_ratio
+from ebmscale.stages.moments import Quadratic, gaussian_ratio
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

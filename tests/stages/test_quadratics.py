@@ -5,7 +5,7 @@ import torch
 
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.networks import Standardised, vector_ratio
-from ebmscale.ratios.quadratics import merged
+from ebmscale.stages.quadratics import merged
 
 
 def sequence_of(dim: int, scales: list[float], hidden: tuple[int, ...] = ()) -> RatioSequence:

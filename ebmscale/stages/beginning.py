@@ -1,0 +1,59 @@
+"""The network that a stage begins with: the zero function in the spread of both sides, or what their moments say.
+
+Shapes: M samples of q, N negatives, Z coordinates.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from ebmscale.networks import QuadraticHead, Standardised, initialise, set_bound
+from ebmscale.seeds import torch_generator
+from ebmscale.stages.moments import gaussian_ratio
+from ebmscale.stages.trainer import HeldOut, nce_loss
+
+GAINS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.0)
+"""Strengths of the moments' ratio that are tried on held-out samples."""
+
+
+def begin(form: Standardised, samples: HeldOut, bound: float, seed: int, stage: int) -> Standardised:
+    """The network of a new stage, the zero function.
+
+    Args:
+        form: any network of the sequence, of which all are copies.
+        samples: of both sides, in whose spread it counts.
+        bound: see `networks.Bounded`.
+        seed: of the weights.
+        stage: k.
+    """
+    network = copy.deepcopy(form).requires_grad_(True)
+    initialise(network, torch_generator(seed, "stage-weights", stage))
+    q, p = samples.q, samples.negatives.z
+    num = min(len(q), len(p))
+    both = torch.cat([q[:num], p[:num]])
+    network.set_spread(both.mean(0), both.std(0).clamp(min=1e-12))
+    set_bound(network, bound)
+    return network
+
+
+@torch.no_grad()
+def start_from_moments(network: Standardised, head: QuadraticHead, q: Tensor, p: Tensor, samples: HeldOut) -> None:
+    """Gives the head the Gaussian log ratio, as strong as makes the loss least: 1, 1/2, 1/4, ... or 0.
+
+    Args:
+        network: of a new stage.
+        head: its quadratic part.
+        q: (M, Z) of q, whose moments count.
+        p: (N, Z) of p_{k-1}.
+        samples: held out, by which the strength is chosen.
+    """
+    try:
+        found = gaussian_ratio(network.standardised(q), network.standardised(p))
+    except ValueError:
+        return
+    losses = {}
+    for gain in GAINS:
+        head.assign(*found.times(gain))
+        losses[gain] = nce_loss(network, samples)
+    head.assign(*found.times(min(losses, key=lambda gain: losses[gain])))

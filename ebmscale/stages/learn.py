@@ -1,0 +1,245 @@
+"""Learns a sequence of ratios from samples of q and a source of samples of p_k: begin, train, freeze, judge, decide.
+
+Shapes: N samples, Z coordinates.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ebmscale.density.evidence import measure
+from ebmscale.density.losses import chance_loss
+from ebmscale.density.prior import RatioSequence
+from ebmscale.density.resampling import resample_systematically
+from ebmscale.errors import DivergenceError
+from ebmscale.networks import Standardised, quadratic_part, set_bound
+from ebmscale.seeds import torch_generator
+from ebmscale.stages.beginning import begin, start_from_moments
+from ebmscale.stages.draws import Draws
+from ebmscale.stages.record import Memorised, StageRecord
+from ebmscale.stages.scheduler import Budget, Verdict, after, explore
+from ebmscale.stages.settings import StageSettings
+from ebmscale.stages.source import Chosen, Grown, Source
+from ebmscale.stages.supplies import Negatives
+from ebmscale.stages.targets import Parts, Target
+from ebmscale.stages.trainer import Adam, HeldOut, Trainer, evaluated
+
+Progress = Callable[[StageRecord], None]
+
+NARROW, WIDE = 5.0, 16.0
+"""Bounds of a ratio in nats, where the two sides are hard to tell apart and where they hardly overlap."""
+CHECKED = 8192
+"""Samples of q that a stage's weights are chosen by, at most."""
+MOST_FOR_MOMENTS = 65536
+"""Samples of q whose moments are taken."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What every stage of one fit shares.
+
+    Attributes:
+        parts: samples of q, in the coordinates of the sequence.
+        settings: how stages are learned.
+        draws: noise.
+        ends_at: processor seconds of this process (`time.process_time`) by which all is to be done.
+    """
+
+    parts: Parts
+    settings: StageSettings
+    draws: Draws
+    ends_at: float = math.inf
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is learned so far.
+
+    Attributes:
+        sequence: p_k.
+        records: of the stages that are done.
+        verdict: whether another begins.
+    """
+
+    sequence: RatioSequence
+    records: tuple[StageRecord, ...] = ()
+    verdict: Verdict = field(default_factory=lambda: Verdict(True, "nothing is learned yet"))
+
+    @property
+    def standing(self) -> Grown:
+        """log Z as it is, grown by nothing."""
+        if not self.records:
+            return Grown(0.0, 0.0, 0.0, 0.0)
+        return Grown(self.records[-1].log_z, self.records[-1].log_z_error, 0.0, 0.0)
+
+
+def learn(
+    learned: Learned,
+    source: Source,
+    course: Course,
+    progress: Progress = lambda record: None,
+    after_part: Callable[[Learned, Trainer], None] = lambda learned, trainer: None,
+    resume: Callable[[Trainer], None] | None = None,
+) -> Learned:
+    """Stages until one says nothing, or another would not pay.
+
+    Args:
+        learned: the base, or what an earlier call left; the sequence's network is the form of all.
+        source: of samples of its prior.
+        course: how.
+        progress: called at the end of every stage.
+        after_part: called after every part of a stage, where a checkpoint can be made (see `state.state_of`).
+        resume: brings the first stage to where a checkpoint was made.
+
+    Raises:
+        DivergenceError: a stage diverged.
+    """
+    while learned.verdict.goes_on:
+        began = time.process_time()
+        chosen = source.supply()
+        trainer = open_stage(learned.sequence, source, chosen, course)
+        if resume is not None:
+            resume(trainer)
+            resume = None
+        train(trainer, learned, course, began, after_part)
+        learned = close_stage(learned, trainer, source, chosen, course, began)
+        progress(learned.records[-1])
+    return learned
+
+
+def open_stage(sequence: RatioSequence, source: Source, chosen: Chosen, course: Course) -> Trainer:
+    """The next stage before its first update."""
+    stage, draws, settings = sequence.num_stages + 1, course.draws, course.settings.trainer
+    q = every(course.parts.tune, draws, "tune", stage)
+    q = q[torch.randperm(len(q), generator=torch_generator(draws.seed, "tune-order", stage))[:CHECKED]]
+    held_out = HeldOut(q, source.tuning(chosen.supply))
+    form = sequence.network
+    assert isinstance(form, Standardised)
+    network = begin(form, held_out, settings.bound or WIDE, draws.seed, stage)
+    head = quadratic_part(network.inner)
+    if head is not None and settings.start == "moments":
+        q = every(course.parts.train, draws, "moments", stage)[:MOST_FOR_MOMENTS]
+        parts = [chosen.supply.draw(CHECKED, -1 - part) for part in range(min(-(-len(q) // CHECKED), 2))]
+        p = torch.cat([unweighted(part.z, part.weights) for part in parts])
+        start_from_moments(network, head, q, p, held_out)
+    engine = Adam(network, settings.weight_decay)
+    return Trainer(network, engine, course.parts.train, chosen.supply, held_out, settings, draws, f"stage-{stage}")
+
+
+def train(
+    trainer: Trainer,
+    learned: Learned,
+    course: Course,
+    began: float,
+    after_part: Callable[[Learned, Trainer], None],
+) -> None:
+    """Trains a stage until the scheduler has it settle and it has settled.
+
+    Raises:
+        DivergenceError: its loss is not finite.
+    """
+    settings = course.settings.trainer
+    if not trainer.curve:
+        trainer.measure()
+    while not trainer.is_done:
+        loss = trainer.run(settings.evidence_every)
+        if not math.isfinite(loss):
+            raise DivergenceError(f"The held-out loss of {trainer.name} is not finite; lower the rate.")
+        if trainer.settling_since is None:
+            if settings.bound is None:
+                set_bound(trainer.network, bound_for(loss))
+            now = time.process_time()
+            budget = Budget(now - began, course.ends_at - now)
+            verdict = explore(trainer.curve, learned.records, budget, settings)
+            if not verdict.goes_on:
+                trainer.settle(verdict.reason)
+        after_part(learned, trainer)
+    trainer.conclude()
+
+
+def bound_for(loss: float) -> float:
+    """The bound of a ratio whose held-out loss is that: the wider the gap, the more a ratio must be able to say."""
+    return NARROW + (WIDE - NARROW) * max(1 - loss / chance_loss(1), 0.0) ** 2
+
+
+def close_stage(
+    learned: Learned,
+    trainer: Trainer,
+    source: Source,
+    chosen: Chosen,
+    course: Course,
+    began: float,
+) -> Learned:
+    """Finds the gain, freezes the ratio, judges it and decides."""
+    sequence, draws = learned.sequence, course.draws
+    stage, network, share = sequence.num_stages + 1, trainer.network, source.share
+    network.requires_grad_(False)
+    f_judge = evaluated(network, every(course.parts.judge, draws, "judge", stage))
+    fresh = source.judging(chosen.supply)
+    memorised = memorisation(trainer, f_judge, fresh)
+    evidence = measure(f_judge, unweighted(evaluated(network, fresh.z), fresh.weights))
+    gain = source.tilt(network, float(evaluated(network, trainer.held_out.q).mean()))
+    grown = Grown(
+        *((learned.records[-1].log_z, learned.records[-1].log_z_error) if stage > 1 else (0.0, 0.0)), 0.0, 0.0
+    )
+    if gain > 0:
+        assert isinstance(network, Standardised)
+        network.gain.fill_(gain)
+        sequence = sequence.append(network.state_dict())
+        grown = source.accept(sequence)
+    per_point = gain * f_judge.view(course.parts.judge.repeats, -1).mean(0)
+    record = StageRecord(
+        stage=stage,
+        updates=trainer.updates,
+        best_at=min(trainer.curve, key=lambda one: one.loss).updates,
+        supply=chosen.supply.kind,
+        supply_reason=chosen.reason,
+        share=share,
+        evidence=evidence,
+        memorised=memorised,
+        gain=gain,
+        nats=float(per_point.mean()) - grown.by,
+        nats_error=math.hypot(float(per_point.std()) / math.sqrt(len(per_point)), grown.by_error),
+        log_z=grown.log_z,
+        log_z_error=grown.log_z_error,
+        work=trainer.work,
+        seconds=time.process_time() - began,
+        reason=trainer.reason,
+    )
+    verdict = after(record, Budget(0.0, course.ends_at - time.process_time()), course.settings)
+    if verdict.goes_on and not source.reaches:
+        verdict = Verdict(False, f"{verdict.reason}; too few samples of p reach q for another stage")
+    return replace(learned, sequence=sequence, records=(*learned.records, record), verdict=verdict)
+
+
+def memorisation(trainer: Trainer, f_judge: Tensor, fresh: Negatives) -> Memorised:
+    """The loss on what was used and on what was not."""
+    draws, batch = trainer.draws, trainer.settings.batch_size
+    used = trainer.supply.used(batch, trainer.updates)
+    seen = trainer.target.draw(draws.noise(CHECKED, f"{trainer.name}/memorised", trainer.updates))
+
+    def of_negatives(part: Negatives) -> float:
+        return float((part.weights.double() * softplus(evaluated(trainer.network, part.z))).mean())
+
+    return Memorised(
+        used=of_negatives(used),
+        fresh=of_negatives(fresh),
+        train=float(softplus(-evaluated(trainer.network, seen)).mean()),
+        held_out=float(softplus(-f_judge).mean()),
+    )
+
+
+def every(target: Target, draws: Draws, purpose: str, stage: int) -> Tensor:
+    """All samples of a part, as a stage draws them."""
+    return target.every(torch_generator(draws.seed, purpose, stage))
+
+
+def unweighted(values: Tensor, weights: Tensor) -> Tensor:
+    """Values (N,) resampled to equal weights."""
+    places = resample_systematically(weights.double().log()[None], torch.full((1,), 0.5), len(values))
+    return values[places[0]]

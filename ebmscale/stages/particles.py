@@ -1,0 +1,183 @@
+"""Particles of p_k, brought from prior to prior by sequential Monte Carlo: they find a ratio's gain and measure log Z.
+
+Shapes: G groups, N particles of a group, Z coordinates, R rungs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ebmscale.density.estimates import pooled
+from ebmscale.density.moves import Noise
+from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, Plan, stage_legs
+from ebmscale.density.prior import Base, RatioSequence
+from ebmscale.density.resampling import resample_systematically
+from ebmscale.density.smc import anneal
+from ebmscale.errors import DivergenceError
+from ebmscale.stages.draws import Draws
+from ebmscale.stages.quadratics import merged
+
+
+@dataclass(frozen=True)
+class Walkers:
+    """Particles of one prior in groups that never mix.
+
+    Attributes:
+        name: of their noise.
+        z: (G, N, Z).
+        log_z: (G, K) of every group and stage, the log of what each ratio's normaliser grew by.
+    """
+
+    name: str
+    z: Tensor
+    log_z: Tensor
+
+    @classmethod
+    def of_base(cls, name: str, base: Base, groups: int, size: int, draws: Draws) -> "Walkers":
+        """Exact draws of the base."""
+        noise = draws.noise(groups * size, f"walkers/{name}", 0).normal(base.dim)
+        return cls(name, base.from_noise(noise).view(groups, -1, base.dim), torch.zeros(groups, 0).double())
+
+    @property
+    def rows(self) -> Tensor:
+        """All of them (G * N, Z)."""
+        return self.z.flatten(0, 1)
+
+    def normaliser(self) -> tuple[float, float]:
+        """log Z of all stages and its standard error, from the spread of the groups."""
+        return pooled(self.log_z.sum(1)) if self.log_z.shape[1] else (0.0, 0.0)
+
+    def followed(
+        self, legs: Sequence[Leg], plans: Sequence[Plan], settings: Annealing, draws: Draws, stage: int
+    ) -> "Walkers":
+        """Where they are after legs that were planned by others, so that their estimates of Z are unbiased."""
+        shared = [Plan(*(part.expand(len(self.z), *part.shape[1:]) for part in plan)) for plan in plans]
+        return self._moved(_walked(self, legs, settings, draws, stage, plans=shared), draws, stage)
+
+    def _moved(self, walked: Annealed, draws: Draws, stage: int) -> "Walkers":
+        """The particles of a walk, resampled to equal weights."""
+        groups, num, dim = walked.z.shape
+        placed = draws.noise(groups, f"walkers/{self.name}/even", stage).uniform()
+        chosen = resample_systematically(walked.log_weights, placed, num)
+        z = walked.z.gather(1, chosen[:, :, None].expand(-1, -1, dim))
+        return Walkers(self.name, z, torch.cat([self.log_z, walked.log_z], 1))
+
+
+@dataclass(frozen=True)
+class Tilted:
+    """Where the particles that find gains were brought to.
+
+    Attributes:
+        gain: by which the ratio is multiplied; 0 where it cannot add to the bound.
+        walkers: of p_{k-1} e^(gain f).
+        plan: how they went, for others to follow; its last rung is 1, the ratio with its gain.
+        acceptance: of the moves, on average.
+    """
+
+    gain: float
+    walkers: Walkers
+    plan: Plan
+    acceptance: float
+
+
+def tilt(
+    walkers: Walkers,
+    sequence: RatioSequence,
+    ratio: nn.Module,
+    mean_q: float,
+    limit: float,
+    settings: Annealing,
+    step: float,
+    draws: Draws,
+) -> Tilted:
+    """Goes on to p_{k-1} e^(gain f) for the gain that makes the mean of f there `mean_q`.
+
+    That gain maximises the bound gain * E_q[f] - log E_{p_{k-1}}[e^(gain f)] on KL(q || p_{k-1}).
+
+    Args:
+        walkers: (1, N, Z) of p_{k-1}.
+        sequence: p_{k-1}.
+        ratio: f.
+        mean_q: of f under q.
+        limit: of the gain.
+        settings: how to walk.
+        step: size to begin with.
+        draws: noise.
+
+    Raises:
+        DivergenceError: the particles cannot follow.
+    """
+    leg = Leg(merged(sequence).log_density, ratio)
+    settings = replace(settings, moves=replace(settings.moves, step_size=step))
+    stage = sequence.num_stages + 1
+    walked = _walked(walkers, [leg], settings, draws, stage, until=mean_q, limit=limit)
+    gain = float(walked.end)
+    mean_acceptance = sum(walked.acceptance) / len(walked.acceptance)
+    found = walked.plans[0]
+    plan = found._replace(rungs=found.rungs / gain if gain > 0 else found.rungs)
+    return Tilted(gain, walkers._moved(walked, draws, stage), plan, mean_acceptance)
+
+
+def legs_of(sequence: RatioSequence) -> list[Leg]:
+    """The legs from p_0 to p_K, one a stage."""
+    return stage_legs(sequence, merged)
+
+
+def _walked(
+    walkers: Walkers,
+    legs: Sequence[Leg],
+    settings: Annealing,
+    draws: Draws,
+    stage: int,
+    plans: Sequence[Plan] | None = None,
+    until: float | None = None,
+    limit: float = 1.0,
+) -> Annealed:
+    """A walk with the walkers' own noise.
+
+    Raises:
+        DivergenceError: the particles cannot follow.
+    """
+    rows = walkers.z.shape[0] * walkers.z.shape[1]
+
+    def noise(leg: int, rung: int) -> Noise:
+        return draws.noise(rows, f"walkers/{walkers.name}/{stage}-{leg}", rung)
+
+    try:
+        return anneal(legs, walkers.z, noise, settings, plans=plans, until=until, limit=limit)
+    except ValueError as error:
+        raise DivergenceError(
+            f"The particles cannot follow the ratio ({error}); use a lower rate, or give more samples."
+        ) from None
+
+
+def measure_normalisers(
+    sequence: RatioSequence, groups: int, size: int, settings: Annealing, draws: Draws
+) -> list[Normaliser]:
+    """log Z_1, ..., log Z_K by groups of new particles, each of which finds its own way from the base.
+
+    Raises:
+        DivergenceError: the particles cannot follow.
+    """
+    walkers = Walkers.of_base("final", sequence.base, groups, size, draws)
+    walked = _walked(walkers, legs_of(sequence), settings, draws, sequence.num_stages)
+    found = []
+    for stage in range(1, sequence.num_stages + 1):
+        log_z, bridged = (pooled(one[:, :stage].sum(1)) for one in (walked.log_z, walked.log_z_bridge))
+        found.append(Normaliser(*log_z, bridged[0]))
+    return found
+
+
+def descended(sequence: RatioSequence, num: int, settings: Annealing, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Particles (N, Z) of p_K of equal weight, and the numbers (N,) of the draws of the base that they descend from.
+
+    Raises:
+        DivergenceError: the particles cannot follow.
+    """
+    walkers = Walkers.of_base("sample", sequence.base, 1, num, draws)
+    walked = _walked(walkers, legs_of(sequence), settings, draws, sequence.num_stages)
+    placed = draws.noise(1, "walkers/sample/even", sequence.num_stages).uniform()
+    chosen = resample_systematically(walked.log_weights, placed, num)[0]
+    return walked.z[0, chosen], walked.ancestors[0, chosen]

@@ -1,0 +1,100 @@
+"""A pool of particles of p_{k-1}, of which a part moves at every use.
+
+Shapes: P particles, B rows of a batch, Z coordinates.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ebmscale.density.langevin import ChainState, start
+from ebmscale.density.moves import MoveSettings, adapted, chosen, move
+from ebmscale.density.prior import RatioSequence
+from ebmscale.errors import DivergenceError
+from ebmscale.stages.draws import Draws
+from ebmscale.stages.quadratics import merged
+from ebmscale.stages.supplies import REMEMBERED, Negatives
+
+HALVINGS = 40
+
+
+class Pool:
+    """Particles that take turns: those whose turn it is move once, then serve as negatives.
+
+    A particle whose move was refused serves again where it stands, but not more than `most_uses` times: then it takes
+    smaller and smaller steps until one is accepted.
+
+    Args:
+        sequence: p_{k-1}.
+        z: (P, Z) particles of it; P is a multiple of the batch.
+        step: (1,) of MALA, in units of their spread.
+        fresh: (M, Z) particles of it that no update sees.
+        most_uses: of a particle where it stands.
+        draws: noise.
+        name: of the noise.
+    """
+
+    kind = "moved pool"
+
+    def __init__(
+        self, sequence: RatioSequence, z: Tensor, step: Tensor, fresh: Tensor, most_uses: int, draws: Draws, name: str
+    ):
+        self._target = merged(sequence).evaluate
+        self.state = start(self._target, z.clone())
+        self.uses = torch.zeros(len(z), dtype=torch.int64)
+        self.step, self._scale = step.clone(), z.std(0, keepdim=True).clamp(min=1e-12)
+        self._fresh, self._most_uses, self._draws, self._name = fresh, most_uses, draws, name
+        self._moves = MoveSettings(kind="mala")
+        self.passes = 3.0 * sequence.num_stages
+
+    def draw(self, num: int, position: int) -> Negatives:
+        """See `supplies.Supply.draw`."""
+        noise = self._draws.noise(num, f"{self._name}/pool", position)
+        rows = self._rows(noise.num_rows, position)
+        before = ChainState(*(part[rows] for part in self.state))
+        steps = self.step.expand(len(rows))
+        args = (self._target, steps, self._scale, self._moves)
+        moved, accepted = move(before, noise.normal(before.z.shape[1]), noise.uniform(), *args)
+        stands = (moved.z == before.z).all(1)
+        uses = torch.where(stands, self.uses[rows], 0)
+        self.step = adapted(self.step, accepted.mean()[None].double(), self._moves)
+        for _ in range(HALVINGS):
+            stuck = uses >= self._most_uses
+            if not bool(stuck.any()):
+                break
+            steps = torch.where(stuck, 0.5 * steps, steps)
+            tried, _ = move(moved, noise.normal(before.z.shape[1]), noise.uniform(), self._target, steps, *args[2:])
+            went = stuck & (tried.z != moved.z).any(1)
+            moved, uses = chosen(went, tried, moved), torch.where(went, 0, uses)
+        else:
+            raise DivergenceError("Particles of the prior cannot move at any step size; use a lower rate.")
+        for whole, part in zip(self.state, moved, strict=True):
+            whole[rows] = part
+        self.uses[rows] = uses + 1
+        return Negatives(moved.z, torch.ones(len(rows)))
+
+    def fresh(self, num: int, position: int) -> Negatives:
+        """See `supplies.Supply.fresh`."""
+        z = self._fresh[:num]
+        return Negatives(z, torch.ones(len(z)))
+
+    def used(self, batch: int, position: int) -> Negatives:
+        """See `supplies.Supply.used`."""
+        share = len(self._draws.streams(batch))
+        recent = range(max(position - min(REMEMBERED, len(self.uses) // share), 0), max(position, 1))
+        rows = torch.cat([self._rows(share, before) for before in recent])
+        return Negatives(self.state.z[rows], torch.ones(len(rows)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it."""
+        return {**self.state._asdict(), "uses": self.uses, "step": self.step}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what `tensors` gave."""
+        self.state = ChainState(*(tensors[name] for name in ChainState._fields))
+        self.uses, self.step = tensors["uses"], tensors["step"]
+
+    def _rows(self, num: int, position: int) -> Tensor:
+        """Whose turn it is."""
+        return (torch.arange(num) + position * num) % len(self.uses)

@@ -1,0 +1,103 @@
+"""When a stage ends and whether another begins: nats for the work of going on, and of a new stage.
+
+Pure functions of the record. Work is counted in evaluations of a network, so that a fit can be repeated; seconds matter
+only where there is a limit of them. Within a stage the fall of the held-out loss below chance, D(t), says what going on
+is worth: its elasticity d log D / d log t is the share of what the stage has gained that as much work again would add.
+What a new stage would add, as a share of this one's, the last stages say; before there are two, how far the classifier
+is saturated does: a loss near 0 teaches nothing more, and all that is left is left for the next stage.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ebmscale.stages.record import StageRecord
+from ebmscale.stages.settings import StageSettings, TrainerSettings
+from ebmscale.stages.trainer import EXPLORES, Measured
+
+CHANCE = 2 * math.log(2)
+LEAST_ROOM = 0.3
+"""No stage begins where there is time for less than this share of the one before."""
+SATURATED = 0.02
+"""A held-out loss below this many nats: the two sides are told apart, and more updates would only sharpen that."""
+ROOM = 0.7
+"""A new stage begins where there is time for this share of a stage as long as the one before."""
+FREEZING = 0.3
+"""What gain, particles and evidence take, as a share of the training, where the record does not say yet."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to go on, and why."""
+
+    goes_on: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Processor seconds spent and allowed. Without a limit no decision depends on them, so that all is repeatable.
+
+    Attributes:
+        stage: spent on this stage so far.
+        left: allowed from now on; infinite where there is no budget.
+    """
+
+    stage: float
+    left: float = math.inf
+
+
+def explore(
+    curve: Sequence[Measured], records: Sequence[StageRecord], budget: Budget, settings: TrainerSettings
+) -> Verdict:
+    """Whether a stage goes on at its full rate; where not, the rate falls and then it ends."""
+    updates, loss = curve[-1]
+    whole = (1 + FREEZING) * budget.stage / EXPLORES
+    going, other = elasticity(curve), next_share(records, loss)
+    found = f"as much work again would add {going:.2f} of it, a new stage {other:.2f}"
+    ends: list[tuple[bool, Verdict]] = [
+        (budget.left <= whole - budget.stage, Verdict(False, "the time allowed leaves enough to settle")),
+        (loss < SATURATED, Verdict(False, "the two sides are told apart")),
+        (updates < settings.min_updates * EXPLORES, Verdict(True, "the stage is young")),
+        (updates >= settings.max_updates * EXPLORES, Verdict(False, "the stage has had its updates")),
+        (going >= other, Verdict(True, found)),
+        (budget.left - whole + budget.stage < ROOM * whole, Verdict(True, "no time for another stage")),
+    ]
+    return next((verdict for holds, verdict in ends if holds), Verdict(False, found))
+
+
+def elasticity(curve: Sequence[Measured]) -> float:
+    """d log D / d log t over the last half of the curve, D the fall of the loss below chance; 0 where it rises."""
+    known = [(one.updates, CHANCE - one.loss) for one in curve if one.updates > 0 and one.loss < CHANCE]
+    known = [one for one in known if one[0] >= 0.4 * known[-1][0]]
+    if len(known) < 3:
+        return 1.0
+    x, y = ([math.log(value) for value in column] for column in zip(*known, strict=True))
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    return max(slope, 0.0)
+
+
+def next_share(records: Sequence[StageRecord], loss: float) -> float:
+    """What a new stage is expected to add for the same work, as a share of what this one does."""
+    kept = [one for one in records if one.gain > 0 and one.nats > 0]
+    if len(kept) >= 2:
+        before, last = kept[-2:]
+        return min((last.nats / last.work) / (before.nats / before.work), 1.0)
+    return max(1 - loss / CHANCE, 0.0) ** 2
+
+
+def after(record: StageRecord, budget: Budget, settings: StageSettings) -> Verdict:
+    """Whether another stage begins after one that is done."""
+    said = f"J {record.nats:.4f} +- {record.nats_error:.4f} nats at gain {record.gain:.2f}"
+    if record.gain <= 0:
+        return Verdict(False, f"{said}: no gain above 0 adds to the bound")
+    if record.nats <= settings.significance * record.nats_error:
+        return Verdict(False, f"{said}: it says nothing beyond {settings.significance:g} standard errors")
+    if record.stage >= settings.max_stages:
+        return Verdict(False, f"{said}; the last of {settings.max_stages} stages")
+    if record.nats < settings.min_gain:
+        return Verdict(False, f"{said}: little is left")
+    if budget.left < LEAST_ROOM * record.seconds:
+        return Verdict(False, f"{said}; the time allowed is used")
+    return Verdict(True, said)

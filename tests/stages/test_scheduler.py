@@ -1,0 +1,86 @@
+"""When a stage ends and whether another begins, from curves and records made by hand."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ebmscale.density.evidence import Evidence
+from ebmscale.stages.record import Memorised, StageRecord
+from ebmscale.stages.scheduler import CHANCE, Budget, after, elasticity, explore, next_share
+from ebmscale.stages.settings import StageSettings, TrainerSettings
+from ebmscale.stages.trainer import Measured
+
+SETTINGS = TrainerSettings(min_updates=400, max_updates=4000)
+UNLIMITED = Budget(1.0)
+
+
+def curve(power: float, size: float, updates: int) -> list[Measured]:
+    """The loss falls below chance by `size` times the power of the share of the updates done."""
+    return [Measured(at, CHANCE - size * (at / updates) ** power) for at in range(0, updates + 1, 50)]
+
+
+def record(**changes: Any) -> StageRecord:
+    evidence = Evidence(1.0, 0.01, 0.8, 0.01, 1.0, 0.1, 0.5)
+    made = StageRecord(
+        1, 400, 400, "exact draws", "", 1.0, evidence, Memorised(0.5, 0.5, 0.5, 0.5), 1.0, 1.0, 0.1, 0.0, 0.01, 1e6,
+        10.0, "",
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize("power", [0.05, 0.3, 0.8])
+def test_the_elasticity_is_the_power_of_the_curve(power: float) -> None:
+    assert elasticity(curve(power, 0.5, 1000)) == pytest.approx(power, abs=1e-6)
+
+
+def test_a_curve_that_rises_has_no_elasticity() -> None:
+    assert elasticity([Measured(at, 1.0 + at / 5000) for at in range(0, 1000, 50)]) == 0
+
+
+def test_a_narrow_gap_asks_for_one_long_stage_and_a_wide_one_for_several() -> None:
+    """A loss near chance teaches at every update; one near zero says that a new stage would teach more."""
+    narrow, wide = curve(0.3, 0.5, 500), curve(0.3, 1.35, 500)
+    assert explore(narrow, [], UNLIMITED, SETTINGS).goes_on
+    assert not explore(wide, [], UNLIMITED, SETTINGS).goes_on
+    assert next_share([], narrow[-1].loss) < 0.3 < next_share([], wide[-1].loss)
+
+
+def test_the_record_says_what_a_new_stage_is_worth() -> None:
+    records = [record(nats=8.0, work=2e6), record(stage=2, nats=2.0, work=1e6)]
+    assert next_share(records, 0.01) == pytest.approx(0.5)
+    assert explore(curve(0.6, 1.0, 500), records, UNLIMITED, SETTINGS).goes_on
+    assert not explore(curve(0.4, 1.0, 500), records, UNLIMITED, SETTINGS).goes_on
+
+
+def test_a_stage_has_at_least_and_at_most_its_updates() -> None:
+    assert explore(curve(0.0, 1.3, 50), [], UNLIMITED, SETTINGS).goes_on
+    assert not explore(curve(0.9, 0.5, 1000), [], UNLIMITED, SETTINGS).goes_on
+    assert not explore([Measured(50, 0.001)], [], UNLIMITED, SETTINGS).goes_on
+
+
+def test_time_that_is_allowed_is_kept() -> None:
+    wide = curve(0.3, 1.35, 500)
+    settles = explore(curve(0.9, 0.5, 500), [], Budget(10.0, 35.0), SETTINGS)
+    assert not settles.goes_on
+    assert "time allowed" in settles.reason
+    assert explore(wide, [], Budget(10.0, 60.0), SETTINGS).reason == "no time for another stage"
+    assert not explore(wide, [], Budget(10.0, 600.0), SETTINGS).goes_on
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "goes_on", "words"),
+    [
+        ({}, math.inf, True, "J 1.0000"),
+        ({"gain": 0.0}, math.inf, False, "no gain"),
+        ({"nats": 0.19}, math.inf, False, "says nothing beyond 2 standard errors"),
+        ({"nats": 0.002, "nats_error": 0.0005}, math.inf, False, "little is left"),
+        ({"stage": 8}, math.inf, False, "the last of 8"),
+        ({}, 2.0, False, "the time allowed is used"),
+    ],
+)
+def test_what_follows_a_stage(changes: dict[str, Any], left: float, goes_on: bool, words: str) -> None:
+    verdict = after(record(**changes), Budget(0.0, left), StageSettings())
+    assert verdict.goes_on == goes_on
+    assert words in verdict.reason
