@@ -1,33 +1,70 @@
-"""ebmscale: latent-space energy-based priors by adaptive multi-stage density ratio estimation."""
+"""ebmscale: latent-space energy-based priors by adaptive multi-stage density ratio estimation.
 
+Everything in `__all__` is public. What a name needs is imported when it is first used, so `import ebmscale` is quick
+and needs neither Ray nor DeepSpeed.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ebmscale.config import RunConfig
-    from ebmscale.model.latent_model import LatentModel
-    from ebmscale.ratios import FittedRatio
 
 from ebmscale.version import __version__
 
-__all__ = ["__version__", "fit_ratio", "load", "train"]
+if TYPE_CHECKING:
+    from ebmscale.config import RunConfig, load_config
+    from ebmscale.density.bases import Gaussian
+    from ebmscale.density.prior import StandardNormal
+    from ebmscale.model.latent_model import LatentModel, load
+    from ebmscale.ratios import FitSettings, FittedRatio, fit_ratio
+
+__all__ = [
+    "FitSettings",
+    "FittedRatio",
+    "Gaussian",
+    "LatentModel",
+    "RunConfig",
+    "StandardNormal",
+    "__version__",
+    "fit_ratio",
+    "load",
+    "load_config",
+    "train",
+]
+
+_HOMES = {
+    "FitSettings": "ebmscale.ratios",
+    "FittedRatio": "ebmscale.ratios",
+    "Gaussian": "ebmscale.density.bases",
+    "LatentModel": "ebmscale.model.latent_model",
+    "RunConfig": "ebmscale.config",
+    "StandardNormal": "ebmscale.density.prior",
+    "fit_ratio": "ebmscale.ratios",
+    "load": "ebmscale.model.latent_model",
+    "load_config": "ebmscale.config",
+}
 
 
-def load(url: str) -> "LatentModel":
-    """Opens a run's newest valid checkpoint, or an export: a model with sample, reconstruct, log_prior and score."""
-    from ebmscale.model.latent_model import load as load_model  # noqa: PLC0415
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ebmscale' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
-    return load_model(url)
 
-
-def fit_ratio(p: Any, q: Any, **settings: Any) -> "FittedRatio":
-    """Fits log q - log p of any two sets of samples, by as many stages as it takes; see `ebmscale.ratios.fit_ratio`."""
-    from ebmscale.ratios import fit_ratio as fit  # noqa: PLC0415
-
-    return fit(p, q, **settings)
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def train(config: "RunConfig") -> str:
-    """Trains a run to its budget, or resumes it; returns its address."""
+    """Trains a run to its budget, or resumes it.
+
+    Args:
+        config: as `load_config` reads it.
+
+    Returns:
+        The run's address, for `load`.
+
+    Raises:
+        EbmscaleError: one sentence that says what is wrong and what to do (see `ebmscale.errors`).
+    """
     from ebmscale.stop import StopSignal  # noqa: PLC0415
     from ebmscale.training.loop import train as train_loop  # noqa: PLC0415
     from ebmscale.training.view import View  # noqa: PLC0415
