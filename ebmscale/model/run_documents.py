@@ -127,7 +127,7 @@ class RunState(Stored):
 
 
 class ClockState(Stored):
-    """`clock.json`: the seconds of the interval that a checkpoint interrupts, as `PartTimer.state` gives them."""
+    """`clock.json`: the seconds of the interval that a checkpoint interrupts, as `PartTimer.values` gives them."""
 
     parts: dict[str, Seconds]
     total: Seconds

@@ -8,7 +8,7 @@ Shapes: B rows of this rank, Z latent, K ratios.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from ebmscale.density.losses import maximum_likelihood
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Decision, Hold
 from ebmscale.kernels.prior_chain import run_prior_chain
-from ebmscale.model.pieces import Span
 from ebmscale.model.posterior import langevin_settings
 from ebmscale.networks import RatioNets
 from ebmscale.seeds import StreamNoise
@@ -80,9 +79,8 @@ class LiveTrainer(StageTrainer):
         """To go on."""
         return Hold("the prior is live: its ratios train to the end")
 
-    def restore(self, prior: RatioSequence, tensors: Mapping[Span, Tensor], values: dict[str, Any]) -> None:
-        """See `StageTrainer.restore`; the engine is restored already."""
-        super().restore(prior, tensors, values)
+    def take_frozen(self, ratios: Sequence[Mapping[str, Tensor]]) -> None:
+        """See `StageTrainer.take_frozen`; the engine is restored already."""
         self._refresh()
 
     def _refresh(self) -> None:

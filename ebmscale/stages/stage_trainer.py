@@ -24,8 +24,9 @@ from ebmscale.density.losses import n2ce, spoil
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
 from ebmscale.errors import ConfigError, DivergenceError
-from ebmscale.model.pieces import Piece, Span, piece, share_of
+from ebmscale.model.pieces import Piece, Span, piece, shapes_of, share_of, whole_spans
 from ebmscale.model.prior_base import BASE, base_from, base_tensors
+from ebmscale.model.saved_part import SavedPart
 from ebmscale.networks import initialise
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.stages.chain_pools import ChainPools
@@ -104,6 +105,10 @@ class StageTrainer:
         self.pools = ChainPools(
             chains, stages.evidence_samples, dim, world, seed, num_streams, chain_bound, chain_dtype, after_step
         )
+        self._base_form: dict[str, Tensor] = {}  # N(0, I) in the tensors of a base that is fitted
+        if self._fits_base:
+            form = MomentBase.standard(dim, chains.base_components * chains.base_fits)
+            self._base_form = {f"{BASE}{name}": tensor for name, tensor in base_tensors(form).items()}
         self.trace: ChainTrace | None = None
         self.pools.begin(prior.base, 0)
 
@@ -121,6 +126,11 @@ class StageTrainer:
     def _tables(self) -> dict[str, StreamTable]:
         """What is kept by stream."""
         return {"buffer": self.buffer, **self.pools.tables}
+
+    @property
+    def parts(self) -> dict[str, SavedPart]:
+        """What a checkpoint keeps as tensors, by name; the frozen ratios are written apart."""
+        return {"ratio": self.engine, "chains": self}
 
     @property
     def frozen(self) -> RatioSequence:
@@ -294,7 +304,7 @@ class StageTrainer:
     def shapes(self) -> dict[str, torch.Size]:
         """The shapes of the chains' and the buffer's tables, over all ranks."""
         tables = {f"{name}/{key}": size for name, table in self._tables.items() for key, size in table.shapes().items()}
-        return tables | {name: tensor.shape for name, tensor in self._base_tensors().items()}
+        return tables | shapes_of(self._base_form)
 
     def check_shapes(self, saved: Mapping[str, Sequence[int]]) -> None:
         """Refuses tables of other shapes, as an earlier version kept them of some runs, with a ConfigError."""
@@ -311,36 +321,43 @@ class StageTrainer:
             Piece(one.span._replace(name=f"{name}/{one.span.name}"), one.values)
             for name, table in self._tables.items()
             for one in table.share()
-        ] + share_of(self._base_pieces(), self._world.rank, self._world.size)
+        ] + share_of([piece(*one) for one in self._base_tensors().items()], self._world.rank, self._world.size)
 
     def wanted(self) -> list[Span]:
         """The spans that `restore` needs on this rank."""
         return [
             span._replace(name=f"{name}/{span.name}") for name, table in self._tables.items() for span in table.wanted()
-        ] + [one.span for one in self._base_pieces()]
-
-    def _base_pieces(self) -> list[Piece]:
-        return [piece(name, tensor) for name, tensor in self._base_tensors().items()]
+        ] + whole_spans(shapes_of(self._base_form))
 
     def _base_tensors(self) -> dict[str, Tensor]:
         """The base that was fitted; before, N(0, I) in tensors of the same shapes."""
-        base, chains = self.prior.base, self._chains
         if self._fits_base:
-            base = MomentBase.standard(base.dim, chains.base_components * chains.base_fits)
-        return {f"{BASE}{name}": tensor for name, tensor in base_tensors(base).items()}
+            return self._base_form
+        return {f"{BASE}{name}": tensor for name, tensor in base_tensors(self.prior.base).items()}
 
     def values(self) -> dict[str, Any]:
         """The plain values that `restore` takes."""
         return {"stage": asdict(self.state), "grad_norm": self._grad_norm, "fits_base": self._fits_base}
 
-    def restore(self, prior: RatioSequence, tensors: Mapping[Span, Tensor], values: dict[str, Any]) -> None:
-        """Takes what `share` and `values` gave, on any world size; engine and frozen ratios are stored apart."""
-        whole = {one.span.name.removeprefix(BASE): tensors[one.span] for one in self._base_pieces()}
+    def load_values(self, values: dict[str, Any]) -> None:
+        """Takes what `values` gave; `restore` and `take_frozen` come after."""
         self._fits_base = values.get("fits_base", False)
-        base = base_from(prior.base.dim, {} if self._fits_base else whole)
-        self.prior = prior.on_base(base).to(self._world.device)
         self.state = StageState(**values["stage"])
         self._grad_norm = values["grad_norm"]
+
+    def take_frozen(self, ratios: Sequence[Mapping[str, Tensor]]) -> None:
+        """Takes the weights of the frozen ratios, in the order of their stages; the last step of a restore."""
+        prior = self.prior.prefix(0)
+        for weights in ratios:
+            prior = prior.append({name: weight.to(self._world.device) for name, weight in weights.items()})
+        self.prior = prior
+
+    def restore(self, tensors: Mapping[Span, Tensor]) -> None:
+        """Takes what `share` gave, on any world size."""
+        spans = whole_spans(shapes_of(self._base_form))
+        whole = {span.name.removeprefix(BASE): tensors[span] for span in spans}
+        base = base_from(self.prior.base.dim, {} if self._fits_base else whole)
+        self.prior = self.prior.on_base(base).to(self._world.device)
         for name, table in self._tables.items():
             table.restore({span: tensors[span._replace(name=f"{name}/{span.name}")] for span in table.wanted()})
 

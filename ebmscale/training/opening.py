@@ -103,7 +103,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
         held_out_streams=held_out_streams,
         generator=generator,
         sampling=SamplingCopy(generator, build_model(config, image_shape), settings.dtype, world.device),
-        average=AverageWeights(generator) if config.train.generator.ema_samples else None,
+        average=AverageWeights(generator, world) if config.train.generator.ema_samples else None,
         stages=_stages(config, settings, world, poll),
         guard=Guard(config.guard),
         saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint, lease),

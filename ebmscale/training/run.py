@@ -17,6 +17,7 @@ from ebmscale.model.checkpoint import SavedCheckpoint
 from ebmscale.model.pieces import Piece, Span, check_fit, shapes_of
 from ebmscale.model.residuals import Residuals
 from ebmscale.model.run_documents import ClockState, RunState
+from ebmscale.model.saved_part import SavedPart
 from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.storage import Storage
 from ebmscale.training.engine import Engine
@@ -26,6 +27,17 @@ from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
 from ebmscale.training.stopping import StopPoll
 from ebmscale.world import World
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a rank read of a checkpoint; `tensors` are the wanted spans by stem."""
+
+    saved: SavedCheckpoint
+    tensors: dict[str, dict[Span, Tensor]]
+    state: RunState
+    clock: ClockState
+    ratios: list[dict[str, Tensor]]
 
 
 @dataclass
@@ -77,11 +89,15 @@ class Run:
             self.stream.close()
         self.saver.close()
 
+    @property
+    def parts(self) -> dict[str, SavedPart]:
+        """What a checkpoint keeps as tensors, by the stem of its files."""
+        parts: dict[str, SavedPart] = {"generator": self.generator, **self.stages.parts}
+        return parts if self.average is None else parts | {"average": self.average}
+
     def share(self) -> dict[str, list[Piece]]:
-        """This rank's share of the state, as views."""
-        share = {"generator": self.generator.share(), "ratio": self.stages.engine.share()}
-        average = {"average": self.average.share(self.world)} if self.average is not None else {}
-        return share | average | {"chains": self.stages.share()}
+        """This rank's share of the parts, as views."""
+        return {stem: part.share() for stem, part in self.parts.items()}
 
     @property
     def generator_trains(self) -> bool:
@@ -91,13 +107,22 @@ class Run:
     def save(self) -> None:
         """Copies the state now and writes a checkpoint in the background (collective)."""
         self.done_at["checkpoint"] = self.samples_seen
-        shapes = {
-            "generator": self.generator.shapes(),
-            "ratio": self.stages.engine.shapes(),
-            "chains": self.stages.shapes(),
+        about = {
+            "samples_seen": self.samples_seen,
+            "stage": self.stages.state.stage,
+            "good": self.guard.state.bad_in_row == 0,
+            "world_size": self.world.size,
+            "metrics": dict(self.measured),
+            "tensors": {
+                stem: {name: list(size) for name, size in part.shapes().items()} for stem, part in self.parts.items()
+            },
         }
-        if self.average is not None:
-            shapes["average"] = self.average.shapes()
+        frozen = self.stages.frozen
+        ratios = [frozen.stage_weights(k + 1) for k in range(frozen.num_stages)]
+        self.saver.begin(self.samples_seen, self.share(), Draft(about, self._values(), ratios))
+
+    def _values(self) -> dict[str, dict[str, Any]]:
+        """The plain values of a checkpoint by document, as `RunState` and `ClockState` read them (collective)."""
         state = {
             "samples_seen": self.samples_seen,
             "done_at": self.done_at,
@@ -108,20 +133,9 @@ class Run:
             "measured": self.measured,
             "residuals": asdict(self.residuals) if self.residuals is not None else None,
             "form": self.sampling.form,
-            "meters": self.world.gather_objects(self.meter.state()),
+            "meters": self.world.gather_objects(self.meter.values()),
         }
-        about = {
-            "samples_seen": self.samples_seen,
-            "stage": self.stages.state.stage,
-            "good": self.guard.state.bad_in_row == 0,
-            "world_size": self.world.size,
-            "metrics": dict(self.measured),
-            "tensors": {stem: {name: list(size) for name, size in sizes.items()} for stem, sizes in shapes.items()},
-        }
-        frozen = self.stages.frozen
-        ratios = [frozen.stage_weights(k + 1) for k in range(frozen.num_stages)]
-        draft = Draft(about, {"state": json.loads(json.dumps(state)), "clock": self.timer.state()}, ratios)
-        self.saver.begin(self.samples_seen, self.share(), draft)
+        return {"state": json.loads(json.dumps(state)), "clock": self.timer.values()}
 
     def restore(self, only_good: bool = False) -> SavedCheckpoint | None:
         """Goes to the newest valid checkpoint, whatever world and engine wrote it (collective).
@@ -138,36 +152,24 @@ class Run:
         """
         store = self.saver.store
         for name in self.world.broadcast(store.candidates() if self.world.is_first else None):
-            saved, loaded = self._read(name)
-            if saved is None or loaded is None or (only_good and not saved.manifest.good):
+            loaded = self._read(name)
+            if loaded is None or (only_good and not loaded.saved.manifest.good):
                 continue
-            self._take(saved, *loaded)
-            return saved
+            self._take(loaded)
+            return loaded.saved
         return None
 
-    def _read(self, name: str) -> tuple[SavedCheckpoint | None, tuple[Any, ...] | None]:
+    def _read(self, name: str) -> _Loaded | None:
         """What this rank needs of a checkpoint; nothing where some rank found it damaged (collective)."""
-        saved, loaded = None, None
+        loaded: _Loaded | None = None
         error: EbmscaleError | None = None
         try:
             saved = self.saver.store.open(name)
-            self.generator.check_shapes(saved.shapes("generator"))
-            self.stages.engine.check_shapes(saved.shapes("ratio"))
-            self.stages.check_shapes(saved.shapes("chains"))
-            wanted = {
-                "generator": self.generator.wanted(),
-                "ratio": self.stages.engine.wanted(),
-                "chains": self.stages.wanted(),
-            }
-            if self.average is not None:
-                wanted["average"] = self.average.wanted()
-            loaded = (
-                {stem: saved.read(stem, spans) for stem, spans in wanted.items()},
-                saved.state(),
-                saved.clock(),
-                saved.ratios(),
-            )
-            for ratio in loaded[-1]:
+            for stem, part in self.parts.items():
+                part.check_shapes(saved.shapes(stem))
+            tensors = {stem: saved.read(stem, part.wanted()) for stem, part in self.parts.items()}
+            loaded = _Loaded(saved, tensors, saved.state(), saved.clock(), saved.ratios())
+            for ratio in loaded.ratios:
                 expected = shapes_of(self.stages.frozen.network.state_dict())
                 check_fit(shapes_of(ratio), expected, f"a frozen ratio of checkpoint {name}")
         except EbmscaleError as problem:
@@ -179,29 +181,19 @@ class Run:
         if errors:
             if self.world.is_first:
                 self.saver.store.pass_over(name, str(errors[0]))
-            return None, None
-        return saved, loaded
+            return None
+        return loaded
 
-    def _take(
-        self,
-        saved: SavedCheckpoint,
-        tensors: dict[str, dict[Span, Tensor]],
-        state: RunState,
-        clock: ClockState,
-        ratios: list[dict[str, Tensor]],
-    ) -> None:
-        self.generator.restore(tensors["generator"])
-        self.stages.engine.restore(tensors["ratio"])
-        prior = self.stages.frozen.prefix(0)
-        for weights in ratios:
-            prior = prior.append({name: weight.to(self.world.device) for name, weight in weights.items()})
-        self.stages.restore(prior, tensors["chains"], state.stages.model_dump())
-        if self.average is not None:
-            self.average.restore(tensors["average"])
+    def _take(self, loaded: _Loaded) -> None:
+        saved, state = loaded.saved, loaded.state
+        self.stages.load_values(state.stages.model_dump())
+        for stem, part in self.parts.items():
+            part.restore(loaded.tensors[stem])
+        self.stages.take_frozen(loaded.ratios)
         self.guard.load_values(asdict(state.guard))
         if len(state.meters) == self.world.size:
-            self.meter.load_state(state.meters[self.world.rank])
-        self.timer.load_state(clock.model_dump())
+            self.meter.load_values(state.meters[self.world.rank])
+        self.timer.load_values(loaded.clock.model_dump())
         self.measured, self.done_at = dict(state.measured), state.done_at.model_dump()
         self.residuals = state.residuals
         self.samples_seen = saved.samples_seen
@@ -223,7 +215,7 @@ class Run:
             DivergenceError: that was done as often as it may be, or there is no good checkpoint.
         """
         self.guard.check_rollbacks(reason)
-        now, done_at, guard, meter = self.samples_seen, self.done_at, self.guard.state, self.meter.state()
+        now, done_at, guard, meter = self.samples_seen, self.done_at, self.guard.state, self.meter.values()
         saved = self.restore(only_good=True)
         if saved is None:
             raise DivergenceError(
@@ -235,7 +227,7 @@ class Run:
         self.guard.roll_back(before, now - saved.samples_seen)
         self.stages.shift(now - saved.samples_seen)
         self.samples_seen, self.done_at = now, done_at
-        self.meter.load_state(meter)
+        self.meter.load_values(meter)
         return saved.samples_seen
 
     def generator_rate(self) -> float:

@@ -5,6 +5,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -152,8 +153,7 @@ def test_the_base_comes_back_with_the_rest(num_components: int, num_fits: int) -
     first.state = SETTLED
     assert isinstance(first.decide(GOOD, 2048 + END), Advance)
     second.engine.load_state(first.engine.state())
-    bare = RatioSequence(StandardNormal(2), first.prior.network, first.prior.weights)
-    second.restore(bare, tables_of(first), first.values())
+    restore(second, first, tables_of(first), first.values())
     z = torch.randn(7, 2)
     assert torch.equal(second.prior.log_density(z), first.prior.log_density(z))
     for trainer in (first, second):
@@ -167,11 +167,18 @@ def test_back_before_the_base_was_fitted_it_is_the_standard_normal_again() -> No
     trainer = with_moments(chains)
     before, values = tables_of(trainer), trainer.values()
     fitted = [prior_after(trainer)]
-    trainer.restore(trainer.prior, before, values)
+    restore(trainer, trainer, before, values)
     assert isinstance(trainer.prior.base, StandardNormal)
     fitted.append(prior_after(trainer))
     z = torch.randn(7, 2)
     assert torch.equal(fitted[0].log_density(z), fitted[1].log_density(z))
+
+
+def restore(trainer: StageTrainer, saved: StageTrainer, tables: dict[Span, Tensor], values: dict[str, Any]) -> None:
+    """What a run does with a checkpoint, its engine apart."""
+    trainer.load_values(values)
+    trainer.restore(tables)
+    trainer.take_frozen([saved.prior.stage_weights(k + 1) for k in range(saved.prior.num_stages)])
 
 
 def prior_after(trainer: StageTrainer) -> RatioSequence:
@@ -317,7 +324,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(interruption: int) -> None:
     first, second = make_trainer(), make_trainer()
     kinds_before = train(first, 0, interruption)
     second.engine.load_state(first.engine.state())
-    second.restore(first.prior, tables_of(first), first.values())
+    restore(second, first, tables_of(first), first.values())
     assert kinds_before + train(second, interruption, 20) == kinds
     assert second.state == whole.state
     assert equal(second.engine.state(), whole.engine.state())
