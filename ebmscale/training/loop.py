@@ -179,7 +179,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     if run.generator_trains:
         meter.add("train/mse", squared_error.sum() / max(len(x), 1), len(x))
         meter.add("train/generator_grad_norm", grad_norm)
-    meter.add("chain/restarted", (sample.num_lost + run.stages.take_restarted()) * run.world.size)
+    meter.add("chain/restarted", (sample.num_lost + run.stages.latents.pools.take_restarted()) * run.world.size)
     if sample.trace.drift.numel():
         meter.add("chain/posterior_drift", sample.trace.drift[-1])
         meter.add("chain/posterior_log_density_first", sample.trace.log_density[0])
@@ -226,7 +226,7 @@ def take_evidence(run: Run) -> dict[str, Any]:
     Raises:
         Stopped: a rank was asked to stop during a chain; nothing has changed.
     """
-    with run.timer.part("evidence"), run.stages.undone_if_stopped():
+    with run.timer.part("evidence"), run.stages.latents.pools.undone_if_stopped():
         seed, position = run.config.run.seed, run.samples_seen
         noise = StreamNoise(seed, "held-out-posterior", position, run.held_out_streams, run.world.device)
         sample = infer(run, run.held_out, noise)
@@ -307,7 +307,7 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
                 "the chain's step_size."
             )
         _go_back(run, log, event["diverged"])
-    check_rollbacks(run.stages.state, run.stages.criteria)
+    check_rollbacks(run.stages.state, run.config.stages.max_rollbacks)
     return True
 
 

@@ -18,7 +18,7 @@ from ebmscale.model.pieces import Piece, Span, check_fit, shapes_of
 from ebmscale.model.residuals import Residuals
 from ebmscale.model.run_documents import ClockState, RunState
 from ebmscale.model.saved_part import SavedPart
-from ebmscale.stages.stage_trainer import StageTrainer
+from ebmscale.stages.ratio_trainer import RatioTrainer
 from ebmscale.storage import Storage
 from ebmscale.training.engine import Engine
 from ebmscale.training.guard import Guard
@@ -58,7 +58,7 @@ class Run:
     generator: Engine
     sampling: SamplingCopy
     average: AverageWeights | None
-    stages: StageTrainer
+    stages: RatioTrainer
     guard: Guard
     saver: Saver
     poll: StopPoll
