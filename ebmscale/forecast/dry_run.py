@@ -205,13 +205,12 @@ def _age(config: RunConfig, begin: int, end: int) -> float:
 
 def _batch_seconds(run: Run, begin: int) -> Seconds:
     """Seconds of a batch from `begin` samples on, under the run's present prior."""
-    run.samples_seen = begin
-    batches = run.batches()
+    batches = run.batches(begin)
 
     def update() -> None:
         batch = next(batches)
         train_batch(run, batch)
-        run.samples_seen = batch.end
+        run.finish(batch)
 
     for _ in range(WARM_BATCHES):
         update()

@@ -68,7 +68,7 @@ class LiveTrainer:
         self.trace: ChainTrace | None = None
         self._nets, self._kind = nets, kind
         self._updates = RatioUpdates(engine, settings, world)
-        self._settings, self._world = settings, world
+        self.settings, self._world = settings, world
         self._refresh()
 
     @property
@@ -105,12 +105,12 @@ class LiveTrainer:
             self.fit_base(position)
         if self.latents.fits_base or not self.trains_at(position):
             return None
-        rate = self._settings.optimizer.rate * rate_scale
+        rate = self.settings.optimizer.rate * rate_scale
         return self._updates.make(position, self._losses, rate, limit if self._kind == "tre" else math.inf)
 
     def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[Tensor]:
         """See `ratio_updates.Losses`; the prior is what each update made of it."""
-        for _ in range(self._settings.stages.updates_per_batch):
+        for _ in range(self.settings.stages.updates_per_batch):
             z_q = self.latents.draw_posteriors(noise, streams, 1)[:, 0]
             yield self._lebm(z_q, noise) if self._kind == "lebm" else self._tre(z_q, noise)
             self._refresh()
@@ -158,11 +158,11 @@ class LiveTrainer:
 
     def _lebm(self, z_q: Tensor, noise: StreamNoise) -> Tensor:
         """The loss of energies at posterior latents (B, Z) and at the ends of short-run chains from p_0."""
-        settings = langevin_settings(self._settings.chains)
+        settings = langevin_settings(self.settings.chains)
         dim = self.prior.base.dim
         first = self.prior.base.from_noise(noise.normal(dim))
         steps = noise.normal(settings.num_steps, dim)
-        dtype = self._settings.chain_dtype
+        dtype = self.settings.chain_dtype
         z_p, self.trace = run_prior_chain(self.prior, first, steps, settings, dtype=dtype)
         f_q, f_p = self._updates.log_ratio(self.prior, torch.cat([z_q, z_p])[None])[0].split(len(z_q))
         return maximum_likelihood(f_q, f_p)

@@ -13,6 +13,7 @@ from ebmscale.density.schedule import Decision, StageState
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.stages.latents import Latents
 from ebmscale.stages.ratio_engine import RatioEngine
+from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_updates import RatioReport
 
 
@@ -24,6 +25,7 @@ class RatioTrainer(Protocol):
 
     Attributes:
         engine: of the ratio network.
+        settings: how ratios are trained and the prior is sampled.
         latents: the buffer of posteriors, the chains and the base.
         prior: p_k now.
         state: where the stage is.
@@ -31,6 +33,7 @@ class RatioTrainer(Protocol):
     """
 
     engine: RatioEngine
+    settings: RatioSettings
     latents: Latents
     prior: RatioSequence
     state: StageState

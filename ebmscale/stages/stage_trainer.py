@@ -59,7 +59,7 @@ class StageTrainer:
         self.criteria = settings.criteria
         self.trace: ChainTrace | None = None
         self._updates = RatioUpdates(engine, settings, world)
-        self._settings, self._world = settings, world
+        self.settings, self._world = settings, world
         self._posterior_mean = 0.0
 
     @property
@@ -88,7 +88,7 @@ class StageTrainer:
     def advance_prior(self, position: int) -> None:
         """Moves the prior chains that training draws from; p_0 needs none."""
         if not self.is_first_stage:
-            pools, num_steps = self.latents.pools, self._settings.chains.num_steps
+            pools, num_steps = self.latents.pools, self.settings.chains.num_steps
             z, self.trace = pools.moved("pool", self.prior, position, num_steps)
             pools.training.fill(z)
 
@@ -102,12 +102,12 @@ class StageTrainer:
             self.fit_base(position)
         if self.latents.fits_base or not self.trains_at(position):
             return None
-        rate = self._settings.optimizer.rate * rate_scale * rate_factor(self.state, self.criteria, position)
+        rate = self.settings.optimizer.rate * rate_scale * rate_factor(self.state, self.criteria, position)
         return self._updates.make(position, self._losses, rate, limit)
 
     def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[Tensor]:
         """See `ratio_updates.Losses`."""
-        num_updates = self._settings.stages.updates_per_batch
+        num_updates = self.settings.stages.updates_per_batch
         z_q = self.latents.draw_posteriors(noise, streams, num_updates)
         z_p = (
             self.prior.base.from_noise(noise.normal(num_updates, self.prior.base.dim))
@@ -116,7 +116,7 @@ class StageTrainer:
         )
         for of_q, of_p in zip(z_q.unbind(1), z_p.unbind(1), strict=True):
             f_q, f_p = self._updates.log_ratio(self.prior, torch.cat([of_q, of_p])).split(len(streams))
-            yield n2ce(f_q, f_p, self._settings.stages.magnification)
+            yield n2ce(f_q, f_p, self.settings.stages.magnification)
 
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Held-out evidence of the current ratio, the same on every rank (collective).
@@ -129,7 +129,7 @@ class StageTrainer:
         if self.is_first_stage:
             z_p = pools.base_draw(self.prior.base, "evidence", pools.held_out.row_streams, position)
         else:
-            num_steps = self._settings.chains.num_steps
+            num_steps = self.settings.chains.num_steps
             z_p, _ = pools.moved("held_out_pool", self.prior, position, num_steps, long=True)
             pools.held_out.fill(z_p)
         with torch.no_grad():
@@ -157,7 +157,7 @@ class StageTrainer:
         Nothing is changed.
         """
         weights, pools = self.engine.full_weights(), self.latents.pools
-        if self._settings.chains.equilibrate == "tilt":
+        if self.settings.chains.equilibrate == "tilt":
             return pools.tilted(self.prior, weights, self._posterior_mean, position)
         prior = self.prior.append(weights)
         return prior, pools.equilibrated(prior, position), 1.0
@@ -193,6 +193,6 @@ class StageTrainer:
         """Of the next ratio, or of the next try of this one."""
         network = copy.deepcopy(self.prior.network)
         initialise(
-            network, torch_generator(self._settings.seed, "ratio-weights", self.state.stage, self.state.rollbacks)
+            network, torch_generator(self.settings.seed, "ratio-weights", self.state.stage, self.state.rollbacks)
         )
         return network.state_dict()

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from ebmscale.config import GuardBlock
-from ebmscale.density.schedule import StageState
+from ebmscale.density.schedule import Criteria, StageState
 from ebmscale.errors import DivergenceError
 from ebmscale.model.run_documents import GuardState
 
@@ -109,14 +109,14 @@ def _running_mean(mean: float, count: int, value: float) -> float:
     return keep * mean + (1 - keep) * value
 
 
-def check_rollbacks(state: StageState, most: int) -> None:
-    """Stops the run if a stage was rolled back more than `most` times.
+def check_rollbacks(state: StageState, criteria: Criteria) -> None:
+    """Stops the run if a stage was rolled back more often than it may be.
 
     Raises:
         DivergenceError: it was.
     """
-    if state.rollbacks > most:
+    if state.rollbacks > criteria.max_rollbacks:
         raise DivergenceError(
-            f"Stage {state.stage} was rolled back {state.rollbacks} times, {most} are allowed; lower "
+            f"Stage {state.stage} was rolled back {state.rollbacks} times, {criteria.max_rollbacks} are allowed; lower "
             "train.ratio.rate, then run the same command to go on from the last checkpoint."
         )

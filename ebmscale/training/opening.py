@@ -15,7 +15,7 @@ from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, c
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
-from ebmscale.data.split import has_validation_part, select
+from ebmscale.data.split import has_validation_part
 from ebmscale.data.stream import read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
@@ -44,6 +44,7 @@ from ebmscale.training.run_data import DATA_FILE, RunData, check_run_data
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
 from ebmscale.training.stopping import StopPoll, on_first
+from ebmscale.training.training_set import TrainingSet
 from ebmscale.world import World, owned_rows
 
 log = logging.getLogger(__name__)
@@ -93,16 +94,11 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
     adam = replace(_adam(config.train.generator), factors={"encoder.": config.train.generator.encoder_factor})
     generator = make_engine(build_model(config, image_shape), adam, settings, world)
     poll = StopPoll(stop, world)
-    num_samples = len(select(manifest, "train", config.data.validation_fraction, config.data.held_out))
     run = Run(
         config=config,
         world=world,
         storage=storage,
-        data=data,
-        manifest=manifest,
-        num_samples=num_samples,
-        held_out=held_out,
-        held_out_streams=held_out_streams,
+        data=TrainingSet(data, manifest, held_out, held_out_streams),
         generator=generator,
         sampling=SamplingCopy(generator, build_model(config, image_shape), settings.dtype, world.device),
         average=AverageWeights(generator, world) if config.train.generator.ema_samples else None,

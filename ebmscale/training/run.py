@@ -1,6 +1,7 @@
 """A run: everything that a configuration and a world make, and its state as a checkpoint."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,14 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from ebmscale.config import RunConfig
-from ebmscale.data.cache import RangeCache
-from ebmscale.data.manifest import Manifest
 from ebmscale.data.stream import Batch, ImageStream
 from ebmscale.errors import DamagedError, DivergenceError, EbmscaleError
 from ebmscale.kernels.forms import is_for
 from ebmscale.model.checkpoint import SavedCheckpoint
 from ebmscale.model.pieces import Piece, Span, check_fit, shapes_of
-from ebmscale.model.residuals import Residuals
+from ebmscale.model.residuals import Residuals, measure_residuals
 from ebmscale.model.run_documents import ClockState, RunState
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.stages.ratio_trainer import RatioTrainer
@@ -26,6 +25,7 @@ from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
 from ebmscale.training.stopping import StopPoll
+from ebmscale.training.training_set import TrainingSet
 from ebmscale.world import World
 
 
@@ -44,17 +44,22 @@ class _Loaded:
 class Run:
     """The parts of a run in one process.
 
-    `samples_seen` is its clock, `num_samples` what there is to train on.
+    What changes in it is changed by its methods alone.
+
+    Attributes:
+        storage: of the run.
+        data: what it trains on.
+        stream: of the batches, once they were asked for.
+        samples_seen: the run's clock.
+        done_at: where evidence, metrics and a checkpoint were last taken.
+        measured: at the last evidence, by which checkpoints are kept.
+        residuals: of held-out images, at the last evidence.
     """
 
     config: RunConfig
     world: World
     storage: Storage
-    data: Storage
-    manifest: Manifest
-    num_samples: int
-    held_out: Tensor
-    held_out_streams: Tensor
+    data: TrainingSet
     generator: Engine
     sampling: SamplingCopy
     average: AverageWeights | None
@@ -76,12 +81,30 @@ class Run:
             return self.done_at[what] != self.samples_seen
         return self.done_at[what] // every != self.samples_seen // every
 
-    def batches(self) -> Iterator[Batch]:
-        """The batches from `samples_seen` on; those of an earlier call end."""
+    def batches(self, start: int | None = None) -> Iterator[Batch]:
+        """The batches from `samples_seen` on; those of an earlier call end. A `start` sets the clock to it first."""
+        if start is not None:
+            self.samples_seen = start
         if self.stream is not None:
             self.stream.close()
-        self.stream = _open_stream(self.config, self.data, self.manifest, self.world, self.samples_seen)
+        self.stream = self.data.stream(self.config, self.world, self.samples_seen)
         return iter(self.stream)
+
+    def finish(self, batch: Batch) -> None:
+        """A batch has been trained: the clock is at its end."""
+        self.samples_seen = batch.end
+
+    def mark(self, what: str) -> None:
+        """`what` (a key of `done_at`) is done at this position."""
+        self.done_at[what] = self.samples_seen
+
+    def keep_measured(self, measured: dict[str, float]) -> None:
+        """Keeps what evidence gave, for checkpoints to be told apart by; numbers that are not finite are left out."""
+        self.measured = {name: value for name, value in measured.items() if math.isfinite(value)}
+
+    def keep_residuals(self, mean: Tensor) -> None:
+        """Measures and keeps the residuals of the held-out images, whose reconstructions are `mean` (collective)."""
+        self.residuals = measure_residuals(self.data.held_out, mean, self.world)
 
     def close(self) -> None:
         """Ends the threads that read ahead and that write; what is not written by then is given up."""
@@ -106,7 +129,7 @@ class Run:
 
     def save(self) -> None:
         """Copies the state now and writes a checkpoint in the background (collective)."""
-        self.done_at["checkpoint"] = self.samples_seen
+        self.mark("checkpoint")
         about = {
             "samples_seen": self.samples_seen,
             "stage": self.stages.state.stage,
@@ -127,7 +150,7 @@ class Run:
             "samples_seen": self.samples_seen,
             "done_at": self.done_at,
             "world_size": self.world.size,
-            "image_shape": self.manifest.image_shape,
+            "image_shape": self.data.manifest.image_shape,
             "stages": self.stages.values(),
             "guard": self.guard.values(),
             "measured": self.measured,
@@ -234,24 +257,3 @@ class Run:
         """The generator's learning rate now."""
         progress = min(self.samples_seen / self.config.generator_stops, 1.0)
         return self.config.train.generator.rate_at(progress) * self.guard.state.rate_scale
-
-
-def _open_stream(config: RunConfig, data: Storage, manifest: Manifest, world: World, start: int) -> ImageStream:
-    block = config.data
-    remote = data.local_path() is None
-    return ImageStream(
-        data,
-        manifest,
-        split="train",
-        batch_size=config.train.batch_size,
-        seed=config.run.seed,
-        num_streams=block.num_streams,
-        window=block.shuffle_window,
-        rank=world.rank,
-        size=world.size,
-        start=start,
-        max_damaged=block.max_damaged,
-        validation_fraction=block.validation_fraction,
-        held_out=block.held_out,
-        cache=RangeCache(data, manifest, block.cache, block.cache_bytes) if block.cache and remote else None,
-    )

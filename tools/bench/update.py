@@ -77,7 +77,7 @@ def make_update(run: Run) -> Callable[[], None]:
     def update() -> None:
         batch = next(batches)
         train_batch(run, batch)
-        run.samples_seen = batch.end
+        run.finish(batch)
 
     return update
 
