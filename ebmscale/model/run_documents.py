@@ -86,7 +86,7 @@ class CheckpointManifest(Stored):
 
 
 class StagesForm(Stored):
-    """The plain values of `StageTrainer`."""
+    """The plain values of a `RatioTrainer`."""
 
     stage: StageState
     grad_norm: Number
