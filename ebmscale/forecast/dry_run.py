@@ -5,6 +5,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ import torch
 from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError
 from ebmscale.forecast.process_memory import peak_bytes
-from ebmscale.forecast.rehearsal import go_to_last_stage, rehearsal
+from ebmscale.forecast.rehearsal import go_to_last_stage, rehearsal, try_base
 from ebmscale.model.run_folder import run_storage
 from ebmscale.networks import count_parameters
+from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.storage import Storage
 from ebmscale.training.loop import take_evidence, train_batch
 from ebmscale.training.run import Run
@@ -128,7 +130,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     spans = _spans(run)
     base = Seconds(0.0, 0.0)
     if config.prior.base == "moments":
-        base = _seconds(lambda: run.stages.try_base(config.stages.start_samples), repeats=1)
+        base = _seconds(partial(try_base, run.stages, config.stages.start_samples), repeats=1)
     first = [_batch_seconds(run, begin) for begin, _ in spans]
     first_evidence = _seconds(lambda: take_evidence(run), repeats=2)
     run.save()
@@ -142,10 +144,9 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         for (begin, _), seconds in zip(spans, first, strict=True)
     ]
     new_stage = Seconds(0.0, 0.0)
-    if not config.num_live and config.most_stages:
-        new_stage = _seconds(
-            lambda: run.stages.next_prior(run.stages.engine.full_weights(), run.samples_seen), repeats=1
-        )
+    trainer = run.stages
+    if isinstance(trainer, StageTrainer) and config.most_stages:
+        new_stage = _seconds(partial(trainer.next_prior, run.samples_seen), repeats=1)
     last_evidence = _seconds(lambda: take_evidence(run), repeats=2)
     shares = [(end - begin) / config.train.max_samples for begin, end in spans]
     costs = Costs(
@@ -204,13 +205,12 @@ def _age(config: RunConfig, begin: int, end: int) -> float:
 
 def _batch_seconds(run: Run, begin: int) -> Seconds:
     """Seconds of a batch from `begin` samples on, under the run's present prior."""
-    run.samples_seen = begin
-    batches = run.batches()
+    batches = run.batches(begin)
 
     def update() -> None:
         batch = next(batches)
         train_batch(run, batch)
-        run.samples_seen = batch.end
+        run.finish(batch)
 
     for _ in range(WARM_BATCHES):
         update()

@@ -4,8 +4,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from ebmscale.address import Address
 from ebmscale.config import RunConfig
+from ebmscale.stages.ratio_trainer import RatioTrainer
+from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.stop import StopSignal
 from ebmscale.training.opening import open_run
 from ebmscale.training.run import Run
@@ -30,6 +34,12 @@ def rehearsal(config: RunConfig, world: World) -> Iterator[Run]:
 
 def go_to_last_stage(run: Run) -> None:
     """Gives the prior all ratios but the last, copies of the one in training (collective)."""
-    config = run.config
-    for _ in range(0 if config.num_live else config.most_stages - 1):
-        run.stages.prior = run.stages.prior.append(run.stages.engine.full_weights())
+    if isinstance(run.stages, StageTrainer):
+        run.stages.take_frozen([run.stages.engine.full_weights()] * (run.config.most_stages - 1))
+
+
+def try_base(trainer: RatioTrainer, position: int) -> None:
+    """Fits the base to a buffer of made-up posteriors, to see what that takes (collective)."""
+    buffer = trainer.latents.buffer
+    buffer.fill(0.1 + torch.rand_like(buffer.rows))
+    trainer.fit_base(position)

@@ -105,8 +105,7 @@ def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPD
     """
     with rehearsal(config, world) as run:
         go_to_last_stage(run)
-        run.samples_seen = config.stages.start_samples  # before, there is no ratio to train
-        batches = run.batches()
+        batches = run.batches(config.stages.start_samples)  # before, there is no ratio to train
         _train(run, batches, WARM_UPDATES)
         world.barrier()
         run.timer.take()
@@ -191,7 +190,7 @@ def _train(run: Run, batches: Any, num_updates: int) -> None:
         with run.timer.part("data"):
             batch = next(batches)
         report = train_batch(run, batch)
-        run.samples_seen = batch.end
+        run.finish(batch)
         run.poll.pace(float(run.world.sum(torch.tensor(report.chain_step_s))) / run.world.size)
 
 

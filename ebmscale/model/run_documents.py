@@ -86,7 +86,7 @@ class CheckpointManifest(Stored):
 
 
 class StagesForm(Stored):
-    """The plain values of `StageTrainer`."""
+    """The plain values of a `RatioTrainer`."""
 
     stage: StageState
     grad_norm: Number
@@ -127,7 +127,7 @@ class RunState(Stored):
 
 
 class ClockState(Stored):
-    """`clock.json`: the seconds of the interval that a checkpoint interrupts, as `PartTimer.state` gives them."""
+    """`clock.json`: the seconds of the interval that a checkpoint interrupts, as `PartTimer.values` gives them."""
 
     parts: dict[str, Seconds]
     total: Seconds

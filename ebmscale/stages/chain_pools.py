@@ -3,12 +3,12 @@
 Shapes: O streams of this rank, N chains of a stream, Z latent.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from ebmscale.config import PriorBlock
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing, stage_legs
@@ -18,6 +18,7 @@ from ebmscale.density.smc import anneal
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.model.posterior import langevin_settings, lost
 from ebmscale.seeds import StreamNoise
+from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.stream_table import StreamTable
 from ebmscale.stages.tilt import tilt, with_gain
 from ebmscale.world import World
@@ -32,38 +33,43 @@ class ChainPools:
     What moves chains returns where they end; `fill` puts them there.
 
     Args:
-        chains: their settings.
-        num_held_out: chains of the held-out pool, over all ranks.
+        settings: how the prior is sampled.
         dim: Z.
         world: this process's place.
-        seed: the run's seed.
-        num_streams: S.
-        bound: root mean square of a latent beyond which a chain starts again from p_0.
-        dtype: in which chains evaluate the ratio networks (default: their own).
         after_step: called after every step of long chains; where it raises, nothing has changed.
 
     Attributes:
         tables: `pool`, that ratios are trained on, and `held_out_pool`.
     """
 
-    def __init__(
-        self,
-        chains: PriorBlock,
-        num_held_out: int,
-        dim: int,
-        world: World,
-        seed: int,
-        num_streams: int,
-        bound: float,
-        dtype: torch.dtype | None,
-        after_step: Callable[[], None],
-    ):
-        sizes = {"pool": chains.num_chains, "held_out_pool": num_held_out}
+    def __init__(self, settings: RatioSettings, dim: int, world: World, after_step: Callable[[], None]):
+        num_streams = settings.num_streams
+        sizes = {"pool": settings.chains.num_chains, "held_out_pool": settings.stages.evidence_samples}
         self.tables = {name: StreamTable(num_streams, num // num_streams, dim, world) for name, num in sizes.items()}
-        self.dtype = dtype
-        self._chains, self._world, self._seed = chains, world, seed
-        self._bound, self._after_step = bound, after_step
+        self._chains, self._seed = settings.chains, settings.seed
+        self._bound, self._dtype = settings.chain_bound, settings.chain_dtype
+        self._world, self._after_step = world, after_step
         self._num_restarted = 0
+
+    @property
+    def training(self) -> StreamTable:
+        """The chains that ratios are trained on."""
+        return self.tables["pool"]
+
+    @property
+    def held_out(self) -> StreamTable:
+        """The chains that evidence is measured on."""
+        return self.tables["held_out_pool"]
+
+    @contextmanager
+    def undone_if_stopped(self) -> Iterator[None]:
+        """What a measurement of evidence inside changed is taken back where a chain is stopped."""
+        held_out = self.held_out.z
+        try:
+            yield
+        except BaseException:
+            self.held_out.z = held_out
+            raise
 
     def begin(self, base: Base, position: int) -> None:
         """Puts all chains at draws of p_0."""
@@ -122,7 +128,7 @@ class ChainPools:
             langevin_settings(self._chains, num_steps),
             self._world,
             self._after_step,
-            self.dtype,
+            self._dtype,
         )
         last = gains[-max(num_steps // 4, 1) :]
         gain = sum(last) / len(last)
@@ -149,7 +155,7 @@ class ChainPools:
         rows = walked.z.gather(1, chosen[:, :, None].expand(-1, -1, prior.base.dim)).flatten(0, 1)
         settings = langevin_settings(self._chains, self._chains.equilibrate_steps)
         steps = noise(0, -2).normal(settings.num_steps, prior.base.dim)
-        rows, _ = run_prior_chain(prior, rows, steps, settings, self._after_step, self.dtype)
+        rows, _ = run_prior_chain(prior, rows, steps, settings, self._after_step, self._dtype)
         return self._kept(rows, name, prior, position)
 
     def moved(
@@ -170,7 +176,7 @@ class ChainPools:
         settings = langevin_settings(self._chains, num_steps)
         chain_noise = noise.normal(num_steps, prior.base.dim)
         after_step = self._after_step if long else lambda: None
-        z, trace = run_prior_chain(prior, z, chain_noise, settings, after_step, self.dtype)
+        z, trace = run_prior_chain(prior, z, chain_noise, settings, after_step, self._dtype)
         return self._kept(z, name, prior, position), trace
 
     def _kept(self, z: Tensor, name: str, prior: RatioSequence, position: int) -> Tensor:

@@ -1,15 +1,14 @@
 """What a stage needs of the engine that trains its network; the engines of `training` have it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from ebmscale.model.pieces import Piece, Span
+from ebmscale.model.saved_part import SavedPart
 
 
-class RatioEngine(Protocol):
+class RatioEngine(SavedPart, Protocol):
     """Trains one ratio network; see `training.engine.Engine` for what each method promises."""
 
     module: nn.Module
@@ -28,18 +27,3 @@ class RatioEngine(Protocol):
 
     def reset(self, weights: Mapping[str, Tensor]) -> None:
         """Starts again from new weights."""
-
-    def shapes(self) -> dict[str, torch.Size]:
-        """The shape of every tensor of the saved state."""
-
-    def check_shapes(self, found: Mapping[str, Sequence[int]]) -> None:
-        """Refuses the saved state of another network with a ConfigError."""
-
-    def share(self) -> list[Piece]:
-        """This rank's share of the state to save."""
-
-    def wanted(self) -> list[Span]:
-        """The spans of a saved state that this rank needs."""
-
-    def restore(self, values: Mapping[Span, Tensor]) -> None:
-        """Takes these spans."""

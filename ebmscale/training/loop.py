@@ -20,7 +20,6 @@ from ebmscale.density.schedule import Advance, Finish
 from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.model.pixels import mirrored, to_pixels
 from ebmscale.model.posterior import PosteriorSample
-from ebmscale.model.residuals import measure_residuals
 from ebmscale.model.run_folder import run_storage
 from ebmscale.seeds import StreamNoise
 from ebmscale.stop import StopSignal
@@ -95,7 +94,7 @@ def _train(config: RunConfig, view: View, world: World, stop: StopSignal, lease:
             except Stopped:
                 stopping = True
                 continue
-            run.samples_seen = batch.end
+            run.finish(batch)
             stopping, bad = _agree(run, stop, report)
             if bad is not None:
                 _set_back(run, view, log, batch, bad)
@@ -179,7 +178,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     if run.generator_trains:
         meter.add("train/mse", squared_error.sum() / max(len(x), 1), len(x))
         meter.add("train/generator_grad_norm", grad_norm)
-    meter.add("chain/restarted", (sample.num_lost + run.stages.take_restarted()) * run.world.size)
+    meter.add("chain/restarted", (sample.num_lost + run.stages.latents.pools.take_restarted()) * run.world.size)
     if sample.trace.drift.numel():
         meter.add("chain/posterior_drift", sample.trace.drift[-1])
         meter.add("chain/posterior_log_density_first", sample.trace.log_density[0])
@@ -226,13 +225,14 @@ def take_evidence(run: Run) -> dict[str, Any]:
     Raises:
         Stopped: a rank was asked to stop during a chain; nothing has changed.
     """
-    with run.timer.part("evidence"), run.stages.undone_if_stopped():
+    with run.timer.part("evidence"), run.stages.latents.pools.undone_if_stopped():
         seed, position = run.config.run.seed, run.samples_seen
-        noise = StreamNoise(seed, "held-out-posterior", position, run.held_out_streams, run.world.device)
-        sample = infer(run, run.held_out, noise)
+        noise = StreamNoise(seed, "held-out-posterior", position, run.data.held_out_streams, run.world.device)
+        held_out = run.data.held_out
+        sample = infer(run, held_out, noise)
         mean = _decode(run, sample.z)
-        errors = (run.held_out - mean).square().flatten(1).mean(1).double().sum()
-        counts = run.world.sum(errors.new_tensor([float(errors), len(run.held_out)]))
+        errors = (held_out - mean).square().flatten(1).mean(1).double().sum()
+        counts = run.world.sum(errors.new_tensor([float(errors), len(held_out)]))
         event: dict[str, Any] = {
             "stage": run.stages.state.stage,
             "num_frozen": run.stages.frozen.num_stages,
@@ -240,7 +240,7 @@ def take_evidence(run: Run) -> dict[str, Any]:
         }
         if not math.isfinite(event["held_out_mse"]):
             return event | {"diverged": "the reconstructions of held-out images are not finite"}
-        run.residuals = measure_residuals(run.held_out, mean, run.world)
+        run.keep_residuals(mean)
         if not run.stages.trains_at(position):
             return event
         evidence = run.stages.evidence(sample.z, position)
@@ -280,7 +280,7 @@ def _open_log(run: Run, lease: Lease) -> RunLog:
 
 def _report_metrics(run: Run, view: View, log: RunLog | None) -> None:
     metrics = collect_metrics(run)
-    run.done_at["metrics"] = run.samples_seen
+    run.mark("metrics")
     view.metrics(run, metrics)
     if log is not None:
         log.metrics(run.samples_seen, metrics)
@@ -292,11 +292,9 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
         event = take_evidence(run)
     except Stopped:
         return False
-    run.done_at["evidence"] = run.samples_seen
-    run.measured = {"held_out_mse": event["held_out_mse"]}
-    if "evidence" in event:
-        run.measured |= {name: event["evidence"][name] for name in ("loss", "auc", "kl_bound")}
-    run.measured = {name: value for name, value in run.measured.items() if math.isfinite(value)}
+    run.mark("evidence")
+    of_ratio = {name: event["evidence"][name] for name in ("loss", "auc", "kl_bound")} if "evidence" in event else {}
+    run.keep_measured({"held_out_mse": event["held_out_mse"]} | of_ratio)
     view.event(run, event)
     if log is not None:
         log.event(run.samples_seen, event)
@@ -307,7 +305,7 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
                 "the chain's step_size."
             )
         _go_back(run, log, event["diverged"])
-    check_rollbacks(run.stages.state, run.stages.criteria)
+    check_rollbacks(run.stages.state, run.stages.settings.criteria)
     return True
 
 

@@ -57,14 +57,14 @@ class MeanMeter:
         total = world.sum(table) if names else table
         return {name: float(s / c) for name, (s, c) in zip(names, total, strict=True)}
 
-    def state(self) -> dict[str, tuple[float, float]]:
+    def values(self) -> dict[str, tuple[float, float]]:
         """What has been added since the last `reduce` on this rank."""
         return {name: (float(self._sums[name]), self._counts[name]) for name in self._sums}
 
-    def load_state(self, state: dict[str, tuple[float, float]]) -> None:
-        """Takes what `state` gave."""
-        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, (total, _) in state.items()}
-        self._counts = {name: count for name, (_, count) in state.items()}
+    def load_values(self, values: dict[str, tuple[float, float]]) -> None:
+        """Takes what `values` gave."""
+        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, (total, _) in values.items()}
+        self._counts = {name: count for name, (_, count) in values.items()}
 
 
 class PartTimer:
@@ -107,15 +107,15 @@ class PartTimer:
         self._restart()
         return total | seconds
 
-    def state(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """What `take` would give, without starting anew."""
         now, cpu_now = time.perf_counter(), time.process_time()
         return {"parts": dict(self._seconds), "total": now - self._since, "cpu": cpu_now - self._cpu_since}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` gave."""
-        self._seconds = dict(state["parts"])
-        self._since, self._cpu_since = time.perf_counter() - state["total"], time.process_time() - state["cpu"]
+    def load_values(self, values: dict[str, Any]) -> None:
+        """Goes on from what `values` gave."""
+        self._seconds = dict(values["parts"])
+        self._since, self._cpu_since = time.perf_counter() - values["total"], time.process_time() - values["cpu"]
 
 
 class RunLog:

@@ -15,7 +15,7 @@ from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, c
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
 from ebmscale.data.pack import pack
-from ebmscale.data.split import has_validation_part, select
+from ebmscale.data.split import has_validation_part
 from ebmscale.data.stream import read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
@@ -27,6 +27,8 @@ from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
 from ebmscale.networks import ImageShape
 from ebmscale.stages.live import LiveTrainer
+from ebmscale.stages.ratio_settings import RatioSettings
+from ebmscale.stages.ratio_trainer import RatioTrainer
 from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
@@ -42,6 +44,7 @@ from ebmscale.training.run_data import DATA_FILE, RunData, check_run_data
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
 from ebmscale.training.stopping import StopPoll, on_first
+from ebmscale.training.training_set import TrainingSet
 from ebmscale.world import World, owned_rows
 
 log = logging.getLogger(__name__)
@@ -91,20 +94,15 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
     adam = replace(_adam(config.train.generator), factors={"encoder.": config.train.generator.encoder_factor})
     generator = make_engine(build_model(config, image_shape), adam, settings, world)
     poll = StopPoll(stop, world)
-    num_samples = len(select(manifest, "train", config.data.validation_fraction, config.data.held_out))
     run = Run(
         config=config,
         world=world,
         storage=storage,
-        data=data,
-        manifest=manifest,
-        num_samples=num_samples,
-        held_out=held_out,
-        held_out_streams=held_out_streams,
+        data=TrainingSet(data, manifest, held_out, held_out_streams),
         generator=generator,
         sampling=SamplingCopy(generator, build_model(config, image_shape), settings.dtype, world.device),
-        average=AverageWeights(generator) if config.train.generator.ema_samples else None,
-        stages=_stages(config, settings, world, poll),
+        average=AverageWeights(generator, world) if config.train.generator.ema_samples else None,
+        stages=_ratio_trainer(config, settings, world, poll),
         guard=Guard(config.guard),
         saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint, lease),
         poll=poll,
@@ -154,34 +152,29 @@ def _form(run: Run) -> FormName:
     return world.broadcast(chosen)
 
 
-def _stages(config: RunConfig, settings: EngineSettings, world: World, poll: StopPoll) -> StageTrainer:
+def _ratio_trainer(config: RunConfig, settings: EngineSettings, world: World, poll: StopPoll) -> RatioTrainer:
     prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config).to(world.device))
-    network = build_live_networks(config) if config.num_live else build_ratio_network(config)
-    chain_dtype = settings.dtype
+    of_ratios = _ratio_settings(config, settings.dtype)
     settings = replace(settings, precision="fp32")  # so small a network gains nothing by bf16, and its ratio loses
-    arguments = (
-        make_engine(network, _adam(config.train.ratio), settings, world),
-        prior,
-        _stages_block(config),
-        config.prior,
-        config.train.ratio,
-        world,
-        config.run.seed,
-        config.data.num_streams,
-    )
-    settings_of_chains: dict[str, Any] = {
-        "chain_bound": config.guard.chain_bound,
-        "chain_dtype": chain_dtype,
-        "after_step": poll,
-        "amortised": config.is_amortised,
-    }
-    if config.num_live:
-        return LiveTrainer(build_live_networks(config), config.method, *arguments, **settings_of_chains)
-    return StageTrainer(
-        *arguments,
+    network = build_live_networks(config) if config.num_live else build_ratio_network(config)
+    engine = make_engine(network, _adam(config.train.ratio), settings, world)
+    if config.method == "lebm" or (config.method == "tre" and config.num_live):
+        return LiveTrainer(engine, build_live_networks(config), config.method, prior, of_ratios, world, poll)
+    return StageTrainer(engine, prior, of_ratios, world, poll)
+
+
+def _ratio_settings(config: RunConfig, chain_dtype: torch.dtype) -> RatioSettings:
+    return RatioSettings(
+        stages=_stages_block(config),
+        chains=config.prior,
+        optimizer=config.train.ratio,
+        seed=config.run.seed,
+        num_streams=config.data.num_streams,
         target_moves=config.generator_stops > config.stages.start_samples,
         ends_at=config.train.max_samples,
-        **settings_of_chains,
+        chain_bound=config.guard.chain_bound,
+        chain_dtype=chain_dtype,
+        amortised=config.is_amortised,
     )
 
 

@@ -1,6 +1,7 @@
 """A run: everything that a configuration and a world make, and its state as a checkpoint."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,16 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from ebmscale.config import RunConfig
-from ebmscale.data.cache import RangeCache
-from ebmscale.data.manifest import Manifest
 from ebmscale.data.stream import Batch, ImageStream
 from ebmscale.errors import DamagedError, DivergenceError, EbmscaleError
 from ebmscale.kernels.forms import is_for
 from ebmscale.model.checkpoint import SavedCheckpoint
 from ebmscale.model.pieces import Piece, Span, check_fit, shapes_of
-from ebmscale.model.residuals import Residuals
+from ebmscale.model.residuals import Residuals, measure_residuals
 from ebmscale.model.run_documents import ClockState, RunState
-from ebmscale.stages.stage_trainer import StageTrainer
+from ebmscale.model.saved_part import SavedPart
+from ebmscale.stages.ratio_trainer import RatioTrainer
 from ebmscale.storage import Storage
 from ebmscale.training.engine import Engine
 from ebmscale.training.guard import Guard
@@ -25,28 +25,45 @@ from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
 from ebmscale.training.stopping import StopPoll
+from ebmscale.training.training_set import TrainingSet
 from ebmscale.world import World
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a rank read of a checkpoint; `tensors` are the wanted spans by stem."""
+
+    saved: SavedCheckpoint
+    tensors: dict[str, dict[Span, Tensor]]
+    state: RunState
+    clock: ClockState
+    ratios: list[dict[str, Tensor]]
 
 
 @dataclass
 class Run:
     """The parts of a run in one process.
 
-    `samples_seen` is its clock, `num_samples` what there is to train on.
+    What changes in it is changed by its methods alone.
+
+    Attributes:
+        storage: of the run.
+        data: what it trains on.
+        stream: of the batches, once they were asked for.
+        samples_seen: the run's clock.
+        done_at: where evidence, metrics and a checkpoint were last taken.
+        measured: at the last evidence, by which checkpoints are kept.
+        residuals: of held-out images, at the last evidence.
     """
 
     config: RunConfig
     world: World
     storage: Storage
-    data: Storage
-    manifest: Manifest
-    num_samples: int
-    held_out: Tensor
-    held_out_streams: Tensor
+    data: TrainingSet
     generator: Engine
     sampling: SamplingCopy
     average: AverageWeights | None
-    stages: StageTrainer
+    stages: RatioTrainer
     guard: Guard
     saver: Saver
     poll: StopPoll
@@ -64,12 +81,30 @@ class Run:
             return self.done_at[what] != self.samples_seen
         return self.done_at[what] // every != self.samples_seen // every
 
-    def batches(self) -> Iterator[Batch]:
-        """The batches from `samples_seen` on; those of an earlier call end."""
+    def batches(self, start: int | None = None) -> Iterator[Batch]:
+        """The batches from `samples_seen` on; those of an earlier call end. A `start` sets the clock to it first."""
+        if start is not None:
+            self.samples_seen = start
         if self.stream is not None:
             self.stream.close()
-        self.stream = _open_stream(self.config, self.data, self.manifest, self.world, self.samples_seen)
+        self.stream = self.data.stream(self.config, self.world, self.samples_seen)
         return iter(self.stream)
+
+    def finish(self, batch: Batch) -> None:
+        """A batch has been trained: the clock is at its end."""
+        self.samples_seen = batch.end
+
+    def mark(self, what: str) -> None:
+        """`what` (a key of `done_at`) is done at this position."""
+        self.done_at[what] = self.samples_seen
+
+    def keep_measured(self, measured: dict[str, float]) -> None:
+        """Keeps what evidence gave, for checkpoints to be told apart by; numbers that are not finite are left out."""
+        self.measured = {name: value for name, value in measured.items() if math.isfinite(value)}
+
+    def keep_residuals(self, mean: Tensor) -> None:
+        """Measures and keeps the residuals of the held-out images, whose reconstructions are `mean` (collective)."""
+        self.residuals = measure_residuals(self.data.held_out, mean, self.world)
 
     def close(self) -> None:
         """Ends the threads that read ahead and that write; what is not written by then is given up."""
@@ -77,11 +112,15 @@ class Run:
             self.stream.close()
         self.saver.close()
 
+    @property
+    def parts(self) -> dict[str, SavedPart]:
+        """What a checkpoint keeps as tensors, by the stem of its files."""
+        parts: dict[str, SavedPart] = {"generator": self.generator, **self.stages.parts}
+        return parts if self.average is None else parts | {"average": self.average}
+
     def share(self) -> dict[str, list[Piece]]:
-        """This rank's share of the state, as views."""
-        share = {"generator": self.generator.share(), "ratio": self.stages.engine.share()}
-        average = {"average": self.average.share(self.world)} if self.average is not None else {}
-        return share | average | {"chains": self.stages.share()}
+        """This rank's share of the parts, as views."""
+        return {stem: part.share() for stem, part in self.parts.items()}
 
     @property
     def generator_trains(self) -> bool:
@@ -90,38 +129,36 @@ class Run:
 
     def save(self) -> None:
         """Copies the state now and writes a checkpoint in the background (collective)."""
-        self.done_at["checkpoint"] = self.samples_seen
-        shapes = {
-            "generator": self.generator.shapes(),
-            "ratio": self.stages.engine.shapes(),
-            "chains": self.stages.shapes(),
-        }
-        if self.average is not None:
-            shapes["average"] = self.average.shapes()
-        state = {
-            "samples_seen": self.samples_seen,
-            "done_at": self.done_at,
-            "world_size": self.world.size,
-            "image_shape": self.manifest.image_shape,
-            "stages": self.stages.values(),
-            "guard": self.guard.values(),
-            "measured": self.measured,
-            "residuals": asdict(self.residuals) if self.residuals is not None else None,
-            "form": self.sampling.form,
-            "meters": self.world.gather_objects(self.meter.state()),
-        }
+        self.mark("checkpoint")
         about = {
             "samples_seen": self.samples_seen,
             "stage": self.stages.state.stage,
             "good": self.guard.state.bad_in_row == 0,
             "world_size": self.world.size,
             "metrics": dict(self.measured),
-            "tensors": {stem: {name: list(size) for name, size in sizes.items()} for stem, sizes in shapes.items()},
+            "tensors": {
+                stem: {name: list(size) for name, size in part.shapes().items()} for stem, part in self.parts.items()
+            },
         }
         frozen = self.stages.frozen
         ratios = [frozen.stage_weights(k + 1) for k in range(frozen.num_stages)]
-        draft = Draft(about, {"state": json.loads(json.dumps(state)), "clock": self.timer.state()}, ratios)
-        self.saver.begin(self.samples_seen, self.share(), draft)
+        self.saver.begin(self.samples_seen, self.share(), Draft(about, self._values(), ratios))
+
+    def _values(self) -> dict[str, dict[str, Any]]:
+        """The plain values of a checkpoint by document, as `RunState` and `ClockState` read them (collective)."""
+        state = {
+            "samples_seen": self.samples_seen,
+            "done_at": self.done_at,
+            "world_size": self.world.size,
+            "image_shape": self.data.manifest.image_shape,
+            "stages": self.stages.values(),
+            "guard": self.guard.values(),
+            "measured": self.measured,
+            "residuals": asdict(self.residuals) if self.residuals is not None else None,
+            "form": self.sampling.form,
+            "meters": self.world.gather_objects(self.meter.values()),
+        }
+        return {"state": json.loads(json.dumps(state)), "clock": self.timer.values()}
 
     def restore(self, only_good: bool = False) -> SavedCheckpoint | None:
         """Goes to the newest valid checkpoint, whatever world and engine wrote it (collective).
@@ -138,36 +175,24 @@ class Run:
         """
         store = self.saver.store
         for name in self.world.broadcast(store.candidates() if self.world.is_first else None):
-            saved, loaded = self._read(name)
-            if saved is None or loaded is None or (only_good and not saved.manifest.good):
+            loaded = self._read(name)
+            if loaded is None or (only_good and not loaded.saved.manifest.good):
                 continue
-            self._take(saved, *loaded)
-            return saved
+            self._take(loaded)
+            return loaded.saved
         return None
 
-    def _read(self, name: str) -> tuple[SavedCheckpoint | None, tuple[Any, ...] | None]:
+    def _read(self, name: str) -> _Loaded | None:
         """What this rank needs of a checkpoint; nothing where some rank found it damaged (collective)."""
-        saved, loaded = None, None
+        loaded: _Loaded | None = None
         error: EbmscaleError | None = None
         try:
             saved = self.saver.store.open(name)
-            self.generator.check_shapes(saved.shapes("generator"))
-            self.stages.engine.check_shapes(saved.shapes("ratio"))
-            self.stages.check_shapes(saved.shapes("chains"))
-            wanted = {
-                "generator": self.generator.wanted(),
-                "ratio": self.stages.engine.wanted(),
-                "chains": self.stages.wanted(),
-            }
-            if self.average is not None:
-                wanted["average"] = self.average.wanted()
-            loaded = (
-                {stem: saved.read(stem, spans) for stem, spans in wanted.items()},
-                saved.state(),
-                saved.clock(),
-                saved.ratios(),
-            )
-            for ratio in loaded[-1]:
+            for stem, part in self.parts.items():
+                part.check_shapes(saved.shapes(stem))
+            tensors = {stem: saved.read(stem, part.wanted()) for stem, part in self.parts.items()}
+            loaded = _Loaded(saved, tensors, saved.state(), saved.clock(), saved.ratios())
+            for ratio in loaded.ratios:
                 expected = shapes_of(self.stages.frozen.network.state_dict())
                 check_fit(shapes_of(ratio), expected, f"a frozen ratio of checkpoint {name}")
         except EbmscaleError as problem:
@@ -179,29 +204,19 @@ class Run:
         if errors:
             if self.world.is_first:
                 self.saver.store.pass_over(name, str(errors[0]))
-            return None, None
-        return saved, loaded
+            return None
+        return loaded
 
-    def _take(
-        self,
-        saved: SavedCheckpoint,
-        tensors: dict[str, dict[Span, Tensor]],
-        state: RunState,
-        clock: ClockState,
-        ratios: list[dict[str, Tensor]],
-    ) -> None:
-        self.generator.restore(tensors["generator"])
-        self.stages.engine.restore(tensors["ratio"])
-        prior = self.stages.frozen.prefix(0)
-        for weights in ratios:
-            prior = prior.append({name: weight.to(self.world.device) for name, weight in weights.items()})
-        self.stages.restore(prior, tensors["chains"], state.stages.model_dump())
-        if self.average is not None:
-            self.average.restore(tensors["average"])
+    def _take(self, loaded: _Loaded) -> None:
+        saved, state = loaded.saved, loaded.state
+        self.stages.load_values(state.stages.model_dump())
+        for stem, part in self.parts.items():
+            part.restore(loaded.tensors[stem])
+        self.stages.take_frozen(loaded.ratios)
         self.guard.load_values(asdict(state.guard))
         if len(state.meters) == self.world.size:
-            self.meter.load_state(state.meters[self.world.rank])
-        self.timer.load_state(clock.model_dump())
+            self.meter.load_values(state.meters[self.world.rank])
+        self.timer.load_values(loaded.clock.model_dump())
         self.measured, self.done_at = dict(state.measured), state.done_at.model_dump()
         self.residuals = state.residuals
         self.samples_seen = saved.samples_seen
@@ -223,7 +238,7 @@ class Run:
             DivergenceError: that was done as often as it may be, or there is no good checkpoint.
         """
         self.guard.check_rollbacks(reason)
-        now, done_at, guard, meter = self.samples_seen, self.done_at, self.guard.state, self.meter.state()
+        now, done_at, guard, meter = self.samples_seen, self.done_at, self.guard.state, self.meter.values()
         saved = self.restore(only_good=True)
         if saved is None:
             raise DivergenceError(
@@ -235,31 +250,10 @@ class Run:
         self.guard.roll_back(before, now - saved.samples_seen)
         self.stages.shift(now - saved.samples_seen)
         self.samples_seen, self.done_at = now, done_at
-        self.meter.load_state(meter)
+        self.meter.load_values(meter)
         return saved.samples_seen
 
     def generator_rate(self) -> float:
         """The generator's learning rate now."""
         progress = min(self.samples_seen / self.config.generator_stops, 1.0)
         return self.config.train.generator.rate_at(progress) * self.guard.state.rate_scale
-
-
-def _open_stream(config: RunConfig, data: Storage, manifest: Manifest, world: World, start: int) -> ImageStream:
-    block = config.data
-    remote = data.local_path() is None
-    return ImageStream(
-        data,
-        manifest,
-        split="train",
-        batch_size=config.train.batch_size,
-        seed=config.run.seed,
-        num_streams=block.num_streams,
-        window=block.shuffle_window,
-        rank=world.rank,
-        size=world.size,
-        start=start,
-        max_damaged=block.max_damaged,
-        validation_fraction=block.validation_fraction,
-        held_out=block.held_out,
-        cache=RangeCache(data, manifest, block.cache, block.cache_bytes) if block.cache and remote else None,
-    )

@@ -6,12 +6,13 @@ generator's copy may take another form than the generator (see `kernels.forms`).
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from ebmscale.errors import ConfigError
 from ebmscale.kernels.batch_inner import BatchInnerGenerator
 from ebmscale.kernels.chain_graph import ChainGraphs
 from ebmscale.kernels.forms import FormName, form_of
@@ -75,10 +76,11 @@ class AverageWeights:
 
     Args:
         engine: whose weights are averaged.
+        world: this process's place.
     """
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, engine: Engine, world: World):
+        self._engine, self._world = engine, world
         self._weights = engine.full_weights()
 
     def update(self, half_lives: float) -> None:
@@ -93,9 +95,18 @@ class AverageWeights:
         """Every weight's shape."""
         return {name: weight.shape for name, weight in self._weights.items()}
 
-    def share(self, world: World) -> list[Piece]:
+    def check_shapes(self, found: Mapping[str, Sequence[int]]) -> None:
+        """Refuses the averages of another network with a ConfigError."""
+        if {name: torch.Size(size) for name, size in found.items()} != self.shapes():
+            raise ConfigError(
+                "The saved averages of the generator's weights belong to another network: use the model settings that "
+                "it was trained with."
+            )
+
+    def share(self) -> list[Piece]:
         """What this rank writes of them."""
-        return share_of([piece(name, weight) for name, weight in self._weights.items()], world.rank, world.size)
+        pieces = [piece(name, weight) for name, weight in self._weights.items()]
+        return share_of(pieces, self._world.rank, self._world.size)
 
     def wanted(self) -> list[Span]:
         """The spans that `restore` needs: all, on every rank."""

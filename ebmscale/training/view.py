@@ -43,9 +43,9 @@ class View:
         if self._quiet:
             return
         resumed = f", resumed at {run.samples_seen:,} samples" if run.samples_seen else ""
-        counts = run.manifest.counts()
+        counts = run.data.manifest.counts()
         self._console.print(
-            f"run {run.storage.url}{resumed}: {run.manifest.name} {counts}, engine "
+            f"run {run.storage.url}{resumed}: {run.data.manifest.name} {counts}, engine "
             f"{type(run.generator).__name__}, {run.config.precision}, {run.world.size} worker(s) on {run.world.device}"
         )
         if self._console.is_terminal and self._console.is_interactive:

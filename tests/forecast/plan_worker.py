@@ -32,7 +32,7 @@ def measure_memory(config: Any, world: Any) -> dict[str, int]:
     for _ in range(UPDATES):
         batch = next(batches)
         report = train_batch(run, batch)
-        run.samples_seen = batch.end
+        run.finish(batch)
         run.poll.pace(float(run.world.sum(torch.tensor(report.chain_step_s))) / run.world.size)
     take_evidence(run)
     updates = peak_bytes() - base
@@ -56,7 +56,7 @@ def measure_traffic(config: Any, world: Any) -> dict[str, float]:
             counter.clear()
         batch = next(batches)
         report = train_batch(run, batch)
-        run.samples_seen = batch.end
+        run.finish(batch)
         run.poll.pace(float(run.world.sum(torch.tensor(report.chain_step_s))) / run.world.size)
     run.close()
     return {name: value / UPDATES for name, value in counter.items()}

@@ -133,7 +133,8 @@ def test_a_taken_over_checkpoint_goes_on_with_the_new_values_at_once(donor: RunC
         assert before.equal(after), name
     assert new.stages.state == old.stages.state
     assert new.stages.prior.num_stages == old.stages.prior.num_stages
-    assert all(a.values.equal(b.values) for a, b in zip(old.stages.share(), new.stages.share(), strict=True))
+    shares = (one.stages.latents.share() for one in (old, new))
+    assert all(a.values.equal(b.values) for a, b in zip(*shares, strict=True))
     train_batch(new, next(new.batches()))
     old.close()
     new.close()

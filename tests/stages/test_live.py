@@ -11,33 +11,36 @@ from ebmscale.density.schedule import Hold
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.networks import RatioNets, build_ratio_net
 from ebmscale.seeds import torch_generator
-from ebmscale.stages.live import LiveTrainer
+from ebmscale.stages.live import LiveKind, LiveTrainer
+from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.training.engine import EngineSettings, OptimizerSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.world import World
 
 STREAMS, BATCH = 4, 128
-NUM_RATIOS = {"lebm": 1, "tre": 3}
+NUM_RATIOS: dict[LiveKind, int] = {"lebm": 1, "tre": 3}
 MEAN = torch.tensor([1.0, -0.5])
 
 
-def make_trainer(kind: str) -> LiveTrainer:
+def make_trainer(kind: LiveKind) -> LiveTrainer:
     nets = [
         build_ratio_net(2, (16, 16), generator=torch_generator(0, "ratio-weights", k)) for k in range(NUM_RATIOS[kind])
     ]
     world, optimizer = World.alone(), RatioOptimizerBlock(rate=5e-3)
     engine = make_engine(RatioNets(nets), OptimizerSettings(optimizer.rate, optimizer.betas), EngineSettings(), world)
     return LiveTrainer(
+        engine,
         RatioNets(nets),
         kind,
-        engine,
         RatioSequence(StandardNormal(2), nets[0]),
-        StagesBlock(batch_size=128, updates_per_batch=2, buffer_samples=1024, evidence_samples=256),
-        PriorBlock(num_chains=32, num_steps=20, step_size=0.3),
-        optimizer,
+        RatioSettings(
+            StagesBlock(batch_size=128, updates_per_batch=2, buffer_samples=1024, evidence_samples=256),
+            PriorBlock(num_chains=32, num_steps=20, step_size=0.3),
+            optimizer,
+            seed=0,
+            num_streams=STREAMS,
+        ),
         world,
-        seed=0,
-        num_streams=STREAMS,
     )
 
 
@@ -56,7 +59,7 @@ def train(trainer: LiveTrainer, begin: int, end: int) -> None:
 
 
 @pytest.mark.parametrize("kind", NUM_RATIOS)
-def test_an_update_makes_data_likelier_than_draws_of_the_base(kind: str) -> None:
+def test_an_update_makes_data_likelier_than_draws_of_the_base(kind: LiveKind) -> None:
     trainer = make_trainer(kind)
     q, p = posterior(10**6), torch.randn(512, 2, generator=torch_generator(0, "base"))
     assert not trainer.prior.log_ratios(torch.cat([q, p])).any()
@@ -66,7 +69,7 @@ def test_an_update_makes_data_likelier_than_draws_of_the_base(kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", NUM_RATIOS)
-def test_the_prior_is_what_the_engine_holds_and_nothing_counts_as_frozen(kind: str) -> None:
+def test_the_prior_is_what_the_engine_holds_and_nothing_counts_as_frozen(kind: LiveKind) -> None:
     trainer = make_trainer(kind)
     train(trainer, 0, 3)
     z = torch.randn(5, 2)
@@ -78,18 +81,20 @@ def test_the_prior_is_what_the_engine_holds_and_nothing_counts_as_frozen(kind: s
 
 
 @pytest.mark.parametrize("kind", NUM_RATIOS)
-def test_an_interrupted_run_goes_on_bit_for_bit(kind: str) -> None:
+def test_an_interrupted_run_goes_on_bit_for_bit(kind: LiveKind) -> None:
     whole, first, second = (make_trainer(kind) for _ in range(3))
     train(whole, 0, 6)
     train(first, 0, 3)
     second.engine.load_state(first.engine.state())
-    second.restore(first.frozen, {one.span: one.values.clone() for one in first.share()}, first.values())
+    second.load_values(first.values())
+    second.latents.restore({one.span: one.values.clone() for one in first.latents.share()})
+    second.take_frozen([])
     train(second, 3, 6)
     for name, value in whole.engine.state().items():
         assert torch.equal(second.engine.state()[name], value), name
     for name, value in whole.prior.weights.items():
         assert torch.equal(second.prior.weights[name], value), name
-    for one, other in zip(whole.share(), second.share(), strict=True):
+    for one, other in zip(whole.latents.share(), second.latents.share(), strict=True):
         assert torch.equal(one.values, other.values)
 
 

@@ -5,6 +5,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from ebmscale.density.losses import chance_loss
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.density.schedule import Advance, Finish, Hold, RollBack, StageState
 from ebmscale.errors import ConfigError, DivergenceError
+from ebmscale.forecast.rehearsal import try_base
 from ebmscale.model.pieces import Span
 from ebmscale.networks import build_ratio_net
 from ebmscale.seeds import StreamNoise, torch_generator
+from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.training.engine import EngineSettings, OptimizerSettings
 from ebmscale.training.engines import make_engine
@@ -55,7 +58,8 @@ def make_trainer(
     network = network or build_ratio_net(dim, (16, 16), generator=torch_generator(0, "ratio-weights"))
     prior = RatioSequence(StandardNormal(dim), network)
     engine = make_engine(network, OptimizerSettings(OPTIMIZER.rate, OPTIMIZER.betas), EngineSettings(), world)
-    return StageTrainer(engine, prior, stages, chains, OPTIMIZER, world, 0, STREAMS, amortised=amortised)
+    settings = RatioSettings(stages, chains, OPTIMIZER, 0, STREAMS, amortised=amortised)
+    return StageTrainer(engine, prior, settings, world)
 
 
 def posterior(position: int) -> Tensor:
@@ -105,7 +109,7 @@ def test_the_base_takes_the_posteriors_moments_where_the_ratios_begin() -> None:
     torch.testing.assert_close(base.mean, torch.tensor([3.0, -2.0]), rtol=0, atol=0.15)
     covariance = base.cholesky @ base.cholesky.T
     torch.testing.assert_close(covariance.diagonal(), torch.tensor([0.34, 4.09]), rtol=0.1, atol=0)
-    torch.testing.assert_close(trainer.pool.rows.mean(0), base.mean, rtol=0, atol=0.4)
+    torch.testing.assert_close(trainer.latents.pools.training.rows.mean(0), base.mean, rtol=0, atol=0.4)
     trainer.observe(gaussians(9999) + 50, torch.arange(BATCH) % STREAMS)
     trainer.update(2048 + BATCH)
     assert trainer.prior.base is base  # fitted once
@@ -113,7 +117,7 @@ def test_the_base_takes_the_posteriors_moments_where_the_ratios_begin() -> None:
 
 def test_posteriors_that_no_base_fits_end_in_a_sentence() -> None:
     trainer = make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
-    trainer.buffer.fill(torch.full_like(trainer.buffer.rows, torch.nan))
+    trainer.latents.buffer.fill(torch.full_like(trainer.latents.buffer.rows, torch.nan))
     with pytest.raises(DivergenceError, match="no base can be fitted"):
         trainer.update(2048)
 
@@ -122,7 +126,7 @@ def test_a_dry_run_trains_ratios_on_a_made_up_base() -> None:
     trainer = make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
     trainer.observe(gaussians(0), torch.arange(BATCH) % STREAMS)
     assert trainer.update(2048) is None
-    trainer.try_base(2048)
+    try_base(trainer, 2048)
     assert trainer.update(2048) is not None
 
 
@@ -138,7 +142,7 @@ def test_a_gaussian_posterior_leaves_nothing_to_a_ratio_on_its_moments() -> None
 def test_amortised_posteriors_are_drawn_anew_at_every_update() -> None:
     trainer = with_moments()
     streams = torch.arange(STREAMS).repeat_interleave(500)
-    one, other = (trainer._posterior_draws(StreamNoise(0, name, 0, streams), streams, 1)[:, 0] for name in "ab")
+    one, other = (trainer.latents.draw_posteriors(StreamNoise(0, name, 0, streams), streams, 1)[:, 0] for name in "ab")
     assert not torch.isin(one, other).any()
     torch.testing.assert_close(one.std(0), torch.tensor([0.34, 4.09]).sqrt(), rtol=0.1, atol=0)
 
@@ -152,8 +156,7 @@ def test_the_base_comes_back_with_the_rest(num_components: int, num_fits: int) -
     first.state = SETTLED
     assert isinstance(first.decide(GOOD, 2048 + END), Advance)
     second.engine.load_state(first.engine.state())
-    bare = RatioSequence(StandardNormal(2), first.prior.network, first.prior.weights)
-    second.restore(bare, tables_of(first), first.values())
+    restore(second, first, tables_of(first), first.values())
     z = torch.randn(7, 2)
     assert torch.equal(second.prior.log_density(z), first.prior.log_density(z))
     for trainer in (first, second):
@@ -167,11 +170,18 @@ def test_back_before_the_base_was_fitted_it_is_the_standard_normal_again() -> No
     trainer = with_moments(chains)
     before, values = tables_of(trainer), trainer.values()
     fitted = [prior_after(trainer)]
-    trainer.restore(trainer.prior, before, values)
+    restore(trainer, trainer, before, values)
     assert isinstance(trainer.prior.base, StandardNormal)
     fitted.append(prior_after(trainer))
     z = torch.randn(7, 2)
     assert torch.equal(fitted[0].log_density(z), fitted[1].log_density(z))
+
+
+def restore(trainer: StageTrainer, saved: StageTrainer, tables: dict[Span, Tensor], values: dict[str, Any]) -> None:
+    """What a run does with a checkpoint, its engine apart."""
+    trainer.load_values(values)
+    trainer.latents.restore(tables)
+    trainer.take_frozen([saved.prior.stage_weights(k + 1) for k in range(saved.prior.num_stages)])
 
 
 def prior_after(trainer: StageTrainer) -> RatioSequence:
@@ -183,9 +193,9 @@ def prior_after(trainer: StageTrainer) -> RatioSequence:
 
 def test_a_buffer_of_samples_is_not_taken_for_one_of_gaussians() -> None:
     trainer = make_trainer(chains=MOMENTS, stages=BUFFERED, amortised=True)
-    trainer.check_shapes(trainer.shapes())
+    trainer.latents.check_shapes(trainer.latents.shapes())
     with pytest.raises(ConfigError, match=r"buffer/z in another shape"):
-        trainer.check_shapes(make_trainer(chains=MOMENTS, stages=BUFFERED).shapes())
+        trainer.latents.check_shapes(make_trainer(chains=MOMENTS, stages=BUFFERED).latents.shapes())
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -222,7 +232,8 @@ def test_an_update_is_made_at_the_rate_of_the_schedule(state: StageState, factor
 def test_the_chains_of_evidence_are_not_those_of_training(equilibrate: str) -> None:
     trainer = make_trainer(chains=CHAINS.model_copy(update={"equilibrate": equilibrate}))
     for _ in range(2):
-        assert torch.cat([trainer.pool.rows, trainer.held_out_pool.rows]).unique(dim=0).shape[0] == 512
+        pools = trainer.latents.pools
+        assert torch.cat([pools.training.rows, pools.held_out.rows]).unique(dim=0).shape[0] == 512
         trainer.state = SETTLED
         trainer.decide(GOOD, END)
 
@@ -253,12 +264,12 @@ def test_advancing_freezes_the_ratio_and_starts_the_next_from_zero() -> None:
     trainer = make_trainer()
     train(trainer, 0, 2)
     trainer.state = SETTLED
-    frozen, pool = trainer.engine.full_weights(), trainer.pool.rows.clone()
+    frozen, pool = trainer.engine.full_weights(), trainer.latents.pools.training.rows.clone()
     assert isinstance(trainer.decide(GOOD, END), Advance)
     assert trainer.state == StageState(stage=2, started=END)
     assert equal(trainer.prior.stage_weights(1), frozen)
     assert not trainer.engine(torch.randn(5, 2)).any()
-    assert not torch.equal(trainer.pool.rows, pool)
+    assert not torch.equal(trainer.latents.pools.training.rows, pool)
     assert int(trainer.engine.state()["step"]) == 0
 
 
@@ -276,7 +287,7 @@ def test_a_finish_without_gain_drops_the_ratio_and_one_at_the_last_stage_keeps_i
 def test_a_roll_back_starts_the_ratio_again_from_other_weights_and_keeps_prior_and_chains() -> None:
     trainer = make_trainer()
     train(trainer, 0, 1)
-    before, pool = trainer.engine.full_weights(), trainer.pool.rows.clone()
+    before, pool = trainer.engine.full_weights(), trainer.latents.pools.training.rows.clone()
     assert isinstance(trainer.decide(Evidence(**{**vars(GOOD), "loss": float("nan")}), END), RollBack)
     first = trainer.engine.full_weights()
     assert isinstance(trainer.decide(Evidence(**{**vars(GOOD), "loss": float("nan")}), END), RollBack)
@@ -286,27 +297,27 @@ def test_a_roll_back_starts_the_ratio_again_from_other_weights_and_keeps_prior_a
     assert not trainer.engine(torch.randn(5, 2)).any()
     assert trainer.state.rate_scale == 0.25
     assert trainer.is_first_stage
-    assert torch.equal(trainer.pool.rows, pool)
+    assert torch.equal(trainer.latents.pools.training.rows, pool)
 
 
 def test_training_and_measuring_move_only_their_own_chains() -> None:
     trainer = make_trainer()
     trainer.state = SETTLED
     trainer.decide(GOOD, END)
-    pool, held_out = trainer.pool.rows.clone(), trainer.held_out_pool.rows.clone()
+    pool, held_out = trainer.latents.pools.training.rows.clone(), trainer.latents.pools.held_out.rows.clone()
     trainer.observe(posterior(0), torch.arange(BATCH) % STREAMS)
     trainer.advance_prior(END)
     trainer.update(END)
-    assert torch.equal(trainer.held_out_pool.rows, held_out)
-    assert not torch.equal(trainer.pool.rows, pool)
-    pool = trainer.pool.rows.clone()
+    assert torch.equal(trainer.latents.pools.held_out.rows, held_out)
+    assert not torch.equal(trainer.latents.pools.training.rows, pool)
+    pool = trainer.latents.pools.training.rows.clone()
     trainer.evidence(posterior(0), END)
-    assert torch.equal(trainer.pool.rows, pool)
-    assert not torch.equal(trainer.held_out_pool.rows, held_out)
+    assert torch.equal(trainer.latents.pools.training.rows, pool)
+    assert not torch.equal(trainer.latents.pools.held_out.rows, held_out)
 
 
 def tables_of(trainer: StageTrainer) -> dict[Span, torch.Tensor]:
-    return {one.span: one.values.clone() for one in trainer.share()}
+    return {one.span: one.values.clone() for one in trainer.latents.share()}
 
 
 @pytest.mark.parametrize("interruption", [1, 9, 13])
@@ -317,7 +328,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(interruption: int) -> None:
     first, second = make_trainer(), make_trainer()
     kinds_before = train(first, 0, interruption)
     second.engine.load_state(first.engine.state())
-    second.restore(first.prior, tables_of(first), first.values())
+    restore(second, first, tables_of(first), first.values())
     assert kinds_before + train(second, interruption, 20) == kinds
     assert second.state == whole.state
     assert equal(second.engine.state(), whole.engine.state())
@@ -347,7 +358,7 @@ def test_only_sequential_monte_carlo_gives_far_modes_their_share(equilibrate: st
         trainer.state = SETTLED
         trainer.decide(GOOD, END)
         trainer.engine.reset({"scale": torch.zeros(())})
-    z = trainer.pool.rows[:, 0]
+    z = trainer.latents.pools.training.rows[:, 0]
     assert float((z > 0).float().mean()) == pytest.approx(share, abs=0.04)
     assert float(z.abs().mean()) == pytest.approx(2.5, abs=0.03)
     assert float(z.abs().std()) == pytest.approx(0.3, abs=0.02)

@@ -135,11 +135,11 @@ def test_an_average_forgets_half_in_its_half_life() -> None:
         now = 1.0
 
     engine = Weights()
-    average = AverageWeights(engine)  # type: ignore[arg-type]
+    average = AverageWeights(engine, World.alone())  # type: ignore[arg-type]
     engine.now = 0.0
     for _ in range(10):
         average.update(0.1)
-    values = {one.span.name: one.values for one in average.share(World.alone())}
+    values = {one.span.name: one.values for one in average.share()}
     torch.testing.assert_close(values["w"], torch.full((2,), 0.5, dtype=torch.float64))
     assert int(values["n"]) == 0
 
@@ -150,14 +150,14 @@ def test_averaged_weights_are_saved_for_any_world_restored_and_loaded(tiny: RunC
     run_until(config)
     run = open_run(config, World.alone(), StopSignal())
     assert run.average is not None
-    averaged = {one.span.name: one.values.clone() for one in run.average.share(World.alone())}
+    averaged = {one.span.name: one.values.clone() for one in run.average.share()}
     loaded = ebmscale.load(run_storage(config).url).networks.state_dict()
     assert all(torch.equal(loaded[name].flatten(), averaged[name].flatten()) for name in loaded)
     assert not same(loaded, run.generator.full_weights())
-    ranks = [World(rank, 3, World.alone().device) for rank in range(3)]
-    pieces = {one.span: one.values.clone() for world in ranks for one in run.average.share(world)}
+    ranks = [AverageWeights(run.generator, World(rank, 3, World.alone().device)) for rank in range(3)]
+    pieces = {one.span: one.values.clone() for of_rank in ranks for one in of_rank.share()}
     assert sum(len(values.flatten()) for values in pieces.values()) == sum(w.numel() for w in loaded.values())
-    assert max(len(run.average.share(world)) for world in ranks) < len(loaded)  # the ranks share the writing
+    assert max(len(of_rank.share()) for of_rank in ranks) < len(loaded)  # the ranks share the writing
     run.close()
 
 

@@ -26,7 +26,7 @@ def test_a_meter_goes_on_from_its_state() -> None:
         straight.add("a", value)
     for value in values[:4]:
         first.add("a", value)
-    second.load_state(json.loads(json.dumps(first.state())))
+    second.load_values(json.loads(json.dumps(first.values())))
     for value in values[4:]:
         second.add("a", value)
     assert second.reduce(World.alone()) == straight.reduce(World.alone())
@@ -40,10 +40,10 @@ def test_time_between_runs_is_not_spent(monkeypatch: pytest.MonkeyPatch) -> None
     with timer.part("data"):
         wall[0], cpu[0] = wall[0] + 2.0, cpu[0] + 1.0
     wall[0] += 1.0
-    state = timer.state()
+    state = timer.values()
     wall[0], cpu[0] = wall[0] + 50.0, cpu[0] + 5.0
     resumed = PartTimer(torch.device("cpu"))
-    resumed.load_state(state)
+    resumed.load_values(state)
     wall[0], cpu[0] = wall[0] + 4.0, cpu[0] + 3.0
     taken = resumed.take()
     assert taken["data_s"] == pytest.approx(2.0)

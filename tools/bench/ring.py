@@ -26,6 +26,7 @@ from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.density.schedule import Advance, Finish
 from ebmscale.networks import build_ratio_net
 from ebmscale.seeds import torch_generator
+from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.training.engine import EngineSettings, OptimizerSettings
 from ebmscale.training.engines import make_engine
@@ -140,7 +141,8 @@ def make_trainer(
     settings = OptimizerSettings(optimizer.rate, optimizer.betas, clip_norm=optimizer.clip_norm)
     engine = make_engine(network, settings, EngineSettings(), world)
     prior = RatioSequence(StandardNormal(2), network)
-    return StageTrainer(engine, prior, stages, chains, optimizer, world, seed, num_streams=1, target_moves=False)
+    of_ratios = RatioSettings(stages, chains, optimizer, seed, num_streams=1, target_moves=False)
+    return StageTrainer(engine, prior, of_ratios, world)
 
 
 def single_stage(num_updates: int) -> StagesBlock:

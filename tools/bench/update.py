@@ -66,7 +66,7 @@ def open_ours(folder: Path, precision: str, kernel: str) -> Run:
     weights = run.stages.engine.full_weights()
     generator = torch_generator(0, "frozen")
     frozen = {name: 0.05 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
-    run.stages.prior = run.stages.prior.append(frozen)
+    run.stages.take_frozen([frozen])
     return run
 
 
@@ -77,7 +77,7 @@ def make_update(run: Run) -> Callable[[], None]:
     def update() -> None:
         batch = next(batches)
         train_batch(run, batch)
-        run.samples_seen = batch.end
+        run.finish(batch)
 
     return update
 

@@ -1,0 +1,105 @@
+"""What training needs of whatever trains the ratios: `StageTrainer`, or `LiveTrainer` for a prior that is live."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ebmscale.density.evidence import Evidence
+from ebmscale.density.langevin import ChainTrace
+from ebmscale.density.prior import RatioSequence
+from ebmscale.density.schedule import Decision, StageState
+from ebmscale.model.saved_part import SavedPart
+from ebmscale.stages.latents import Latents
+from ebmscale.stages.ratio_engine import RatioEngine
+from ebmscale.stages.ratio_settings import RatioSettings
+from ebmscale.stages.ratio_updates import RatioReport
+
+
+class RatioTrainer(Protocol):
+    """Trains ratios on posterior latents, and keeps the prior that they make.
+
+    A batch is `observe`, `advance_prior` and `update`; a measurement is `evidence` and `decide`. A restore is
+    `load_values`, `restore` of every part, and `take_frozen`.
+
+    Attributes:
+        engine: of the ratio network.
+        settings: how ratios are trained and the prior is sampled.
+        latents: the buffer of posteriors, the chains and the base.
+        prior: p_k now.
+        state: where the stage is.
+        trace: of the prior chains that moved last.
+    """
+
+    engine: RatioEngine
+    settings: RatioSettings
+    latents: Latents
+    prior: RatioSequence
+    state: StageState
+    trace: ChainTrace | None
+
+    @property
+    def parts(self) -> dict[str, SavedPart]:
+        """What a checkpoint keeps as tensors, by name; the frozen ratios are written apart."""
+        ...
+
+    @property
+    def frozen(self) -> RatioSequence:
+        """The base with the ratios that are frozen."""
+        ...
+
+    def trains_at(self, position: int) -> bool:
+        """Whether a ratio is in training at `samples_seen` (collective until there is something to train on)."""
+        ...
+
+    def observe(self, posterior: Tensor, streams: Tensor) -> None:
+        """Takes the posteriors of a batch (see `Latents.observe`)."""
+        ...
+
+    def advance_prior(self, position: int) -> None:
+        """Moves the prior chains that the updates of this batch draw from."""
+        ...
+
+    def fit_base(self, position: int) -> None:
+        """Fits the base to the buffer (collective); `update` does so where it is due."""
+        ...
+
+    def update(self, position: int, rate_scale: float = 1.0, limit: float = math.inf) -> RatioReport | None:
+        """`updates_per_batch` updates; None when there is nothing to train yet or any more (collective).
+
+        Args:
+            position: `samples_seen` at the start of the batch.
+            rate_scale: factor of the learning rate.
+            limit: an update whose loss on any rank is above it is left out, as one that is not finite.
+        """
+        ...
+
+    def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
+        """Held-out evidence, the same on every rank (collective).
+
+        Args:
+            z_held_out: (B, Z) this rank's held-out posterior latents.
+            position: `samples_seen`.
+        """
+        ...
+
+    def decide(self, evidence: Evidence, position: int) -> Decision:
+        """The scheduler's decision on this evidence, carried out (collective)."""
+        ...
+
+    def shift(self, num_samples: int) -> None:
+        """Sets the clock of the stage on by so many samples, in which it did not train."""
+        ...
+
+    def values(self) -> dict[str, Any]:
+        """The plain values that `load_values` takes."""
+        ...
+
+    def load_values(self, values: dict[str, Any]) -> None:
+        """Takes what `values` gave."""
+        ...
+
+    def take_frozen(self, ratios: Sequence[Mapping[str, Tensor]]) -> None:
+        """Makes the prior anew from the base and the weights of frozen ratios, in the order of their stages."""
+        ...

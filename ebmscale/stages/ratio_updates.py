@@ -1,0 +1,80 @@
+"""The updates of a batch: one engine, a seeded noise for this rank's rows, and a loss for every update.
+
+Shapes: B rows of this rank, N points, Z latent.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ebmscale.density.losses import spoil
+from ebmscale.density.prior import RatioSequence
+from ebmscale.seeds import StreamNoise
+from ebmscale.stages.ratio_engine import RatioEngine
+from ebmscale.stages.ratio_settings import RatioSettings
+from ebmscale.world import World, owned_rows
+
+Losses = Callable[[StreamNoise, Tensor], Iterator[Tensor]]
+"""From the noise of this rank's rows and their streams (B,) to the loss of every update.
+
+A loss is computed when it is asked for, so under the weights that the update before it left.
+"""
+
+
+@dataclass(frozen=True)
+class RatioReport:
+    """What the ratio updates of one batch gave; `bad`: an update was left out (see `training.guard`)."""
+
+    loss: Tensor
+    grad_norm: float
+    bad: bool
+
+
+class RatioUpdates:
+    """Makes the updates of the ratio network.
+
+    Args:
+        engine: of the network.
+        settings: how ratios are trained.
+        world: this process's place.
+
+    Attributes:
+        grad_norm: of the last update that was not left out.
+    """
+
+    def __init__(self, engine: RatioEngine, settings: RatioSettings, world: World):
+        self.grad_norm = 0.0
+        self._engine, self._settings, self._world = engine, settings, world
+
+    def make(self, position: int, losses: Losses, rate: float, limit: float) -> RatioReport:
+        """The updates of a batch (collective).
+
+        Args:
+            position: `samples_seen` at the start of the batch.
+            losses: of the updates.
+            rate: the learning rate.
+            limit: an update whose loss on any rank is above it is left out, as one that is not finite.
+        """
+        stages, num_streams = self._settings.stages, self._settings.num_streams
+        rows = owned_rows(stages.batch_size, num_streams, self._world)
+        streams = rows % num_streams
+        noise = StreamNoise(self._settings.seed, "ratio", position, streams, self._world.device)
+        share = len(rows) * self._world.size / stages.batch_size  # makes the ranks' average the global mean
+        total, bad = torch.zeros((), device=self._world.device), False
+        for loss in losses(noise, streams):
+            total += loss.detach()
+            self._engine.backward(spoil(loss, loss, limit) * share)
+            norm = self._engine.step(rate)
+            if math.isfinite(norm):
+                self.grad_norm = norm
+            else:
+                bad = True
+        return RatioReport(total / stages.updates_per_batch, self.grad_norm, bad)
+
+    def log_ratio(self, prior: RatioSequence, z: Tensor) -> Tensor:
+        """The network's values at latents (..., N, Z) in the prior's coordinates, in fp32."""
+        dtype = next(self._engine.module.parameters()).dtype
+        return self._engine(prior.coordinates(z).to(dtype)).float()
