@@ -1,7 +1,7 @@
 """Payload bytes to images, one decoder per encoding.
 
 raw: the numbers in the order of their dimensions (of images C, H, W), little-endian.
-png, jpeg: `pack` writes grey and RGB of 8 bits; files of others may be of any mode that `pixels.to_eight_bits` takes.
+png, jpeg: `pack` writes grey and RGB of 8 bits; foreign files may be of any mode that `pixels.to_eight_bits` takes.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Records to shards and, written last, their manifest. A pack that was killed goes on when it is called again."""
+"""Write records as shards, and their manifest last. A pack that was killed continues when it is called again."""
 
 import itertools
 import zlib
@@ -37,8 +37,8 @@ def pack(
 
     Args:
         source: what to write; its records come part after part.
-        storage: where to; existing files of the same names are replaced.
-        encoding: raw, png or jpeg; None: what `choose_encoding` says.
+        storage: where the shards go; existing files of the same names are replaced.
+        encoding: raw, png or jpeg; None: as `choose_encoding` chooses.
         shard_samples: a shard ends after this many samples,
         shard_bytes: or when its file reaches this many bytes, whichever comes first. One shard is held in memory.
         num_threads: that load and encode images; None: as many as there are cores.
@@ -100,10 +100,10 @@ def _all_shards(
     shard_bytes: int,
     num_threads: int | None,
 ) -> Iterator[tuple[Shard, bytes | None]]:
-    """The finished shards, without bytes, then the records that are left, cut into shards of one part each."""
+    """The finished shards, without bytes, then the remaining records in shards of one part each."""
     records = source.records()
     for shard in list(finished):
-        _pass_over(records, shard, source, encoding)
+        _skip_finished(records, shard, source, encoding)
         yield shard, None
     numbers: dict[str, int] = {}  # shards begun, per part
     for shard in finished:
@@ -124,10 +124,10 @@ def _all_shards(
         yield writer.finish()
 
 
-def _pass_over(records: Iterator[Record], shard: Shard, source: Source, encoding: str) -> None:
-    """Skip the records of a finished shard without decoding them; they must be the ones that it was made of.
+def _skip_finished(records: Iterator[Record], shard: Shard, source: Source, encoding: str) -> None:
+    """Skip the records of a finished shard without decoding them; they must be those of the shard.
 
-    Compared are keys, labels and, of arrays that are stored raw, the numbers.
+    Keys and labels are compared, and the numbers of arrays that are stored raw.
     """
     passed = list(itertools.islice(records, shard.num_samples))
     same = [(record.key, record.label) for record in passed] == list(zip(shard.keys, shard.labels, strict=True))

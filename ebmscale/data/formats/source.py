@@ -40,10 +40,9 @@ class Source:
         classes: the label's names, empty where samples have no labels.
         counts: number of records of each part, in the order in which they come.
         records: starts the iteration over all records, part after part, always in the same order.
-        num_skipped: files that were passed over because they are no images.
-        files: what is read on this machine, from which `packed` tells whether the source changed; none where it is not
-            known.
-        notes: what a user should know of how the files were read, a phrase each.
+        num_skipped: files that were skipped because they are no images.
+        files: the local files of the source, by which `packed` sees whether it changed; empty if they are not known.
+        notes: what a user should know about how the files were read, a phrase each.
     """
 
     name: str
@@ -121,7 +120,7 @@ def local_source(src: str) -> Path:
 
 
 def check_file(path: Path) -> None:
-    """Refuses what would never end, or is no file; DataError says what it is."""
+    """Refuses a folder, and a pipe or a device, whose reading might never end; DataError says what it is."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise DataError(f"{printable(path)} is {kind} where a file belongs; take it away.")
