@@ -10,7 +10,10 @@ from ebmscale.cli.outputs import ADDRESS
 @cli.command(epilog=example("ebmscale inspect runs/digits"))
 @click.argument("url", type=ADDRESS)
 def inspect(url: str) -> None:
-    """Show what the run, the export or the set of shards at URL holds, and verify its checksums."""
+    """Show what URL holds, and verify its checksums.
+
+    URL is a run, an export or a set of shards.
+    """
     from ebmscale.model.inspection import inspect as examine  # noqa: PLC0415
 
     found = examine(url)
@@ -25,7 +28,7 @@ def inspect(url: str) -> None:
 
 @cli.command(epilog=example("ebmscale doctor"))
 def doctor() -> None:
-    """Show what this machine can do, what is missing, and how to get it."""
+    """Show what this machine can do, and how to get what is missing."""
     from ebmscale.runtime.doctor import examine  # noqa: PLC0415
 
     table = Table("", "what", "detail")

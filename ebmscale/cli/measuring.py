@@ -104,7 +104,10 @@ def evaluate(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
 @device_option
 def score(run: str, url: str, out: str, seed: int, device: str) -> None:
-    """Score the images of the packed set at URL by RUN's model: the higher the score, the less likely the image."""
+    """Score the images of the packed set at URL by RUN's model.
+
+    The higher the score, the less likely the image.
+    """
     from ebmscale.evaluate.images import open_all_images  # noqa: PLC0415
     from ebmscale.evaluate.score_file import FORMATS, write_scores  # noqa: PLC0415
     from ebmscale.model.latent_model import open_model  # noqa: PLC0415

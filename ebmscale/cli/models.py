@@ -25,7 +25,10 @@ from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
     help="chain: Langevin chains. smc: sequential Monte Carlo along the stages. sir: draws of p_0, resampled.",
 )
 def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: str) -> None:
-    """Draw samples from RUN's newest valid checkpoint or from an export, with a check of their quality."""
+    """Draw samples from RUN's newest valid checkpoint.
+
+    RUN may also be an export. The command prints diagnostics of the samples.
+    """
     from ebmscale.evaluate.sampling import draw  # noqa: PLC0415
     from ebmscale.model.pixels import to_images  # noqa: PLC0415
     from ebmscale.report.run_report import sample_grid  # noqa: PLC0415
@@ -61,7 +64,10 @@ def report(run: str) -> None:
 @click.argument("run", type=ADDRESS)
 @click.argument("folder", metavar="DIR", type=ADDRESS)
 def export(run: str, folder: str) -> None:
-    """Write RUN's model to DIR as safetensors and JSON; `ebmscale.load` opens it without Ray or DeepSpeed."""
+    """Write RUN's model to DIR as safetensors and JSON.
+
+    `ebmscale.load` opens it without Ray or DeepSpeed.
+    """
     target = output_folder(folder)
     model = ebmscale.load(run)
     model.export(target)

@@ -50,9 +50,10 @@ def ratio(
     seed: int,
     out: str | None,
 ) -> None:
-    """Fit log q - log p to the samples in P and Q (.npy, .npz or shards), and estimate the KL divergence of q from p.
+    """Fit log q - log p to the samples in P and Q.
 
-    With --base normal p is the standard normal and P is not read: write - for it.
+    P and Q are .npy or .npz files or packed sets. The KL divergence of q from p is estimated too. With --base normal p
+    is the standard normal and P is not read: write - for it.
     """
     from ebmscale.density.prior import StandardNormal  # noqa: PLC0415 (commands import what they use)
     from ebmscale.ratios import FitSettings, fit_ratio  # noqa: PLC0415

@@ -137,7 +137,10 @@ def submit(
 def plan(
     config_file: str, overrides: tuple[str, ...], workers: str, bandwidth_gbit: float, latency_us: float, measure: bool
 ) -> None:
-    """Forecast memory, messages, time and efficiency of a run on many workers, from one worker on this machine."""
+    """Forecast time, memory and messages of a run on many workers.
+
+    The forecast starts from one worker, which is measured on this machine.
+    """
     from ebmscale.forecast.plan import Network  # noqa: PLC0415
     from ebmscale.forecast.plan import plan as forecast  # noqa: PLC0415
     from ebmscale.forecast.table import assumption_lines, breakdown_table, forecast_table  # noqa: PLC0415
@@ -169,10 +172,11 @@ def compare(
     jobs: int,
     features: str | None,
 ) -> None:
-    """Train and evaluate the rows of FILE under one budget, each with several seeds, to one table and one page.
+    """Train and evaluate the rows of FILE under one budget.
 
-    FILE is a comparison (see configs/compare/) or a training configuration. Of a configuration every method is a row.
-    The same command continues a comparison that stopped.
+    Every row is trained with several seeds; the results are one table and one page. FILE is a comparison (see
+    configs/compare/) or a training configuration. Of a configuration every method is a row. The same command continues
+    a comparison that stopped.
     """
     from ebmscale.compare import compare as run_comparison  # noqa: PLC0415
     from ebmscale.forecast.dry_run import dry_run  # noqa: PLC0415

@@ -42,7 +42,9 @@ def pack(
     shard_samples: int,
     threads: int | None,
 ) -> None:
-    """Pack the data set at SRC into shards at URL. The same command continues a pack that was interrupted.
+    """Pack the data set at SRC into shards at URL.
+
+    The same command continues a pack that was interrupted.
 
     FORMAT is digits (embedded; SRC is -), idx (the MNIST family), cifar10, svhn, celeba, folder (any images; the class
     is the first folder below) or npy (arrays or latents: .npy, .npz or a folder of .npy).
@@ -79,10 +81,10 @@ def pack(
     "--mirror", metavar="URL", type=ADDRESS, help="An address that has the same files, instead of the official ones."
 )
 def fetch(name: str, folder: str, mirror: str | None) -> None:
-    """Download the official files of a data set to DIR, and verify their checksums.
+    """Download the official files of a data set to DIR.
 
-    NAME is mnist, fashion_mnist, cifar10 or svhn. For celeba the command says how to get the files. The same command
-    continues a download that was interrupted.
+    Checksums are verified. NAME is mnist, fashion_mnist, cifar10 or svhn. For celeba the command says how to get the
+    files. The same command continues a download that was interrupted.
     """
     from ebmscale.data.fetch import fetch as download  # noqa: PLC0415
 
@@ -102,10 +104,10 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
 @click.argument("url", type=ADDRESS)
 @click.option("--shape", metavar="C,H,W", help="Shape of raw .bin members, which do not contain it.")
 def index(url: str, shape: str | None) -> None:
-    """Write the manifest of WebDataset shards that others made, so that they can be trained on.
+    """Write the manifest of WebDataset shards that others made.
 
-    Every shard at URL is read once. The words train, val and test in a shard's name say its part. The last line counts
-    what was left out of the set.
+    With it the shards can be trained on. Every shard at URL is read once. The words train, val and test in a shard's
+    name say its part. The last line counts what was left out of the set.
     """
     from ebmscale.data.index import index as write_manifest  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415

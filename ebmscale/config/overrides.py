@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ebmscale.config.keys import field_types, nested_blocks
+from ebmscale.config.removed import REMOVED
 from ebmscale.documents import excerpt, is_unicode, read_scalar, read_yaml
 from ebmscale.errors import ConfigError
 
@@ -28,7 +29,8 @@ def apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel])
         raise ConfigError(f"{what} is not text in UTF-8; rename the file or folder that it names.")
     if not equals or not key:
         raise ConfigError(f"cannot read {what}: write it as key=value, e.g. train.batch_size=64.")
-    set_key(tree, key, _value(text, _types_at(schema, key), what))
+    types = frozenset({object}) if key in REMOVED else _types_at(schema, key)
+    set_key(tree, key, _value(text, types, what))
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
