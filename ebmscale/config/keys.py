@@ -66,7 +66,7 @@ def nested_blocks(annotation: Any) -> list[type[BaseModel]]:
 def field_types(annotation: Any) -> frozenset[type]:
     """The types of what a field of this annotation may hold: str, int, float, bool, NoneType, a container, a block.
 
-    A field of any value has the type `object`.
+    A field of any value has the type `object`. An address is text.
     """
     found: set[type] = set()
     for kind in _alternatives(annotation):
@@ -74,8 +74,13 @@ def field_types(annotation: Any) -> frozenset[type]:
             found |= {type(value) for value in get_args(kind)}
         else:
             outer = get_origin(kind) or kind
-            found.add(outer if isinstance(outer, type) else object)
+            found.add(_plain(outer) if isinstance(outer, type) else object)
     return frozenset(found)
+
+
+def _plain(kind: type) -> type:
+    """`str` for a kind of text such as an address, else the type itself."""
+    return str if issubclass(kind, str) else kind
 
 
 def check_type(value: Any, annotation: Any) -> None:
