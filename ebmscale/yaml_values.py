@@ -128,7 +128,7 @@ class YamlReader:
     def _value(self, event: yaml.Event, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
-                self._refuse(f"the alias *{excerpt(event.anchor or '')} names nothing that ends before it.")
+                self._refuse(f"the alias *{excerpt(event.anchor or '')} has no anchor that ends before it.")
             return self._copy(self._anchors[event.anchor], depth)
         if isinstance(event, yaml.ScalarEvent):
             value: Any = self._scalar(event)
@@ -172,7 +172,7 @@ class YamlReader:
                 self._refuse("a key must be text.")
             key = self._text(event)
             if key in lines:
-                self._refuse(f"the key {excerpt(key)} stands there a second time (first on line {lines[key]}).")
+                self._refuse(f"the key {excerpt(key)} is given a second time (first on line {lines[key]}).")
             lines[key] = self._line
             value = self._value(self._next(), depth + 1)
             if key == "<<" and event.style is None:

@@ -128,7 +128,7 @@ def test_an_override_of_no_clear_value_is_refused(override, said):
         ("run: {name: 2026-11-29}", "quote it as '2026-11-29'"),
         ("run: {name: a, seed: '1'}", "valid integer"),
         ("run: {name: a, seed: true}", "valid integer"),
-        ("run: {name: a, seed: 1, seed: 2}", "line 1: the key seed stands there a second time"),
+        ("run: {name: a, seed: 1, seed: 2}", "line 1: the key seed is given a second time"),
     ],
 )
 def test_a_file_of_no_clear_value_is_refused(tmp_path, line, said):

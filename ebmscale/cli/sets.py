@@ -55,7 +55,7 @@ def pack(
     from ebmscale.data.formats import open_source  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
-    from ebmscale.data.packed import packed  # noqa: PLC0415
+    from ebmscale.data.packed import packed_manifest  # noqa: PLC0415
 
     storage = output_folder(url)
     source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
@@ -65,7 +65,7 @@ def pack(
         def show(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        already = packed(source, storage, encoding, num_threads=threads, progress=show)
+        already = packed_manifest(source, storage, encoding, num_threads=threads, progress=show)
         manifest = already or write_shards(
             source, storage, encoding=encoding, shard_samples=shard_samples, num_threads=threads, progress=show
         )

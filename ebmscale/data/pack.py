@@ -11,7 +11,7 @@ import numpy as np
 from ebmscale.data.encode import ENDINGS, choose_encoding, encode_all, encode_raw
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest, Shard
-from ebmscale.data.packed import DESCRIBED, packed
+from ebmscale.data.packed import DESCRIBED, packed_manifest
 from ebmscale.data.partial import Partial
 from ebmscale.data.shard_writer import ShardWriter
 from ebmscale.data.source_record import FILE as SOURCE_FILE
@@ -30,7 +30,7 @@ def pack(
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Write a source as shards; a set that is already there is returned as it is (see `packed`).
+    """Write a source as shards; a set that is already there is returned as it is (see `packed_manifest`).
 
     Shards that an earlier, interrupted call with the same arguments finished are kept and not read again. The result
     is the same, byte for byte, as that of a call without interruption.
@@ -48,7 +48,7 @@ def pack(
         ConfigError: the encoding is unknown or cannot hold such images.
         DataError: the address holds another set, or a record does not fit the source's description.
     """
-    if (already := packed(source, storage, encoding, num_threads=num_threads, progress=progress)) is not None:
+    if (already := packed_manifest(source, storage, encoding, num_threads=num_threads, progress=progress)) is not None:
         return already
     encoding = choose_encoding(source, encoding)
     total = sum(source.counts.values())

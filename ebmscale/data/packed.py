@@ -22,7 +22,7 @@ CHEAP_BYTES = 256 << 20  # arrays up to this are always compared number by numbe
 Progress = Callable[[int, int], None]
 
 
-def packed(
+def packed_manifest(
     source: Source,
     storage: Storage,
     encoding: str | None = None,

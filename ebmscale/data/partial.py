@@ -38,7 +38,7 @@ class Partial:
             what = "whose source changed since" if changed == ["source"] else "of another set or with other options"
             raise DataError(
                 f"{storage.url} holds an unfinished pack {what} (other {', '.join(changed)}); "
-                "repeat that command, pack to another address, or delete what is there."
+                "run that command again, pack to another address, or delete what is there."
             )
         self.shards = self._finished()
 

@@ -56,7 +56,7 @@ def parts_of(names: Iterable[str], where: str) -> dict[str, str] | None:
         found = {name: part for name, part in found.items() if name.lower() in _NO_CLASS}
     if found and others:
         raise DataError(
-            f"{where} holds {', '.join(sorted(found)[:6])}, which says a part of the set, and beside it "
+            f"{where} holds {', '.join(sorted(found)[:6])}, whose name says a part of the set, and beside it "
             f"{', '.join(others[:3])}, whose part is not known; move that away or into one of the parts."
         )
     return found or None

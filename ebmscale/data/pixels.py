@@ -18,7 +18,7 @@ MODES = {
 _ALPHA = {"LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB"}
 MOST_PIXELS = 1 << 26  # of a picture, 8192 x 8192: a small file can claim any number of them
 _ORIENTATION = 0x0112  # the EXIF tag
-_TURNS = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -74,7 +74,7 @@ def orientation(image: Image.Image) -> int:
 
 def upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF tag says."""
-    turn = _TURNS.get(orientation(image))
+    turn = _TRANSPOSES.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 

@@ -41,7 +41,7 @@ class Source:
         counts: number of records of each part, in the order in which they come.
         records: starts the iteration over all records, part after part, always in the same order.
         num_skipped: files that were skipped because they are no images.
-        files: the local files of the source, by which `packed` sees whether it changed; empty if they are not known.
+        files: the local files of the source, by which `packed_manifest` sees whether it changed; empty if unknown.
         notes: what a user should know about how the files were read, a phrase each.
     """
 
