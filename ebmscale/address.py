@@ -150,18 +150,18 @@ class Address(str):
 
     @property
     def suffix(self) -> str:
-        """The ending of its last name, `.npz`; empty where it has none."""
+        """The ending of its last name, `.npz`; empty if it has none."""
         base = _before_query(self.real)[0] if self.is_web else self.real
         return os.path.splitext(base.rpartition("/")[2])[1]
 
     @property
     def has_secrets(self) -> bool:
-        """Whether its text hides something."""
+        """Whether its text hides a secret."""
         return not self.is_local and str(self) != _printable(self.real)
 
     @property
     def place(self) -> tuple[str, str]:
-        """Server or bucket (empty where there is none), and the path below it, as they are opened."""
+        """Server or bucket (empty if there is none), and the path below it, as they are opened."""
         if self.is_local or self.scheme == "memory":
             return "", self.real.removeprefix("memory://")
         server, _, path = self.real.partition("://")[2].partition("/")

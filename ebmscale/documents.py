@@ -91,7 +91,7 @@ def read_json(
 
 
 def read_yaml(text: str | bytes, what: str, error: type[EbmscaleError], *, max_bytes: int = 1 << 20) -> Any:
-    """The value of a YAML document, None where it is empty; for the arguments see `read_json`.
+    """The value of a YAML document, None if it is empty; for the arguments see `read_json`.
 
     Raises:
         EbmscaleError: of the class `error`. It is too large, not UTF-8, not YAML, nested deeper than `MAX_DEPTH`, has

@@ -37,7 +37,7 @@ class Unopenable(OSError):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a new attempt may help: time-outs, lost connections, cut bodies, busy or failing servers."""
+    """Whether a new attempt may help: time-outs, lost connections, truncated bodies, busy or failing servers."""
     return any(_passes(one) for one in _chain(error))
 
 

@@ -1,4 +1,4 @@
-"""What this machine has: memory and processors, as far as this process may use them."""
+"""The memory and the processors that this process may use."""
 
 import os
 from pathlib import Path

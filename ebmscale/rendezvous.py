@@ -37,7 +37,7 @@ class RankAndSize(NamedTuple):
 
 
 def rank_and_size(environment: Mapping[str, str]) -> RankAndSize:
-    """This process's place, by RANK and WORLD_SIZE; alone where neither is set.
+    """This process's place, by RANK and WORLD_SIZE; alone if neither is set.
 
     Raises:
         ConfigError: the variables are empty, no numbers, incomplete, or contradict each other.
@@ -56,7 +56,7 @@ def rank_and_size(environment: Mapping[str, str]) -> RankAndSize:
 
 
 def local_rank(environment: Mapping[str, str]) -> int:
-    """LOCAL_RANK, 0 where it is not set.
+    """LOCAL_RANK, 0 if it is not set.
 
     Raises:
         ConfigError: it is empty or no number.
@@ -140,7 +140,7 @@ def _meet(place: RankAndSize, host: str, port: int) -> Any:
 
 
 def _open_store(place: RankAndSize, host: str, port: int, is_host: bool) -> Any:
-    """The store at an address; OSError or RuntimeError where it is not there yet."""
+    """The store at an address; OSError or RuntimeError if it is not there yet."""
     if is_host:
         socket.getaddrinfo(host, port)
     else:

@@ -206,7 +206,7 @@ class Storage:
         return self._try("read", path, ask)
 
     def list(self, path: str = "") -> list[str]:
-        """The sorted names directly below `path`, files and folders; none where nothing has been written yet."""
+        """The sorted names directly below `path`, files and folders; none if nothing has been written yet."""
 
         def ask(fs: Any, place: str) -> list[str]:
             fs.invalidate_cache()

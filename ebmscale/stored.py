@@ -100,7 +100,7 @@ def read_document(
 
 
 def _adapter_of(form: Any) -> TypeAdapter[Any]:
-    """What validates a form; made once, as it takes milliseconds."""
+    """The validator of a form; made once, as that takes milliseconds."""
     if form not in _ADAPTERS:
         _ADAPTERS[form] = TypeAdapter(form)
     return _ADAPTERS[form]

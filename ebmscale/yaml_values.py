@@ -100,7 +100,7 @@ class YamlReader:
         self._anchors: dict[str | None, Any] = {}
 
     def document(self) -> Any:
-        """The value of the whole document, None where it is empty."""
+        """The value of the whole document, None if it is empty."""
         try:
             self._next()
             event = self._next()

@@ -17,7 +17,7 @@ class AddressType(click.ParamType):
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
-        """As it was given."""
+        """The address as it was given."""
         return Address(value)
 
 

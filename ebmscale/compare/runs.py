@@ -91,7 +91,7 @@ def _results(
     say: Callable[[str], None],
     lease: Lease,
 ) -> list[Result]:
-    """Every job carried out; see `compare`."""
+    """Carries out every job; see `compare`."""
     if comparison.budget.cpu_s is not None:
         jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, samples_within, say)
     for job in jobs:
@@ -109,7 +109,7 @@ def _results(
 
 
 def _gathered(runs: list[Future[Result]], stop: StopSignal) -> list[Result]:
-    """What all runs gave, in their order.
+    """The results of all runs, in their order.
 
     Raises:
         Interrupted: a stop was asked for here, or one of the runs was stopped.
@@ -213,7 +213,7 @@ class Pilot(Stored):
 
 
 class ResultRecord(Stored):
-    """What a row of the table measured, and by which training and evaluation."""
+    """The values of a row of the table, and the training and evaluation that gave them."""
 
     wanted: dict[str, Any]
     measured: dict[str, Number]

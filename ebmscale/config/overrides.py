@@ -68,7 +68,7 @@ def _text(text: str, is_optional: bool, what: str) -> str | None:
 
 
 def _flow(text: str, what: str) -> Any:
-    """A list, a mapping or text in quotes. It is read in brackets, so that a comment hides one and is an error."""
+    """A list, a mapping or text in quotes. In brackets a comment is an error, as it hides the last one."""
     values = read_yaml(f"[{text}]", what, ConfigError)
     if not isinstance(values, list) or len(values) != 1:
         raise ConfigError(f"{what} has several values; write a list as [a, b].")
@@ -76,7 +76,7 @@ def _flow(text: str, what: str) -> Any:
 
 
 def _types_at(schema: type[BaseModel], key: str) -> frozenset[type]:
-    """The types of the values that the field at a dotted key takes; none where there is no such field."""
+    """The types of the values that the field at a dotted key takes; none if there is no such field."""
     first, _, rest = key.partition(".")
     field = schema.model_fields.get(first)
     if field is None:

@@ -42,7 +42,7 @@ def locate(i: Number, num_samples: int, num_streams: int) -> Place[Number]:
 
 
 def segment(epoch: int, stream: int, num_samples: int, num_streams: int) -> Interval:
-    """The part of the epoch's sequence that a stream serves; empty where it has no turn (N < S)."""
+    """The part of the epoch's sequence that a stream serves; empty if it has no turn (N < S)."""
     turn = (stream - epoch * num_samples) % num_streams
     short, num_longer = divmod(num_samples, num_streams)
     return Interval(turn * short + min(turn, num_longer), short + (turn < num_longer))

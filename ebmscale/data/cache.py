@@ -37,7 +37,7 @@ class CacheBlock(NamedTuple):
 
 
 def _local(folder: str | os.PathLike[str]) -> Path:
-    """The path of a folder of this machine; ConfigError where the text is something else."""
+    """The path of a local folder; ConfigError if the text is something else."""
     path = Storage.at(folder).local_path()
     if path is None:
         raise ConfigError(f"The cache {folder} is not on this machine; give a local folder.")
@@ -45,7 +45,7 @@ def _local(folder: str | os.PathLike[str]) -> Path:
 
 
 class RangeCache:
-    """`read_ranges` of a storage, with a folder that is asked first. It keeps no file open.
+    """`read_ranges` of a storage that looks in a local folder first. It keeps no file open.
 
     Args:
         storage: where the shards are.

@@ -27,7 +27,7 @@ class Chunk:
     Attributes:
         index: of the chunk, counted over all workers.
         images: (B, C, H, W) of the manifest's dtype.
-        labels: (B,) int64, -1 where none.
+        labels: (B,) int64, -1 if none.
         keys: B keys.
     """
 

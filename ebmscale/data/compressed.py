@@ -68,7 +68,7 @@ class Gunzip:
         self._file, self._what = gzip.GzipFile(fileobj=io.BytesIO(data)), what
 
     def read(self, length: int) -> bytes:
-        """The next bytes, fewer at the end; DataError where the file is damaged."""
+        """The next bytes, fewer at the end; DataError if the file is damaged."""
         try:
             return self._file.read(length)
         except (OSError, EOFError, zlib.error) as error:

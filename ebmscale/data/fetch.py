@@ -214,7 +214,7 @@ def _download(url: Address, part: Path, progress: Progress, sleep: Callable[[flo
 
 
 def _receive(url: Address, part: Path, progress: Progress) -> None:
-    """One request for the bytes that are missing; ConnectionError where the body ends before its announced length."""
+    """One request for the bytes that are missing; ConnectionError if the body ends before its announced length."""
     start = _size(part)
     request = urllib.request.Request(url.real, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.build_opener(_RedirectsToHttp).open(request, timeout=ANSWER_S) as answer:

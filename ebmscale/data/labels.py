@@ -28,7 +28,7 @@ class Numbered(NamedTuple):
 
     Attributes:
         classes: their names.
-        labels: for each label its index into the classes, -1 where there is none.
+        labels: for each label its index into the classes, -1 if there is none.
     """
 
     classes: list[str]
@@ -40,7 +40,7 @@ class LabelError(ValueError):
 
 
 def read_label(ending: str, content: bytes) -> Label | None:
-    """The label in a file KEY.ENDING; None where the file says none (it is empty, or JSON without a label's field).
+    """The label in a file KEY.ENDING; None if the file says none (it is empty, or JSON without a label's field).
 
     Raises:
         LabelError: it is neither a whole number nor a name.

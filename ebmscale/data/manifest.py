@@ -46,7 +46,7 @@ class Shard:
         num_bytes: size of the file.
         sha256: of the whole file, hexadecimal.
         keys: unique in the set.
-        labels: index into the classes; -1 where none.
+        labels: index into the classes; -1 if none.
         offsets: byte of the file at which a sample's image payload begins.
         sizes: bytes of the payload.
         crc32: of the payload.
@@ -85,7 +85,7 @@ class Manifest:
         encoding: how a payload becomes an image, a key of `decode.DECODERS`.
         image_shape: (C, H, W) of images; arrays may have any shape.
         dtype: of the decoded images, "uint8", or another where they are arrays.
-        classes: names of the labels; empty where samples have none.
+        classes: names of the labels; empty if samples have none.
         shards: all shards, part by part.
     """
 
@@ -229,7 +229,7 @@ def _check_shard(manifest: Manifest, shard: Shard) -> None:
 
 
 class ShardCheck(NamedTuple):
-    """What a check of one shard found; `problem` is None where the shard is as the manifest says."""
+    """What a check of one shard found; `problem` is None if the shard is as the manifest says."""
 
     shard: str
     num_samples: int

@@ -68,7 +68,7 @@ class ShardReader:
             samples: (M,) index within the shard.
 
         Returns:
-            images (M, C, H, W) of the manifest's dtype, and sound (M,) bool: False where the sample is damaged (its
+            images (M, C, H, W) of the manifest's dtype, and sound (M,) bool: False if the sample is damaged (its
             image is zeros).
 
         Raises:

@@ -77,7 +77,7 @@ class Sample:
         return f"has no image .{kind.field}, only {', '.join(f'.{name}' for name in there[:4])}"
 
     def label(self) -> tuple[str, Label | LabelError | None]:
-        """Ending and value of the label that counts; ("", None) where there is none."""
+        """Ending and value of the label that counts; ("", None) if there is none."""
         ranked = sorted(self.labels, key=lambda name: (LABEL_ENDINGS.index(_ending(name)), name.count(".")))
         values = [(_ending(name), self.labels[name]) for name in ranked]
         read = [value for value in values if value[1] is not None and not isinstance(value[1], LabelError)]

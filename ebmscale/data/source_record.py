@@ -36,7 +36,7 @@ class SourceRecord:
 
     @classmethod
     def of(cls, source: Source) -> "SourceRecord | None":
-        """The record of a source as it is now; None where its files are not known."""
+        """The record of a source as it is now; None if its files are not known."""
         if not source.files:
             return None
         digest, total = hashlib.sha256(), 0

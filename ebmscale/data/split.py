@@ -32,7 +32,7 @@ class Selection:
     Attributes:
         shards: (N,) int64 index into the manifest's shards, ascending.
         samples: (N,) int64 index into the shard's samples, ascending within a shard.
-        labels: (N,) int64, -1 where none.
+        labels: (N,) int64, -1 if none.
         keys: N keys.
     """
 
@@ -106,7 +106,7 @@ def has_validation_part(manifest: Manifest) -> bool:
 
 
 def class_index(manifest: Manifest, held_out: HeldOutBlock) -> int | None:
-    """The label of the class that is held out, an index into the manifest's classes; None where none is.
+    """The label of the class that is held out, an index into the manifest's classes; None if none is.
 
     Raises:
         ConfigError: the set has no such class.

@@ -37,7 +37,7 @@ class Batch:
 
     Attributes:
         images: (B, C, H, W), uint8 or float32 as the manifest's dtype says.
-        labels: (B,) int64, -1 where none.
+        labels: (B,) int64, -1 if none.
         keys: B keys.
         samples: (B,) int64 index into the split.
         rows: (B,) int64 row in the global batch.
@@ -267,7 +267,7 @@ def read_split(
     `limit` samples stand for the split.
 
     Returns:
-        images (N, C, H, W) of the manifest's dtype, labels (N,) int64 (-1 where none), and N keys.
+        images (N, C, H, W) of the manifest's dtype, labels (N,) int64 (-1 if none), and N keys.
 
     Raises:
         DataError: an empty split, a missing shard, or a damaged sample.

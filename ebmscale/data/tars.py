@@ -28,7 +28,7 @@ class Name(NamedTuple):
 
     @property
     def ending(self) -> str:
-        """Of the file's name, in lower case."""
+        """The ending of the file's name, in lower case."""
         return self.field.rpartition(".")[2]
 
 
@@ -39,7 +39,7 @@ class Member(NamedTuple):
         name: its own.
         content: its bytes, at most one more than the limit of its ending; none of other endings and of links.
         offset: byte of the tar at which the content begins.
-        link: the file that it is a link to; None where it is none.
+        link: the file that it is a link to; None if it is none.
         is_sparse: whether the tar holds it with holes, so that its content does not lie there as it is.
     """
 

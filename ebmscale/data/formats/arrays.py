@@ -78,7 +78,7 @@ def check_numbers(values: np.ndarray, where: str) -> None:
 
 
 def check_labels(labels: np.ndarray, num_samples: int, where: str) -> np.ndarray:
-    """Labels (N,) of N samples, from (N,) or (N, 1); DataError where they are no whole numbers from 0 on."""
+    """Labels (N,) of N samples, from (N,) or (N, 1); DataError if they are no whole numbers from 0 on."""
     flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if flat.shape != (num_samples,) or flat.dtype.kind not in "iu" or flat.min() < 0:
         raise DataError(

@@ -40,7 +40,7 @@ class ImageFile:
     crop: int | None = None
 
     def __call__(self) -> np.ndarray:
-        """Decode the file; DataError where it is damaged."""
+        """Decode the file; DataError if it is damaged."""
         try:
             check_file(self.path)
             with Image.open(self.path) as opened:

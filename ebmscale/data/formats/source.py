@@ -24,7 +24,7 @@ class Record(NamedTuple):
     part: str  # one of `parts.PARTS`, the official split
 
     def load(self) -> np.ndarray:
-        """The image, (C, H, W); DataError where its file is damaged."""
+        """The image, (C, H, W); DataError if its file is damaged."""
         return self.image if isinstance(self.image, np.ndarray) else self.image()
 
 
@@ -37,7 +37,7 @@ class Source:
         format: the key in `FORMATS`.
         image_shape: (C, H, W) of images; arrays may have any shape.
         dtype: NumPy's name of the images' type: "uint8", or "float32" and its like for arrays.
-        classes: the label's names, empty where samples have no labels.
+        classes: the label's names, empty if samples have no labels.
         counts: number of records of each part, in the order in which they come.
         records: starts the iteration over all records, part after part, always in the same order.
         num_skipped: files that were skipped because they are no images.
@@ -104,7 +104,7 @@ def _numbered(stretches: list[Arrays]) -> tuple[list[str], list[Arrays]]:
 
 
 def local_source(src: str) -> Path:
-    """The path of a source on this machine; DataError where there is none."""
+    """The path of a source on this machine; DataError if there is none."""
     try:
         address = Address.parse(src)
     except ValueError as error:
