@@ -111,7 +111,7 @@ def test_a_connection_that_breaks_is_resumed(server, download, pauses, tmp_path)
 
 def test_a_later_call_resumes(server, download, tmp_path):
     server.faults = [100_000] + [(503,)] * ATTEMPTS
-    with pytest.raises(StorageError, match=r"after 5 attempts \(HTTP 503 .*repeat the command"):
+    with pytest.raises(StorageError, match=r"after 5 attempts \(HTTP 503 .*run the same command again"):
         download()
     assert (tmp_path / "a.bin.part").stat().st_size == 100_000
     assert not (tmp_path / "a.bin").exists()
