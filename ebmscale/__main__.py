@@ -2,12 +2,12 @@
 
 import sys
 
-from ebmscale.stop import EXIT_CODE, asked_by, hear_signals
+from ebmscale.stop import EXIT_CODE, asked_by, handle_signals
 
 
 def main() -> None:
-    """The program. Signals are heard before anything slow is imported."""
-    hear_signals()
+    """Runs the program. Signal handlers are installed before the slow imports."""
+    handle_signals()
     try:
         from ebmscale.cli import main as run_command  # noqa: PLC0415
 

@@ -23,7 +23,7 @@ _FOLDERS = ("file", "local")
 _WEB = ("http", "https")
 _WITH_PLACE = (*_WEB, "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ftp", "sftp", "ssh")
 _KNOWN = (*_FOLDERS, *_WITH_PLACE, "memory", "hdfs", "webhdfs", "smb", "oss", "hf", "webdav", "wasb", "wasbs")
-_PATH_SAFE = "/~!$&'()*+,;=:@"  # what a path may hold beside letters and digits (RFC 3986)
+_PATH_SAFE = "/~!$&'()*+,;=:@"  # what a path may hold besides letters and digits (RFC 3986)
 _LOST = re.compile(r"://\*{3}@|[?&#;][^=&#/]*=\*{3}|[?&#]\*{3}(?=[&#]|$)")
 _QUERY_VALUE = re.compile(r"([?&#;][^=&#]*=)[^&#]+")
 _BARE_QUERY = re.compile(r"([?#&])[^=&#]+(?=[&#]|$)")
@@ -33,13 +33,17 @@ _SECRET_VALUE = re.compile(
 
 
 def clean(text: str) -> str:
-    """The text with all secrets of the addresses in it replaced by `***`, and with nothing that is not UTF-8."""
+    """Replaces the secrets of all addresses in a text by `***`, and escapes what UTF-8 cannot hold."""
     text = _printable(text)
     return _IN_TEXT.sub(_cleaned, text) if "://" in text else text
 
 
 def _printable(text: str) -> str:
-    """Names that are not UTF-8 hold half characters, which no terminal and no file takes: they become `\\udcff`."""
+    """The text with each surrogate as an escape such as `\\udcff`, so that any file and any terminal takes it.
+
+    It is for the texts of addresses and of messages. `data.names.printable` is for names that a set stores, and
+    `terminal.shown` is for the screen.
+    """
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -68,16 +72,16 @@ def _without_secrets(url: str) -> str:
 
 
 class Address(str):
-    """Where files lie: a path of this machine, or `scheme://place`. As text it is clean; it is pickled with `real`.
+    """Where files lie: a path of this machine, or `scheme://place`. Its text shows no secret; a pickle keeps `real`.
 
     Attributes:
-        real: the address with all that it takes to open it.
+        real: the whole address, with its secrets.
     """
 
     real: str
 
     def __new__(cls, text: str) -> "Address":
-        """From any text, as it stands; `parse` makes sure that it is an address."""
+        """Takes any text unchanged; `parse` checks that it is an address."""
         real = text.real if isinstance(text, Address) else str(text)
         shown = _without_secrets(_printable(real)) if _SCHEME.match(real) else clean(real)
         self = super().__new__(cls, shown)
@@ -89,10 +93,10 @@ class Address(str):
 
     @classmethod
     def parse(cls, text: str | os.PathLike[str]) -> "Address":
-        """An address as a person gives it, made absolute; `file:` addresses become paths.
+        """An address that a user gave, made absolute; `file:` addresses become paths.
 
         Raises:
-            ValueError: it cannot be one; the text says why, as a sentence without its end.
+            ValueError: the text is no address; the message is a sentence without its full stop.
         """
         real = text.real if isinstance(text, Address) else os.fspath(text)
         shown = Address(real)
@@ -132,11 +136,11 @@ class Address(str):
 
     @property
     def is_relative(self) -> bool:
-        """Whether it is a path that counts from the working directory."""
+        """Whether it is a path relative to the working directory."""
         return self.is_local and not os.path.isabs(os.path.expanduser(self.real))
 
     def absolute(self) -> "Address":
-        """The same place, whatever the working directory is later."""
+        """The same place as an absolute path, independent of the working directory."""
         return Address(os.path.abspath(os.path.expanduser(self.real))) if self.is_local else self
 
     @property
@@ -146,25 +150,25 @@ class Address(str):
 
     @property
     def suffix(self) -> str:
-        """The ending of its last name, `.npz`; empty where it has none."""
+        """The ending of its last name, `.npz`; empty if it has none."""
         base = _before_query(self.real)[0] if self.is_web else self.real
         return os.path.splitext(base.rpartition("/")[2])[1]
 
     @property
     def has_secrets(self) -> bool:
-        """Whether its text hides something."""
+        """Whether its text hides a secret."""
         return not self.is_local and str(self) != _printable(self.real)
 
     @property
     def place(self) -> tuple[str, str]:
-        """Server or bucket (empty where there is none), and the path there, as it is opened."""
+        """Server or bucket (empty if there is none), and the path below it, as they are opened."""
         if self.is_local or self.scheme == "memory":
             return "", self.real.removeprefix("memory://")
         server, _, path = self.real.partition("://")[2].partition("/")
         return server, path
 
     def below(self, path: str) -> "Address":
-        """The address of a file or folder below: each part of `path` is a name, whatever characters it has."""
+        """The address of a file or folder below. Each part of `path` is a plain name, without patterns or escapes."""
         path = path.strip("/")
         if not path:
             return self
@@ -202,14 +206,14 @@ class Address(str):
 
     @classmethod
     def _validated(cls, value: Any, handler: Any) -> "Address":
-        """The address as it was given; refused where it cannot be one. One that lost its secrets may be kept."""
+        """Keeps the address as given and refuses what is no address; an address that lost its secrets is kept."""
         address = value if isinstance(value, Address) else cls(handler(value))
         if not _LOST.search(address.real):
             cls.parse(address)
         return address
 
     def _serialised(self, info: SerializationInfo) -> str:
-        """Itself among values of Python, its text in files."""
+        """The address itself for Python values, its text without secrets for files."""
         return self if info.mode == "python" else str(self)
 
 
@@ -225,6 +229,6 @@ def _path(text: str, shown: str) -> str:
 
 
 def _before_query(url: str) -> tuple[str, str]:
-    """An address of the web, cut before its query."""
+    """A web address, split before its query."""
     found = re.search(r"[?#]", url)
     return (url, "") if found is None else (url[: found.start()], url[found.start() :])

@@ -1,7 +1,7 @@
-"""JSON and YAML that others wrote: bounded, strict, and never anything but plain values or one sentence.
+"""Reads JSON and YAML that others wrote: within bounds, strictly, to plain values or to one error sentence.
 
 YAML is read by the core schema of YAML 1.2, with three differences. A mapping's keys are text. The merge key `<<` is
-taken. A plain value that YAML 1.1 and 1.2 read differently (`on`, `010`, `1_000`, `12:30`, `2026-11-29`) is refused,
+accepted. A plain value that YAML 1.1 and 1.2 read differently (`on`, `010`, `1_000`, `12:30`, `2026-11-29`) is refused,
 and the sentence says how to quote it.
 """
 
@@ -18,16 +18,16 @@ from ebmscale.yaml_values import (
     MAX_DEPTH,
     MAX_DIGITS,
     YamlReader,
+    excerpt,
     is_unicode,
     read_scalar,
     refusal,
-    shown,
     write_yaml,
 )
 
-__all__ = ["MAX_DEPTH", "is_unicode", "load_yaml", "read_json", "read_scalar", "read_yaml", "shown", "write_yaml"]
+__all__ = ["MAX_DEPTH", "excerpt", "is_unicode", "load_yaml", "read_json", "read_scalar", "read_yaml", "write_yaml"]
 
-_SKIP_JSON = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^"\[\]{}]+', re.DOTALL)  # strings, and all else but brackets
+_SKIP_JSON = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^"\[\]{}]+', re.DOTALL)  # strings, and everything else but brackets
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -46,7 +46,7 @@ def read_json(
         what: the document's name in the sentence, e.g. "the manifest s3://x/manifest.json".
         error: the class of the error.
         max_bytes: how large it may be.
-        non_finite: whether NaN and Infinity are taken, as `json.dumps` writes them; else they are refused.
+        non_finite: whether NaN and Infinity are accepted, as `json.dumps` writes them; else they are refused.
 
     Raises:
         EbmscaleError: of the class `error`. It is too large, not UTF-8, not JSON, nested deeper than `MAX_DEPTH`, has
@@ -61,7 +61,7 @@ def read_json(
         if len(found) < len(pairs):
             counts = Counter(key for key, _ in pairs)
             twice = counts.most_common(1)[0][0]
-            refuse(f"has the key {shown(twice)} twice in one mapping.")
+            refuse(f"has the key {excerpt(twice)} twice in one mapping.")
         return found
 
     def constant(name: str) -> float:
@@ -69,7 +69,7 @@ def read_json(
 
     def floating(digits: str) -> float:
         value = float(digits)
-        return value if non_finite or math.isfinite(value) else refuse(f"holds {shown(digits)}, which is too large.")
+        return value if non_finite or math.isfinite(value) else refuse(f"holds {excerpt(digits)}, which is too large.")
 
     def integer(digits: str) -> int:
         return int(digits) if len(digits) <= MAX_DIGITS else refuse(f"holds an integer of {len(digits)} digits.")
@@ -91,7 +91,7 @@ def read_json(
 
 
 def read_yaml(text: str | bytes, what: str, error: type[EbmscaleError], *, max_bytes: int = 1 << 20) -> Any:
-    """The value of a YAML document, None where it is empty; arguments as `read_json` has them.
+    """The value of a YAML document, None if it is empty; for the arguments see `read_json`.
 
     Raises:
         EbmscaleError: of the class `error`. It is too large, not UTF-8, not YAML, nested deeper than `MAX_DEPTH`, has
@@ -102,7 +102,7 @@ def read_yaml(text: str | bytes, what: str, error: type[EbmscaleError], *, max_b
 
 
 def load_yaml(path: str | Path, what: str, error: type[EbmscaleError], *, max_bytes: int = 1 << 20) -> Any:
-    """`read_yaml` of a file of this machine, of which no more is read than is taken.
+    """`read_yaml` of a local file, of which at most `max_bytes` + 1 bytes are read.
 
     Raises:
         EbmscaleError: of the class `error`, as `read_yaml`, or the file cannot be read.
@@ -120,7 +120,7 @@ def _as_text(text: str | bytes, max_bytes: int, refuse: Callable[[str], NoReturn
     try:
         content = text if isinstance(text, bytes) else text.encode()
         if len(content) > max_bytes:
-            refuse(f"has more than {max_bytes} bytes, which are not read.")
+            refuse(f"has more than {max_bytes} bytes; a larger one is not read.")
         text = content.decode()
     except UnicodeError:
         refuse("is not a text file in UTF-8.")

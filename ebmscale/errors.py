@@ -6,7 +6,7 @@ from ebmscale.address import clean
 class EbmscaleError(Exception):
     """An error shown to the user without a traceback. `exit_code` is the code the command ends with.
 
-    No secret of an address reaches its text, whatever the text was made of.
+    Secrets of addresses are removed from its text.
     """
 
     exit_code = 1
@@ -42,7 +42,7 @@ class DamagedError(StorageError):
 
 
 class LostRunError(StorageError):
-    """A folder is not this process's to write: another process writes it, took it over, or it was deleted."""
+    """This process may not write to a folder: another process writes there or took it over, or it was deleted."""
 
 
 class DivergenceError(EbmscaleError):

@@ -1,4 +1,4 @@
-"""Failures of a storage: which ones pass by themselves, and what to say of the others.
+"""Failures of a storage: which ones are temporary, and what the message says about the others.
 
 Clients of object stores raise exceptions of their own (botocore, aiohttp, ...). They are recognised by the names of
 their classes and modules, so that nothing but the client in use needs to be installed.
@@ -37,7 +37,7 @@ class Unopenable(OSError):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether asking again may help: time-outs, lost connections, cut bodies, busy or failing servers."""
+    """Whether a new attempt may help: time-outs, lost connections, truncated bodies, busy or failing servers."""
     return any(_passes(one) for one in _chain(error))
 
 
@@ -50,7 +50,7 @@ def is_missing(error: BaseException) -> bool:
 
 
 def is_storage_failure(error: BaseException) -> bool:
-    """Whether an exception tells of the storage and its client, and not of a mistake in the program."""
+    """Whether an exception comes from the storage or its client, and not from a mistake in the program."""
     if isinstance(error, OSError | ImportError | NotImplementedError):
         return True
     if isinstance(error, ValueError) and ("Protocol not known" in str(error) or "Invalid endpoint" in str(error)):
@@ -59,7 +59,7 @@ def is_storage_failure(error: BaseException) -> bool:
 
 
 def status(error: BaseException) -> int | None:
-    """The HTTP status behind an exception, None where it tells of none."""
+    """The HTTP status behind an exception, None if there is none."""
     for one in _chain(error):
         response = getattr(one, "response", None)
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
@@ -72,7 +72,7 @@ def status(error: BaseException) -> int | None:
 def describe(error: BaseException) -> str:
     """The cause in a few words."""
     if _leaves_the_web(error):
-        return "the server sends us on to an address that is not http(s)"
+        return "the server redirects to an address that is not http(s)"
     if isinstance(error, FileNotFoundError) and status(error) is not None:
         return f"HTTP status {status(error)}"
     if isinstance(error, NotImplementedError):
@@ -93,7 +93,7 @@ def advice(error: BaseException) -> str:
 
 
 def sentence(what: str, error: BaseException, tries: str = "") -> str:
-    """All of it: what cannot be done, the cause, and what to do."""
+    """The whole sentence: what cannot be done, the cause, and what to do."""
     if is_missing(error):
         return f"Cannot {what}: it does not exist; check the address."
     if isinstance(error, ValueError) and "Protocol not known" in str(error):

@@ -19,7 +19,7 @@ def replace_file(target: Path, data: bytes) -> None:
 
 
 def create_file(target: Path, data: bytes) -> None:
-    """Write beside the target and link it there; FileExistsError where something is."""
+    """Write beside the target and link it there; FileExistsError if the target exists."""
     with _written_beside(target, data) as temporary:
         try:
             target.hardlink_to(temporary)
@@ -32,7 +32,7 @@ def create_file(target: Path, data: bytes) -> None:
 
 
 def append_file(target: Path, data: bytes) -> None:
-    """Add to the end of a file, made if missing: all of it or nothing."""
+    """Append to a file, which is made if missing: all of the data or none."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("ab", buffering=0) as file:
         end = file.tell()
@@ -54,7 +54,7 @@ def remove_file(target: Path) -> None:
 
 @contextmanager
 def _written_beside(target: Path, data: bytes) -> Iterator[Path]:
-    """A file with this content beside the target, flushed to disk; it is gone afterwards unless it was renamed."""
+    """A file with this content beside the target, flushed to disk; it is deleted afterwards unless it was renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:

@@ -1,4 +1,4 @@
-"""What this machine has: memory and processors, as far as this process may use them."""
+"""The memory and the processors that this process may use."""
 
 import os
 from pathlib import Path
@@ -12,13 +12,13 @@ def num_cpus() -> int:
 
 
 def total_memory() -> int | None:
-    """Bytes of memory: the machine's, or fewer where its control group has a limit; None where it is not known."""
+    """Bytes of memory: the machine's, or the limit of the control group where that is lower; None if unknown."""
     found = [size for size in (_system("SC_PHYS_PAGES"), _limit()) if size is not None]
     return min(found, default=None)
 
 
 def free_memory() -> int | None:
-    """Bytes that can be had now without swapping; None where it is not known."""
+    """Bytes that this process can allocate now without swapping; None if unknown."""
     available, limit = _available(), _limit()
     if limit is not None:
         used = _number(_CGROUP / "memory.current") or 0
@@ -44,7 +44,7 @@ def _available() -> int | None:
 
 
 def _limit() -> int | None:
-    """Of the control group, in either version."""
+    """The memory limit of the control group, in either version."""
     places = (_CGROUP / "memory.max", _CGROUP / "memory" / "memory.limit_in_bytes")
     found = [size for size in map(_number, places) if size is not None]
     return min(found, default=None)

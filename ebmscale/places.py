@@ -1,7 +1,7 @@
-"""What an address is called by the filesystems of fsspec, and what they call the files below it.
+"""The names that fsspec's filesystems use for an address and for the files below it.
 
-Filesystems read patterns, versions, chains and escapes into names. Here a name is a name: only the server's part of an
-address is parsed by them.
+Filesystems interpret patterns, versions, chains and escapes in names. Here a name is only a name: the filesystems parse
+the server's part of an address and nothing else.
 """
 
 import html
@@ -37,7 +37,7 @@ def problem_of(url: Address, path: str) -> str | None:
 
 
 def remove(fs: Any, place: str) -> None:
-    """Deletes a file, or a folder with all that is below it, by a filesystem whose calls are `waits.Heard`."""
+    """Deletes a file, or a folder with all that is below it, through an `InterruptibleFilesystem`."""
     below = fs.find(place, withdirs=True, detail=True)
     folders = {name for name, about in below.items() if about.get("type") == "directory" and not name.endswith("/")}
     fs.each("rm_file", [name for name in below if name not in folders])
@@ -51,7 +51,7 @@ def remove(fs: Any, place: str) -> None:
 
 
 def linked(place: str, links: list[str]) -> list[str]:
-    """The names directly below a page of the web, of all addresses that it links to."""
+    """The names directly below a web page, from the addresses that it links to."""
     above, names = f"{place.rstrip('/')}/", []
     for link in map(html.unescape, links):
         name = link.removeprefix(above).partition("?")[0].partition("#")[0].strip("/")

@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 DELIBERATE_S = 5.0
 EXIT_CODE = 130
 ENDING = threading.Event()
-"""Set once and for ever when the program has been told to end: all threads leave what they wait for."""
+"""Set once, when the program is told to end: every thread then stops waiting."""
 _SHOW_CURSOR = b"\x1b[?25h\r\n"
 
 
@@ -33,16 +33,16 @@ class StopSignal:
         self.event = threading.Event()  # for what waits for a storage
 
     def request(self, name: str) -> None:
-        """Asks it to stop, for a reason with this name (any thread)."""
+        """Requests a stop for the reason `name`; any thread may call it."""
         self.since = self.since or time.monotonic()
         self.name = self.name or name
         self.event.set()
 
     @contextmanager
     def listening(self) -> Iterator["StopSignal"]:
-        """While inside, `SIGNALS` ask this object to stop.
+        """Inside the context `SIGNALS` become requests to this object.
 
-        Only a process's main thread hears signals; in another one this does nothing.
+        Only the main thread of a process receives signals; in another thread this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -56,7 +56,7 @@ class StopSignal:
 
 
 class _Process:
-    """How this process takes signals.
+    """How this process handles signals.
 
     Attributes:
         listeners: who is asked to stop; the last one counts.
@@ -72,7 +72,7 @@ class _Process:
 
     @contextmanager
     def hearing(self) -> Iterator[None]:
-        """Takes the signals for as long as the outermost `hearing` lasts."""
+        """Handles the signals until the outermost `hearing` ends."""
         is_outermost = not self._previous
         self.take()
         try:
@@ -114,8 +114,8 @@ class _Process:
 _PROCESS = _Process()
 
 
-def hear_signals() -> None:
-    """Takes the process's signals for good: for the `ebmscale` command."""
+def handle_signals() -> None:
+    """Handles the process's signals until it ends; for the `ebmscale` command."""
     if not _PROCESS.is_program:
         atexit.register(_ignore_signals)  # the first to register is called last
     _PROCESS.is_program = True
@@ -123,14 +123,14 @@ def hear_signals() -> None:
 
 
 def _ignore_signals() -> None:
-    """An interpreter that ends gives signals back to the system, which would end it by them and not by its code."""
+    """Ignores signals while the interpreter ends: otherwise a signal would replace the exit code."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """Libraries that begin inside do not get the signals that this process hears: Ray would take SIGTERM."""
+    """Restores this process's handlers after a library has started inside the context; Ray replaces SIGTERM's."""
     yield
     if _PROCESS.is_program and threading.current_thread() is threading.main_thread():
         _PROCESS.take()

@@ -4,11 +4,11 @@ A `Storage` is an address and nothing more: it holds no open connection, so it c
 The filesystem behind it is looked up at each use, in the process and thread that use it (fsspec keeps one per
 process, thread and set of options), and its listing cache is dropped before every question about what exists.
 
-A name is a name: nothing in it is a pattern, a chain or an escape, whatever the storage makes of such characters.
+A name is only a name: nothing in it is a pattern, a chain or an escape, even where the storage has such characters.
 
-What fails for a reason that may pass (time-outs, lost connections, busy servers, cut bodies) is asked again, after
-pauses that double and vary at random; what fails for good becomes one `StorageError`. No request waits for ever, and
-every wait hears a stop (see `waits`).
+A request that fails for a temporary reason (time-outs, lost connections, busy servers, truncated bodies) is repeated
+after pauses that double and vary at random. Any other failure becomes one `StorageError`. Every request has a time
+limit, and a stop ends every wait (see `waits`).
 """
 
 import base64
@@ -39,7 +39,7 @@ from ebmscale.faults import (
 )
 from ebmscale.local_files import TEMPORARY, append_file, create_file, remove_file, replace_file
 from ebmscale.places import S3, linked, place_of, problem_of, remove
-from ebmscale.waits import Heard, TooSlow, Wait
+from ebmscale.waits import InterruptibleFilesystem, TooSlow, Wait
 
 T = TypeVar("T")
 
@@ -47,10 +47,10 @@ RETRIES = 8  # about 26 s of pauses in all
 FIRST_PAUSE_S, LONGEST_PAUSE_S, JITTER_S = 0.1, 20.0, 0.2
 READS_AT_ONCE = 16  # requests of `read_ranges` in flight, where the storage is remote
 LARGEST_PUT = 5 * 2**30  # bytes that S3 takes in one request
-REQUEST_S, TOTAL_S = 40.0, 120.0  # for one request, and for it with all its repetitions,
-SLOWEST_BYTES_S = 200_000  # and as long again as its bytes take at this pace
-LONGEST_WEB_S = 300.0  # for a whole file by HTTP, whose server may say of its size what it likes
-ANSWER_AT_ONCE = (*S3, "http", "https", "memory")  # whose client is made, and hears a stop, without waiting
+REQUEST_S, TOTAL_S = 40.0, 120.0  # for one request, and for it with all its repetitions;
+SLOWEST_BYTES_S = 200_000  # both grow by the time that the bytes take at this rate
+LONGEST_WEB_S = 300.0  # for a whole file by HTTP, as a server may claim any size
+INTERRUPTIBLE = (*S3, "http", "https", "memory")  # a stop can interrupt these clients
 
 
 class Range(NamedTuple):
@@ -70,8 +70,8 @@ class Storage:
     Attributes:
         url: absolute path of a local folder, or `scheme://place`, without a `/` at the end.
         options: what fsspec's filesystem takes (endpoint, credentials); never shown when the value is printed.
-        retries: how often a request that failed for a passing reason is sent again.
-        stop: ends what waits for this storage with `Interrupted` once it is set; it is not pickled.
+        retries: how often a request that failed for a temporary reason is repeated.
+        stop: once it is set, every wait for this storage ends with `Interrupted`; it is not pickled.
     """
 
     url: Address
@@ -88,7 +88,7 @@ class Storage:
 
         `s3://` finds its endpoint and credentials where AWS's own tools do (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
         AWS_PROFILE, ~/.aws, ...) unless `options` name them (`endpoint_url`, `anon`, `key`, `secret`).
-        `http(s)://` can only be read. A query (`?sig=...`) of such an address goes with each request.
+        `http(s)://` can only be read. The query of such an address (`?sig=...`) is sent with each request.
 
         Raises:
             ConfigError: the text is no address.
@@ -116,7 +116,7 @@ class Storage:
         return replace(self, url=self.url_of(path))
 
     def hearing(self, stop: threading.Event) -> "Storage":
-        """The same storage, whose waits end once `stop` is set."""
+        """The same storage; its waits end once `stop` is set."""
         return replace(self, stop=stop)
 
     def url_of(self, path: str = "") -> Address:
@@ -146,7 +146,7 @@ class Storage:
         return self._try("read", path, read)
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        """`length` bytes from byte `start` on; fewer where the file ends before, and never for another reason."""
+        """`length` bytes from byte `start` on; fewer only where the file ends before."""
 
         def read(fs: Any, place: str) -> bytes:
             try:
@@ -191,7 +191,7 @@ class Storage:
         return self._try("read", path, ask)
 
     def exists(self, path: str = "") -> bool:
-        """Whether a file or a folder is there; a storage that cannot be reached is an error, not a no."""
+        """Whether a file or a folder is there; an unreachable storage is an error, never False."""
 
         def ask(fs: Any, place: str) -> bool:
             fs.invalidate_cache()
@@ -206,7 +206,7 @@ class Storage:
         return self._try("read", path, ask)
 
     def list(self, path: str = "") -> list[str]:
-        """The sorted names directly below `path`, files and folders; none where nothing has been written yet."""
+        """The sorted names directly below `path`, files and folders; none if nothing has been written yet."""
 
         def ask(fs: Any, place: str) -> list[str]:
             fs.invalidate_cache()
@@ -224,10 +224,10 @@ class Storage:
         return sorted(name for name in names if not (name.startswith(".") and name.endswith(TEMPORARY)))
 
     def publish(self, path: str, data: bytes) -> None:
-        """Write a whole file so that a reader, or a crash, sees the old content or the new one and nothing between.
+        """Write a whole file: a reader sees the old content or the new one and nothing between, also after a crash.
 
-        An S3 server is sent the MD5 with the data, and refuses them where they do not arrive as they were sent; any
-        remote storage is asked for the size afterwards.
+        An upload to S3 carries the data's MD5, and the server refuses data that do not match it. On any remote storage
+        the size is checked afterwards.
         """
         target = self.local_path(path)
 
@@ -246,10 +246,10 @@ class Storage:
         self._try("write", path, write, num_bytes=len(data))
 
     def create(self, path: str, data: bytes) -> None:
-        """Write a whole file where there is none; one that is there stays as it is.
+        """Write a whole file where there is none; an existing file is not changed.
 
-        Of several callers one wins where the storage can compare (local disks, S3's If-None-Match, ...). Some servers
-        ignore the condition, and an answer may be lost, so a caller reads the file to see who won.
+        Of several callers one wins where the storage has conditional writes (local disks, S3's If-None-Match, ...).
+        Some servers ignore the condition, and an answer may be lost. So a caller reads the file to see who won.
         """
         target = self.local_path(path)
 
@@ -266,7 +266,7 @@ class Storage:
         self._try("write", path, write)
 
     def append(self, path: str, data: str | bytes) -> None:
-        """Add to the end of a file, made if missing. Off local folders this rewrites the file: one writer only."""
+        """Append to a file, which is made if missing. A remote file is written anew, so it may have one writer only."""
         data = data.encode() if isinstance(data, str) else data
         target = self.local_path(path)
         if target is None:
@@ -284,7 +284,7 @@ class Storage:
                     remove(fs, place)
                 else:
                     remove_file(target)
-            except FileNotFoundError as error:  # also when a first try went through and its answer was lost
+            except FileNotFoundError as error:  # also after a first attempt that succeeded and whose answer was lost
                 if not is_missing(error):
                     raise
 
@@ -293,7 +293,7 @@ class Storage:
             self._try("delete", path, delete)
 
     def sweep(self, path: str = "") -> None:
-        """Delete what writers that were killed left behind directly below a local folder; no writer may be active."""
+        """Delete the temporary files of killed writers directly below a local folder; no writer may be active."""
         folder = self.local_path(path)
         for leftover in folder.glob(f".*{TEMPORARY}") if folder is not None else ():
             leftover.unlink(missing_ok=True)
@@ -302,7 +302,7 @@ class Storage:
         """Write, read back and delete a small object; a `StorageError` says what to do where that fails.
 
         Args:
-            key: what a person chooses this storage by.
+            key: the key or option that names this storage.
         """
         name = f".ebmscale-probe-{uuid.uuid4().hex}"
         try:
@@ -315,10 +315,10 @@ class Storage:
                 f"choose another {key} or grant this account read, write and delete there."
             ) from error
         if not same:
-            raise StorageError(f"{self.url} gave back other bytes than were written; choose another {key}.")
+            raise StorageError(f"{self.url} returned other bytes than were written; choose another {key}.")
 
     def _try(self, action: str, path: str, work: Callable[[Any, str], T], what: str = "", num_bytes: int = 0) -> T:
-        """The result of `work(filesystem, place)`; failures that may pass are tried again, others are one sentence."""
+        """The result of `work(filesystem, place)`; temporary failures are tried again, others become one sentence."""
         url, longer_s = self.url_of(path), num_bytes / SLOWEST_BYTES_S
         wait = Wait(REQUEST_S + longer_s, self.stop)
         retrying = Retrying(
@@ -331,11 +331,11 @@ class Storage:
 
         def attempt() -> T:
             fs = self._open(url)
-            return work(Heard(fs, wait), place_of(fs, url))
+            return work(InterruptibleFilesystem(fs, wait), place_of(fs, url))
 
-        apart = not url.is_local and url.scheme not in ANSWER_AT_ONCE
+        in_thread = not url.is_local and url.scheme not in INTERRUPTIBLE
         try:
-            return retrying(lambda: wait.apart(attempt) if apart else attempt())
+            return retrying(lambda: wait.in_thread(attempt) if in_thread else attempt())
         except Exception as error:
             if not is_storage_failure(error):
                 raise
@@ -345,7 +345,7 @@ class Storage:
             raise kind(sentence(f"{action} {what}{url}", error, tries)) from error
 
     def _upload_options(self, data: bytes) -> dict[str, Any]:
-        """What an upload by one request is sent with, so that the server checks it."""
+        """The options of an upload by one request that let the server check it."""
         if self.url.scheme not in S3 or len(data) >= LARGEST_PUT:
             return {}
         digest = hashlib.md5(data, usedforsecurity=False).digest()
@@ -372,7 +372,7 @@ class Storage:
 
 
 def open_storage(block: AddressBlock) -> Storage:
-    """The storage that a block of the configuration names; its S3 settings play no role for other addresses."""
+    """The storage that a block of the configuration names; its S3 settings are for `s3://` alone."""
     options: dict[str, Any] = {}
     if Address(block.url).scheme in S3:
         options |= {"endpoint_url": Address(block.endpoint_url).real} if block.endpoint_url else {}
@@ -381,7 +381,7 @@ def open_storage(block: AddressBlock) -> Storage:
 
 
 def _web_options() -> dict[str, Any]:
-    """No time limits of the client itself, since each request has one here."""
+    """Turns off the client's own time limits, since `Wait` limits each request."""
     import aiohttp  # noqa: PLC0415 (slow to import)
 
     return {"timeout": aiohttp.ClientTimeout(total=None)}
@@ -392,7 +392,7 @@ def _capital(sentence: str) -> str:
 
 
 def _check_short(data: bytes, start: int, length: int, size: int) -> bytes:
-    """`data` where it is all that the file has there, else an OSError."""
+    """`data` if the file has no more there, else an OSError."""
     expected = max(0, min(length, size - start))
     if len(data) < expected:
         raise TruncatedRead(f"{len(data)} bytes came where {expected} were asked for")

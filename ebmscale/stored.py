@@ -1,7 +1,7 @@
-"""Files of a run, a search or a data set, read as a stranger's: within a limit of bytes, in the form a model says.
+"""Reads files of a run, a search or a data set without trust: within a limit of bytes, in the form of a model.
 
-Whoever can write to a storage can put anything there. A document is read here alone: what is no regular file, is
-larger than such a document can be, or is of another form ends in one sentence.
+Anyone who can write to a storage can put anything there. All documents are read here. One that is no regular file, is
+larger than such a document can be, or has another form ends in one sentence.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Stored(BaseModel):
-    """What a document holds. Keys that a later version adds are passed over."""
+    """What a document holds. Keys that a later version adds are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -48,7 +48,7 @@ def read_file(storage: Storage, path: str, limit: int, error: type[EbmscaleError
     """
     check_regular(storage, path, error)
     size = storage.size(path)
-    if size is not None and size > limit:  # servers need not tell
+    if size is not None and size > limit:  # a server need not know it
         raise error(f"{storage.url_of(path)} is damaged: it has {size:,} bytes, and at most {limit:,} belong there.")
     return storage.read_bytes(path)
 
@@ -64,7 +64,7 @@ def check_regular(storage: Storage, path: str, error: type[EbmscaleError] = Dama
         return
     try:
         mode = os.stat(local).st_mode
-    except (OSError, ValueError):  # the reading will say so
+    except (OSError, ValueError):  # reading it reports the problem
         return
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
@@ -100,7 +100,7 @@ def read_document(
 
 
 def _adapter_of(form: Any) -> TypeAdapter[Any]:
-    """What validates a form; made once, as it takes milliseconds."""
+    """The validator of a form; made once, as that takes milliseconds."""
     if form not in _ADAPTERS:
         _ADAPTERS[form] = TypeAdapter(form)
     return _ADAPTERS[form]
@@ -129,12 +129,12 @@ def explain(error: ValidationError) -> str:
     where = ".".join(str(part)[:60] for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:].rstrip(".")
-    given = "" if problem["type"] in ("missing", "value_error") else f", not {_shown(problem['input'])}"
+    given = "" if problem["type"] in ("missing", "value_error") else f", not {_excerpt(problem['input'])}"
     return f"{where}: {message}{given}" if where else f"{message}{given}"
 
 
-def _shown(value: Any) -> str:
-    """A value that anyone wrote, in a few characters; containers are named by their kind."""
+def _excerpt(value: Any) -> str:
+    """A foreign value in a few characters; a container is named by its kind."""
     if isinstance(value, dict | list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, str):

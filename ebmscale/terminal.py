@@ -1,4 +1,4 @@
-"""What this program prints: data are shown as they are, and no output that goes away ends the work.
+"""What this program prints. Data are never read as markup, and the work continues when its output is closed.
 
 Names of files, labels, runs and servers come from other people. A `Terminal` never reads markup in them, and shows a
 control character, a line break or an override of the direction of text as its escape (`\\x1b`, `\\n`, `\\u202e`).
@@ -23,12 +23,16 @@ from rich.text import Text
 from ebmscale.address import clean
 from ebmscale.stop import was_asked
 
-WAIT_MS = 200  # between two questions whether a reader that is slow takes more, or a stop was asked for
+WAIT_MS = 200  # between two checks whether a slow reader takes more, or a stop was requested
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def shown(text: str, but: str = "") -> str:
-    """The text with every character that is not printable, or a space, as its escape; those in `but` stay."""
+    """The text for a screen or a page: unprintable characters become escapes, except those in `but`.
+
+    It is for whole texts of any length. `documents.excerpt` shortens a foreign value for a message,
+    `data.names.printable` is for names that a set stores.
+    """
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one in but else _escape(one) for one in text)
@@ -53,11 +57,11 @@ class Terminal(Console):
         super().__init__(**{"soft_wrap": True} | options, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Printed strings, cells and titles of tables come through here."""
+        """Escapes printed strings, and the cells and titles of tables."""
         return super().render_str(shown(clean(text)), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """All that is drawn comes through here; only rich's own control codes pass."""
+        """Escapes everything that is drawn, except rich's own control codes."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(shown(segment.text, but="\n"), segment.style)
 
@@ -89,15 +93,15 @@ class _Description(ProgressColumn):
 
 
 def progress_on(console: Console) -> Progress:
-    """A progress bar a task on a terminal, nothing elsewhere; a task's description is data."""
+    """One progress bar for each task on a terminal, nothing elsewhere; a description is no markup."""
     columns = (_Description(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 class Output:
-    """A standard stream that ends nothing: where its reader has gone or its disk is full, text is lost.
+    """A standard stream whose failures do not end the work: if its reader has gone or its disk is full, text is lost.
 
-    A reader that is slow is waited for, until the process is asked to stop. Nothing is held back in a buffer.
+    Writing waits for a slow reader until a stop is requested. Nothing is buffered.
     """
 
     def __init__(self, stream: TextIO):
@@ -107,18 +111,20 @@ class Output:
         self._poll.register(self._fd, select.POLLOUT)
 
     def write(self, text: str) -> int:
-        """Writes text, as far as it is taken."""
+        """Writes as much of the text as the reader takes."""
         data = memoryview(text.encode(self._stream.encoding or "utf-8", "backslashreplace"))
         try:
             while data and self._waits_for_reader():
-                data = data[os.write(self._fd, data[: select.PIPE_BUF]) :]  # so much never blocks a pipe with room
+                data = data[
+                    os.write(self._fd, data[: select.PIPE_BUF]) :
+                ]  # a pipe with space takes this much without blocking
         except OSError as error:
             if error.errno == errno.EPIPE:  # nobody reads any more
-                _send_to_nowhere(self._fd)
+                _connect_to_null(self._fd)
         return len(text)
 
     def flush(self) -> None:
-        """Everything is written at once."""
+        """Does nothing, as everything is written at once."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -131,16 +137,16 @@ class Output:
 
 
 def keep_output() -> None:
-    """Makes the standard streams of this process such that nothing which happens to them ends the work.
+    """Makes an `Output` of each standard stream of this process, so that their failures do not end the work.
 
-    A stream that was closed before the process began becomes one to nowhere: otherwise the next file that is opened
-    would take its number, and get what libraries print.
+    A stream that was closed before the process began is connected to the null device. Otherwise the next file that is
+    opened would get its number, and with it what libraries print.
     """
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            _send_to_nowhere(fd)
+            _connect_to_null(fd)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -151,8 +157,8 @@ def keep_output() -> None:
             setattr(sys, name, Output(stream))
 
 
-def _send_to_nowhere(fd: int) -> None:
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    if nowhere != fd:
-        os.dup2(nowhere, fd)
-        os.close(nowhere)
+def _connect_to_null(fd: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != fd:
+        os.dup2(null, fd)
+        os.close(null)

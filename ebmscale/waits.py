@@ -1,4 +1,4 @@
-"""Waiting for a storage: every wait has an end, and hears within a moment that the process is asked to stop."""
+"""Waiting for a storage: every wait has a time limit, and a stop ends it within `POLL_S` seconds."""
 
 import asyncio
 import concurrent.futures
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 POLL_S = 0.1
 
-_AT_ONCE = 16  # requests of `Heard.each` in flight
+_AT_ONCE = 16  # requests of `InterruptibleFilesystem.each` in flight
 _local = threading.local()
 
 
@@ -32,7 +32,7 @@ class Wait:
 
     Attributes:
         limit_s: seconds until `TooSlow`.
-        stop: set when what waits is to leave; beside `ENDING`, which counts always.
+        stop: once it is set the wait ends; `ENDING` ends it too.
     """
 
     limit_s: float
@@ -41,7 +41,7 @@ class Wait:
     def check(self) -> None:
         """Raises `Interrupted` after a stop."""
         if ENDING.is_set() or (self.stop is not None and self.stop.is_set()):
-            raise Interrupted("Stopped while waiting for a storage: run the same command to go on.")
+            raise Interrupted("Stopped while waiting for a storage: run the same command to continue.")
 
     def sleep(self, seconds: float) -> None:
         """Sleeps; a stop ends it."""
@@ -51,7 +51,7 @@ class Wait:
             time.sleep(min(left, POLL_S))
 
     def result(self, future: "concurrent.futures.Future[T]") -> T:
-        """The result of what runs elsewhere, which is cancelled where this wait ends before."""
+        """The result of a future, which is cancelled if this wait ends first."""
         until = time.monotonic() + self.limit_s
         try:
             while True:
@@ -65,19 +65,19 @@ class Wait:
             future.cancel()
             raise
 
-    def apart(self, work: Callable[[], T]) -> T:
-        """The result of `work`, done in a thread that is left to itself where this wait ends before it."""
+    def in_thread(self, work: Callable[[], T]) -> T:
+        """The result of `work`, done in another thread; if this wait ends first, it no longer waits for the thread."""
         worker = getattr(_local, "worker", None)
         if worker is None or worker.process != os.getpid():  # a process that was forked has no threads
             worker = _Worker()
         _local.worker = None
         result = self.result(worker.submit(work))
-        _local.worker = worker  # it is free for the next one, with the connections that belong to its thread
+        _local.worker = worker  # free for the next call, with the connections that belong to its thread
         return result
 
 
-class Heard:
-    """A filesystem of fsspec: each call of it is a `Wait`, and is cancelled where that ends.
+class InterruptibleFilesystem:
+    """A filesystem of fsspec whose calls a stop or a time limit interrupts: each call is a `Wait`.
 
     Args:
         fs: the filesystem; calls of one that is not asynchronous are passed on as they are.
@@ -93,12 +93,12 @@ class Heard:
             return getattr(self._fs, name)
         return lambda *arguments, **options: self._run(method(*arguments, **options))
 
-    def within(self, limit_s: float) -> "Heard":
+    def within(self, limit_s: float) -> "InterruptibleFilesystem":
         """The same filesystem with another time for each request."""
-        return Heard(self._fs, replace(self._wait, limit_s=limit_s))
+        return InterruptibleFilesystem(self._fs, replace(self._wait, limit_s=limit_s))
 
     def each(self, name: str, places: Iterable[str]) -> None:
-        """Calls a method for every place, some at a time; files that are gone already are passed over."""
+        """Calls a method for every place, some at a time; files that are gone already are skipped."""
         method = self._coroutine(name)
         if method is None:
             for place in places:
@@ -126,7 +126,7 @@ async def _all_of(coroutines: Iterable[Awaitable[Any]]) -> None:
 
 
 class _Worker:
-    """A thread that does one piece of work after another, and never keeps the process from ending."""
+    """A thread that does one piece of work after another; the process may end without waiting for it."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -134,7 +134,7 @@ class _Worker:
         threading.Thread(target=_do_all, args=(self._work,), name="storage", daemon=True).start()
 
     def submit(self, work: Callable[[], T]) -> "concurrent.futures.Future[T]":
-        """Does it after what came before."""
+        """Does the work after what was submitted before."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._work.put((future, work))
         return future

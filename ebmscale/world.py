@@ -11,18 +11,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ebmscale.errors import ConfigError
-from ebmscale.rendezvous import join, local_rank, place_in
+from ebmscale.rendezvous import join, local_rank, rank_and_size
 
 LEAVING_S = 0.05
-"""How long the interpreter's lock is let go at the end: gloo's threads need it to free the last tensors."""
+"""How long the interpreter's lock is released at the end: gloo's threads need it to free the last tensors."""
 
 
 def leave_group() -> None:
-    """Leaves the process group before the interpreter ends, which warns under NCCL.
+    """Leaves the process group before the interpreter ends; without this NCCL prints a warning.
 
-    Gloo's threads now and then aborted a process that had done its work. Groups that DeepSpeed still refers to outlive
-    `destroy_process_group`, and their threads abort the process where they ask for the lock of an interpreter that is
-    ending; so they get it before.
+    Groups that DeepSpeed still refers to outlive `destroy_process_group`. Their gloo threads ask for the interpreter's
+    lock, and if the interpreter is ending, that aborts a process whose work is done. So they get the lock before.
     """
     if not dist.is_initialized():
         return
@@ -33,7 +32,7 @@ def leave_group() -> None:
 
 
 def device_of(name: str = "auto") -> torch.device:
-    """The device of this process: where there are several, by LOCAL_RANK, in turn if the ranks are more.
+    """The device of this process: of several GPUs the one of number LOCAL_RANK modulo their count.
 
     Args:
         name: `auto` (CUDA when present), `cpu` or `cuda`.
@@ -78,9 +77,9 @@ class World:
 
         Raises:
             ConfigError: CUDA was asked for and is not there; the variables do not describe a rank.
-            WorkersLostError: the other ranks did not come.
+            WorkersLostError: the other ranks did not join.
         """
-        place, on = place_in(os.environ), device_of(device)
+        place, on = rank_and_size(os.environ), device_of(device)
         if place.size > 1 and not dist.is_initialized():
             join(place, "nccl" if on.type == "cuda" else "gloo")
             if on.type != "cuda":

@@ -51,22 +51,22 @@ def read_scalar(text: str, what: str, error: type[EbmscaleError]) -> Any:
     if text in _BOOLS:
         return _BOOLS[text]
     refuse = refusal(what, error)
-    quoted = f"quote it as '{shown(text)}' for the text"
+    quoted = f"quote it as '{excerpt(text)}' for the text"
     if _LEADING_ZERO.fullmatch(text):
         number = _LEADING_ZERO.sub(r"\1\2", text)
-        refuse(f"holds {shown(text)}, which could be octal: write {shown(number)}, or {quoted}.")
+        refuse(f"holds {excerpt(text)}, which could be octal: write {excerpt(number)}, or {quoted}.")
     if _INT.fullmatch(text):
         if len(text) > MAX_DIGITS:
             refuse(f"holds an integer of {len(text)} digits.")
         return int(text, 0)
     if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
-        refuse(f"holds {shown(text)}, which is no finite number; {quoted}.")
+        refuse(f"holds {excerpt(text)}, which is no finite number; {quoted}.")
     if _FLOAT.fullmatch(text):
         return float(text)
     tag = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False))
     if tag != _STR_TAG:
         meaning, instead = _MEANINGS.get(tag.rpartition(":")[2], ("something else in YAML", ""))
-        refuse(f"holds {shown(text)}, which could be text or {meaning}: {quoted}{instead}.")
+        refuse(f"holds {excerpt(text)}, which could be text or {meaning}: {quoted}{instead}.")
     return text
 
 
@@ -100,7 +100,7 @@ class YamlReader:
         self._anchors: dict[str | None, Any] = {}
 
     def document(self) -> Any:
-        """The value of the whole document, None where it is empty."""
+        """The value of the whole document, None if it is empty."""
         try:
             self._next()
             event = self._next()
@@ -128,14 +128,14 @@ class YamlReader:
     def _value(self, event: yaml.Event, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
-                self._refuse(f"the alias *{shown(event.anchor or '')} names nothing that ends before it.")
+                self._refuse(f"the alias *{excerpt(event.anchor or '')} has no anchor that ends before it.")
             return self._copy(self._anchors[event.anchor], depth)
         if isinstance(event, yaml.ScalarEvent):
             value: Any = self._scalar(event)
         else:
             self._check_depth(depth)
             if isinstance(event, yaml.CollectionStartEvent) and event.tag is not None:
-                self._refuse(f"leave out the tag {shown(event.tag)}.")
+                self._refuse(f"leave out the tag {excerpt(event.tag)}.")
             value = self._list(depth) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(depth)
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
             self._anchors[event.anchor] = value
@@ -172,7 +172,7 @@ class YamlReader:
                 self._refuse("a key must be text.")
             key = self._text(event)
             if key in lines:
-                self._refuse(f"the key {shown(key)} stands there a second time (first on line {lines[key]}).")
+                self._refuse(f"the key {excerpt(key)} is given a second time (first on line {lines[key]}).")
             lines[key] = self._line
             value = self._value(self._next(), depth + 1)
             if key == "<<" and event.style is None:
@@ -192,7 +192,7 @@ class YamlReader:
 
     def _scalar(self, event: yaml.ScalarEvent) -> Any:
         if event.tag not in (None, "!", _STR_TAG):
-            self._refuse(f"leave out the tag {shown(event.tag)}.")
+            self._refuse(f"leave out the tag {excerpt(event.tag)}.")
         text = self._text(event)
         is_plain = event.style is None and event.tag is None
         return read_scalar(text, f"{self._what}, line {self._line},", self._error) if is_plain else text
@@ -210,7 +210,7 @@ class YamlReader:
 
 
 def refusal(what: str, error: type[EbmscaleError]) -> Callable[[str], NoReturn]:
-    """What raises the error with a reason, in a sentence that begins with `what`."""
+    """A function that raises the error with a sentence of `what` and a reason."""
 
     def refuse(reason: str) -> NoReturn:
         raise error(f"{what} {reason}")
@@ -219,7 +219,7 @@ def refusal(what: str, error: type[EbmscaleError]) -> Callable[[str], NoReturn]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether all of it can be written in UTF-8; what the system gives for other bytes cannot."""
+    """Whether UTF-8 can hold the text; surrogates, which stand for other bytes in file names, cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -227,7 +227,7 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def shown(text: str) -> str:
-    """Foreign text for a sentence: at most 60 characters, control characters escaped."""
+def excerpt(text: str) -> str:
+    """Foreign text in a message: at most 60 characters, and as JSON if one of them is unprintable."""
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return text if text.isprintable() else json.dumps(text)

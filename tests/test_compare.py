@@ -230,7 +230,7 @@ def test_both_commands_reach_the_server_that_the_storage_names(
 def test_stopped_commands_save_and_no_other_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     commands = module._Commands()
     commands.stop()
-    with pytest.raises(Interrupted, match="what is done is kept"):
+    with pytest.raises(Interrupted, match="finished work is kept"):
         commands.run("train", "x")
 
 

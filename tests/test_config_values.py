@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ebmscale.address import Address
 from ebmscale.compare.rows import load_comparison, make_jobs
 from ebmscale.config import RunConfig, config_of, known_keys, load_config, parse_config
 from ebmscale.errors import ConfigError
@@ -59,8 +60,8 @@ def test_a_text_field_takes_what_yaml_would_not(text):
     ("override", "key", "value"),
     [
         ("run.name='010'", "run.name", "010"),
-        ('data.url="a\\tb"', "data.url", "a\tb"),
-        ("data.source='null'", "data.source", "null"),
+        ('data.url="a\\tb"', "data.url", Address("a\tb")),
+        ("data.source='null'", "data.source", Address("null")),
         ("data.source=null", "data.source", None),
         ("data.source=", "data.source", None),
         ("train.generator.rate=1e-4", "train.generator.rate", 1e-4),
@@ -127,7 +128,7 @@ def test_an_override_of_no_clear_value_is_refused(override, said):
         ("run: {name: 2026-11-29}", "quote it as '2026-11-29'"),
         ("run: {name: a, seed: '1'}", "valid integer"),
         ("run: {name: a, seed: true}", "valid integer"),
-        ("run: {name: a, seed: 1, seed: 2}", "line 1: the key seed stands there a second time"),
+        ("run: {name: a, seed: 1, seed: 2}", "line 1: the key seed is given a second time"),
     ],
 )
 def test_a_file_of_no_clear_value_is_refused(tmp_path, line, said):

@@ -10,17 +10,17 @@ import pytest
 
 from ebmscale import rendezvous
 from ebmscale.errors import ConfigError, WorkersLostError
-from ebmscale.rendezvous import Place, join, local_rank, place_in
+from ebmscale.rendezvous import RankAndSize, join, local_rank, rank_and_size
 
 WHERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 DIGIT = "\N{ARABIC-INDIC DIGIT THREE}"
 
 
 def test_a_place_is_what_torchrun_says() -> None:
-    assert place_in({}) == Place(0, 1)
-    assert place_in({"RANK": "0", "WORLD_SIZE": "1"}) == Place(0, 1)
-    assert place_in(WHERE | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == Place(3, 4)
-    assert place_in(WHERE) == Place(0, 1)
+    assert rank_and_size({}) == RankAndSize(0, 1)
+    assert rank_and_size({"RANK": "0", "WORLD_SIZE": "1"}) == RankAndSize(0, 1)
+    assert rank_and_size(WHERE | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == RankAndSize(3, 4)
+    assert rank_and_size(WHERE) == RankAndSize(0, 1)
     assert local_rank({"LOCAL_RANK": "2"}) == 2
 
 
@@ -46,7 +46,7 @@ def test_a_place_is_what_torchrun_says() -> None:
 )
 def test_left_over_variables_are_named_with_the_way_out(left_over: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigError, match="unset RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT") as caught:
-        place_in(left_over)
+        rank_and_size(left_over)
     assert named in str(caught.value)
     assert len(str(caught.value)) < 400
 
@@ -63,7 +63,7 @@ def test_the_wait_for_others_has_an_end(monkeypatch: pytest.MonkeyPatch, rank: i
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", free_port())
     with pytest.raises(WorkersLostError, match=missing):
-        join(Place(rank, 3), "gloo")
+        join(RankAndSize(rank, 3), "gloo")
 
 
 def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         with pytest.raises(ConfigError, match="choose another MASTER_PORT"):
-            join(Place(0, 2), "gloo")
+            join(RankAndSize(0, 2), "gloo")
 
 
 ALONE = """

@@ -11,12 +11,12 @@ from ebmscale.stop import StopSignal
 BEGIN = """
 import signal, sys, time
 import ebmscale.stop
-from ebmscale.stop import StopSignal, asked_by, hear_signals
+from ebmscale.stop import StopSignal, asked_by, handle_signals
 """
 LISTENS = (
     BEGIN
     + """
-hear_signals()
+handle_signals()
 with StopSignal().listening() as stop:
     print("ready", flush=True)
     while stop.name is None:
@@ -29,7 +29,7 @@ print("saved by", stop.name)
 DOES_NOT_LISTEN = (
     BEGIN
     + """
-hear_signals()
+handle_signals()
 try:
     print("ready", flush=True)
     while True:
@@ -76,7 +76,7 @@ class Late:
     def __del__(self):  # when the interpreter takes its modules down
         print("ready", flush=True)
         sys.stdin.readline()
-hear_signals()
+handle_signals()
 ebmscale.stop.late = Late()
 sys.exit(130)
 """
@@ -92,7 +92,7 @@ def test_a_signal_while_the_interpreter_ends_changes_no_exit_code() -> None:
 
 
 def test_a_ctrl_c_that_is_meant_ends_the_process_at_once() -> None:
-    process = start(LISTENS.replace("hear_signals()", "hear_signals(); ebmscale.stop.DELIBERATE_S = 0.0"))
+    process = start(LISTENS.replace("handle_signals()", "handle_signals(); ebmscale.stop.DELIBERATE_S = 0.0"))
     process.send_signal(signal.SIGTERM)
     assert line(process) == "saving"
     process.send_signal(signal.SIGINT)

@@ -136,9 +136,9 @@ def run(script: str, **streams: Any) -> subprocess.Popen[str]:
 
 STUCK = """
 import os, signal, sys
-from ebmscale.stop import StopSignal, hear_signals
+from ebmscale.stop import StopSignal, handle_signals
 from ebmscale.terminal import keep_output
-keep_output(); hear_signals()
+keep_output(); handle_signals()
 with StopSignal().listening() as stop:
     print("x" * 60_000, flush=True)
     print("ready", file=sys.stderr)

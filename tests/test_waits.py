@@ -172,5 +172,5 @@ def test_opening_that_waits_for_its_data_stops(tiny_text, digits_url):
 def test_a_redirect_stays_on_the_web(server, target):
     server.mood = target
     for read in (lambda storage: storage.read_bytes("f"), lambda storage: storage.exists("f")):
-        with pytest.raises(StorageError, match="sends us on to an address that is not http"):
+        with pytest.raises(StorageError, match="redirects to an address that is not http"):
             read(Storage.at(server.url, retries=0))

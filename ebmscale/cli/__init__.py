@@ -9,7 +9,7 @@ import click
 from ebmscale.cli import about, measuring, models, ratios, running, searching, sets
 from ebmscale.cli.group import cli
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
-from ebmscale.stop import ENDING, asked_by, hear_signals
+from ebmscale.stop import ENDING, asked_by, handle_signals
 from ebmscale.terminal import LineHandler, Terminal, keep_output
 
 __all__ = ["about", "cli", "main", "measuring", "models", "ratios", "running", "searching", "sets"]
@@ -18,10 +18,10 @@ __all__ = ["about", "cli", "main", "measuring", "models", "ratios", "running", "
 def main() -> None:
     """The program: runs a command, and turns errors into one sentence and an exit code."""
     keep_output()
-    hear_signals()
+    handle_signals()
     errors = Terminal(stderr=True)
     logging.basicConfig(level=logging.WARNING, handlers=[LineHandler(errors)])
-    logging.getLogger("ebmscale").setLevel(logging.INFO if _speaks() else logging.ERROR)
+    logging.getLogger("ebmscale").setLevel(logging.INFO if _is_first_rank() else logging.ERROR)
     logging.getLogger("ebmscale.rendezvous").setLevel(logging.INFO)  # every rank says that it waits for others
     try:
         cli(standalone_mode=False)
@@ -41,13 +41,13 @@ def main() -> None:
 
 
 def _about_usage(error: click.ClickException) -> list[str]:
-    """What click has to say of arguments that it cannot use, line by line."""
+    """Click's message about arguments that it cannot use, line by line."""
     message = f"Error: {error.format_message()}"
     if not isinstance(error, click.UsageError) or error.ctx is None:
         return [message]
     return [*error.ctx.get_usage().splitlines(), f"Try '{error.ctx.command_path} --help' for help.", "", message]
 
 
-def _speaks() -> bool:
-    """Whether this process is the first of its ranks, as far as can be told before they meet."""
+def _is_first_rank() -> bool:
+    """Whether this process is the first of its ranks, by the environment, before the ranks meet."""
     return os.environ.get("WORLD_SIZE", "1") in ("", "1") or os.environ.get("RANK", "0") in ("", "0")

@@ -1,16 +1,19 @@
-"""Commands that look and tell."""
+"""Commands that examine a run, a set or this machine."""
 
 import click
 from rich.table import Table
 
-from ebmscale.cli.group import cli, console
+from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale inspect runs/digits"))
 @click.argument("url", type=ADDRESS)
 def inspect(url: str) -> None:
-    """Say what a run, an export or a set of shards holds, and verify its checksums."""
+    """Show what URL holds, and verify its checksums.
+
+    URL is a run, an export or a set of shards.
+    """
     from ebmscale.model.inspection import inspect as examine  # noqa: PLC0415
 
     found = examine(url)
@@ -23,9 +26,9 @@ def inspect(url: str) -> None:
         raise found.failure
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale doctor"))
 def doctor() -> None:
-    """Say what this machine can do, what is missing, and how to get it."""
+    """Show what this machine can do, and how to get what is missing."""
     from ebmscale.runtime.doctor import examine  # noqa: PLC0415
 
     table = Table("", "what", "detail")

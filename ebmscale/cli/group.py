@@ -1,4 +1,4 @@
-"""The group that every command joins, and the console they print on."""
+"""The group of all commands, and the console that they print on."""
 
 import click
 
@@ -6,6 +6,11 @@ import ebmscale
 from ebmscale.terminal import Terminal
 
 console = Terminal()
+
+
+def example(command: str) -> str:
+    """The last lines of a command's help: one example, on a line that click does not break."""
+    return f"\b\nExample:\n  {command}"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,7 +3,7 @@
 import click
 from rich.table import Table
 
-from ebmscale.cli.group import cli, console
+from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 
 device_option = click.option(
@@ -11,17 +11,20 @@ device_option = click.option(
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where to compute; auto: on a GPU if there is one.",
+    help="Where to compute. auto: on a GPU if there is one.",
 )
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale evaluate runs/digits --split validation --metrics reconstruction,likelihood"))
 @click.argument("run", type=ADDRESS)
 @click.option(
     "--data", "url", metavar="URL", type=ADDRESS, help="A packed set (default: the one that the run was trained on)."
 )
 @click.option(
-    "--metrics", default="reconstruction", show_default=True, help="reconstruction,frechet,anomaly,likelihood"
+    "--metrics",
+    default="reconstruction",
+    show_default=True,
+    help="One or more, with commas: reconstruction, frechet, anomaly, likelihood.",
 )
 @click.option(
     "--features",
@@ -29,9 +32,19 @@ device_option = click.option(
     type=ADDRESS,
     help="For frechet: what tools/feature_net.py wrote, or Inception weights.",
 )
-@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
-@click.option("--num-samples", type=click.IntRange(1), help="At most so many images, and for frechet so many samples.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "validation", "train"]),
+    default="test",
+    show_default=True,
+    help="Samples to measure on.",
+)
+@click.option(
+    "--num-samples",
+    type=click.IntRange(1),
+    help="At most this many images, and for frechet this many samples (default: all images).",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
 @click.option("--stage", type=click.IntRange(0), help="Measure the prior after this many stages (default: all).")
 @device_option
 def evaluate(
@@ -45,10 +58,10 @@ def evaluate(
     stage: int | None,
     device: str,
 ) -> None:
-    """Measure RUN's newest valid checkpoint on held-out data: a table here, and JSON in RUN's folder `evaluation`.
+    """Measure RUN's newest valid checkpoint on held-out data.
 
-    Splits, and the class that was held out as anomalies, are those of RUN's configuration. Under `torchrun -m ebmscale`
-    the workers share the work.
+    The values are printed as a table, and written as JSON to RUN's folder `evaluation`. The splits, and the class that
+    was held out as anomalies, are those of RUN's configuration. Under `torchrun -m ebmscale` workers share the work.
     """
     from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (commands import what they use)
     from ebmscale.evaluate.metrics import check_metrics, measure  # noqa: PLC0415
@@ -79,16 +92,22 @@ def evaluate(
         console.print(f"record   {storage.url_of(found.file)}")
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale score runs/mnist_anomaly data/mnist --out scores.csv"))
 @click.argument("run", type=ADDRESS)
 @click.argument("url", type=ADDRESS)
 @click.option(
-    "--out", required=True, type=ADDRESS, help="FILE.parquet or FILE.csv: key, label and every score, one row an image."
+    "--out",
+    required=True,
+    type=ADDRESS,
+    help="FILE.parquet or FILE.csv, with one row for each image: key, label and scores.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
 @device_option
 def score(run: str, url: str, out: str, seed: int, device: str) -> None:
-    """Score how unlikely the images of the packed set at URL are under RUN's model; higher is less likely."""
+    """Score the images of the packed set at URL by RUN's model.
+
+    The higher the score, the less likely the image.
+    """
     from ebmscale.evaluate.images import open_all_images  # noqa: PLC0415
     from ebmscale.evaluate.score_file import FORMATS, write_scores  # noqa: PLC0415
     from ebmscale.model.latent_model import open_model  # noqa: PLC0415

@@ -7,25 +7,28 @@ import click
 import numpy as np
 
 import ebmscale
-from ebmscale.cli.group import cli, console
+from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale sample runs/digits -n 64 --out samples.png"))
 @click.argument("run", type=ADDRESS)
 @click.option("-n", "num", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
 @click.option("--out", required=True, type=ADDRESS, help="FILE.png (a grid) or FILE.npz (uint8 images and latents).")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--stage", type=click.IntRange(0), help="From the prior after this many stages (default: all).")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--stage", type=click.IntRange(0), help="Sample the prior after this many stages (default: all).")
 @click.option(
     "--method",
     type=click.Choice(["chain", "smc", "sir"]),
     default="chain",
     show_default=True,
-    help="Langevin chains; sequential Monte Carlo along the stages; or draws of p_0 resampled by the ratios.",
+    help="chain: Langevin chains. smc: sequential Monte Carlo along the stages. sir: draws of p_0, resampled.",
 )
 def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: str) -> None:
-    """Draw samples from RUN's newest valid checkpoint, or from an export, and say how far to trust them."""
+    """Draw samples from RUN's newest valid checkpoint.
+
+    RUN may also be an export. The command prints diagnostics of the samples.
+    """
     from ebmscale.evaluate.sampling import draw  # noqa: PLC0415
     from ebmscale.model.pixels import to_images  # noqa: PLC0415
     from ebmscale.report.run_report import sample_grid  # noqa: PLC0415
@@ -48,7 +51,7 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
     console.print(f"{num} samples in {out}")
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale report runs/digits"))
 @click.argument("run", type=ADDRESS)
 def report(run: str) -> None:
     """Write RUN's report: one self-contained HTML page."""
@@ -57,11 +60,14 @@ def report(run: str) -> None:
     console.print(f"report   {write_report(output_folder(run))}")
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale export runs/digits models/digits"))
 @click.argument("run", type=ADDRESS)
 @click.argument("folder", metavar="DIR", type=ADDRESS)
 def export(run: str, folder: str) -> None:
-    """Write RUN's model as safetensors and JSON, which `ebmscale.load` opens without Ray or DeepSpeed."""
+    """Write RUN's model to DIR as safetensors and JSON.
+
+    `ebmscale.load` opens it without Ray or DeepSpeed.
+    """
     target = output_folder(folder)
     model = ebmscale.load(run)
     model.export(target)

@@ -1,4 +1,4 @@
-"""What commands are told to write to: checked before they begin, so that no work is lost."""
+"""The files and folders that commands write to: checked before the work begins, so that none is lost."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ class AddressType(click.ParamType):
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
-        """As it was given."""
+        """The address as it was given."""
         return Address(value)
 
 
@@ -25,14 +25,14 @@ ADDRESS = AddressType()
 
 
 class OutputFile(NamedTuple):
-    """A file that is going to be written, here or at an address."""
+    """A file to be written, here or at an address."""
 
     address: Address
     folder: "Storage"
     name: str
 
     def publish(self, data: bytes, suffix: str | None = None) -> None:
-        """Writes it as a whole; with a suffix, the file beside it that has this one instead of its own."""
+        """Writes the file as a whole; with `suffix` the file beside it that has this suffix instead."""
         name = self.name if suffix is None else self.name.removesuffix(self.address.suffix) + suffix
         self.folder.publish(name, data)
 
@@ -58,7 +58,7 @@ def output_file(out: str, endings: tuple[str, ...]) -> OutputFile:
 
 
 def output_folder(url: str) -> "Storage":
-    """The folder that a command is told to write to.
+    """The folder that a command writes to.
 
     Raises:
         ConfigError: it is no address.

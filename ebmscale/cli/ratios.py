@@ -10,12 +10,12 @@ import click
 import numpy as np
 from rich.table import Table
 
-from ebmscale.cli.group import cli, console
+from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file
 from ebmscale.errors import ConfigError
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale ratio before.npy after.npy --out ratio.npz"))
 @click.argument("p", type=ADDRESS)
 @click.argument("q", type=ADDRESS)
 @click.option(
@@ -23,23 +23,25 @@ from ebmscale.errors import ConfigError
     type=click.Choice(["auto", "samples", "gaussian", "normal"]),
     default="auto",
     show_default=True,
-    help="auto: samples if p's samples reach q, else gaussian. samples: nothing is assumed of p. "
-    "gaussian: by way of the Gaussian with p's moments. normal: p is N(0, I).",
+    help="auto: samples where p's samples reach q, else gaussian. samples: p is its samples alone. "
+    "gaussian: through the Gaussian with p's moments. normal: p is N(0, I).",
 )
 @click.option(
     "--quadratic/--no-quadratic", default=True, show_default=True, help="Add a quadratic head to the perceptron."
 )
-@click.option("--hidden", default="128,128", show_default=True, help="Widths, with commas; '' is none.")
+@click.option(
+    "--hidden", default="128,128", show_default=True, help="Widths of the hidden layers, with commas; '' is none."
+)
 @click.option(
     "--waves",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Sines that the perceptron sees beside the coordinates: for sharp densities in few dimensions.",
+    help="Sines as further inputs of the perceptron: for sharp densities in few dimensions.",
 )
-@click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=ADDRESS, help="FILE.npz for log q - log p at the samples of both, and FILE.json beside it.")
+@click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True, help="Largest number of stages.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--out", type=ADDRESS, help="FILE.npz for log q - log p at all samples; FILE.json is written beside it.")
 def ratio(
     p: str,
     q: str,
@@ -51,9 +53,10 @@ def ratio(
     seed: int,
     out: str | None,
 ) -> None:
-    """Fit log q - log p of the samples in P and Q (.npy, .npz or shards), and say how far they are apart.
+    """Fit log q - log p to the samples in P and Q.
 
-    With --base normal, p is the standard normal, and P is not read: write -.
+    P and Q are .npy or .npz files or packed sets. The KL divergence of q from p is estimated too. With --base normal p
+    is the standard normal and P is not read: write - for it.
     """
     from ebmscale.density.prior import StandardNormal  # noqa: PLC0415 (commands import what they use)
     from ebmscale.ratios import FitSettings, fit_ratio  # noqa: PLC0415

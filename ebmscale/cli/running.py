@@ -6,20 +6,24 @@ import sys
 import click
 from rich.table import Table
 
-from ebmscale.cli.group import cli, console
+from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError
 from ebmscale.terminal import shown_lines
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale train configs/digits.yaml run.name=first train.max_samples=20000"))
 @click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--dry-run", is_flag=True, help="One update of every kind, one save, one load; says what the run needs.")
-@click.option("--all-ranks", is_flag=True, help="On Ray, show what every worker says and not only rank 0.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Make one update of every kind, one save and one load, and print what the run needs.",
+)
+@click.option("--all-ranks", is_flag=True, help="On Ray, show the output of every worker and not only of rank 0.")
 def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks: bool) -> None:
-    """Train a run, or resume it: the same command goes on where the run stopped."""
+    """Train the run that CONFIG describes. The same command resumes a run that stopped."""
     config = load_config(config_file, overrides)
     if dry_run:
         _dry_run(config)
@@ -60,7 +64,7 @@ def _dry_run(config: RunConfig) -> None:
     console.print(table)
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale submit configs/cifar10.yaml --address http://HEAD:8265 ray.num_workers=8"))
 @click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(dir_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--address", metavar="URL", help="The cluster's job server, such as http://HEAD:8265.")
@@ -69,7 +73,7 @@ def _dry_run(config: RunConfig) -> None:
     "--working-dir",
     default=".",
     show_default=True,
-    help="Uploaded with the job, as ignore files allow; not its files of secrets.",
+    help="Folder that is uploaded with the job, without ignored files and files of secrets.",
 )
 @click.option(
     "--env",
@@ -77,10 +81,10 @@ def _dry_run(config: RunConfig) -> None:
     "passed_on",
     multiple=True,
     metavar="NAME[=VALUE]",
-    help="A variable that the job gets; no secret: everybody on the cluster can read it.",
+    help="A variable for the job. Give no secret: everybody on the cluster can read it.",
 )
 @click.option("--no-wait", is_flag=True, help="Do not follow the job.")
-@click.option("--all-ranks", is_flag=True, help="Show what every worker says and not only rank 0.")
+@click.option("--all-ranks", is_flag=True, help="Show the output of every worker and not only of rank 0.")
 def submit(
     config_file: str | None,
     overrides: tuple[str, ...],
@@ -91,7 +95,10 @@ def submit(
     no_wait: bool,
     all_ranks: bool,
 ) -> None:
-    """Train CONFIG as a job on a Ray cluster: checks, uploads, follows the log, and ends as the job does."""
+    """Train CONFIG as a job on a Ray cluster.
+
+    The command checks and uploads the job, follows its log, and ends with its exit code.
+    """
     from ebmscale.runtime import submit as jobs  # noqa: PLC0415
 
     if (config_file is None) == (attach is None):
@@ -106,17 +113,34 @@ def submit(
         sys.exit(jobs.follow(client, job, lambda text: print(shown_lines(text), end="", flush=True)))
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale plan configs/cifar10.yaml --workers 8,64"))
 @click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--workers", default="8,64,512,1024", show_default=True, help="Numbers of workers, with commas.")
-@click.option("--bandwidth-gbit", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True)
-@click.option("--latency-us", type=click.FloatRange(min=0), default=50.0, show_default=True)
-@click.option("--measure/--no-measure", default=True, help="Time updates here; without, memory and messages alone.")
+@click.option(
+    "--bandwidth-gbit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Of the network between workers, in Gbit/s.",
+)
+@click.option(
+    "--latency-us",
+    type=click.FloatRange(min=0),
+    default=50.0,
+    show_default=True,
+    help="Of a message, in microseconds.",
+)
+@click.option(
+    "--measure/--no-measure", default=True, help="Time updates on this machine, or forecast memory and messages alone."
+)
 def plan(
     config_file: str, overrides: tuple[str, ...], workers: str, bandwidth_gbit: float, latency_us: float, measure: bool
 ) -> None:
-    """Forecast memory, messages, time and efficiency of a run on many workers, from one measured here."""
+    """Forecast time, memory and messages of a run on many workers.
+
+    The forecast starts from one worker, which is measured on this machine.
+    """
     from ebmscale.forecast.plan import Network  # noqa: PLC0415
     from ebmscale.forecast.plan import plan as forecast  # noqa: PLC0415
     from ebmscale.forecast.table import assumption_lines, breakdown_table, forecast_table  # noqa: PLC0415
@@ -128,14 +152,17 @@ def plan(
     console.print(forecast_table(found), breakdown_table(found, config), *assumption_lines(found), sep="\n")
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale compare configs/compare/digits.yaml --methods gaussian,adaptive --seeds 3"))
 @click.argument("comparison_file", metavar="FILE", type=click.Path(dir_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--methods", help="Rows of the file, with commas (default: all).")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of each row.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at the same time.")
 @click.option(
-    "--features", metavar="URL", type=ADDRESS, help="For the Frechet distance: what tools/feature_net.py wrote."
+    "--features",
+    metavar="URL",
+    type=ADDRESS,
+    help="For the Frechet distance: features that tools/feature_net.py wrote.",
 )
 def compare(
     comparison_file: str,
@@ -145,9 +172,11 @@ def compare(
     jobs: int,
     features: str | None,
 ) -> None:
-    """Train and evaluate the rows of FILE under one budget, each with several seeds: one table, one page.
+    """Train and evaluate the rows of FILE under one budget.
 
-    FILE is a comparison (see configs/compare/), or a training configuration: then every method is a row.
+    Every row is trained with several seeds; the results are one table and one page. FILE is a comparison (see
+    configs/compare/) or a training configuration. Of a configuration every method is a row. The same command continues
+    a comparison that stopped.
     """
     from ebmscale.compare import compare as run_comparison  # noqa: PLC0415
     from ebmscale.forecast.dry_run import dry_run  # noqa: PLC0415

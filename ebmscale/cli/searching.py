@@ -2,19 +2,19 @@
 
 import click
 
-from ebmscale.cli.group import cli, console
+from ebmscale.cli.group import cli, console, example
 from ebmscale.config import load_config
 from ebmscale.terminal import Terminal
 
 TABLE_WIDTH = 200  # where the output is no terminal
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale tune configs/digits.yaml --space configs/tune/digits.yaml"))
 @click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--space", "space_file", required=True, metavar="FILE", help="What is tried (see configs/tune).")
+@click.option("--space", "space_file", required=True, metavar="FILE", help="The search space (see configs/tune).")
 def tune(config_file: str, overrides: tuple[str, ...], space_file: str) -> None:
-    """Search for good settings of CONFIG on Ray: the same command goes on where a search stopped."""
+    """Search for good settings of CONFIG on Ray. The same command continues a search that stopped."""
     from ebmscale.search import evaluation as objective  # noqa: PLC0415
     from ebmscale.search.check import base_config  # noqa: PLC0415
     from ebmscale.search.driver import search  # noqa: PLC0415

@@ -5,22 +5,32 @@ import re
 import click
 from rich.progress import TaskID
 
-from ebmscale.cli.group import cli, console
+from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS, output_folder
 from ebmscale.errors import ConfigError
 from ebmscale.terminal import progress_on
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale pack folder photos data/photos --size 64"))
 @click.argument("format_name", metavar="FORMAT")
 @click.argument("src", metavar="SRC", type=ADDRESS)
 @click.argument("url", metavar="URL", type=ADDRESS)
-@click.option("--encoding", type=click.Choice(["raw", "png", "jpeg"]), help="Default: raw, for large images png.")
-@click.option("--size", type=click.IntRange(1), help="folder, celeba: crop to the centre square, resize to this side.")
-@click.option("--grey", is_flag=True, help="folder, celeba: one channel.")
-@click.option("--attribute", metavar="NAME", help="celeba: label images by this attribute, as Smiling.")
-@click.option("--shard-samples", type=click.IntRange(1), default=4096, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="That load and encode images (default: one a core).")
+@click.option(
+    "--encoding",
+    type=click.Choice(["raw", "png", "jpeg"]),
+    help="How a sample is stored (default: raw, png for large images).",
+)
+@click.option(
+    "--size", type=click.IntRange(1), help="folder, celeba: crop to the centre square and resize it to this side."
+)
+@click.option("--grey", is_flag=True, help="folder, celeba: one channel instead of three.")
+@click.option("--attribute", metavar="NAME", help="celeba: label images by this attribute, such as Smiling.")
+@click.option(
+    "--shard-samples", type=click.IntRange(1), default=4096, show_default=True, help="Most samples of a shard."
+)
+@click.option(
+    "--threads", type=click.IntRange(1), help="Threads that load and encode images (default: one for each core)."
+)
 def pack(
     format_name: str,
     src: str,
@@ -32,17 +42,20 @@ def pack(
     shard_samples: int,
     threads: int | None,
 ) -> None:
-    """Pack a data set into shards; the same command goes on where it was killed.
+    """Pack the data set at SRC into shards at URL.
 
-    FORMAT is digits (embedded; SRC is -), idx (the MNIST family), cifar10, svhn, celeba, folder (of images; class =
-    first folder below) or npy (arrays, latents: .npy, .npz or a folder of .npy). Folders, files and arrays called
-    train, val or test (train2017, x_test, ...) are the set's parts. JPEG is of quality 95. A set that is there already
-    is compared with its source, and what differs is said.
+    The same command continues a pack that was interrupted.
+
+    FORMAT is digits (embedded; SRC is -), idx (the MNIST family), cifar10, svhn, celeba, folder (any images; the class
+    is the first folder below) or npy (arrays or latents: .npy, .npz or a folder of .npy).
+
+    The words train, val and test in the names of folders, files and arrays (train2017, x_test) say the set's parts.
+    JPEG has quality 95. A set that is already packed is compared with its source; if they differ, an error says how.
     """
     from ebmscale.data.formats import open_source  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
-    from ebmscale.data.packed import packed  # noqa: PLC0415
+    from ebmscale.data.packed import packed_manifest  # noqa: PLC0415
 
     storage = output_folder(url)
     source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
@@ -52,25 +65,26 @@ def pack(
         def show(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        already = packed(source, storage, encoding, num_threads=threads, progress=show)
+        already = packed_manifest(source, storage, encoding, num_threads=threads, progress=show)
         manifest = already or write_shards(
             source, storage, encoding=encoding, shard_samples=shard_samples, num_threads=threads, progress=show
         )
     state = "already packed, its source has not changed: " if already else ""
-    skipped = [f"{source.num_skipped:,} other files passed over"] if source.num_skipped else []
+    skipped = [f"{source.num_skipped:,} other files skipped"] if source.num_skipped else []
     console.print("; ".join([f"{printable(url)}: {state}{manifest.summary()}", *skipped, *source.notes]), markup=False)
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale fetch mnist downloads/mnist"))
 @click.argument("name", metavar="NAME")
 @click.argument("folder", metavar="DIR", type=ADDRESS)
 @click.option(
     "--mirror", metavar="URL", type=ADDRESS, help="An address that has the same files, instead of the official ones."
 )
 def fetch(name: str, folder: str, mirror: str | None) -> None:
-    """Download a data set's official files to DIR: mnist, fashion_mnist, cifar10 or svhn; celeba: says how to get it.
+    """Download the official files of a data set to DIR.
 
-    Checksums are verified; the same command goes on with what was broken off.
+    Checksums are verified. NAME is mnist, fashion_mnist, cifar10 or svhn. For celeba the command says how to get the
+    files. The same command continues a download that was interrupted.
     """
     from ebmscale.data.fetch import fetch as download  # noqa: PLC0415
 
@@ -86,13 +100,14 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
     console.print(f"{name}: {', '.join(file.name for file in files)} in {folder}")
 
 
-@cli.command()
+@cli.command(epilog=example("ebmscale index s3://BUCKET/shards"))
 @click.argument("url", type=ADDRESS)
-@click.option("--shape", help="C,H,W of raw .bin members, which do not carry it.")
+@click.option("--shape", metavar="C,H,W", help="Shape of raw .bin members, which do not contain it.")
 def index(url: str, shape: str | None) -> None:
-    """Write the manifest of WebDataset shards that others made: they are read once, and can then be trained on.
+    """Write the manifest of WebDataset shards that others made.
 
-    The words train, val and test in a shard's name say its part. What is not in the set is counted in the last line.
+    With it the shards can be trained on. Every shard at URL is read once. The words train, val and test in a shard's
+    name say its part. The last line counts what was left out of the set.
     """
     from ebmscale.data.index import index as write_manifest  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415

@@ -36,7 +36,7 @@ METHOD_ROWS: dict[str, Settings] = {
     "tre": {"method": "tre"},
     "adaptive": {"method": "adaptive"},
 }
-"""The rows of a comparison that is given as a training configuration: every method, LEBM with its authors' chains."""
+"""The rows if a training configuration is given: every method, and LEBM with the chains of its authors."""
 
 
 class BudgetBlock(Block):
@@ -64,8 +64,8 @@ class EvaluationBlock(Block):
 class Comparison(Block):
     """A comparison: rows by name, each a few dotted keys that change the configuration `config`.
 
-    `set` holds dotted keys for all rows; `config` is a path relative to this file. Rows are asked for with commas, so
-    their names have none.
+    `set` holds dotted keys for all rows; `config` is a path relative to this file. Names of rows have no commas, as a
+    command lists rows with commas.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -1,4 +1,4 @@
-"""Carrying a comparison out: the program's own commands train and evaluate every run, then comes the table."""
+"""Carries out a comparison: the program's own commands train and evaluate every run, then the table is written."""
 
 import json
 import os
@@ -35,7 +35,7 @@ SEEN = (
     "the credentials in the storage's own files and variables"
 )
 POLL_S = 0.5
-STOPPED = "Stopped; what is done is kept: run the same command to go on."
+STOPPED = "Stopped; finished work is kept: run the same command to continue."
 
 
 def compare(
@@ -55,7 +55,7 @@ def compare(
         samples_within: how many samples a run may train on within a budget of processor seconds.
         say: shows a line.
         num_at_once: runs that are trained at the same time.
-        features: of the Frechet distance, in the place of the file's.
+        features: for the Frechet distance, instead of those in the file.
 
     Returns:
         The results, the table as Markdown, and the page's address.
@@ -91,7 +91,7 @@ def _results(
     say: Callable[[str], None],
     lease: Lease,
 ) -> list[Result]:
-    """Every job carried out; see `compare`."""
+    """Carries out every job; see `compare`."""
     if comparison.budget.cpu_s is not None:
         jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, samples_within, say)
     for job in jobs:
@@ -109,7 +109,7 @@ def _results(
 
 
 def _gathered(runs: list[Future[Result]], stop: StopSignal) -> list[Result]:
-    """What all runs gave, in their order.
+    """The results of all runs, in their order.
 
     Raises:
         Interrupted: a stop was asked for here, or one of the runs was stopped.
@@ -133,7 +133,7 @@ def _budgeted(
 ) -> list[Job]:
     """The jobs with as many samples as the budget pays for, the same for all seeds of a row.
 
-    What a row costs is forecast once, and again only if its settings or the budget have changed.
+    The cost of a row is forecast once, and again only if its settings or the budget have changed.
     """
     known: dict[str, Any] = {}
     if storage.exists(PILOT_FILE):
@@ -158,14 +158,14 @@ def _budgeted(
 
 
 def _check_run(job: Job) -> None:
-    """Refuses a run that an earlier comparison of this name made with other settings: it is not this row's."""
+    """Refuses a run of an earlier comparison of this name that was made with other settings."""
     run = run_storage(job.config)
     old = saved_config(run)
     changed = changed_keys(old, job.config, CIRCUMSTANCES) if old is not None else []
     if changed:
         raise ConfigError(
             f"{run.url} was made with other values of {', '.join(changed)}; give the comparison another name, or "
-            "delete that folder to train it anew."
+            "delete that folder to train again."
         )
 
 
@@ -177,7 +177,7 @@ def _carry_out(
     lease: Lease,
     say: Callable[[str], None],
 ) -> Result:
-    """Trains and evaluates one run, each where it is not done yet; what goes wrong becomes the result."""
+    """Trains and evaluates one run, if that is not done yet; a failure becomes the result."""
     config, url = job.config, run_storage(job.config).url
     result_file = f"results/{config.run.name}.json"
     storage = open_storage(config.storage)
@@ -206,25 +206,25 @@ def _carry_out(
 
 
 class Pilot(Stored):
-    """How many samples a row's budget pays for, and what that was found for."""
+    """How many samples a row's budget pays for, and the settings and budget of this forecast."""
 
     samples: Size
     wanted: dict[str, Any]
 
 
 class ResultRecord(Stored):
-    """What a row of the table measured, and by which training and evaluation."""
+    """The values of a row of the table, and the training and evaluation that gave them."""
 
     wanted: dict[str, Any]
     measured: dict[str, Number]
 
 
 class RunFailed(Exception):
-    """A command ended with an error, whose sentence this is."""
+    """A command ended with an error; this is its sentence."""
 
 
 def _options(evaluation: EvaluationBlock) -> list[str]:
-    """Of the command `evaluate`."""
+    """The options of the command `evaluate`."""
     arguments = ["--metrics", ",".join(evaluation.metrics), "--split", evaluation.split]
     if evaluation.features is not None:
         arguments += ["--features", evaluation.features]
@@ -234,12 +234,12 @@ def _options(evaluation: EvaluationBlock) -> list[str]:
 
 
 def _environment(config: RunConfig) -> dict[str, str]:
-    """What tells `evaluate`, which is given an address alone, of the server that holds the run."""
+    """The server that holds the run, for `evaluate`, whose argument is an address alone."""
     return {"AWS_ENDPOINT_URL": config.storage.endpoint_url.real} if config.storage.endpoint_url else {}
 
 
 class _Commands:
-    """Commands of the program in processes of their own, which end with the comparison."""
+    """Commands of the program in processes of their own, which do not outlive the comparison."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
@@ -271,7 +271,7 @@ class _Commands:
             raise RunFailed(lines[-1] if lines else f"ended with exit code {process.returncode}")
 
     def stop(self) -> None:
-        """Asks those that run to save and end."""
+        """Asks all running commands to save and end."""
         with self._lock:
             self._stopped = True
             for process in list(self._running):
@@ -300,10 +300,10 @@ def _measured(run: Storage, evaluation: EvaluationBlock, features: Features | No
 
 
 def _cost(run: Storage, config: RunConfig) -> dict[str, float]:
-    """What the training took: seconds of processor time, samples, and the stages that it made."""
+    """The cost of the training: seconds of processor time, samples, and the number of stages."""
     lines = read_lines(run, METRICS_FILE, MetricsLine)
     if not lines:
-        raise DamagedError(f"{run.url_of(METRICS_FILE)} holds no metrics of the run; delete the run to train it anew.")
+        raise DamagedError(f"{run.url_of(METRICS_FILE)} holds no metrics of the run; delete the run to train it again.")
     cpu_s = sum(line["time"].get("cpu_s", 0.0) for line in lines)
     return {
         "stages": lines[-1].get("num_frozen", 0) or config.num_live,

@@ -21,8 +21,8 @@ class RunBlock(Block):
 class AddressBlock(Block):
     """Where files lie: a folder or any fsspec address, and how it is reached.
 
-    A request without a complete answer after 40 s counts as failed; with all its repetitions it ends after 120 s (both,
-    and the time that its bytes take at 200 kB/s).
+    A request without a complete answer after 40 s has failed. With all its repetitions it ends after 120 s. Both times
+    grow by the time that the request's bytes take at 200 kB/s.
     """
 
     url: Address = key(
@@ -30,11 +30,11 @@ class AddressBlock(Block):
         change="circumstance",
     )
     endpoint_url: Address | None = key(
-        "For `s3://`: a server other than Amazon's. Without it AWS_ENDPOINT_URL counts.", None, change="circumstance"
+        "For `s3://`: a server other than Amazon's. Without it AWS_ENDPOINT_URL is used.", None, change="circumstance"
     )
     anonymous: bool = key("For `s3://`: read public data without credentials.", False, change="circumstance")
     retries: NonNegative = key(
-        "How often a request that failed for a passing reason is sent again.", 8, change="circumstance"
+        "How often a request that failed for a temporary reason is repeated.", 8, change="circumstance"
     )
 
 
@@ -50,8 +50,8 @@ class HeldOutBlock(Block):
     label: str | None = key("Name of the class in the set. Without it no class is held out.", None)
     protocol: Literal["official", "pooled"] = key(
         "`official` trains on the official train part without the class and tests on the whole official test part. "
-        "`pooled` puts all parts together: 80 % of the normal samples are there to train on (validation is taken from "
-        "them), the other 20 % and every sample of the class are the test split.",
+        "`pooled` puts all parts together: 80 % of the normal samples are for training (validation is taken from "
+        "them), and the test split is the other 20 % and every sample of the class.",
         "official",
     )
 
@@ -83,20 +83,18 @@ class DataBlock(AddressBlock):
     )
     shuffle_window: Positive = key("Samples of a stream among which the next one is drawn.", 512, unit="samples")
     verify: Literal["sha256", "size", "none"] = key(
-        "What is checked of every shard when a run starts. `sha256` reads the whole set once.",
+        "What is checked for every shard when a run starts. `sha256` reads the whole set once.",
         "sha256",
         change="circumstance",
     )
     max_damaged: NonNegative = key(
-        "Damaged samples of a shard that are skipped and counted before the run stops.", 10, change="circumstance"
+        "Damaged samples that a worker may skip; with more the run stops.", 10, change="circumstance"
     )
-    flip: bool = key("Mirror every training image left to right half of the time.", False)
-    cache: str | None = key(
-        "Folder of the reading machine that keeps what was read from a remote storage.", None, change="circumstance"
-    )
+    flip: bool = key("Mirror training images left to right, each time with probability 1/2.", False)
+    cache: str | None = key("Local folder that keeps what was read from a remote storage.", None, change="circumstance")
     cache_bytes: Positive = key("Largest size of `cache`.", 10_000_000_000, unit="bytes", change="circumstance")
     accept_changed: bool = key(
-        "Resume a run on another data set than it began with. Without it such a resume is refused.",
+        "Whether a run may resume on another data set than it began with. The same set may lie elsewhere in any case.",
         False,
         change="circumstance",
     )
@@ -115,7 +113,7 @@ class ModelBlock(Block):
     ratio_hidden: tuple[Positive, ...] = key("Widths of the ratio network's hidden layers.", (200, 200), unit="units")
     ratio_activation: Literal["silu", "leaky_relu", "gelu"] = key("Activation of the ratio network.", "silu")
     ratio_squares: bool = key(
-        "Let the ratio network's second layer see the first one's units and their squares.", False
+        "Give the ratio network's second layer the squares of the first layer's units too.", False
     )
 
 
@@ -137,7 +135,7 @@ class PosteriorBlock(ChainBlock):
         "base",
     )
     kernel: Literal["auto", "plain", "batch_inner", "compiled"] = key(
-        "Form of the generator in the chain (see `kernels/forms.py`). `auto` measures which is the fastest here.",
+        "Form of the generator in the chain (see `kernels/forms.py`). `auto` measures which one is the fastest.",
         "auto",
         change="circumstance",
     )
@@ -155,30 +153,30 @@ class PriorBlock(ChainBlock):
     """The base density p_0, and the chains of the prior p_{k-1}."""
 
     base: Literal["standard", "moments"] = key(
-        "`standard`: p_0 is N(0, I). `moments`: where the ratios begin, p_0 becomes the Gaussian, or the mixture of "
+        "`standard`: p_0 is N(0, I). `moments`: at `stages.start_samples` p_0 becomes the Gaussian, or the mixture of "
         "Gaussians, that fits the posterior latents. This is the first density ratio in closed form.",
         "standard",
     )
-    base_components: Positive = key("Gaussians of the mixture that `moments` fits.", 1)
+    base_components: Positive = key("Number of Gaussians in the mixture that `moments` fits.", 1)
     base_fits: Positive = key(
-        "Mixtures that are fitted, each from other centres; p_0 is their mean, which evens out the errors of one fit.",
+        "Number of mixtures that are fitted, each from other centres; p_0 is their mean, which averages their errors.",
         1,
     )
     kind: Literal["persistent", "short_run"] = key(
-        "`persistent` chains continue from batch to batch; `short_run` ones start anew from p_0 at every batch.",
+        "`persistent` chains continue from batch to batch; `short_run` chains start from p_0 at every batch.",
         "persistent",
     )
-    num_steps: Positive = key("Steps of the chains a batch.", 5, mutable=True)
+    num_steps: Positive = key("Steps of the chains for every batch.", 5, mutable=True)
     step_size: PositiveFloat = key("Size of a step.", 0.2, mutable=True)
     num_chains: Positive = key("Chains that ratios are trained on, over all workers.", 512)
     equilibrate: Literal["langevin", "smc", "tilt"] = key(
-        "How chains come to a new prior. `langevin`: by steps. `smc`: by resampling and moving along rungs from the "
-        "old prior to the new one, then by steps. `tilt`: by steps in which the new ratio grows from 0 until chains "
-        "have as high a ratio as held-out posteriors; it is frozen at that strength.",
+        "How chains reach a new prior. `langevin`: by steps. `smc`: by resampling and moves along a sequence from the "
+        "old prior to the new one, then by steps. `tilt`: by steps in which the strength of the new ratio grows from 0 "
+        "until the ratio is as high for chains as for held-out posteriors; the ratio is frozen at that strength.",
         "langevin",
     )
     equilibrate_steps: NonNegative = key("Langevin steps at a new prior.", 100, mutable=True)
-    sample_steps: Positive = key("Langevin steps a stage when samples are drawn by chains.", 100)
+    sample_steps: Positive = key("Langevin steps for each stage when samples are drawn by chains.", 100)
 
     @model_validator(mode="after")
     def _tilts_in_steps(self) -> "PriorBlock":
@@ -196,11 +194,11 @@ class PriorBlock(ChainBlock):
 class StagesBlock(Block):
     """How a ratio is trained and when its stage ends (see `density/schedule.py`)."""
 
-    start_samples: NonNegative = key("Where the ratios begin; before, the prior is p_0.", 0, unit="samples")
-    max_stages: NonNegative = key("Most stages, K.", 3)
-    magnification: PositiveFloat = key("M of N2CE, how many times the noise counts; 1 is NCE.", 1.0)
+    start_samples: NonNegative = key("When the ratios begin; before that the prior is p_0.", 0, unit="samples")
+    max_stages: NonNegative = key("Largest number of stages, K.", 3)
+    magnification: PositiveFloat = key("M of N2CE: the factor by which the noise counts; 1 is NCE.", 1.0)
     updates_per_batch: Positive = key("Updates of the ratio network for every batch of images.", 8, mutable=True)
-    batch_size: Positive = key("Posterior latents, and as many prior latents, of an update.", 256, mutable=True)
+    batch_size: Positive = key("Posterior latents of an update, and as many prior latents.", 256, mutable=True)
     buffer_samples: Positive = key("Recent posterior latents that the updates draw from.", 3200, unit="samples")
     min_samples: Positive = key("Shortest time of a stage at the full learning rate.", 10_000, unit="samples")
     max_samples: Positive = key("Longest time of a stage.", 50_000, unit="samples")
@@ -209,10 +207,10 @@ class StagesBlock(Block):
     )
     patience: Positive = key("Measurements without an improvement after which a stage settles.", 3)
     min_improvement: NonNegativeFloat = key("What counts as an improvement of the held-out loss.", 1e-3, unit="nats")
-    significance: PositiveFloat = key("A stage counts if its KL bound exceeds so many standard errors.", 2.0)
+    significance: PositiveFloat = key("A stage counts if its KL bound exceeds this many standard errors.", 2.0)
     auc_drop: PositiveFloat = key("A fall of the AUC by more than this counts as a collapse.", 0.2)
     min_ess: Fraction = key("Effective sample size, as a share, below which a stage has collapsed; 0: never.", 0.0)
-    max_rollbacks: NonNegative = key("How often a stage may start anew after a collapse.", 3)
+    max_rollbacks: NonNegative = key("How often a stage may restart after a collapse.", 3)
     evidence_every: Positive = key("Time between two measurements of the evidence.", 5_000, unit="samples")
     evidence_samples: Positive = key("Held-out images, and held-out chains, of a measurement.", 512)
 

@@ -1,4 +1,4 @@
-"""A key of the configuration: its meaning, unit and whether it may change, said where the key is defined."""
+"""A key of the configuration: its meaning, its unit and whether it may change, stated where it is defined."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
@@ -15,12 +15,12 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 Change = Literal["never", "resume", "circumstance"]
-"""When a key may change in a run: `never`, as it defines what the run computes; at a `resume`; or at a resume, as a
-`circumstance` that says where and by what means the run is computed, and not what."""
+"""When a key may change in a run. `never`: it defines what the run computes. `resume`: at a resume. `circumstance`:
+at a resume too; it says where and by what means the run is computed, and not what."""
 
 
 class Block(BaseModel):
-    """A part of the configuration: frozen, unknown keys refused, and no value taken for one of another type."""
+    """A part of the configuration: frozen, unknown keys refused, and no value converted to another type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -50,7 +50,7 @@ def key(
 
 
 def about(field: FieldInfo) -> dict[str, Any]:
-    """What `key` says of a field beside its meaning: `unit`, `change`, `mutable`."""
+    """What `key` states about a field besides its meaning: `unit`, `change`, `mutable`."""
     extra = field.json_schema_extra
     return {"unit": "", "change": "never", "mutable": False} | (extra if isinstance(extra, dict) else {})
 
@@ -62,7 +62,7 @@ def block_of(field: FieldInfo) -> type[Block] | None:
 
 
 def keys_that_change(block: type[Block], changes: tuple[Change, ...], prefix: str = "") -> Iterator[str]:
-    """The dotted keys, blocks or single ones, that may change so."""
+    """The dotted keys of blocks and of single fields that may change in one of these ways."""
     for name, field in block.model_fields.items():
         inner = block_of(field)
         if about(field)["change"] in changes:

@@ -1,4 +1,4 @@
-"""Dotted keys of a configuration: what is known, what was probably meant, and which values a field takes."""
+"""Dotted keys of a configuration: the known ones, the one that was probably meant, and the values of a field."""
 
 import difflib
 import types
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticKnownError
 
-from ebmscale.documents import shown
+from ebmscale.documents import excerpt
 
 _WRONG_TYPE: dict[type, Literal["int_type", "float_type", "bool_type"]] = {
     int: "int_type",
@@ -18,9 +18,9 @@ _WRONG_TYPE: dict[type, Literal["int_type", "float_type", "bool_type"]] = {
 
 
 def first_problem(error: ValidationError, known: Sequence[str]) -> str:
-    """A sentence on the first problem found in a file whose keys are `known` ones."""
+    """A sentence about the first problem of a file; `known` are the keys that it may have."""
     problem = error.errors()[0]
-    key = shown(".".join(str(part) for part in problem["loc"]))
+    key = excerpt(".".join(str(part) for part in problem["loc"]))
     if problem["type"] == "extra_forbidden":
         match, blocks = nearest_key(key, known), dict.fromkeys(name.partition(".")[0] for name in known)
         hint = f"did you mean {match}?" if match else f"known keys start with {', '.join(blocks)}."
@@ -28,19 +28,19 @@ def first_problem(error: ValidationError, known: Sequence[str]) -> str:
     if problem["type"] == "missing":
         return f"the key {key} is missing and has no default; add it."
     if key == "precision":
-        given = shown(str(problem["input"]))
+        given = excerpt(str(problem["input"]))
         return f"precision {given} is not offered: fp16 overflows and has no CPU kernels; use bf16 or fp32."
     if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
         given = "true or false" if isinstance(problem["input"], bool) else f"the number {problem['input']}"
         return f"{key}: text is needed, but it is {given}; put the text in quotes."
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    given = "" if problem["type"] == "value_error" else f", but it is {shown(repr(problem['input']))}"
+    given = "" if problem["type"] == "value_error" else f", but it is {excerpt(repr(problem['input']))}"
     return f"{key}: {message}{given}." if key else f"{message}."
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
-    """The known key that looks most like this one, or has nearly its last name; None where none does."""
+    """The known key that is most similar to this one, by its whole name or its last part; None if none is."""
     match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if match:
         return match[0]
@@ -66,7 +66,7 @@ def nested_blocks(annotation: Any) -> list[type[BaseModel]]:
 def field_types(annotation: Any) -> frozenset[type]:
     """The types of what a field of this annotation may hold: str, int, float, bool, NoneType, a container, a block.
 
-    A field of any value has the type `object`.
+    A field of any value has the type `object`. An address is text.
     """
     found: set[type] = set()
     for kind in _alternatives(annotation):
@@ -74,8 +74,13 @@ def field_types(annotation: Any) -> frozenset[type]:
             found |= {type(value) for value in get_args(kind)}
         else:
             outer = get_origin(kind) or kind
-            found.add(outer if isinstance(outer, type) else object)
+            found.add(_plain(outer) if isinstance(outer, type) else object)
     return frozenset(found)
+
+
+def _plain(kind: type) -> type:
+    """`str` for a kind of text such as an address, else the type itself."""
+    return str if issubclass(kind, str) else kind
 
 
 def check_type(value: Any, annotation: Any) -> None:

@@ -1,7 +1,8 @@
-"""Overrides `key=value`: a value is read as its field in the schema has it.
+"""Overrides `key=value`: a value is read by the type of its field in the schema.
 
-The value of a field of text is the text that was typed: `run.name=010` is the name 010, and `storage.url=/a #b` a
-folder with a blank. Text in quotes is what the quotes hold. Every other value is YAML, on one line, without comments.
+The value of a text field is exactly the text that was typed: `run.name=010` is the name 010, and `storage.url=/a #b` is
+a folder with a space. Of a text in quotes the quotes are removed. Every other value is YAML on one line, without
+comments.
 """
 
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from ebmscale.config.keys import field_types, nested_blocks
-from ebmscale.documents import is_unicode, read_scalar, read_yaml, shown
+from ebmscale.config.removed import REMOVED
+from ebmscale.documents import excerpt, is_unicode, read_scalar, read_yaml
 from ebmscale.errors import ConfigError
 
 _LIKE_NULL = ("~", "Null", "NULL")
@@ -22,12 +24,13 @@ def apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel])
         ConfigError: it is not of this form, or the value could mean two things.
     """
     key, equals, text = override.partition("=")
-    what = f"the override '{shown(override)}'"
+    what = f"the override '{excerpt(override)}'"
     if not is_unicode(override):
-        raise ConfigError(f"{what} is not text in UTF-8; rename what it names.")
+        raise ConfigError(f"{what} is not text in UTF-8; rename the file or folder that it names.")
     if not equals or not key:
         raise ConfigError(f"cannot read {what}: write it as key=value, e.g. train.batch_size=64.")
-    set_key(tree, key, _value(text, _types_at(schema, key), what))
+    types = frozenset({object}) if key in REMOVED else _types_at(schema, key)
+    set_key(tree, key, _value(text, types, what))
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -42,7 +45,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
         if node.get(parent) is None:
             node[parent] = {}
         if not isinstance(node[parent], dict):
-            raise ConfigError(f"the key {shown(key)} needs {shown(parent)} to hold keys, but it holds a value.")
+            raise ConfigError(f"the key {excerpt(key)} needs {excerpt(parent)} to hold keys, but it holds a value.")
         node = node[parent]
     node[last] = value
 
@@ -50,7 +53,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 def _value(text: str, types: frozenset[type], what: str) -> Any:
     if text[:1] in ("'", '"') and len(text) > 1 and text.endswith(text[0]):
         return _flow(text, what)
-    if types <= {str, type(None)}:  # also a key that is unknown, of which the schema says more
+    if types <= {str, type(None)}:  # also an unknown key, which the schema refuses later
         return _text(text, type(None) in types, what)
     text = text.strip()
     return _flow(text, what) if text[:1] in ("[", "{") else read_scalar(text, what, ConfigError)
@@ -65,7 +68,7 @@ def _text(text: str, is_optional: bool, what: str) -> str | None:
 
 
 def _flow(text: str, what: str) -> Any:
-    """A list, a mapping or text in quotes: within brackets, so that a comment hides the last one and is an error."""
+    """A list, a mapping or text in quotes. In brackets a comment is an error, as it hides the last one."""
     values = read_yaml(f"[{text}]", what, ConfigError)
     if not isinstance(values, list) or len(values) != 1:
         raise ConfigError(f"{what} has several values; write a list as [a, b].")
@@ -73,7 +76,7 @@ def _flow(text: str, what: str) -> Any:
 
 
 def _types_at(schema: type[BaseModel], key: str) -> frozenset[type]:
-    """The types of the values that the field at a dotted key takes; none where there is no such field."""
+    """The types of the values that the field at a dotted key takes; none if there is no such field."""
     first, _, rest = key.partition(".")
     field = schema.model_fields.get(first)
     if field is None:

@@ -1,6 +1,6 @@
-"""Keys of earlier versions: dropped where they asked for nothing, else refused with a sentence.
+"""Keys of earlier versions: dropped if their value had no effect, else refused with a sentence.
 
-Every run's `config.yaml` names all keys of its version, so most of what is found here is a default.
+Every run's `config.yaml` names all keys of its version, so most removed keys have their default there.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ REMOVED: dict[str, tuple[tuple[Any, ...], str]] = {
     "stages.loss": (("nce", "n2ce"), ""),
     "stages.penalty": ((0, 0.0), "ratios are not penalised any more"),
 }
-"""Key, the values that ask for nothing, and what to do about another one."""
+"""For each key the values without effect, and what to do about any other value."""
 
 
 def drop_removed(tree: dict[str, Any], source: str) -> None:
     """Takes removed keys out of a configuration's tree.
 
     Raises:
-        ConfigError: one of them asks for what is no longer there.
+        ConfigError: the value of one of them had an effect.
     """
     posterior = tree.get("posterior")
     if isinstance(posterior, dict) and posterior.get("start") == "memory":

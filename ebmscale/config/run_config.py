@@ -63,8 +63,8 @@ class RunConfig(Block):
     deepspeed: DeepspeedBlock = key("The DeepSpeed engine.", DeepspeedBlock(), change="circumstance")
     ray: RayBlock = key("Training on Ray.", RayBlock(), change="circumstance")
     precision: Precision = key(
-        "Of chains, generator and encoder. `auto` is bf16 where the device of every worker multiplies it faster than "
-        "fp32; a run keeps what it began with.",
+        "Precision of chains, generator and encoder. `auto` is bf16 if the device of every worker multiplies it faster "
+        "than fp32; a run keeps the precision that it began with.",
         "fp32",
     )
     device: Literal["auto", "cpu", "cuda"] = key(
@@ -75,22 +75,22 @@ class RunConfig(Block):
 
     @property
     def num_live(self) -> int:
-        """How many ratios are trained at once and make the prior as they are now; 0 where stages freeze them."""
+        """How many ratios are trained at once and form the current prior; 0 if stages freeze them."""
         return self.most_stages if self.method in ("lebm", "tre") else 0
 
     @property
     def most_stages(self) -> int:
-        """The most ratios that the method's prior can come to have."""
+        """The largest number of ratios that the method's prior can have."""
         return {"gaussian": 0, "nce": 1, "lebm": 1}.get(self.method, self.stages.max_stages)
 
     @property
     def is_amortised(self) -> bool:
-        """Whether posteriors are the encoder's Gaussians, and no chain goes on from a draw of them."""
+        """Whether posteriors are the encoder's Gaussians, without chain steps after the draw."""
         return self.posterior.start == "encoder" and self.posterior.num_steps == 0
 
     @property
     def generator_stops(self) -> int:
-        """The `samples_seen` from which on the generator stays as it is."""
+        """The `samples_seen` after which the generator is not trained."""
         return self.train.generator.stop_samples or self.train.max_samples
 
     @model_validator(mode="after")
@@ -100,13 +100,14 @@ class RunConfig(Block):
         buffered, least = self.stages.buffer_samples, 10 * self.model.latent_dim
         if self.prior.base == "moments" and not least <= buffered <= self.stages.start_samples:
             raise ValueError(
-                f"prior.base: moments takes them from the buffer: stages.buffer_samples must be at least {least} "
-                "(ten times model.latent_dim), and stages.start_samples no less than that, so that it is full"
+                f"prior.base: moments is fitted to the buffer: stages.buffer_samples must be at least {least} "
+                "(ten times model.latent_dim), and stages.start_samples at least stages.buffer_samples, so that the "
+                "buffer is full"
             )
         if self.prior.base == "moments" and self.prior.base_components * self.model.latent_dim > buffered:
             raise ValueError(
                 f"prior.base_components must be at most {buffered // self.model.latent_dim} (stages.buffer_samples "
-                "over model.latent_dim), so that every component has posteriors to be fitted to"
+                "over model.latent_dim), so that there are posteriors for every component"
             )
         if self.stages.start_samples >= self.train.max_samples:
             raise ValueError("stages.start_samples must be below train.max_samples, or no ratio is ever trained")
@@ -134,7 +135,7 @@ class RunConfig(Block):
         return write_yaml(self.model_dump(mode="json"))
 
     def with_absolute_addresses(self) -> "RunConfig":
-        """The same configuration for a process in another folder: no address counts from the working directory."""
+        """The same configuration with absolute addresses, for a process in another working directory."""
         data = {
             name: Address(value).absolute()
             for name in ("url", "source", "cache")
@@ -146,7 +147,7 @@ class RunConfig(Block):
         )
 
     def check_secrets(self, why: str) -> None:
-        """Refuses an address with a password or a token in it, for a use that would show it to others.
+        """Refuses an address with a password or a token, for a use that would show it to others.
 
         Raises:
             ConfigError: there is one.
@@ -214,9 +215,9 @@ def _from_tree(tree: Any, values: Mapping[str, Any], overrides: Sequence[str], s
 
 
 def changed_keys(old: RunConfig, new: RunConfig, allowed: Sequence[str] = RESUMABLE) -> list[str]:
-    """Dotted keys whose values differ, but for the allowed ones: those that forbid resuming `old` as `new`.
+    """Dotted keys whose values differ and that are not allowed to change: they forbid resuming `old` as `new`.
 
-    A `precision` of `auto` is the old one, whatever that is.
+    A new `precision` of `auto` counts as the old precision.
     """
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     if new.precision == "auto":

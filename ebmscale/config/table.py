@@ -1,4 +1,4 @@
-"""Every key of a configuration as a table in Markdown, from what the fields say of themselves."""
+"""Every key of a configuration as a table in Markdown, from the descriptions of the fields."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin

@@ -32,7 +32,7 @@ class GeneratorOptimizerBlock(OptimizerBlock):
     encoder_factor: PositiveFloat = key("The encoder's rate over the generator's.", 0.3)
     final_factor: float = key("The rate at the end over the rate at the start.", 1.0, gt=0, le=1, mutable=True)
     stop_samples: NonNegative = key(
-        "Where generator and encoder stop, so that the ratios learn the posterior of a fixed model (two stages of "
+        "When generator and encoder stop, so that the ratios learn the posterior of a fixed model (two stages of "
         "training, as in NCP-VAE). 0: at the run's end.",
         0,
         unit="samples",
@@ -44,7 +44,7 @@ class GeneratorOptimizerBlock(OptimizerBlock):
     )
 
     def rate_at(self, progress: float) -> float:
-        """The rate at a share of the way to where training of the two networks ends: a cosine to `final_factor`."""
+        """The rate at `progress`, the completed share of the two networks' training: a cosine to `final_factor`."""
         return self.rate * (1 - (1 - self.final_factor) * 0.5 * (1 - math.cos(math.pi * progress)))
 
 
@@ -69,7 +69,7 @@ class CheckpointBlock(Block):
     best_metric: Literal["held_out_mse", "loss", "auc", "kl_bound"] = key("What `keep_best` compares.", "held_out_mse")
     best_mode: Literal["min", "max"] = key("Whether a small or a large value is best.", "min")
     retry_s: NonNegativeFloat = key(
-        "How long a storage that fails is tried again, while training goes on.", 600.0, unit="seconds"
+        "How long writing to a failing storage is repeated; training continues meanwhile.", 600.0, unit="seconds"
     )
     grace_s: PositiveFloat = key("How long a stop waits for its checkpoint.", 120.0, unit="seconds")
 
@@ -84,12 +84,12 @@ class GuardBlock(Block):
     max_rollbacks: NonNegative = key("How often it may go back.", 3)
     rate_factor: float = key("Factor of the learning rates after going back.", 0.5, gt=0, le=1)
     chain_bound: PositiveFloat = key(
-        "A chain whose root mean square exceeds this has diverged and starts anew.", 20.0, mutable=True
+        "A chain whose root mean square exceeds this has diverged and is restarted.", 20.0, mutable=True
     )
 
 
 class MetricsBlock(Block):
-    """How often metrics are written, and to what besides JSON lines."""
+    """How often metrics are written, and where besides JSON lines."""
 
     every_samples: Positive = key("Time between two lines.", 5_000, unit="samples")
     tensorboard: bool = key("Whether TensorBoard files are written.", True)
@@ -98,7 +98,9 @@ class MetricsBlock(Block):
 class DeepspeedBlock(Block):
     """The DeepSpeed engine."""
 
-    zero_stage: Literal[0, 1, 2, 3] = key("What is sharded: 1 optimiser, 2 and gradients, 3 and weights.", 1)
+    zero_stage: Literal[0, 1, 2, 3] = key(
+        "What is sharded. 0: nothing. 1: the optimiser's state. 2: gradients too. 3: weights too.", 1
+    )
 
 
 class LimitsBlock(Block):
@@ -114,18 +116,23 @@ class RayBlock(Block):
     """Training on Ray."""
 
     num_workers: NonNegative | tuple[Positive, Positive] = key(
-        "0: in this process. N: N workers. [min, max]: as many as the cluster has, which shrinks and grows.", 0
+        "0: in this process. N: N workers. [min, max]: as many as the cluster has, now and when it changes.", 0
     )
     address: Address | None = key(
-        "Address of a running cluster. Without it RAY_ADDRESS counts; else a Ray is started on this machine.", None
+        "Address of a running cluster. Without it RAY_ADDRESS is used; without both, Ray is started on this machine.",
+        None,
     )
     cpus_per_worker: PositiveFloat = key("CPUs of a worker.", 1.0)
     gpus_per_worker: NonNegative | None = key(
         "GPUs of a worker. Without it: one where `device` is cuda, or auto on a cluster with GPUs.", None
     )
-    max_failures: NonNegative = key("Losses of workers with no checkpoint in between after which the run ends.", 5)
+    max_failures: NonNegative = key(
+        "Losses of workers in a row, with no new checkpoint in between, after which a run still continues.", 5
+    )
     wait_s: PositiveFloat = key("How long the run waits for enough workers.", 1800.0, unit="seconds")
-    resize_every_s: PositiveFloat = key("How often a range of workers is adapted.", 60.0, unit="seconds")
+    resize_every_s: PositiveFloat = key(
+        "Time between two adaptations of the number of workers, if it is a range.", 60.0, unit="seconds"
+    )
     limits: LimitsBlock = key("Time limits of a worker.", LimitsBlock())
 
     @property

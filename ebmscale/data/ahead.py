@@ -63,7 +63,7 @@ class ReadAhead(Generic[T]):
                     self._waiting.append(item)
                     self._waiting_bytes += self._num_bytes(item)
                     self._changed.notify_all()
-                    self._changed.wait_for(self._may_go_on)
+                    self._changed.wait_for(self._may_continue)
                     if self._closed:
                         return
         except BaseException as error:
@@ -73,6 +73,6 @@ class ReadAhead(Generic[T]):
                 self._ended = True
                 self._changed.notify_all()
 
-    def _may_go_on(self) -> bool:
+    def _may_continue(self) -> bool:
         room = len(self._waiting) < self._depth and self._waiting_bytes < self._max_bytes
         return self._closed or room

@@ -1,4 +1,4 @@
-"""Arrays of numbers as people have them: what can be used, and the reason where it cannot."""
+"""Arrays of numbers from users: checked and converted, or refused with the reason."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from ebmscale.errors import DataError
 
 
 def check_real(values: np.ndarray, name: str) -> None:
-    """Refuses an array that does not hold one real number a place, in any byte order and of any width.
+    """Refuses an array whose elements are not real numbers; any byte order and any width is accepted.
 
-    Nothing of a file that is mapped into memory is read, but for masks.
+    Of a file that is mapped into memory nothing but a mask is read.
 
     Raises:
         DataError: complex numbers, dates, text, Python objects, records, or values that are masked; `name` says which
@@ -50,7 +50,7 @@ def as_float64(values: Any, name: str) -> np.ndarray:
     """An array, a list or a tensor as float64, in the memory order of C and the byte order of this machine.
 
     Raises:
-        DataError: as `as_numbers`, or numbers that 64 bits cannot hold: too large, or too long for how near they lie.
+        DataError: as `as_numbers`; or float64 cannot hold the numbers, as they are too large or differ by too little.
     """
     numbers = as_numbers(values, name)
     with np.errstate(over="ignore"):
@@ -66,10 +66,12 @@ def as_float64(values: Any, name: str) -> np.ndarray:
 
 
 def _check_whole(numbers: np.ndarray, name: str) -> None:
-    """Whole numbers beyond 2^53 are rounded in float64: that must be little against how far they spread."""
+    """Refuses whole numbers that float64 would round by more than a thousandth of their spread."""
     low, high = numbers.min(axis=0), numbers.max(axis=0)
     largest = np.maximum(np.abs(low.astype(np.float64)), np.abs(high.astype(np.float64)))
     spread = (high.astype(object) - low.astype(object)) if numbers.ndim == 1 else high.astype(object) - low
     near = (np.spacing(largest) > 1) & (np.spacing(largest) > 1e-3 * np.asarray(spread, np.float64))
     if bool((near & (np.asarray(spread, np.float64) > 0)).any()):
-        raise DataError(f"{name} has whole numbers that lie too near each other for their size; subtract their least.")
+        raise DataError(
+            f"{name} has whole numbers that differ by too little for their size; subtract the smallest one from all."
+        )

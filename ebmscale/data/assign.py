@@ -28,8 +28,8 @@ class Place(NamedTuple, Generic[Number]):
     offset: Number
 
 
-class Span(NamedTuple):
-    """A contiguous run: places `start` to `start + length - 1`."""
+class Interval(NamedTuple):
+    """A contiguous range: places `start` to `start + length - 1`."""
 
     start: int
     length: int
@@ -41,17 +41,17 @@ def locate(i: Number, num_samples: int, num_streams: int) -> Place[Number]:
     return Place(i // num_samples, i % num_streams, within // num_streams)
 
 
-def segment(epoch: int, stream: int, num_samples: int, num_streams: int) -> Span:
-    """The part of the epoch's sequence that a stream serves; empty where it has no turn (N < S)."""
+def segment(epoch: int, stream: int, num_samples: int, num_streams: int) -> Interval:
+    """The part of the epoch's sequence that a stream serves; empty if it has no turn (N < S)."""
     turn = (stream - epoch * num_samples) % num_streams
     short, num_longer = divmod(num_samples, num_streams)
-    return Span(turn * short + min(turn, num_longer), short + (turn < num_longer))
+    return Interval(turn * short + min(turn, num_longer), short + (turn < num_longer))
 
 
-def window_span(index: int, window: int, length: int) -> Span:
+def window_span(index: int, window: int, length: int) -> Interval:
     """The part of a segment of `length` samples that its window number `index` covers; the last may be shorter."""
     start = index * window
-    return Span(start, min(window, length - start))
+    return Interval(start, min(window, length - start))
 
 
 def owner(stream: Number, size: int) -> Number:

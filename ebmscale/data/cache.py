@@ -1,9 +1,9 @@
-"""A bounded folder of this machine that keeps what was read from a remote set of shards, for several processes at once.
+"""A local folder of bounded size that keeps what was read from a remote set of shards; processes may share it.
 
-Shards are kept in blocks of `BLOCK_BYTES`, aligned, so that every epoch asks for the same ones whatever its order.
-A block is one file, its bytes and their crc32, named after the shard's sha256 and the block's number: a set that was
-packed again finds none of the old ones. A block is renamed into place when it is whole; one that is missing, or
-damaged, is read from the storage. The least recently used go first when the bound is reached.
+Shards are kept in aligned blocks of `BLOCK_BYTES`, so every epoch needs the same blocks, in whatever order. A block is
+one file, which holds the bytes and their crc32. Its name is made of the shard's sha256 and the block's number, so a set
+that was packed again matches none of the old blocks. A block is renamed into place when it is complete. A missing or
+damaged block is read from the storage. When the bound is reached, the least recently used blocks are deleted.
 """
 
 import fcntl
@@ -23,13 +23,13 @@ from ebmscale.storage import Range, Storage
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 20
-BLOCKS_TOGETHER = 64  # in memory at a time, beside the ranges asked for
-KEPT_SHARE = 0.9  # of the bound, that is left when blocks had to go: looking through the folder costs time
+BLOCKS_TOGETHER = 64  # in memory at a time, besides the requested ranges
+KEPT_SHARE = 0.9  # of the bound, that remains when blocks are deleted: searching the folder costs time
 CRC_BYTES = 4
 ENDING, TEMPORARY, TOTAL = ".block", ".tmp", "total"
 
 
-class Block(NamedTuple):
+class CacheBlock(NamedTuple):
     """One of the blocks into which a shard's file is cut."""
 
     file: str
@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
 
 def _local(folder: str | os.PathLike[str]) -> Path:
-    """The path of a folder of this machine; ConfigError where the text is something else."""
+    """The path of a local folder; ConfigError if the text is something else."""
     path = Storage.at(folder).local_path()
     if path is None:
         raise ConfigError(f"The cache {folder} is not on this machine; give a local folder.")
@@ -45,13 +45,13 @@ def _local(folder: str | os.PathLike[str]) -> Path:
 
 
 class RangeCache:
-    """`read_ranges` of a storage, answered from a folder as far as it can be. It holds nothing open.
+    """`read_ranges` of a storage that looks in a local folder first. It keeps no file open.
 
     Args:
         storage: where the shards are.
         manifest: what they hold.
-        folder: where blocks are kept; made if missing, shared by any processes and any sets.
-        max_bytes: what the blocks may take, in all.
+        folder: where blocks are kept; made if missing. Several processes and several sets may share it.
+        max_bytes: the largest size of all blocks together.
 
     Raises:
         StorageError: the folder cannot be made.
@@ -80,7 +80,7 @@ class RangeCache:
         return found
 
     def forget(self, one: Range) -> None:
-        """Drop the blocks of a range whose content turned out to be wrong, so that they are read anew next time."""
+        """Delete the blocks of a range whose content turned out to be wrong, so that they are read again."""
         for block in self._blocks_of(one):
             with suppress(OSError):  # a folder that cannot be written
                 self._path(block).unlink(missing_ok=True)
@@ -88,7 +88,7 @@ class RangeCache:
     def _groups(self, ranges: Sequence[Range]) -> Iterator[list[Range]]:
         """The ranges in groups that touch `BLOCKS_TOGETHER` blocks, or one range more."""
         group: list[Range] = []
-        touched: set[Block] = set()
+        touched: set[CacheBlock] = set()
         for one in ranges:
             group.append(one)
             touched.update(self._blocks_of(one))
@@ -98,12 +98,12 @@ class RangeCache:
         if group:
             yield group
 
-    def _blocks_of(self, one: Range) -> list[Block]:
+    def _blocks_of(self, one: Range) -> list[CacheBlock]:
         end = min(one.start + one.length, self._shards[one.path].num_bytes)
-        return [Block(one.path, number) for number in range(one.start // BLOCK_BYTES, -(-end // BLOCK_BYTES))]
+        return [CacheBlock(one.path, number) for number in range(one.start // BLOCK_BYTES, -(-end // BLOCK_BYTES))]
 
-    def _cut(self, one: Range, blocks: dict[Block, bytes]) -> bytes:
-        """A range out of its blocks; short where the shard ends before."""
+    def _cut(self, one: Range, blocks: dict[CacheBlock, bytes]) -> bytes:
+        """A range, cut out of its blocks; shorter if the shard ends before."""
         parts = []
         for block in self._blocks_of(one):
             first = block.number * BLOCK_BYTES
@@ -111,7 +111,7 @@ class RangeCache:
             parts.append(memoryview(blocks[block])[inner])
         return b"".join(parts)
 
-    def _blocks(self, wanted: list[Block]) -> dict[Block, bytes]:
+    def _blocks(self, wanted: list[CacheBlock]) -> dict[CacheBlock, bytes]:
         """The content of each block; the missing ones are read together and kept."""
         kept = {block: self._load(block) for block in dict.fromkeys(wanted)}
         blocks = {block: data for block, data in kept.items() if data is not None}
@@ -122,16 +122,16 @@ class RangeCache:
             blocks |= fresh
         return blocks
 
-    def _span(self, block: Block) -> Range:
+    def _span(self, block: CacheBlock) -> Range:
         start = block.number * BLOCK_BYTES
         return Range(block.file, start, min(BLOCK_BYTES, self._shards[block.file].num_bytes - start))
 
-    def _path(self, block: Block) -> Path:
+    def _path(self, block: CacheBlock) -> Path:
         name = f"{self._shards[block.file].sha256} {BLOCK_BYTES} {block.number}"
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()}{ENDING}"
 
-    def _load(self, block: Block) -> bytes | None:
-        """A kept block, marked as used now; None where there is none, and where it is damaged, which drops it."""
+    def _load(self, block: CacheBlock) -> bytes | None:
+        """A kept block, marked as just used; None if there is none. A damaged one is deleted."""
         path = self._path(block)
         try:
             content = path.read_bytes()
@@ -145,8 +145,8 @@ class RangeCache:
             pass
         return None
 
-    def _keep(self, blocks: dict[Block, bytes]) -> None:
-        """Write blocks, as many as the bound allows; a folder that cannot be written ends the writing, not the run."""
+    def _keep(self, blocks: dict[CacheBlock, bytes]) -> None:
+        """Write as many blocks as the bound allows; if the folder cannot be written, the run continues without."""
         if not self._writes:
             return
         room = self._max_bytes // (BLOCK_BYTES + CRC_BYTES)
@@ -161,7 +161,9 @@ class RangeCache:
                     temporary.replace(path)
         except OSError as error:
             self._writes = False
-            log.warning("the cache %s takes no more files (%s); reading goes on", self._folder, error)
+            log.warning(
+                "the cache %s takes no more files (%s); reading continues without new ones", self._folder, error
+            )
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -171,7 +173,7 @@ class RangeCache:
             yield
 
     def _make_room(self, num_bytes: int) -> None:
-        """Count bytes that will be written; where they would pass the bound, look through the folder and make room."""
+        """Count the bytes that will be written; if they would exceed the bound, delete old blocks."""
         file = self._folder / TOTAL
         text = file.read_text() if file.exists() else ""
         total = int(text) if text.isdigit() else self._max_bytes
@@ -180,7 +182,7 @@ class RangeCache:
         file.write_text(str(total + num_bytes))  # before the blocks: a crash may leave it too large, never too small
 
     def _clean(self, num_bytes: int) -> int:
-        """Remove what a crash left, and the oldest blocks where the bound asks for it; the bytes of those that stay."""
+        """Delete what a crash left, and the oldest blocks if the bound requires it; returns the bytes that remain."""
         for left in self._folder.glob(f"*{TEMPORARY}"):
             left.unlink(missing_ok=True)
         found = []

@@ -1,7 +1,7 @@
-"""A split in chunks, for evaluation: read once from end to end, the chunks shared out among workers.
+"""A split in chunks, for evaluation. It is read once from end to end, and the chunks are divided among the workers.
 
-What a chunk holds depends on the set and on the limit alone, so whatever is computed chunk by chunk comes out the same
-on any number of workers. Shapes: N samples of a split, B of a chunk, C H W image.
+The content of a chunk depends on the set and on the limit alone, so a result that is computed chunk by chunk is the
+same on any number of workers. Shapes: N samples of a split, B of a chunk, C H W image.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Chunk:
     Attributes:
         index: of the chunk, counted over all workers.
         images: (B, C, H, W) of the manifest's dtype.
-        labels: (B,) int64, -1 where none.
+        labels: (B,) int64, -1 if none.
         keys: B keys.
     """
 
@@ -37,8 +37,8 @@ class Chunk:
     keys: list[str]
 
 
-def everything(manifest: Manifest) -> Selection:
-    """Every sample of a set, whatever its part.
+def select_all(manifest: Manifest) -> Selection:
+    """Every sample of a set, of all its parts.
 
     Raises:
         DataError: there is none.
@@ -53,9 +53,9 @@ def everything(manifest: Manifest) -> Selection:
 
 
 def take(selection: Selection, limit: int | None, without_label: int | None = None) -> Selection:
-    """The `limit` samples whose keys hash lowest, which stand for the whole, without those of one label.
+    """At most `limit` samples of a selection, in the manifest's order, without those of one label.
 
-    They stay in the manifest's order.
+    The samples whose keys hash lowest are taken, as they represent the whole.
     """
     kept = np.arange(len(selection)) if without_label is None else np.flatnonzero(selection.labels != without_label)
     if limit is not None and limit < len(kept):

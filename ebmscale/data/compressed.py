@@ -1,4 +1,4 @@
-"""Compressed files, asked for their size before they are expanded: a few bytes can claim to be any number of them."""
+"""Checks how large a compressed file becomes before it is expanded: a few bytes can expand to any size."""
 
 import gzip
 import io
@@ -9,24 +9,24 @@ from typing import IO
 from ebmscale.errors import DataError
 from ebmscale.machine import free_memory
 
-PLAIN_BYTES = 1 << 30  # up to this, files may be as small as compression makes them
-MOST_TIMES = 200  # as large as its compressed form is what larger files may become
+PLAIN_BYTES = 1 << 30  # files that expand to at most this may have any compression ratio
+MOST_TIMES = 200  # the largest compression ratio of larger files
 MOST_MEMBERS = 10_000
-DEFLATED_TIMES = 1032  # as large as its compressed form is the most that deflate can hold
+DEFLATED_TIMES = 1032  # the largest compression ratio of deflate
 
 
 def check_memory(num_bytes: int, what: str) -> None:
-    """Refuses what is read as a whole and does not fit the memory; DataError names it by `what`."""
+    """Refuses data that are read as a whole and do not fit in memory; the DataError calls them `what`."""
     free = free_memory()
     if free is not None and num_bytes > free:
         raise DataError(
-            f"{what} has {num_bytes:,} bytes when it is read, and {free:,} bytes of memory are free; cut it in parts, "
-            "or save arrays with numpy.save, whose files are not read as a whole."
+            f"{what} has {num_bytes:,} bytes when it is read, and {free:,} bytes of memory are free; divide it into "
+            "parts, or save arrays with numpy.save, whose files are not read as a whole."
         )
 
 
 def check_expansion(num_bytes: int, compressed: int, what: str) -> None:
-    """Refuses what would become too large; DataError names it by `what`."""
+    """Refuses data that would become too large; the DataError calls them `what`."""
     if num_bytes > PLAIN_BYTES and num_bytes > MOST_TIMES * compressed:
         raise DataError(
             f"{what} would grow from {compressed:,} to {num_bytes:,} bytes, as a decompression bomb does; if it is "
@@ -53,14 +53,14 @@ def check_zip(file: IO[bytes], what: str) -> None:
 
 
 class Gunzip:
-    """A gzip file in memory that is expanded as far as it is asked for.
+    """A gzip file in memory that is expanded step by step, as it is read.
 
     Args:
         data: the file.
         what: names it in errors.
 
     Attributes:
-        most: bytes that it can hold.
+        most: the most bytes that it can expand to.
     """
 
     def __init__(self, data: bytes, what: str):
@@ -68,7 +68,7 @@ class Gunzip:
         self._file, self._what = gzip.GzipFile(fileobj=io.BytesIO(data)), what
 
     def read(self, length: int) -> bytes:
-        """The next bytes, fewer at the end; DataError where the file is damaged."""
+        """The next bytes, fewer at the end; DataError if the file is damaged."""
         try:
             return self._file.read(length)
         except (OSError, EOFError, zlib.error) as error:

@@ -1,7 +1,7 @@
 """Payload bytes to images, one decoder per encoding.
 
 raw: the numbers in the order of their dimensions (of images C, H, W), little-endian.
-png, jpeg: `pack` writes grey and RGB of 8 bits; files of others may be of any mode that `pixels.to_eight_bits` takes.
+png, jpeg: `pack` writes grey and RGB of 8 bits; foreign files may be of any mode that `pixels.to_eight_bits` takes.
 """
 
 import io
@@ -26,7 +26,7 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error
 
 
 def decode_raw(payload: Payload, shape: Shape, dtype: str = "uint8") -> np.ndarray:
-    """Numbers to a read-only array of that shape; ValueError where the size differs."""
+    """Numbers to a read-only array of that shape; ValueError if the size differs."""
     kind = np.dtype(dtype).newbyteorder("<")
     if len(payload) != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{len(payload)} bytes are no image of {dtype} {shape}")
@@ -34,12 +34,12 @@ def decode_raw(payload: Payload, shape: Shape, dtype: str = "uint8") -> np.ndarr
 
 
 def decode_png(payload: Payload, shape: Shape) -> np.ndarray:
-    """A PNG file to a uint8 array (C, H, W); ValueError where it is damaged or of another size or mode."""
+    """A PNG file to a uint8 array (C, H, W); ValueError if it is damaged or of another size or mode."""
     return _decode_with_pillow(payload, shape, "PNG")
 
 
 def decode_jpeg(payload: Payload, shape: Shape) -> np.ndarray:
-    """A JPEG file to a uint8 array (C, H, W); ValueError where it is damaged or of another size or mode."""
+    """A JPEG file to a uint8 array (C, H, W); ValueError if it is damaged or of another size or mode."""
     return _decode_with_pillow(payload, shape, "JPEG")
 
 
@@ -60,7 +60,7 @@ DECODERS: dict[str, Decoder] = {"raw": decode_raw, "png": decode_png, "jpeg": de
 
 
 def decoder(encoding: str, dtype: str) -> Decoder:
-    """The decoder of a set's payloads; DataError where this version has none for the encoding or the type."""
+    """The decoder of a set's payloads; DataError if this version has none for the encoding or the type."""
     if encoding not in DECODERS or (encoding != "raw" and dtype != "uint8"):
         raise DataError(f"Samples of {dtype} encoded as {encoding!r} cannot be decoded; pack the set again.")
     if encoding == "raw":

@@ -1,6 +1,6 @@
-"""Download data sets from their official places: checked against published checksums, resumed when broken off.
+"""Download data sets from their official places, check the published checksums, and resume interrupted downloads.
 
-While a file is on its way it is called NAME.part; it gets its name when its checksum is right.
+During the download a file is called NAME.part; it gets its name when its checksum is right.
 """
 
 import gzip
@@ -27,11 +27,11 @@ from ebmscale.waits import TooSlow
 ATTEMPTS = 5  # in a row without a single new byte, before the next place is tried
 FIRST_PAUSE_S = 1.0  # doubled after every such attempt
 ANSWER_S = 60.0  # without an answer
-TIMEOUT_S, LEAST_BYTES = 60.0, 60_000  # so few bytes in so many seconds are no answer either
+TIMEOUT_S, LEAST_BYTES = 60.0, 60_000  # fewer bytes than this in this time count as no answer
 _READ_BYTES = 1 << 20
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
-Progress = Callable[[str, int, int | None], None]  # file, bytes that are there, bytes in all if the server says it
+Progress = Callable[[str, int, int | None], None]  # file, bytes received, bytes in all if the server says it
 
 
 class File(NamedTuple):
@@ -99,9 +99,9 @@ def fetch(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Path]:
-    """Download what is missing of a data set; files that are there and right are kept.
+    """Download the missing files of a data set; correct files are kept.
 
-    CelebA cannot be downloaded without agreeing to its licence: what to do is said, until its files are there.
+    CelebA cannot be downloaded without agreeing to its licence. Until its files are there, an error says what to do.
 
     Args:
         name: one of `NAMES`.
@@ -174,7 +174,7 @@ def _fetch_file(
 
 
 def _download_right(url: Address, part: Path, file: File, progress: Progress, sleep: Callable[[float], None]) -> None:
-    """Download until the checksum is right: a part from another time or place may spoil the first attempt."""
+    """Download until the checksum is right: an outdated partial file may make the first attempt fail."""
     resumed = part.exists()
     if resumed and _is_right(part, file):
         return
@@ -187,7 +187,7 @@ def _download_right(url: Address, part: Path, file: File, progress: Progress, sl
 
 
 def _download(url: Address, part: Path, progress: Progress, sleep: Callable[[float], None]) -> None:
-    """Append to `part` until it is whole; gives up after `ATTEMPTS` attempts in a row that brought nothing."""
+    """Append to `part` until it is whole; gives up after `ATTEMPTS` attempts in a row without new bytes."""
     failures = 0
     while True:
         before, slow = _size(part), False
@@ -208,16 +208,16 @@ def _download(url: Address, part: Path, progress: Progress, sleep: Callable[[flo
         if failures == ATTEMPTS:
             raise StorageError(
                 f"Cannot download {url} after {ATTEMPTS} attempts ({reason}); "
-                "check the network and repeat the command, which goes on where it stopped."
+                "check the network and run the same command again; it continues where it stopped."
             )
         sleep(FIRST_PAUSE_S * 2 ** max(failures - 1, 0))
 
 
 def _receive(url: Address, part: Path, progress: Progress) -> None:
-    """One request for the bytes that are missing; ConnectionError where the body ends before its announced length."""
+    """One request for the bytes that are missing; ConnectionError if the body ends before its announced length."""
     start = _size(part)
     request = urllib.request.Request(url.real, headers={"Range": f"bytes={start}-"} if start else {})
-    with urllib.request.build_opener(_OnTheWeb).open(request, timeout=ANSWER_S) as answer:
+    with urllib.request.build_opener(_RedirectsToHttp).open(request, timeout=ANSWER_S) as answer:
         goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         start = start if goes_on else 0
         length = answer.headers.get("Content-Length")
@@ -228,8 +228,8 @@ def _receive(url: Address, part: Path, progress: Progress) -> None:
         raise ConnectionError(f"the connection broke off after {_size(part):,} of {total:,} bytes")
 
 
-class _OnTheWeb(urllib.request.HTTPRedirectHandler):
-    """Follows a server to other addresses of the web, and to nothing else."""
+class _RedirectsToHttp(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http(s) addresses and to no others."""
 
     def http_error_302(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
@@ -238,7 +238,7 @@ class _OnTheWeb(urllib.request.HTTPRedirectHandler):
         target = headers.get("location") or headers.get("uri") or ""
         if urllib.parse.urlsplit(target).scheme.lower() not in ("", "http", "https"):
             raise StorageError(
-                f"Cannot download {Address(req.full_url)}: the server sends us on to {Address(target)}, which is not "
+                f"Cannot download {Address(req.full_url)}: the server redirects to {Address(target)}, which is not "
                 "http(s); give another --mirror."
             )
         return super().http_error_302(req, fp, code, msg, headers)
@@ -247,7 +247,7 @@ class _OnTheWeb(urllib.request.HTTPRedirectHandler):
 
 
 def _copy(source: http.client.HTTPResponse, target: BinaryIO, received: Callable[[int], None]) -> None:
-    """Writes what comes; `TooSlow` where that is next to nothing for `TIMEOUT_S`."""
+    """Writes what arrives; `TooSlow` if fewer than `LEAST_BYTES` arrive in `TIMEOUT_S`."""
     num_bytes, since, before = 0, time.monotonic(), 0
     while data := source.read1(_READ_BYTES):
         target.write(data)

@@ -1,8 +1,8 @@
 """The manifest of shards that others made: plain WebDataset tars, each read once from its first byte to its last.
 
 A sample is the members KEY.png, KEY.jpg, KEY.npy or KEY.bin (its image) and KEY.cls, KEY.json or KEY.txt (its label,
-if any). Payloads stay where they are: what is learned is where they begin, how long they are, what their checksums
-are. An .npy member is a raw payload behind a header.
+if any). Payloads stay where they are: the manifest records their offsets, lengths and checksums. An .npy member is a
+raw payload behind a header.
 """
 
 import logging
@@ -16,7 +16,7 @@ from ebmscale.data.labels import Label, LabelError, are_captions, number_labels
 from ebmscale.data.manifest import Manifest, Shard
 from ebmscale.data.names import printable
 from ebmscale.data.parts import part_of
-from ebmscale.data.scan import ENCODINGS, Kind, Payload, Sample, Scan, scan
+from ebmscale.data.scan import ENCODINGS, ImageMember, Kind, Sample, Scan, scan
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
 
@@ -35,7 +35,7 @@ class _Found:
 
     scan: Scan
     keys: list[str] = field(default_factory=list)
-    images: list[Payload] = field(default_factory=list)
+    images: list[ImageMember] = field(default_factory=list)
     labels: list[tuple[str, Label | None]] = field(default_factory=list)
     num_left_out: int = 0
     reason: str = ""  # of the first that was left out
@@ -50,16 +50,16 @@ def index(
 ) -> Manifest:
     """Read every `*.tar` at an address and write the manifest beside them.
 
-    The kind of most images is the set's: field of the name, encoding, shape (C, H, W) and dtype. Samples without an
-    image of it are left out of the manifest, counted, and reported by shard as a warning. A shard's part is what the
-    words of its name say (see `parts.part_of`), else train. Keys that occur in several shards get the shard's name
-    before them. Texts that are no class names, as captions, are not taken for labels.
+    The most frequent kind of image becomes the set's: field of the name, encoding, shape (C, H, W), dtype. Samples
+    without an image of it are left out of the manifest, counted, and reported by shard as a warning. A shard's part is
+    what the words of its name say (see `parts.part_of`), else train. Keys that occur in several shards get the shard's
+    name before them. Texts that are no class names, such as captions, are not taken for labels.
 
     Args:
         storage: where the tars are; the manifest is written there.
-        image_shape: of `.bin` members (uint8), which do not tell it; then the set is of these.
+        image_shape: of `.bin` members (uint8), which do not contain it; with it the set is made of these.
         progress: called after every shard with (shards read, shards in all).
-        note: called at the end with every kind of thing that was left out, as "3 of 20 samples left out".
+        note: called at the end for every kind of thing that was left out, such as "3 of 20 samples left out".
 
     Raises:
         DataError: there are no tars, one of them is truncated or no tar, or most samples cannot be used.
@@ -85,7 +85,7 @@ def index(
 def _common_kind(storage: Storage, scans: list[Scan], image_shape: Shape | None) -> Kind:
     """The kind of most images; the first of several that are as frequent."""
     samples = [(one.file, key, sample) for one in scans for key, sample in one.samples.items()]
-    images = [image for _, _, sample in samples for image in sample.images.values() if isinstance(image, Payload)]
+    images = [image for _, _, sample in samples for image in sample.images.values() if isinstance(image, ImageMember)]
     kinds = Counter(image.kind for image in images if image_shape is None or image.kind.field.endswith("bin"))
     if not kinds:
         file, key, sample = samples[0] if samples else (scans[0].file, "it", Sample())
@@ -114,7 +114,7 @@ def _sound_samples(storage: Storage, one: Scan, kind: Kind) -> _Found:
     found, sound = _Found(one), []
     for key, sample in one.samples.items():
         image = sample.image(kind)
-        if isinstance(image, Payload):
+        if isinstance(image, ImageMember):
             sound.append((image.offset, key, image, sample.label()))
             continue
         found.num_left_out += 1
@@ -132,7 +132,7 @@ def _sound_samples(storage: Storage, one: Scan, kind: Kind) -> _Found:
 
 
 def _note_left_out(storage: Storage, shards: list[_Found], note: Note) -> None:
-    """Say what of the images is not in the set; DataError where that is most of it."""
+    """Report how many images are not in the set; DataError if these are the most."""
     left_out, used = sum(found.num_left_out for found in shards), sum(len(found.keys) for found in shards)
     if left_out > MOST_LEFT_OUT * (left_out + used):
         first = next(found for found in shards if found.num_left_out)
@@ -149,7 +149,7 @@ def _note_left_out(storage: Storage, shards: list[_Found], note: Note) -> None:
 
 
 def _labels(shards: list[_Found], note: Note) -> tuple[list[str], list[int]]:
-    """Classes, and the labels of all samples in order; what is no label is said."""
+    """Classes, and the labels of all samples in order; labels that are not used are reported."""
     labels = [label for found in shards for label in found.labels]
     bad = [
         (key, label)
@@ -167,7 +167,7 @@ def _labels(shards: list[_Found], note: Note) -> tuple[list[str], list[int]]:
     num_labelled = len(numbers) - numbers.count(-1)
     different = len({number for number in numbers if number >= 0})
     if different > max(_FEW, num_labelled / 2):
-        note(f"nearly every one of {num_labelled:,} labels is a class of its own; see whether they are classes")
+        note(f"nearly every one of {num_labelled:,} labels is a class of its own; check that they are classes")
     return classes, numbers
 
 

@@ -1,8 +1,8 @@
 """Labels as others write them, to class names and numbers.
 
 A label is a whole number (also "3.0", "+3", "-1") or a name. Whole numbers from 0 to `LARGEST_NUMBER` stay as they are,
-so that two sets with the same labels get the same numbers; others, as dates, are names like any text. Texts that are
-different for nearly every sample are captions, and no classes.
+so that two sets with the same labels get the same numbers; others, such as dates, are names. Texts that differ for
+nearly every sample are captions and not classes.
 """
 
 import codecs
@@ -16,7 +16,7 @@ Label = str | int
 
 ENDINGS = ("cls", "json", "txt")  # of a label's file; where a sample has several, the first one counts
 LABEL_BYTES = 1 << 20  # of a label's file that is read
-LARGEST_NUMBER = 65_535  # no list is made longer by a label than this
+LARGEST_NUMBER = 65_535  # so that no label makes the list of classes longer
 _FIELDS = ("cls", "label", "class")  # of a JSON label, the first that is there
 _LONGEST_NAME = 100  # letters; a longer text is a caption
 _FEW = 10  # labels, which may all be different and still be classes
@@ -28,7 +28,7 @@ class Numbered(NamedTuple):
 
     Attributes:
         classes: their names.
-        labels: for each label its index into the classes, -1 where there is none.
+        labels: for each label its index into the classes, -1 if there is none.
     """
 
     classes: list[str]
@@ -40,7 +40,7 @@ class LabelError(ValueError):
 
 
 def read_label(ending: str, content: bytes) -> Label | None:
-    """The label in a file KEY.ENDING; None where the file says none (it is empty, or JSON without a label's field).
+    """The label in a file KEY.ENDING; None if the file says none (it is empty, or JSON without a label's field).
 
     Raises:
         LabelError: it is neither a whole number nor a name.
@@ -68,7 +68,7 @@ def read_label(ending: str, content: bytes) -> Label | None:
 
 
 def _text(content: bytes) -> str:
-    """UTF-8, with or without its mark, or UTF-16 with its mark; other bytes stay apart from each other."""
+    """UTF-8, with or without its mark, or UTF-16 with its mark; other bytes become escapes."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", "backslashreplace")
     return content.decode("utf-8-sig", "backslashreplace")
@@ -77,7 +77,7 @@ def _text(content: bytes) -> str:
 def _of_text(text: str) -> Label | None:
     if match := _NUMBER.fullmatch(text):
         return int(match[1])
-    return text.encode("utf-8", "backslashreplace").decode() or None  # JSON can write halves of letters
+    return text.encode("utf-8", "backslashreplace").decode() or None  # JSON can hold half of a surrogate pair
 
 
 def are_captions(texts: Sequence[Label]) -> bool:

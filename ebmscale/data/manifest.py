@@ -1,7 +1,7 @@
 """manifest.json: what a set of shards holds, down to the byte offset and checksum of every sample.
 
 It is written last, so a folder with a manifest is a complete set. Reading is strict: another version, an unknown or
-missing field, or lists that do not fit each other are refused.
+missing field, and lists of different lengths are refused.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ BLOCK_BYTES = 16 * 2**20  # of a shard that is checked, in memory at a time
 
 Level = Literal["sha256", "size", "none"]
 Part = Annotated[str, Field(pattern=r"^[a-z]{1,32}$")]
-Label = Annotated[int, Field(strict=True, ge=-1, lt=MOST_CLASSES)]
+LabelIndex = Annotated[int, Field(strict=True, ge=-1, lt=MOST_CLASSES)]
 Crc32 = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 Text = Annotated[str, Field(max_length=1000)]
 
@@ -46,7 +46,7 @@ class Shard:
         num_bytes: size of the file.
         sha256: of the whole file, hexadecimal.
         keys: unique in the set.
-        labels: index into the classes; -1 where none.
+        labels: index into the classes; -1 if none.
         offsets: byte of the file at which a sample's image payload begins.
         sizes: bytes of the payload.
         crc32: of the payload.
@@ -59,7 +59,7 @@ class Shard:
     num_bytes: Count
     sha256: Sha256
     keys: list[Text]
-    labels: list[Label]
+    labels: list[LabelIndex]
     offsets: list[Count]
     sizes: list[Count]
     crc32: list[Crc32]
@@ -85,7 +85,7 @@ class Manifest:
         encoding: how a payload becomes an image, a key of `decode.DECODERS`.
         image_shape: (C, H, W) of images; arrays may have any shape.
         dtype: of the decoded images, "uint8", or another where they are arrays.
-        classes: names of the labels; empty where samples have none.
+        classes: names of the labels; empty if samples have none.
         shards: all shards, part by part.
     """
 
@@ -193,7 +193,7 @@ def _shape(sizes: Any) -> tuple[int, ...]:
 
 
 def _check(manifest: Manifest, counts: list[Any]) -> None:
-    """What the fields must have in common; DataError says what does not fit."""
+    """Checks the fields against each other; DataError says what does not fit."""
     try:
         kind = np.dtype(manifest.dtype)
     except (TypeError, ValueError, SyntaxError):
@@ -221,15 +221,15 @@ def _check_shard(manifest: Manifest, shard: Shard) -> None:
             f"shard {shard.file} has label {max(shard.labels)} where the set has {len(manifest.classes)} classes"
         )
     if any(offset + size > shard.num_bytes for offset, size in zip(shard.offsets, shard.sizes, strict=True)):
-        raise DataError(f"shard {shard.file} has {shard.num_bytes} bytes, and a sample is said to lie beyond them")
+        raise DataError(f"shard {shard.file} has {shard.num_bytes} bytes, and the offset of a sample lies beyond them")
     if manifest.encoding == "raw" and set(shard.sizes) - {manifest.sample_bytes}:
         raise DataError(f"shard {shard.file} has samples of another size than {manifest.dtype} {manifest.image_shape}")
     if max(shard.sizes, default=0) > SAMPLE_BYTES:
         raise DataError(f"shard {shard.file} has a sample of {max(shard.sizes):,} bytes")
 
 
-class Finding(NamedTuple):
-    """What a check of one shard found; `problem` is None where the shard is as the manifest says."""
+class ShardCheck(NamedTuple):
+    """What a check of one shard found; `problem` is None if the shard is as the manifest says."""
 
     shard: str
     num_samples: int
@@ -237,11 +237,11 @@ class Finding(NamedTuple):
     problem: str | None
 
 
-def inspect_shards(storage: Storage, level: Level = "sha256") -> Iterator[Finding]:
-    """Check the file of every shard at an address, a few at once; DataError where the manifest is unusable."""
+def inspect_shards(storage: Storage, level: Level = "sha256") -> Iterator[ShardCheck]:
+    """Check the file of every shard at an address, a few at once; DataError if the manifest is unusable."""
     shards = Manifest.load(storage).shards
     for shard, problem in zip(shards, _problems(storage, shards, level), strict=True):
-        yield Finding(shard.file, shard.num_samples, shard.num_bytes, problem)
+        yield ShardCheck(shard.file, shard.num_samples, shard.num_bytes, problem)
 
 
 def verify(
@@ -253,7 +253,7 @@ def verify(
         storage: where the shards are.
         manifest: what they should be.
         level: "sha256" reads every byte, "size" asks for the files' sizes, "none" checks nothing.
-        progress: called with the name of every shard that was checked; what it raises ends the check.
+        progress: called with the name of every shard that was checked; an exception of it ends the check.
 
     Raises:
         DataError: a shard is missing, has another size or other content; names the first such shard.

@@ -1,7 +1,7 @@
 """The shuffled order of a split: the permutations that go with the places of `assign`.
 
-Each epoch permutes all shards, lays their samples end to end, and cuts that sequence into the streams' segments;
-each window of a segment is permuted. Every permutation is a function of the seed and its place alone.
+Each epoch permutes all shards, joins their samples into one sequence, and cuts it into the streams' segments. Each
+window of a segment is permuted. Every permutation is a function of the seed and its place alone.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from ebmscale.data.assign import segment, window_span
 from ebmscale.seeds import permutation
 
 
-class Order:
+class SampleOrder:
     """The order in which a split's samples are served.
 
     Args:
@@ -26,7 +26,7 @@ class Order:
         self.num_streams = num_streams
         self.window_size = window
         self._by_shard = np.split(np.arange(len(shards)), np.flatnonzero(np.diff(shards)) + 1)
-        self._sequences: dict[int, np.ndarray] = {}  # the last two epochs': streams cross the border one by one
+        self._sequences: dict[int, np.ndarray] = {}  # of the last two epochs: streams change epochs one after the other
 
     def window(self, epoch: int, stream: int, index: int) -> np.ndarray:
         """The samples of one window, in the order served: (M,) indices into the split, M <= window."""

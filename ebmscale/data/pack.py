@@ -1,4 +1,4 @@
-"""Records to shards and, written last, their manifest. A pack that was killed goes on when it is called again."""
+"""Write records as shards, and their manifest last. A pack that was killed continues when it is called again."""
 
 import itertools
 import zlib
@@ -11,7 +11,7 @@ import numpy as np
 from ebmscale.data.encode import ENDINGS, choose_encoding, encode_all, encode_raw
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest, Shard
-from ebmscale.data.packed import DESCRIBED, packed
+from ebmscale.data.packed import DESCRIBED, packed_manifest
 from ebmscale.data.partial import Partial
 from ebmscale.data.shard_writer import ShardWriter
 from ebmscale.data.source_record import FILE as SOURCE_FILE
@@ -30,15 +30,15 @@ def pack(
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Write a source as shards; a set that is already there is returned as it is (see `packed`).
+    """Write a source as shards; a set that is already there is returned as it is (see `packed_manifest`).
 
     Shards that an earlier, interrupted call with the same arguments finished are kept and not read again. The result
     is the same, byte for byte, as that of a call without interruption.
 
     Args:
         source: what to write; its records come part after part.
-        storage: where to; existing files of the same names are replaced.
-        encoding: raw, png or jpeg; None: what `choose_encoding` says.
+        storage: where the shards go; existing files of the same names are replaced.
+        encoding: raw, png or jpeg; None: as `choose_encoding` chooses.
         shard_samples: a shard ends after this many samples,
         shard_bytes: or when its file reaches this many bytes, whichever comes first. One shard is held in memory.
         num_threads: that load and encode images; None: as many as there are cores.
@@ -48,7 +48,7 @@ def pack(
         ConfigError: the encoding is unknown or cannot hold such images.
         DataError: the address holds another set, or a record does not fit the source's description.
     """
-    if (already := packed(source, storage, encoding, num_threads=num_threads, progress=progress)) is not None:
+    if (already := packed_manifest(source, storage, encoding, num_threads=num_threads, progress=progress)) is not None:
         return already
     encoding = choose_encoding(source, encoding)
     total = sum(source.counts.values())
@@ -100,10 +100,10 @@ def _all_shards(
     shard_bytes: int,
     num_threads: int | None,
 ) -> Iterator[tuple[Shard, bytes | None]]:
-    """The finished shards, without bytes, then the records that are left, cut into shards of one part each."""
+    """The finished shards, without bytes, then the remaining records in shards of one part each."""
     records = source.records()
     for shard in list(finished):
-        _pass_over(records, shard, source, encoding)
+        _skip_finished(records, shard, source, encoding)
         yield shard, None
     numbers: dict[str, int] = {}  # shards begun, per part
     for shard in finished:
@@ -124,10 +124,10 @@ def _all_shards(
         yield writer.finish()
 
 
-def _pass_over(records: Iterator[Record], shard: Shard, source: Source, encoding: str) -> None:
-    """Skip the records of a finished shard without decoding them; they must be the ones that it was made of.
+def _skip_finished(records: Iterator[Record], shard: Shard, source: Source, encoding: str) -> None:
+    """Skip the records of a finished shard without decoding them; they must be those of the shard.
 
-    Compared are keys, labels and, of arrays that are stored raw, the numbers.
+    Keys and labels are compared, and the numbers of arrays that are stored raw.
     """
     passed = list(itertools.islice(records, shard.num_samples))
     same = [(record.key, record.label) for record in passed] == list(zip(shard.keys, shard.labels, strict=True))

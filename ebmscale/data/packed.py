@@ -1,4 +1,4 @@
-"""Whether an address holds a source already, as the source is now."""
+"""Checks whether an address already holds a source that has not changed since."""
 
 import itertools
 import math
@@ -17,12 +17,12 @@ from ebmscale.errors import DataError, StorageError
 from ebmscale.storage import Storage
 
 DESCRIBED = ("name", "format", "image_shape", "dtype", "classes", "counts")  # of a source, what its shards depend on
-CHEAP_BYTES = 256 << 20  # arrays up to this are compared number by number, whatever their files' times say
+CHEAP_BYTES = 256 << 20  # arrays up to this are always compared number by number
 
 Progress = Callable[[int, int], None]
 
 
-def packed(
+def packed_manifest(
     source: Source,
     storage: Storage,
     encoding: str | None = None,
@@ -30,12 +30,12 @@ def packed(
     num_threads: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest | None:
-    """The manifest at the address if it is this source's, None where nothing is packed there.
+    """The manifest at the address if it is that of this source, None if nothing is packed there.
 
-    Compared are the description, the number of samples of each part, and the encoding if one is asked for. Then, where
-    the set recorded its source's files, their sizes and times: if these are the same, so is the set. Else, and of small
-    arrays always, every key, label and image is compared. Sets packed by earlier versions recorded nothing; they get a
-    record when all has been compared.
+    First the description, the number of samples of each part, and the encoding if one is given are compared. Then the
+    sizes and times of the source's files are compared with the set's record of them. If they differ, or there is no
+    record, or the arrays are small, every key, label and image is compared. Sets of earlier versions have no record;
+    they get one after this.
 
     Raises:
         DataError: a manifest of anything else is there; the text says what differs.
@@ -51,7 +51,7 @@ def packed(
         if not known or _is_cheap(source):
             difference = _labels(source, manifest) or _images(source, storage, manifest, num_threads, progress)
         if difference is None and record is not None and not known:
-            with suppress(StorageError):  # the set may be at a place that can only be read
+            with suppress(StorageError):  # the set may be at a read-only place
                 record.save(storage)
     if difference is not None:
         raise DataError(
@@ -115,7 +115,7 @@ def _images(
             if zlib.crc32(sample.payload) != shard.crc32[number] and not _same_pixels(
                 sample.payload, storage, manifest, shard, number
             ):
-                return f"the content of {sample.key} is another one now"
+                return f"the content of {sample.key} has changed"
             done += 1
             if progress and (done % 1000 == 0 or done == total):
                 progress(done, total)
@@ -125,7 +125,7 @@ def _images(
 
 
 def _same_pixels(payload: bytes, storage: Storage, manifest: Manifest, shard: Shard, number: int) -> bool:
-    """Whether a PNG holds the same pixels; versions of its library compress otherwise."""
+    """Whether a PNG holds the same pixels; versions of the PNG library compress differently."""
     if manifest.encoding != "png":
         return False
     there = storage.read_range(shard.file, shard.offsets[number], shard.sizes[number])

@@ -1,7 +1,7 @@
-"""What a pack that was killed has finished: a note per shard below .partial/, which goes away when the set is whole.
+"""The finished shards of an interrupted pack: one note for each below .partial/, deleted when the set is complete.
 
 .partial/plan.json says what is being packed and how; .partial/000000.json and so on are the finished shards' entries
-of the manifest, each written after its shard. So a shard with a note is a whole shard.
+of the manifest, each written after its shard. So a shard with a note is complete.
 """
 
 import json
@@ -38,7 +38,7 @@ class Partial:
             what = "whose source changed since" if changed == ["source"] else "of another set or with other options"
             raise DataError(
                 f"{storage.url} holds an unfinished pack {what} (other {', '.join(changed)}); "
-                "repeat that command, pack to another address, or delete what is there."
+                "run that command again, pack to another address, or delete what is there."
             )
         self.shards = self._finished()
 
@@ -56,7 +56,7 @@ class Partial:
         self.shards.append(shard)
 
     def remove(self) -> None:
-        """Delete all notes: the manifest says it all."""
+        """Delete all notes; the manifest replaces them."""
         self._storage.delete(FOLDER)
 
     def _finished(self) -> list[Shard]:

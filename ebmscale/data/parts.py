@@ -1,9 +1,9 @@
-"""The parts of a data set (train, validation, test), told from the names of folders, files and arrays.
+"""The parts of a data set (train, validation, test), by the names of folders, files and arrays.
 
 This is the one rule for all formats. A name is cut into words at everything that is no letter or digit, between
-letters and digits, and before a capital: "train2017", "seg_val" and "X_test" name a part. What belongs to a validation
-or test part is never trained on, so where a name holds the words of several parts, test comes before validation, and
-validation before train.
+letters and digits, and before a capital: "train2017", "seg_val" and "X_test" name a part. If a name
+holds the words of several parts, test wins over validation, and validation over train: what belongs to a validation or
+test part is never trained on.
 """
 
 import re
@@ -28,7 +28,7 @@ def words_of(name: str) -> set[str]:
 
 
 def part_of(name: str) -> str | None:
-    """The part that a name says, one of `PARTS`; None where it says none."""
+    """The part that the words of a name say, one of `PARTS`; None if they say none."""
     words = words_of(name)
     words |= {word.removesuffix("set") for word in words}
     words |= {word[1:] for word in words if word[:1] in ("x", "y")}  # Xtrain, ytest
@@ -36,17 +36,17 @@ def part_of(name: str) -> str | None:
 
 
 def parts_of(names: Iterable[str], where: str) -> dict[str, str] | None:
-    """The part of each folder, where folders together cut a set into parts; None where they do not, as classes do.
+    """The part of each folder if the folders are the parts of a set; None if they are not, such as folders of classes.
 
-    Folders of at least two parts are a cut. Those of one part are a cut only where each is called nothing but the
-    part's word ("test", "Train"): "test tube" and "test drive" are classes.
+    Folders that name two parts or more are parts. Folders that name one part are parts only if each is called by the
+    part's word and nothing else ("test", "Train"): "test tube" and "test drive" are classes.
 
     Args:
         names: of folders that lie side by side.
-        where: they lie, for the error.
+        where: the place of the folders, for the error.
 
     Raises:
-        DataError: it cannot be told which part some of them belong to.
+        DataError: the part of some folders is not known.
     """
     names = list(names)
     found = {name: part for name in names if (part := part_of(name)) is not None}
@@ -56,7 +56,7 @@ def parts_of(names: Iterable[str], where: str) -> dict[str, str] | None:
         found = {name: part for name, part in found.items() if name.lower() in _NO_CLASS}
     if found and others:
         raise DataError(
-            f"{where} holds {', '.join(sorted(found)[:6])}, which says a part of the set, and beside it "
+            f"{where} holds {', '.join(sorted(found)[:6])}, whose name says a part of the set, and beside it "
             f"{', '.join(others[:3])}, whose part is not known; move that away or into one of the parts."
         )
     return found or None

@@ -1,18 +1,24 @@
-"""Pictures of every mode that Pillow knows to 8 bits a channel: the one rule for packing, indexing and decoding.
+"""Pictures of every mode of Pillow to 8 bits a channel: the one rule for packing, indexing and decoding.
 
 16-bit grey is scaled by the range of its type (65535 becomes 255), float grey must lie in [0, 1]. A palette becomes
-its colours, 1 bit becomes 0 and 255, CMYK becomes RGB. What is transparent lies on white. Frames beyond the first are
-never dropped in silence: a picture of several frames is refused.
+its colours, 1 bit becomes 0 and 255, CMYK becomes RGB. Transparent pixels are laid on white. A
+picture of several frames is refused, as only one of them could be kept.
 """
 
 import numpy as np
 from PIL import Image
 
-MODES = {"1": "L", "CMYK": "RGB", "HSV": "RGB", "YCbCr": "RGB", "RGBX": "RGB"}  # whose conversion by Pillow is right
+MODES = {
+    "1": "L",
+    "CMYK": "RGB",
+    "HSV": "RGB",
+    "YCbCr": "RGB",
+    "RGBX": "RGB",
+}  # the modes that Pillow converts correctly
 _ALPHA = {"LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB"}
 MOST_PIXELS = 1 << 26  # of a picture, 8192 x 8192: a small file can claim any number of them
 _ORIENTATION = 0x0112  # the EXIF tag
-_TURNS = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -25,7 +31,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
 def check_size(image: Image.Image) -> None:
-    """Refuses a picture that was opened and not yet decoded, where that would fill the memory; ValueError says so."""
+    """Refuses an opened picture with a ValueError if decoding it would fill the memory."""
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(
             f"it has {image.width} x {image.height} pixels, and at most {MOST_PIXELS:,} are decoded; make it smaller"
@@ -36,7 +42,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     """The picture in mode L (grey) or RGB, of the same size.
 
     Raises:
-        ValueError: its numbers or frames have no one meaning as a picture of 8 bits; the text says why.
+        ValueError: its numbers or frames have no unique meaning as a picture of 8 bits; the text says why.
     """
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a photograph with its preview
@@ -68,7 +74,7 @@ def orientation(image: Image.Image) -> int:
 
 def upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF tag says."""
-    turn = _TURNS.get(orientation(image))
+    turn = _TRANSPOSES.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
@@ -98,12 +104,12 @@ def _scaled(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.round(values * 255).astype(np.uint8))
     if image.mode == "I" and image.format not in ("PNG", "PPM"):  # these two hold 16 bits in it
         raise ValueError(
-            f"it holds signed or 32-bit integers (from {values.min()} to {values.max()}), of which it is not known "
-            "what is white; save it with 8 or 16 bits"
+            f"it holds signed or 32-bit integers (from {values.min()} to {values.max()}), whose white is not "
+            "known; save it with 8 or 16 bits"
         )
     top, inverted = 65535, False
     if (tags := getattr(image, "tag_v2", None)) is not None:
         top = 2 ** min(16, tags.get(_TIFF_BITS, (16,))[0]) - 1
-        inverted = tags.get(_TIFF_PHOTOMETRIC) == 0  # white is zero, which Pillow minds only up to 8 bits
+        inverted = tags.get(_TIFF_PHOTOMETRIC) == 0  # white is zero, which Pillow inverts only up to 8 bits
     scaled = (values.astype(np.uint32) * 255 + top // 2) // top
     return Image.fromarray((255 - scaled if inverted else scaled).clip(0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Samples out of shards: few byte ranges in flight together, every payload checked by its crc32, then decoded.
+"""Samples out of shards: a few byte ranges are requested together, and each payload is checked and decoded.
 
 Shapes: M samples asked for, m of them in one piece, C channels, H height, W width.
 """
@@ -32,7 +32,7 @@ class _Piece:
     Attributes:
         shard: theirs.
         range: what to read.
-        places: (m,) where they stand among the samples asked for.
+        places: (m,) their positions among the requested samples.
         samples: (m,) index within the shard, ascending.
         offsets: (m,) first byte of the payload within the range.
         sizes: (m,) bytes of the payload.
@@ -68,7 +68,7 @@ class ShardReader:
             samples: (M,) index within the shard.
 
         Returns:
-            images (M, C, H, W) of the manifest's dtype, and sound (M,) bool: False where the sample is damaged (its
+            images (M, C, H, W) of the manifest's dtype, and sound (M,) bool: False if the sample is damaged (its
             image is zeros).
 
         Raises:
@@ -100,7 +100,7 @@ class ShardReader:
                 yield _Piece(shard, span, places[within], wanted[within], offsets[within] - start, sizes[within])
 
     def _fetch(self, pieces: list[_Piece]) -> list[memoryview]:
-        """The bytes of each piece's range; short where the file ends before."""
+        """The bytes of each piece's range; fewer if the file ends before."""
         whole = {piece.shard.file: piece.shard for piece in pieces if piece.shard.num_bytes <= WHOLE_BYTES}
         fresh = [Range(file, 0, shard.num_bytes) for file, shard in whole.items() if file not in self._kept]
         ranges = [piece.range for piece in pieces if piece.shard.file not in whole]
@@ -167,7 +167,7 @@ def _column(values: list[int], indices: np.ndarray) -> np.ndarray:
 
 
 def _cuts(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Slices of ascending payloads that are read as one range: small gaps are read through, long ranges cut."""
+    """Slices of ascending payloads that are read as one range: small gaps are read too, long ranges are cut."""
     joined = np.concatenate([[0], np.flatnonzero(starts[1:] - ends[:-1] > GAP_BYTES) + 1, [len(starts)]])
     for begin, end in pairwise(joined.tolist()):
         number = (ends[begin:end] - starts[begin]) // RANGE_BYTES

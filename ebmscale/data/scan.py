@@ -1,6 +1,6 @@
-"""One WebDataset tar of others, read once: where its images lie, what they are, and their labels.
+"""Reads a foreign WebDataset tar once: where its images lie, what they are, and their labels.
 
-A sample may have several images (KEY.input.png, KEY.target.png) and several labels; links count as what they lead to.
+A sample may have several images (KEY.input.png, KEY.target.png) and several labels; a link counts as its target.
 Images and labels of a sample may lie anywhere in the tar. Shapes: C channels, H height, W width.
 """
 
@@ -43,7 +43,7 @@ class Kind(NamedTuple):
         return f"{self.dtype} {self.shape} .{self.field}"
 
 
-class Payload(NamedTuple):
+class ImageMember(NamedTuple):
     """An image in the tar: what it is, and where."""
 
     kind: Kind
@@ -62,14 +62,14 @@ class Sample:
         others: fields that are neither.
     """
 
-    images: dict[str, Payload | str] = field(default_factory=dict)
+    images: dict[str, ImageMember | str] = field(default_factory=dict)
     labels: dict[str, Label | LabelError | None] = field(default_factory=dict)
     others: tuple[str, ...] = ()
 
-    def image(self, kind: Kind) -> Payload | str:
+    def image(self, kind: Kind) -> ImageMember | str:
         """The image of that kind, or why there is none."""
         found = self.images.get(kind.field)
-        if isinstance(found, Payload):
+        if isinstance(found, ImageMember):
             return found if found.kind == kind else f"is {found.kind}, the set is {kind}"
         if found is not None:
             return found
@@ -77,7 +77,7 @@ class Sample:
         return f"has no image .{kind.field}, only {', '.join(f'.{name}' for name in there[:4])}"
 
     def label(self) -> tuple[str, Label | LabelError | None]:
-        """Ending and value of the label that counts; ("", None) where there is none."""
+        """Ending and value of the label that counts; ("", None) if there is none."""
         ranked = sorted(self.labels, key=lambda name: (LABEL_ENDINGS.index(_ending(name)), name.count(".")))
         values = [(_ending(name), self.labels[name]) for name in ranked]
         read = [value for value in values if value[1] is not None and not isinstance(value[1], LabelError)]
@@ -128,7 +128,7 @@ def scan(storage: Storage, file: str, shape: Shape | None) -> Scan:
 
 
 def _add(result: Scan, member: Member, shape: Shape | None) -> bool:
-    """Note a file in its sample; False where it is there already."""
+    """Note a file in its sample; False if it is there already."""
     sample, name = result.samples.setdefault(member.name.key, Sample()), member.name.field
     if member.name.ending in ENCODINGS:
         name = _image_field(name)
@@ -152,7 +152,7 @@ def _add(result: Scan, member: Member, shape: Shape | None) -> bool:
 
 
 def _follow(samples: dict[str, Sample], links: list[tuple[Name, Name]]) -> None:
-    """Give links what they lead to, also over other links; those that lead nowhere say so."""
+    """Replace links by their targets, also through other links; a link without a target becomes the reason."""
     left = len(links) + 1
     while links and len(links) < left:
         left = len(links)
@@ -167,11 +167,11 @@ def _follow(samples: dict[str, Sample], links: list[tuple[Name, Name]]) -> None:
 
 
 def _copy(samples: dict[str, Sample], name: Name, target: Name) -> bool:
-    """Whether the link's target is known; then the link becomes it."""
+    """Replaces a link by its target; False if the target is not known."""
     found, sample = samples.get(target.key), samples.setdefault(name.key, Sample())
     image = found.images.get(_image_field(target.field)) if found else None
     if name.ending in ENCODINGS and image is not None:
-        if isinstance(image, Payload):
+        if isinstance(image, ImageMember):
             image = image._replace(kind=image.kind._replace(field=_image_field(name.field)))
         sample.images.setdefault(_image_field(name.field), image)
         return True
@@ -189,8 +189,8 @@ def _image_field(name: str) -> str:
     return f"{name.removesuffix('jpeg')}jpg" if _ending(name) == "jpeg" else name
 
 
-def _describe(member: Member, name: str, shape: Shape | None) -> Payload:
-    """What an image's file holds, read as it will be when it is trained on; ValueError says why it cannot be used."""
+def _describe(member: Member, name: str, shape: Shape | None) -> ImageMember:
+    """What an image's file holds, decoded as in training; ValueError says why it cannot be used."""
     content, skipped = member.content, 0
     if len(content) > IMAGE_BYTES:
         raise ValueError(f"is larger than {IMAGE_BYTES >> 20} MB")
@@ -206,7 +206,7 @@ def _describe(member: Member, name: str, shape: Shape | None) -> Payload:
     else:
         kind = Kind(name, _picture_shape(content, member.name.ending), "uint8")
     payload = memoryview(content)[skipped:]
-    return Payload(kind, member.offset + skipped, len(payload), zlib.crc32(payload))
+    return ImageMember(kind, member.offset + skipped, len(payload), zlib.crc32(payload))
 
 
 def _picture_shape(content: bytes, ending: str) -> Shape:
@@ -217,7 +217,7 @@ def _picture_shape(content: bytes, ending: str) -> Shape:
                 raise ValueError(f"is a {image.format} file that is called .{ending}")
             check_size(image)
             if orientation(image) != 1:
-                raise ValueError("is to be shown turned (its EXIF orientation says so); store it upright")
+                raise ValueError("is stored rotated (its EXIF orientation says so); store it upright")
             pixels = _eight_bits(image)
     except ValueError:
         raise

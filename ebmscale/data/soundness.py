@@ -1,4 +1,4 @@
-"""Whether the samples of a set can be read: every one is checked by its crc32 and decoded, as training does it."""
+"""Checks whether the samples of a set can be read: each one is compared with its crc32 and decoded, as in training."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ MOST_TOGETHER = 500  # samples
 
 
 def damaged_samples(storage: Storage, manifest: Manifest, shard: int) -> str | None:
-    """What is wrong with the samples of a shard (an index) whose file is the manifest's; None where all are sound.
+    """What is wrong with the samples of a shard (an index) whose file is the manifest's; None if all are sound.
 
     Raises:
         DataError: the shard is missing, or this version has no decoder for the set.

@@ -1,4 +1,4 @@
-"""source.json beside the manifest: what the files were that a set was packed from, so that a change is noticed.
+"""source.json beside the manifest: a record of the files that a set was packed from, so that a change is noticed.
 
 It is a file of its own because the manifest says what the set is, which does not depend on where and when it was
 packed.
@@ -36,7 +36,7 @@ class SourceRecord:
 
     @classmethod
     def of(cls, source: Source) -> "SourceRecord | None":
-        """The record of a source as it is now; None where its files are not known."""
+        """The record of a source as it is now; None if its files are not known."""
         if not source.files:
             return None
         digest, total = hashlib.sha256(), 0
@@ -46,7 +46,7 @@ class SourceRecord:
                 found = file.stat()
             except OSError as error:
                 raise DataError(
-                    f"A file of {source.name} cannot be read ({printable(str(error))}); see whether it was moved."
+                    f"A file of {source.name} cannot be read ({printable(str(error))}); check whether it was moved."
                 ) from error
             total += found.st_size
             name = os.fsencode(os.path.relpath(file, common))
@@ -55,7 +55,7 @@ class SourceRecord:
 
     @classmethod
     def load(cls, storage: Storage) -> "SourceRecord | None":
-        """The record beside a packed set; None where there is none that this version reads, as of older sets."""
+        """The record beside a packed set; None if there is none that this version reads, as for older sets."""
         if not storage.exists(FILE):
             return None
         try:

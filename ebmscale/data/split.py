@@ -2,10 +2,9 @@
 
 `test` is the official test part. Of a set with a validation part, that part is `validation`, and the whole train part
 is `train`. Of other sets `validation` is that fraction of the official train part whose keys hash lowest, and `train`
-is the rest. So a split does not change when a set is sharded otherwise. With a class held out as anomalies its samples
-are in no split but test (see `config.HeldOutBlock`), unless validation is asked for with anomalies: then those of what
-validation is taken from are in it too, and settings can be chosen by them without a look at the test. Shapes: N samples
-of the split.
+is the rest. So a split does not change when a set is sharded differently. The samples of a class that is held out as
+anomalies are in no split but test (see `config.HeldOutBlock`). With `with_anomalies` the validation split holds its own
+share of them, so that settings can be chosen without the test. Shapes: N samples of the split.
 """
 
 import difflib
@@ -33,7 +32,7 @@ class Selection:
     Attributes:
         shards: (N,) int64 index into the manifest's shards, ascending.
         samples: (N,) int64 index into the shard's samples, ascending within a shard.
-        labels: (N,) int64, -1 where none.
+        labels: (N,) int64, -1 if none.
         keys: N keys.
     """
 
@@ -63,8 +62,8 @@ def select(
     Args:
         manifest: of the set.
         split: "train", "validation" or "test".
-        validation_fraction: share of what there is to train on that is validation; plays no role where the set has a
-            validation part.
+        validation_fraction: share of the samples to train on that is validation; not used if the set has a validation
+            part.
         held_out: a class that is never trained on.
         with_anomalies: whether validation has samples of it, in the official protocol; the pooled one has all in test.
 
@@ -102,16 +101,16 @@ def select(
 
 
 def has_validation_part(manifest: Manifest) -> bool:
-    """Whether the set came with samples for validation, so that none are taken out of its train part."""
+    """Whether the set has a validation part, so that no validation samples are taken from its train part."""
     return any(shard.part == "validation" for shard in manifest.shards)
 
 
 def class_index(manifest: Manifest, held_out: HeldOutBlock) -> int | None:
-    """The label of the class that is held out, an index into the manifest's classes; None where none is.
+    """The label of the class that is held out, an index into the manifest's classes; None if none is.
 
     Raises:
         ConfigError: the set has no such class.
-        DataError: samples have no label, so that the class cannot be told from the others.
+        DataError: samples have no label, so that those of the class are not known.
     """
     if held_out.label is None:
         return None
@@ -119,7 +118,7 @@ def class_index(manifest: Manifest, held_out: HeldOutBlock) -> int | None:
     if num_unlabelled or not manifest.classes:
         raise DataError(
             f"{num_unlabelled:,} samples of {manifest.name} have no label, so its class {held_out.label!r} cannot be "
-            "held out; pack a labelled set, or leave data.held_out.label away."
+            "held out; pack a labelled set, or leave out data.held_out.label."
         )
     if held_out.label not in manifest.classes:
         match = difflib.get_close_matches(held_out.label, manifest.classes, n=1, cutoff=0.4)

@@ -1,7 +1,7 @@
 """Endless batches of images whose order depends on (seed, samples_seen) only, and whole splits for evaluation.
 
-A position is the number of samples seen before a batch; a stream starts at any position at once. How far the
-background thread has read ahead is no part of it: what to checkpoint is the `end` of the last batch that was used.
+A position is the number of samples seen before a batch. A stream can start at any position at once. The position does
+not depend on how far the background thread has read ahead: checkpoint the `end` of the last batch that was used.
 
 Shapes: B rows of this rank in a batch, N samples of a split, C channels, H height, W width.
 """
@@ -19,14 +19,14 @@ from ebmscale.data.ahead import ReadAhead
 from ebmscale.data.assign import locate, rows_of
 from ebmscale.data.cache import RangeCache
 from ebmscale.data.manifest import Manifest
-from ebmscale.data.order import Order
+from ebmscale.data.order import SampleOrder
 from ebmscale.data.reader import ShardReader
 from ebmscale.data.split import NOTHING_HELD_OUT, VALIDATION_FRACTION, key_hash, select
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 
 BATCHES_AHEAD = 64  # that the background thread may have ready,
-AHEAD_BYTES = 64 << 20  # or images of this size: enough to hide the moment when many windows end at once
+AHEAD_BYTES = 64 << 20  # or images of this size: enough for the moments when many windows end at once
 READ_TOGETHER = 4096  # samples that `read_split` reads at once
 MAX_DAMAGED = 100
 
@@ -37,7 +37,7 @@ class Batch:
 
     Attributes:
         images: (B, C, H, W), uint8 or float32 as the manifest's dtype says.
-        labels: (B,) int64, -1 where none.
+        labels: (B,) int64, -1 if none.
         keys: B keys.
         samples: (B,) int64 index into the split.
         rows: (B,) int64 row in the global batch.
@@ -85,9 +85,9 @@ class _Window(NamedTuple):
 class ImageStream:
     """Batches of a split without end: epochs follow one another, and a batch may straddle two.
 
-    Iterating goes on after the last batch taken, also when begun anew. In memory are one window for each owned
-    stream (window images each), batches ahead up to `AHEAD_BYTES`, small shards up to `reader.KEPT_BYTES`, and
-    ranges being read up to `reader.TOGETHER_BYTES`. Begun in mid-window, a stream reads the rest of it only.
+    Iterating continues after the last batch taken, also in a new iteration. The memory holds one window of images for
+    each owned stream, batches ahead up to `AHEAD_BYTES`, small shards up to `reader.KEPT_BYTES`, and ranges being read
+    up to `reader.TOGETHER_BYTES`. A stream that starts inside a window reads only the rest of it.
 
     Args:
         storage: where the shards are.
@@ -101,8 +101,8 @@ class ImageStream:
         rank: this reader, of `size`.
         size: readers in all.
         start: samples_seen to begin at.
-        max_damaged: different damaged samples that this rank leaves out before it gives up.
-        validation_fraction: share of what there is to train on that is held out as validation.
+        max_damaged: different damaged samples that this rank leaves out before it raises an error.
+        validation_fraction: share of the samples to train on that is held out as validation.
         held_out: a class that is never trained on.
         cache: of the storage on this machine, if there is one.
 
@@ -112,7 +112,7 @@ class ImageStream:
         damaged: for each shard, how many different damaged samples were left out of the batches taken so far.
 
     Raises:
-        ConfigError: a number that cannot be, an unknown split.
+        ConfigError: a number is out of range, or the split is unknown.
         DataError: an empty split; while iterating, a missing shard or more than `max_damaged` damaged samples.
     """
 
@@ -152,7 +152,7 @@ class ImageStream:
         self._manifest = manifest
         self._selection = select(manifest, split, validation_fraction, held_out)
         self.num_samples = len(self._selection)
-        self._order = Order(self._selection.shards, seed=seed, num_streams=num_streams, window=window)
+        self._order = SampleOrder(self._selection.shards, seed=seed, num_streams=num_streams, window=window)
         self._reader = ShardReader(storage, manifest, cache)
         self._damaged_samples: set[int] = set()
         self._ahead: ReadAhead[tuple[Batch, list[int]]] | None = None
@@ -217,7 +217,7 @@ class ImageStream:
         return chosen, images, sound
 
     def _windows(self, keys: list[_Key], places: list[int], held: dict[int, _Window]) -> list[_Window]:
-        """The window of each row; those not held yet are read together, and each stream's last one is kept."""
+        """The window of each row; missing ones are read together, and the last one of each stream is kept."""
         windows = {window.key: window for window in held.values()}
         fresh: dict[_Key, int] = {}  # and the first place that is needed
         for key, place in zip(keys, places, strict=True):
@@ -267,7 +267,7 @@ def read_split(
     `limit` samples stand for the split.
 
     Returns:
-        images (N, C, H, W) of the manifest's dtype, labels (N,) int64 (-1 where none), and N keys.
+        images (N, C, H, W) of the manifest's dtype, labels (N,) int64 (-1 if none), and N keys.
 
     Raises:
         DataError: an empty split, a missing shard, or a damaged sample.

@@ -16,7 +16,7 @@ from ebmscale.errors import EbmscaleError
 from ebmscale.storage import Storage
 
 BLOCK_BYTES = 16 << 20  # of a tar, in memory at a time
-HEADER_BYTES = 1 << 20  # of a header that goes on in blocks of its own: a long name, fields of pax
+HEADER_BYTES = 1 << 20  # of a header's further blocks, which hold a long name or fields of pax
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES[:2])
 
 
@@ -28,7 +28,7 @@ class Name(NamedTuple):
 
     @property
     def ending(self) -> str:
-        """Of the file's name, in lower case."""
+        """The ending of the file's name, in lower case."""
         return self.field.rpartition(".")[2]
 
 
@@ -39,7 +39,7 @@ class Member(NamedTuple):
         name: its own.
         content: its bytes, at most one more than the limit of its ending; none of other endings and of links.
         offset: byte of the tar at which the content begins.
-        link: the file that it is a link to; None where it is none.
+        link: the file that it is a link to; None if it is none.
         is_sparse: whether the tar holds it with holes, so that its content does not lie there as it is.
     """
 
@@ -88,13 +88,13 @@ class SequentialFile:
         return b"".join(parts)
 
     def read_to_end(self) -> None:
-        """What the tar's reader left."""
+        """Reads what the tar's reader left."""
         while self.read(BLOCK_BYTES):
             pass
 
 
 class Header(tarfile.TarInfo):
-    """The header of a member. One that claims to go on for longer than headers do is refused before it is read."""
+    """The header of a member; further blocks of more than `HEADER_BYTES` are refused before they are read."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":

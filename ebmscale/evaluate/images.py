@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebmscale.config import HeldOutBlock
-from ebmscale.data.chunks import Chunk, everything, iter_chunks, take
+from ebmscale.data.chunks import Chunk, iter_chunks, select_all, take
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import Selection, class_index, select
 from ebmscale.errors import DataError
@@ -88,7 +88,7 @@ def open_images(
 def open_all_images(model: LatentModel, storage: Storage, world: World) -> ImageSet:
     """Every image of a set, whatever its part and label; raises as `open_images`."""
     manifest = _fitting_manifest(model, storage)
-    return ImageSet(storage, manifest, everything(manifest), "all", HeldOutBlock(), None, world)
+    return ImageSet(storage, manifest, select_all(manifest), "all", HeldOutBlock(), None, world)
 
 
 def _fitting_manifest(model: LatentModel, storage: Storage) -> Manifest:

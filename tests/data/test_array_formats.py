@@ -132,7 +132,7 @@ def test_the_parts_of_a_folder_of_arrays(tmp_path, latents, layout):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a", "test"], r"a\.npy lies beside arrays of parts, and its name says none"),
+        (["a", "test"], r"a\.npy lies beside arrays whose names say a part, and its name says none"),
         (["x_train", "y_test"], r"y_test\.npy holds labels of a part that has no samples"),
         (["test/x", "other/x"], "beside it other, whose part is not known"),
     ],

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmscale.data.assign import locate, owner, rows_of, segment, window_span
-from ebmscale.data.order import Order
+from ebmscale.data.order import SampleOrder
 
 samples = st.integers(1, 300)
 streams = st.integers(1, 70)
@@ -56,7 +56,7 @@ def test_ranks_get_equally_many_rows_when_the_numbers_divide(start, batches, per
 
 def make_order(shard_sizes, num_streams, window, seed=0):
     shards = np.repeat(np.arange(len(shard_sizes)), shard_sizes)
-    return Order(shards, seed=seed, num_streams=num_streams, window=window)
+    return SampleOrder(shards, seed=seed, num_streams=num_streams, window=window)
 
 
 def sample_at(order, i):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebmscale.data.chunks import everything, iter_chunks, take
+from ebmscale.data.chunks import iter_chunks, select_all, take
 from ebmscale.data.pack import pack
 from ebmscale.data.split import key_hash, select
 from ebmscale.data.stream import read_split
@@ -40,7 +40,7 @@ def test_a_limit_takes_the_lowest_hashes_in_the_order_of_the_files(make_source, 
 
 def test_everything_is_every_part(make_source, storage):
     manifest = pack(make_source(num_train=20, num_test=7), storage, shard_samples=8)
-    found = everything(manifest)
+    found = select_all(manifest)
     assert len(set(found.keys)) == 27
     chunks = list(iter_chunks(storage, manifest, found))
     assert len(chunks) == 1
@@ -51,4 +51,4 @@ def test_a_damaged_sample_ends_the_reading(make_source, storage, flip_byte):
     manifest = pack(make_source(), storage, shard_samples=10)
     flip_byte(storage, manifest.shards[3], 0)
     with pytest.raises(DataError, match=r"toy-train-000003\.tar has damaged samples"):
-        list(iter_chunks(storage, manifest, everything(manifest)))
+        list(iter_chunks(storage, manifest, select_all(manifest)))

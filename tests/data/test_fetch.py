@@ -111,7 +111,7 @@ def test_a_connection_that_breaks_is_resumed(server, download, pauses, tmp_path)
 
 def test_a_later_call_resumes(server, download, tmp_path):
     server.faults = [100_000] + [(503,)] * ATTEMPTS
-    with pytest.raises(StorageError, match=r"after 5 attempts \(HTTP 503 .*repeat the command"):
+    with pytest.raises(StorageError, match=r"after 5 attempts \(HTTP 503 .*run the same command again"):
         download()
     assert (tmp_path / "a.bin.part").stat().st_size == 100_000
     assert not (tmp_path / "a.bin").exists()
@@ -190,7 +190,7 @@ def test_a_missing_file_and_a_server_that_is_not_there(server, download, pauses)
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a.bin"])
 def test_a_server_that_sends_us_off_the_web_is_refused(server, download, pauses, tmp_path, target):
     server.faults = [(302, target)]
-    with pytest.raises(StorageError, match=r"sends us on to .*, which is not http\(s\)"):
+    with pytest.raises(StorageError, match=r"redirects to .*, which is not http\(s\)"):
         download()
     assert len(server.requests) == 1
     assert list(tmp_path.iterdir()) == []

@@ -144,7 +144,7 @@ def test_numbers_of_each_sample_are_said_to_be_classes(storage):
     storage.publish("s.tar", make_tar(entries))
     notes = []
     assert "12 class(es)" in index(storage, note=notes.append).summary()
-    assert notes == ["nearly every one of 12 labels is a class of its own; see whether they are classes"]
+    assert notes == ["nearly every one of 12 labels is a class of its own; check that they are classes"]
 
 
 def test_a_field_between_key_and_ending(storage):

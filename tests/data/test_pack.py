@@ -8,7 +8,8 @@ import webdataset
 
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
-from ebmscale.data.pack import pack, packed
+from ebmscale.data.pack import pack
+from ebmscale.data.packed import packed_manifest
 from ebmscale.data.stream import read_split
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
@@ -103,7 +104,7 @@ def test_progress_counts_to_the_end(make_source, storage):
 
 def test_a_packed_set_is_not_packed_again(make_source, storage):
     source = make_source()
-    assert packed(source, storage) is None
+    assert packed_manifest(source, storage) is None
     manifest = pack(source, storage)
     storage.delete(manifest.shards[0].file)
     assert pack(source, storage) == manifest

@@ -31,7 +31,7 @@ def test_a_folder_with_options(images, tmp_path):
     options = ["--size", 8, "--grey", "--encoding", "png", "--shard-samples", 4, "--threads", 2]
     result = run("folder", images, url, *options)
     assert result.exit_code == 0, result.output
-    assert result.output == f"{url}: images, 10 train, 2 class(es), 3 shard(s), png; 1 other files passed over\n"
+    assert result.output == f"{url}: images, 10 train, 2 class(es), 3 shard(s), png; 1 other files skipped\n"
     again = run("folder", images, url, *options)
     assert (again.exit_code, again.output.count("already packed, its source has not changed")) == (0, 1)
     manifest = Manifest.load(Storage.at(url))

@@ -12,7 +12,7 @@ from ebmscale.data import packed as module
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.packed import packed
+from ebmscale.data.packed import packed_manifest
 from ebmscale.data.source_record import FILE, SourceRecord
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
@@ -64,7 +64,7 @@ def change_a_number(folder):
     [
         (change_labels, "30 labels differ now, first train-0000-000000 was 0, now 1"),
         (change_one_label, "1 labels differ now, first train-0000-000007 was 1, now 2"),
-        (change_a_number, "the content of train-0000-000029 is another one now"),
+        (change_a_number, "the content of train-0000-000029 has changed"),
     ],
 )
 @pytest.mark.parametrize("recorded", [True, False])
@@ -85,15 +85,15 @@ def test_a_changed_picture_is_named(pictures, storage):
     path = pictures / "b" / "3.png"
     Image.fromarray(np.asarray(Image.open(path)) ^ 1).save(path)
     shift(path)
-    with pytest.raises(DataError, match=r"the content of b-3-.* is another one now"):
-        packed(open_source("folder", str(pictures)), storage)
+    with pytest.raises(DataError, match=r"the content of b-3-.* has changed"):
+        packed_manifest(open_source("folder", str(pictures)), storage)
 
 
 def test_pictures_that_moved_to_another_class_are_named(pictures, storage):
     pack(open_source("folder", str(pictures)), storage)
     (pictures / "a" / "0.png").rename(pictures / "b" / "0.png")
     with pytest.raises(DataError, match=r"a-0-.* of its part train is a-2-.* of part train now"):
-        packed(open_source("folder", str(pictures)), storage)
+        packed_manifest(open_source("folder", str(pictures)), storage)
 
 
 def test_other_parts_and_classes_are_named(pictures, storage):
@@ -101,14 +101,14 @@ def test_other_parts_and_classes_are_named(pictures, storage):
     (pictures / "a").rename(pictures / "train")
     (pictures / "b").rename(pictures / "val")
     with pytest.raises(DataError, match=r"its classes is \['a', 'b'\], now it is \[\]"):
-        packed(open_source("folder", str(pictures)), storage)
+        packed_manifest(open_source("folder", str(pictures)), storage)
 
 
 @pytest.mark.parametrize("encoding", ["raw", "png", "jpeg"])
 def test_an_unchanged_source_is_not_read_again(pictures, storage, encoding, monkeypatch):
     manifest = pack(open_source("folder", str(pictures)), storage, encoding=encoding)
     monkeypatch.setattr(module, "_images", None)
-    assert packed(open_source("folder", str(pictures)), storage) == manifest
+    assert packed_manifest(open_source("folder", str(pictures)), storage) == manifest
 
 
 @pytest.mark.parametrize("encoding", ["raw", "png", "jpeg"])
@@ -122,7 +122,7 @@ def test_an_unchanged_source_with_other_times_or_no_record_is_compared(pictures,
     else:
         storage.publish(FILE, b'{"kind": "ebmscale-source", "version": 1, "x": 3}')
     source = open_source("folder", str(pictures))
-    assert packed(source, storage) == manifest
+    assert packed_manifest(source, storage) == manifest
     assert SourceRecord.load(storage) == SourceRecord.of(source)
 
 
@@ -133,7 +133,7 @@ def test_small_arrays_are_compared_whatever_their_times_say(arrays, storage):
     change_a_number(arrays)
     os.utime(path, ns=(time, time))
     with pytest.raises(DataError, match="the content of train-0000-000029"):
-        packed(open_source("npy", str(arrays)), storage)
+        packed_manifest(open_source("npy", str(arrays)), storage)
 
 
 def test_a_png_that_another_version_wrote_is_the_same(make_source, storage):
@@ -143,7 +143,7 @@ def test_a_png_that_another_version_wrote_is_the_same(make_source, storage):
     shard = manifest.shards[0]
     other = dataclasses.replace(shard, crc32=[value ^ 1 for value in shard.crc32])
     dataclasses.replace(manifest, shards=[other]).save(storage)
-    assert packed(one, storage) == Manifest.load(storage)
+    assert packed_manifest(one, storage) == Manifest.load(storage)
 
 
 def _first_channels(source):

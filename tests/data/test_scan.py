@@ -64,7 +64,7 @@ def animated():
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("0.jpg", turned(), "is to be shown turned"),
+        ("0.jpg", turned(), "is stored rotated"),
         ("0.png", animated(), "cannot be used: it has 2 frames"),
         ("0.png", encode("jpg", image(0)), r"is a JPEG file that is called \.png"),
         ("0.npy", encode("npy", image(0).astype("u2")), r"is an array of <u2 \(3, 5, 4\) in C order"),

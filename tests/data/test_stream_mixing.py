@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ebmscale.data.assign import locate
-from ebmscale.data.order import Order
+from ebmscale.data.order import SampleOrder
 
 NUM_CLASSES, PER_CLASS, PER_SHARD = 10, 5000, 1000  # a set of CIFAR-10's size in 50 shards of one class each
 BATCH = 128
@@ -21,7 +21,7 @@ MOST_CHI_SQUARE = {16: 60, 64: NUM_CLASSES - 1}
 def test_class_sorted_shards_come_out_mixed(num_streams):
     num = NUM_CLASSES * PER_CLASS
     labels = np.repeat(np.arange(NUM_CLASSES), PER_CLASS)
-    order = Order(np.arange(num) // PER_SHARD, seed=0, num_streams=num_streams, window=512)
+    order = SampleOrder(np.arange(num) // PER_SHARD, seed=0, num_streams=num_streams, window=512)
     for epoch in range(2):
         served = labels[serve(order, epoch)]
         counts = np.stack(

@@ -39,7 +39,7 @@ def open_source(
         src: where its files are.
         size: height and width that images get (folder, celeba); None for the format's own.
         grey: one channel instead of three (folder, celeba).
-        attribute: which one the labels say (celeba).
+        attribute: the attribute that becomes the label (celeba).
 
     Raises:
         ConfigError: there is no such format, or it does not take these options.

@@ -15,12 +15,12 @@ from ebmscale.data.parts import PARTS, part_of, parts_of, words_of
 from ebmscale.errors import DataError
 
 DTYPES = ("uint8", "float16", "float32", "float64")
-_SAMPLES = ("x", "images", "image", "latents", "data")  # words of samples' names, the likeliest first
+_SAMPLES = ("x", "images", "image", "latents", "data")  # words of samples' names, the most likely first
 _LABELS = {"y", "label", "labels"}
 
 
 def digits(src: str) -> Source:
-    """scikit-learn's embedded handwritten digits, 1797 of (1, 8, 8), all in part train; `src` plays no role.
+    """scikit-learn's embedded handwritten digits, 1797 of (1, 8, 8), all in part train; `src` is not used.
 
     Intensities 0..16 become round(v * 255 / 16).
     """
@@ -36,9 +36,9 @@ def npy(src: str) -> Source:
 
     `src` is a .npy file of N samples, mapped into memory; or an .npz file; or a folder of .npy files, also in folders
     of the parts (train/, val/, test/), taken in the order of their names. The words of an array's name say its part
-    (see `parts.part_of`), and y, label or labels that it holds labels: x_train, val_images, y_test. Without such a word
-    it is of part train. In an .npz the samples are called x, images, latents or data, or are the only array of two
-    dimensions or more.
+    (see `parts.part_of`); the words y, label and labels say that it holds labels: x_train, val_images, y_test. Without
+    a part's word it is of part train. In an .npz the samples are called x, images, latents or data, or are the only
+    array of two dimensions or more.
 
     A sample of shape (H, W) becomes (1, H, W), and (D,) becomes (D, 1, 1); one of more dimensions is kept, but bytes
     of shape (H, W, C) become (C, H, W) where C is 1 or 3 and H is neither.
@@ -66,7 +66,7 @@ def check_numbers(values: np.ndarray, where: str) -> None:
     """Refuse an array whose numbers cannot be packed as they are.
 
     Raises:
-        DataError: it is of no type in `DTYPES` (in any byte order and memory order).
+        DataError: its type is none of `DTYPES`; any byte order and memory order is accepted.
     """
     if values.dtype.name in DTYPES:
         return
@@ -78,7 +78,7 @@ def check_numbers(values: np.ndarray, where: str) -> None:
 
 
 def check_labels(labels: np.ndarray, num_samples: int, where: str) -> np.ndarray:
-    """Labels (N,) of N samples, from (N,) or (N, 1); DataError where they are no whole numbers from 0 on."""
+    """Labels (N,) of N samples, from (N,) or (N, 1); DataError if they are no whole numbers from 0 on."""
     flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if flat.shape != (num_samples,) or flat.dtype.kind not in "iu" or flat.min() < 0:
         raise DataError(
@@ -95,7 +95,7 @@ def _holds_labels(name: str) -> bool:
 
 
 def _of_file(path: Path) -> tuple[list[Arrays], tuple[str, ...]]:
-    """The stretches of a .npy or .npz file, and what is said of arrays that are not packed."""
+    """The stretches of a .npy or .npz file, and the notes on arrays that are not packed."""
     loaded = _load(path)
     if isinstance(loaded, np.ndarray):
         return [_stretch(path, "train", "train", loaded, None)], ()
@@ -123,7 +123,7 @@ def _of_file(path: Path) -> tuple[list[Arrays], tuple[str, ...]]:
 
 
 def _rank(name: str) -> int:
-    """The lower, the likelier the samples are called so."""
+    """How likely the name is that of the samples; 0 is the most likely."""
     words = words_of(name) | {word[0] for word in words_of(name) if part_of(word[1:]) and word[0] == "x"}
     plain = [number for number, word in enumerate(_SAMPLES) if word in words]
     return min(plain, default=len(_SAMPLES))
@@ -143,14 +143,17 @@ def _of_folder(folder: Path) -> tuple[list[Arrays], tuple[Path, ...]]:
             labels.setdefault(part or "train", file)
         elif in_parts and part is None and _rank(file.stem) == len(_SAMPLES):
             raise DataError(
-                f"{file} lies beside arrays of parts, and its name says none; call it train_... or x_train."
+                f"{file} lies beside arrays whose names say a part, and its name says none; call it train_... or "
+                "x_train."
             )
         else:
             samples[part or "train"].append(file)
     if not any(samples.values()):
         raise DataError(f"{folder} has no .npy files of samples; give a folder that has, or one .npy or .npz file.")
     if astray := [file for part, file in labels.items() if not samples[part]]:
-        raise DataError(f"{astray[0]} holds labels of a part that has no samples; name the samples' files as it.")
+        raise DataError(
+            f"{astray[0]} holds labels of a part that has no samples; name that part in the samples' files."
+        )
     stretches = [one for part, files in samples.items() for one in _of_part(part, files, labels.get(part))]
     return stretches, tuple(file for file, _ in placed)
 

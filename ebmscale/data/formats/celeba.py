@@ -20,14 +20,14 @@ _PARTS = dict(zip("012", PARTS, strict=True))
 def celeba(src: str, *, size: int | None = None, grey: bool = False, attribute: str | None = None) -> Source:
     """A folder with img_align_celeba/, list_eval_partition.txt and, for labels, list_attr_celeba.txt.
 
-    Of the forty attributes the one asked for is kept, as the classes "not NAME" (0) and "NAME" (1); else there are no
-    labels.
+    One of the forty attributes can be the label, with the classes "not NAME" (0) and "NAME" (1). Without it there are
+    no labels.
 
     Args:
         src: the folder.
         size: side that the centre square of 140 pixels is resized to; None: 64.
         grey: one channel instead of three.
-        attribute: a name in list_attr_celeba.txt, as Smiling.
+        attribute: a name in list_attr_celeba.txt, such as Smiling.
 
     Raises:
         DataError: a list or an image is missing or damaged, or there is no such attribute.

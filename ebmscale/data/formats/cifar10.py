@@ -1,7 +1,7 @@
 """CIFAR-10 in both official versions, unpacked or as the archive. Shapes: N samples of (3, 32, 32).
 
 The python version's files are pickles. They are read by an unpickler that knows bytes, text, numbers, lists,
-dictionaries and arrays of bytes; anything else in them, and so any code, is refused.
+dictionaries and arrays of bytes; anything else, so any code too, is refused.
 """
 
 import io
@@ -131,10 +131,10 @@ def _checked(rows: np.ndarray, labels: np.ndarray, where: str) -> Batch:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits arrays of bytes beside pickle's own plain types."""
+    """Accepts arrays of bytes besides pickle's own plain types."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a global that arrays of bytes need; any other one ends the reading."""
+        """The stand-in for a global that arrays of bytes need; any other global ends the reading."""
         allowed = _GLOBALS.get((module, name))
         if allowed is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -142,7 +142,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _empty_array(*_: object) -> np.ndarray:
-    """In the place of numpy's _reconstruct: the array that __setstate__ fills."""
+    """Replaces numpy's _reconstruct: the array that __setstate__ fills."""
     return np.ndarray((0,), np.uint8)
 
 
@@ -153,7 +153,7 @@ def _byte_dtype(code: str | bytes, *_: object) -> np.dtype:
 
 
 def _latin1(text: str, *_: object) -> bytes:
-    """In the place of _codecs.encode, by which Python 3 writes bytes in pickles for Python 2."""
+    """Replaces _codecs.encode, by which Python 3 writes bytes in pickles for Python 2."""
     return text.encode("latin1")
 
 

@@ -11,13 +11,13 @@ from ebmscale.errors import DataError
 from ebmscale.storage import Storage
 from ebmscale.stored import check_regular
 
-EXCESS_BYTES = 1 << 16  # that are read of a file beyond its end by the header, to say how far it is off
+EXCESS_BYTES = 1 << 16  # read beyond the size in the header, so that the message can give the real size
 
 
 def idx(src: str) -> Source:
     """A data set of the MNIST family: a folder (any storage) with the official four idx files, gzipped or not.
 
-    Part train is train-*, part test is t10k-*; the set is called as the folder is.
+    Part train is train-*, part test is t10k-*. The set has the folder's name.
 
     Raises:
         DataError: a file is missing, damaged, or does not fit the others.
@@ -50,7 +50,7 @@ def _read_idx(storage: Storage, name: str, num_dims: int) -> np.ndarray:
     header_bytes, where = 4 + 4 * num_dims, storage.url_of(name)
     header = content.read(header_bytes)
     if header[:4] != bytes([0, 0, 8, num_dims]) or len(header) < header_bytes:
-        content.read(EXCESS_BYTES)  # where it is rather a damaged gzip file, that says so
+        content.read(EXCESS_BYTES)  # if it is a damaged gzip file, this raises a better error
         raise DataError(
             f"{where} is not an idx file of {num_dims}-dimensional unsigned bytes "
             f"(it begins with {header[:4].hex()}); get the official file again."

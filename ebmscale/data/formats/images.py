@@ -1,7 +1,7 @@
-"""Any folder of image files; each is decoded when its turn comes.
+"""Any folder of image files; each file is decoded when it is needed.
 
 An image is turned as its EXIF tag says, becomes RGB or grey of 8 bits (see `pixels`), is cropped to its centre, and is
-resized by Pillow's bicubic filter, which averages when it makes smaller. Shapes: C channels, H height, W width.
+resized by Pillow's bicubic filter, which averages when it reduces. Shapes: C channels, H height, W width.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that is read when it is called: a uint8 array (C, H, W).
+    """An image file; calling it reads the image as a uint8 array (C, H, W).
 
     Attributes:
         path: the file.
@@ -40,7 +40,7 @@ class ImageFile:
     crop: int | None = None
 
     def __call__(self) -> np.ndarray:
-        """Decode the file; DataError where it is damaged."""
+        """Decode the file; DataError if it is damaged."""
         try:
             check_file(self.path)
             with Image.open(self.path) as opened:
@@ -68,7 +68,7 @@ def _plain(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _square(image: Image.Image, side: int | None) -> Image.Image:
-    """The square around the centre; of the whole shorter side if not told."""
+    """The square around the centre, of the given side or of the shorter side of the image."""
     side = side or min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -77,10 +77,10 @@ def _square(image: Image.Image, side: int | None) -> Image.Image:
 def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
     """Every image file below a folder; a sample's class is the first folder on the way to it, if there is one.
 
-    Where the folders at the top, or those one level below all of them, are the parts of a set (train/, val/, test/ and
-    the like, see `parts.parts_of`), images are of these parts, and the class is the first other folder on the way; else
-    all is part train. Files whose ending is none of `ENDINGS`, hidden ones, and links that lead nowhere are passed over
-    and counted. A key is made of the path, so that a sample stays in its split when others are added.
+    If the folders at the top, or those one level below, are the parts of a set (train/, val/, test/ and the like, see
+    `parts.parts_of`), images are of these parts, and the class is the first other folder on the way. Otherwise all
+    images are of part train. Files whose ending is none of `ENDINGS`, hidden files and links without a target are
+    skipped and counted. A key is made of the path, so that a sample stays in its split when others are added.
 
     Args:
         src: the folder.
@@ -88,7 +88,7 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
         grey: one channel instead of three.
 
     Raises:
-        DataError: no image is there, an image is damaged, or it cannot be told which part images belong to.
+        DataError: no image is there, an image is damaged, or the part of some images is not known.
     """
     root = local_source(src)
     files, num_skipped = _image_files(root)
@@ -147,7 +147,7 @@ def _class(folders: tuple[str, ...]) -> str | None:
 
 
 def _image_files(root: Path) -> tuple[list[Path], int]:
-    """Paths below the folder, sorted, and how many files are no images. Links to folders are followed once at most."""
+    """Paths below the folder, sorted, and the number of other files. Links to folders are followed once at most."""
     if not root.is_dir():
         raise DataError(f"{printable(root)} is no folder; give a folder of images.")
     found, num_skipped, seen = [], 0, set()
@@ -158,7 +158,7 @@ def _image_files(root: Path) -> tuple[list[Path], int]:
             continue
         seen.add(os.path.realpath(place))
         for name in files:
-            # neither a link that leads nowhere nor a pipe, which would be waited for, is an image
+            # links without a target are no images, and reading a pipe would never end
             if (
                 name.lower().endswith(ENDINGS)
                 and not name.startswith(".")
@@ -171,7 +171,7 @@ def _image_files(root: Path) -> tuple[list[Path], int]:
 
 
 def _key(file: Path) -> str:
-    """The path in letters that a key may have, and a hash that tells apart what then looks the same."""
+    """The path in the letters that a key may have, and a hash of the path, which makes the key unique."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", file.with_suffix("").as_posix()).strip("-")[-60:]
     path = os.fsencode(file.as_posix())  # also names that are no UTF-8
     return f"{readable}-{hashlib.blake2b(path, digest_size=6).hexdigest()}"

@@ -24,7 +24,7 @@ class Record(NamedTuple):
     part: str  # one of `parts.PARTS`, the official split
 
     def load(self) -> np.ndarray:
-        """The image, (C, H, W); DataError where its file is damaged."""
+        """The image, (C, H, W); DataError if its file is damaged."""
         return self.image if isinstance(self.image, np.ndarray) else self.image()
 
 
@@ -37,13 +37,12 @@ class Source:
         format: the key in `FORMATS`.
         image_shape: (C, H, W) of images; arrays may have any shape.
         dtype: NumPy's name of the images' type: "uint8", or "float32" and its like for arrays.
-        classes: the label's names, empty where samples have no labels.
+        classes: the label's names, empty if samples have no labels.
         counts: number of records of each part, in the order in which they come.
         records: starts the iteration over all records, part after part, always in the same order.
-        num_skipped: files that were passed over because they are no images.
-        files: what is read on this machine, from which `packed` tells whether the source changed; none where it is not
-            known.
-        notes: what a user should know of how the files were read, a phrase each.
+        num_skipped: files that were skipped because they are no images.
+        files: the local files of the source, by which `packed_manifest` sees whether it changed; empty if unknown.
+        notes: what a user should know about how the files were read, a phrase each.
     """
 
     name: str
@@ -105,7 +104,7 @@ def _numbered(stretches: list[Arrays]) -> tuple[list[str], list[Arrays]]:
 
 
 def local_source(src: str) -> Path:
-    """The path of a source on this machine; DataError where there is none."""
+    """The path of a source on this machine; DataError if there is none."""
     try:
         address = Address.parse(src)
     except ValueError as error:
@@ -121,7 +120,7 @@ def local_source(src: str) -> Path:
 
 
 def check_file(path: Path) -> None:
-    """Refuses what would never end, or is no file; DataError says what it is."""
+    """Refuses a folder, and a pipe or a device, whose reading might never end; DataError says what it is."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise DataError(f"{printable(path)} is {kind} where a file belongs; take it away.")

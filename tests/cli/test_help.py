@@ -1,0 +1,35 @@
+"""The help of every command: what it does, what each option means, and one example that the program takes."""
+
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from ebmscale.cli import cli
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(cli.commands)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_is_a_command_that_the_program_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    epilog = cli.commands[name].epilog or ""
+    lines = [line.strip() for line in epilog.splitlines() if line.startswith("  ebmscale ")]
+    assert len(lines) == 1
+    words = shlex.split(lines[0])
+    assert words[1] == name
+    with click.Context(cli) as top:
+        cli.commands[name].make_context(name, words[2:], parent=top)
+    for word in words[2:]:
+        assert not word.startswith("configs/") or (ROOT / word).exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_means(name: str) -> None:
+    command = cli.commands[name]
+    assert command.help
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
