@@ -16,7 +16,7 @@ class Picture(NamedTuple):
     note: str = ""
 
 
-class Figure(NamedTuple):
+class KeyFigure(NamedTuple):
     """A key figure: its name, its value, and where it comes from."""
 
     name: str

@@ -175,11 +175,11 @@ def chain_chart(trace: ChainTrace) -> bytes:
 
 
 @matplotlib.rc_context(STYLE)
-def share_chart(edges: Sequence[float], shares: Mapping[str, Sequence[float]]) -> bytes:
+def fraction_chart(edges: Sequence[float], fractions: Mapping[str, Sequence[float]]) -> bytes:
     """Share of time by part, stacked, for every interval between the `edges` (one more than values)."""
     figure, axes = _new_chart("samples seen", "share of time")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    rows = [[values[0], *values] for values in map(list, shares.values())]
+    rows = [[values[0], *values] for values in map(list, fractions.values())]
     axes.stackplot(edges, rows, step="pre", colors=PART_COLOURS, lw=0)
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1))
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")

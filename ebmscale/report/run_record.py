@@ -16,14 +16,14 @@ OTHER = "other"
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """The lines of a run's `events.jsonl` and `metrics.jsonl`, oldest first."""
 
     events: list[Line]
     metrics: list[Line]
 
     @classmethod
-    def of(cls, run: Storage) -> "Record":
+    def of(cls, run: Storage) -> "RunRecord":
         """The record of a run; empty where it has written none yet."""
         metrics = read_lines(run, METRICS_FILE, MetricsLine)
         return cls(read_lines(run, EVENTS_FILE, EventLine), [line for line in metrics if "total_s" in line["time"]])
@@ -120,7 +120,7 @@ def number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def shares(seconds: dict[str, list[float]]) -> dict[str, Sequence[float]]:
+def fractions(seconds: dict[str, list[float]]) -> dict[str, Sequence[float]]:
     """The share of every part in every interval."""
     totals = [max(sum(values), 1e-9) for values in zip(*seconds.values(), strict=True)]
     return {part: [v / t for v, t in zip(values, totals, strict=True)] for part, values in seconds.items()}

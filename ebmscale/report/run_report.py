@@ -26,10 +26,10 @@ from ebmscale.model.latent_model import LatentModel, open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
 from ebmscale.report import pictures
-from ebmscale.report.pages import Figure, Picture, render
-from ebmscale.report.run_record import Line, Record, kind_of, number, shares
+from ebmscale.report.pages import KeyFigure, Picture, render
+from ebmscale.report.run_record import Line, RunRecord, fractions, kind_of, number
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import patiently
+from ebmscale.training.checkpoint import retried
 from ebmscale.version import __version__
 from ebmscale.world import device_of
 
@@ -84,7 +84,7 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         ConfigError: there is no run.
         StorageError: it has no valid checkpoint, or its storage refuses.
     """
-    model, record = open_model(run), Record.of(run)
+    model, record = open_model(run), RunRecord.of(run)
     model = model.to(device_of("cpu" if model.config.device == "cpu" else "auto"))
     held_out, missing = _held_out(model, data)
     samples = sample_grid(model, model.sample(GRID_COLUMNS**2, SEED), GRID_COLUMNS)
@@ -107,7 +107,7 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         versions={"ebmscale": __version__, "torch": torch.__version__, "Python": platform.python_version()},
     )
     for name, content in ((SAMPLES_FILE, samples), (REPORT_FILE, page.encode())):
-        patiently(partial(run.publish, name, content), retry_s, threading.Event(), time.monotonic, "It")
+        retried(partial(run.publish, name, content), retry_s, threading.Event(), time.monotonic, "It")
     return run.url_of(REPORT_FILE)
 
 
@@ -129,27 +129,27 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None,
     return HeldOut(manifest.name, x, z, trace, model.decode(z)), None
 
 
-def _key_figures(model: LatentModel, record: Record, data_name: str) -> list[Figure]:
+def _key_figures(model: LatentModel, record: RunRecord, data_name: str) -> list[KeyFigure]:
     """The headline."""
     budget, seen = model.config.train.max_samples, model.samples_seen
     shape = " x ".join(map(str, model.image_shape))
     measured = next((event for event in reversed(record.events) if "held_out_mse" in event), None)
     state = "finished" if seen >= budget else f"stopped at {seen / budget:.0%}"
     figures = [
-        Figure("State", state, f"{seen:,} of {budget:,} samples seen, seed {model.config.run.seed}"),
-        Figure("Data set", data_name, f"{shape} images, latents of {model.config.model.latent_dim}"),
-        Figure("Stages K", str(model.prior.num_stages), f"at most {model.config.most_stages}"),
+        KeyFigure("State", state, f"{seen:,} of {budget:,} samples seen, seed {model.config.run.seed}"),
+        KeyFigure("Data set", data_name, f"{shape} images, latents of {model.config.model.latent_dim}"),
+        KeyFigure("Stages K", str(model.prior.num_stages), f"at most {model.config.most_stages}"),
     ]
     if measured:
         note = f"in [-1, 1] units, at {measured['samples_seen']:,} samples"
-        figures.append(Figure("Held-out MSE", f"{number(measured['held_out_mse']):.4f}", note))
+        figures.append(KeyFigure("Held-out MSE", f"{number(measured['held_out_mse']):.4f}", note))
     if record.measured:
         last = record.measured[-1]
         frozen = "frozen" if last["freeze"] else "not frozen"
         note = f"nats, stage {last['stage']} ({frozen}), at {last['samples_seen']:,} samples"
-        figures.append(Figure("KL bound", _bound(last), note))
+        figures.append(KeyFigure("KL bound", _bound(last), note))
     if record.wall_s is not None:
-        figures.append(Figure("Wall time", _duration(record.wall_s), "sum of the recorded intervals"))
+        figures.append(KeyFigure("Wall time", _duration(record.wall_s), "sum of the recorded intervals"))
     return figures
 
 
@@ -206,7 +206,7 @@ def _chain(trace: ChainTrace, title: str) -> Picture:
     )
 
 
-def _evidence(model: LatentModel, record: Record) -> dict[str, Any]:
+def _evidence(model: LatentModel, record: RunRecord) -> dict[str, Any]:
     """Evidence over time with the scheduler's decisions, and their table."""
     marks, starts, end = record.marks(), record.starts(), max(record.end, model.samples_seen)
 
@@ -245,7 +245,7 @@ def _decision_row(event: Line) -> dict[str, str]:
     }
 
 
-def _time(record: Record) -> dict[str, Any]:
+def _time(record: RunRecord) -> dict[str, Any]:
     """Where the time went."""
     if not record.metrics:
         return {"time_charts": [], "time_parts": []}
@@ -253,7 +253,7 @@ def _time(record: Record) -> dict[str, Any]:
     whole = max(sum(map(sum, seconds.values())), 1e-9)
     return {
         "time_charts": [
-            Picture(_chart(pictures.share_chart(edges, shares(seconds))), "Share of time by part"),
+            Picture(_chart(pictures.fraction_chart(edges, fractions(seconds))), "Share of time by part"),
             Picture(_chart(pictures.speed_chart(edges, record.speeds())), "Speed (samples/s)"),
         ],
         "time_parts": [

@@ -20,7 +20,7 @@ from ebmscale.density import evidence as evidence_of
 from ebmscale.density.bases import MomentBase
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace
-from ebmscale.density.losses import n2ce, spoil
+from ebmscale.density.losses import n2ce, nan_above_limit
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Advance, Criteria, Decision, Finish, RollBack, StageState, decide, rate_factor
 from ebmscale.errors import ConfigError, DivergenceError
@@ -176,7 +176,7 @@ class StageTrainer:
         total, bad = torch.zeros((), device=self._world.device), False
         for loss in self._losses(noise, streams):
             total += loss.detach()
-            self.engine.backward(spoil(loss, loss, limit) * share)
+            self.engine.backward(nan_above_limit(loss, loss, limit) * share)
             norm = self.engine.step(rate)
             if math.isfinite(norm):
                 self._grad_norm = norm

@@ -33,8 +33,8 @@ from ebmscale.model.checkpoint import (
     MANIFEST_FILE,
     NAMES_FILE,
     RATIO_FOLDER,
+    CheckpointNames,
     CheckpointReader,
-    Names,
     T,
     about,
     copy_of,
@@ -79,7 +79,7 @@ class CheckpointStore(CheckpointReader):
 
     def note(self, name: str) -> None:
         """Notes a checkpoint that is about to exist, so that it is found before the storage lists it."""
-        noted = Names(names={name, *self.names()})
+        noted = CheckpointNames(names={name, *self.names()})
         self.storage.publish(NAMES_FILE, noted.model_dump_json().encode())
 
     def write_part(self, name: str, file: str, image: PartImage) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Cancelled(Exception):
     """The write was given up because the process ends."""
 
 
-def patiently(
+def retried(
     action: Callable[[], T],
     retry_s: float,
     cancel: threading.Event,

@@ -93,11 +93,11 @@ class Claim(BaseModel):
         return None if Path(f"/proc/{self.pid}").exists() else False
 
 
-Verdict = Literal["take", "wait", "refuse"]
+ClaimVerdict = Literal["take", "wait", "refuse"]
 
 
 @dataclass(frozen=True)
-class Sight:
+class OwnerSeen:
     """What a process that wants a run knows of its owner. Seconds are of its own clock.
 
     Attributes:
@@ -115,19 +115,19 @@ class Sight:
     still_s: float
 
 
-def decide(sight: Sight) -> Verdict:
+def judge_owner(seen: OwnerSeen) -> ClaimVerdict:
     """Whether the run may be taken, is refused, or the owner has to be watched longer: a pure function."""
-    if sight.released or sight.replaced or sight.alive is False:
+    if seen.released or seen.replaced or seen.alive is False:
         return "take"
-    if sight.alive is None and sight.still_s >= LEASE_S:
+    if seen.alive is None and seen.still_s >= LEASE_S:
         return "take"
-    moved_late = sight.watched_s - sight.still_s >= PATIENCE_S
-    if moved_late or (sight.alive and sight.watched_s >= PATIENCE_S):
+    moved_late = seen.watched_s - seen.still_s >= PATIENCE_S
+    if moved_late or (seen.alive and seen.watched_s >= PATIENCE_S):
         return "refuse"
     return "wait"
 
 
-class Watching:
+class BeatWatch:
     """How long an owner's counter stands still.
 
     Between two looks no more than `BEAT_S` counts: where the storage could not be read for longer, the owner could
@@ -143,7 +143,7 @@ class Watching:
         self._seen = False
 
     def look(self, beat: bytes | None, now: float) -> tuple[float, float]:
-        """Takes the counter as it is now; `watched_s` and `still_s` of a `Sight`."""
+        """Takes the counter as it is now; `watched_s` and `still_s` of a `OwnerSeen`."""
         if not self._seen:
             self._seen, self._beat, self._began, self._moved = True, beat, now, now
         elif beat != self._beat:

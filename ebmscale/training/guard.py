@@ -13,7 +13,7 @@ WARM_UPDATES = 20  # good updates before a spike can be told
 MEMORY = 0.98  # of the running mean of a loss
 
 
-Verdict = Literal["good", "skipped", "roll back"]
+UpdateVerdict = Literal["good", "skipped", "roll back"]
 
 
 class Guard:
@@ -44,7 +44,7 @@ class Guard:
         known = self.state.ratio_round == (stage.stage, stage.started)
         return max(self._limit(self.state.ratio_loss, self.state.ratio_num_good if known else 0), chance)
 
-    def observe(self, error: float, ratio_loss: float | None, stage: StageState, bad: bool) -> Verdict:
+    def observe(self, error: float, ratio_loss: float | None, stage: StageState, bad: bool) -> UpdateVerdict:
         """Takes what one batch gave, over all ranks.
 
         Args:
@@ -77,7 +77,7 @@ class Guard:
             before, rollbacks=number, rate_scale=scale, bad_in_row=0, ratio_round=(stage, started + shift)
         )
 
-    def check_rollbacks(self, reason: str) -> None:
+    def check_run_rollbacks(self, reason: str) -> None:
         """Ends the run where it has gone back as often as it may.
 
         Raises:
@@ -109,7 +109,7 @@ def _running_mean(mean: float, count: int, value: float) -> float:
     return keep * mean + (1 - keep) * value
 
 
-def check_rollbacks(state: StageState, criteria: Criteria) -> None:
+def check_stage_rollbacks(state: StageState, criteria: Criteria) -> None:
     """Stops the run if a stage was rolled back more often than it may be.
 
     Raises:

@@ -28,13 +28,13 @@ from ebmscale.training.claim import (
     BEAT_S,
     LEASE_S,
     PATIENCE_S,
+    BeatWatch,
     Claim,
+    ClaimVerdict,
     Launch,
-    Sight,
-    Verdict,
-    Watching,
-    decide,
+    OwnerSeen,
     held,
+    judge_owner,
     launch_of_torchrun,
     replaces,
 )
@@ -126,7 +126,7 @@ class Lease:
 
     def _wait(self, check: Callable[[], None]) -> int:
         """Waits for the folder and claims it; returns the claim's number."""
-        number, told, watching = _highest(self.storage), False, Watching(time.monotonic())
+        number, told, watching = _highest(self.storage), False, BeatWatch(time.monotonic())
         while True:
             if number == 0 or self._verdict(number, watching) == "take":
                 self.storage.create(_claim_file(number + 1), self.claim.model_dump_json().encode())
@@ -141,7 +141,7 @@ class Lease:
                 )  # fmt: skip
             newest = _highest(self.storage, number)
             if newest != number:
-                number, watching = newest, Watching(time.monotonic())
+                number, watching = newest, BeatWatch(time.monotonic())
                 continue
             check()
             time.sleep(LOOK_S)
@@ -189,7 +189,7 @@ class Lease:
             "this process stops and writes nothing more."
         )
 
-    def _verdict(self, number: int, watching: Watching) -> Verdict:
+    def _verdict(self, number: int, watching: BeatWatch) -> ClaimVerdict:
         """What to do about the owner with this number.
 
         Raises:
@@ -200,7 +200,7 @@ class Lease:
         watched_s, still_s = watching.look(beat, time.monotonic())
         replaced = owner is not None and replaces(self.claim.launch, owner.launch)
         alive = owner.is_alive(self.storage.url) if owner is not None else None
-        verdict = decide(Sight(beat == RELEASED, replaced, alive, watched_s, still_s))
+        verdict = judge_owner(OwnerSeen(beat == RELEASED, replaced, alive, watched_s, still_s))
         if verdict == "refuse":
             raise LostRunError(
                 f"The {self._what} {self.storage.url} is being written by {owner or 'another process'}; wait until "

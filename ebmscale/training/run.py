@@ -222,7 +222,7 @@ class Run:
         Raises:
             DivergenceError: that was done as often as it may be, or there is no good checkpoint.
         """
-        self.guard.check_rollbacks(reason)
+        self.guard.check_run_rollbacks(reason)
         now, done_at, guard, meter = self.samples_seen, self.done_at, self.guard.state, self.meter.state()
         saved = self.restore(only_good=True)
         if saved is None:

@@ -20,7 +20,7 @@ from ebmscale.config import CheckpointBlock
 from ebmscale.errors import LostRunError, StorageError
 from ebmscale.model.checkpoint import AT_ONCE
 from ebmscale.model.pieces import PartImage, Piece, layout_of, split
-from ebmscale.training.checkpoint import CheckpointStore, make_token, name_of, patiently
+from ebmscale.training.checkpoint import CheckpointStore, make_token, name_of, retried
 from ebmscale.training.owner import Lease
 from ebmscale.world import World
 
@@ -168,19 +168,19 @@ class Saver:
             for stem, images in self._images.items()
             for index, image in enumerate(images)
         ]
-        self._patiently(self._check)
+        self._retried(self._check)
         written = self._pool.map(self._write_part, named)
         return dict(zip((file for file, _ in named), written, strict=True))
 
     def _write_part(self, named: tuple[str, PartImage]) -> dict[str, Any]:
-        return self._patiently(lambda: self._writing.write_part(self._name, *named))
+        return self._retried(lambda: self._writing.write_part(self._name, *named))
 
     def _commit(self, files: dict[str, dict[str, Any]]) -> None:
         draft = self._draft
-        self._patiently(self.before_manifest)
-        ratios = self._patiently(lambda: self._owned(lambda: self._writing.write_ratios(draft.ratios)))
+        self._retried(self.before_manifest)
+        ratios = self._retried(lambda: self._owned(lambda: self._writing.write_ratios(draft.ratios)))
         manifest = draft.about | {"files": files, "ratios": ratios}
-        self._patiently(lambda: self._owned(lambda: self._writing.commit(self._name, dict(manifest), draft.values)))
+        self._retried(lambda: self._owned(lambda: self._writing.commit(self._name, dict(manifest), draft.values)))
         try:
             self._owned(lambda: self._writing.retain(self._name))
         except LostRunError:
@@ -197,8 +197,8 @@ class Saver:
         if self._lease is not None:
             self._lease.check()
 
-    def _patiently(self, action: Callable[[], T]) -> T:
-        return patiently(action, self._settings.retry_s, self._cancel, time.monotonic)
+    def _retried(self, action: Callable[[], T]) -> T:
+        return retried(action, self._settings.retry_s, self._cancel, time.monotonic)
 
     def _fail(self) -> None:
         error = self._job.exception() if self._job is not None and self._job.done() else None

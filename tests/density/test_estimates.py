@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebmscale.density.estimates import bisect, bridge, conditional_ess, importance_estimate, pooled, tilted_mean
+from ebmscale.density.estimates import (
+    bennett_ratio,
+    conditional_ess,
+    importance_estimate,
+    largest_step,
+    pooled,
+    tilted_mean,
+)
 
 EVEN = torch.full((1, 8), -math.log(8), dtype=torch.float64)
 
@@ -33,13 +40,13 @@ def test_it_is_the_usual_one_for_even_weights() -> None:
 
 @given(edge=st.floats(1e-9, 0.999), room=st.floats(1.0, 50.0))
 def test_bisection_finds_the_edge(edge: float, room: float) -> None:
-    found = float(bisect(lambda s: s <= edge, one(room)))
+    found = float(largest_step(lambda s: s <= edge, one(room)))
     assert found <= edge
     assert found == pytest.approx(edge, rel=1e-9)
 
 
 def test_bisection_takes_all_the_room_there_is() -> None:
-    assert float(bisect(lambda s: s <= 2.0, one(0.7))) == pytest.approx(0.7)
+    assert float(largest_step(lambda s: s <= 2.0, one(0.7))) == pytest.approx(0.7)
 
 
 def test_the_tilted_mean_of_two_points() -> None:
@@ -74,5 +81,5 @@ def test_the_bridge_between_two_gaussians() -> None:
     lower, upper = (torch.randn(4, 5000, generator=generator, dtype=torch.float64) + shift for shift in (0.0, 2.0))
     even = torch.full((4, 5000), 1 / 5000, dtype=torch.float64)
     differences = [2 * z - 2 + 1.3 for z in (lower, upper)]
-    found = bridge(differences[0], even, differences[1], even, torch.zeros(4, dtype=torch.float64))
+    found = bennett_ratio(differences[0], even, differences[1], even, torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(found, torch.full((4,), 1.3).double(), rtol=0, atol=0.1)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ebmscale.kernels import forms
 from ebmscale.kernels.batch_inner import BatchInnerGenerator
-from ebmscale.networks import FORMS, Generator, build_generator
+from ebmscale.networks import ARCHITECTURES, Generator, build_generator
 from ebmscale.seeds import torch_generator
 
 DIM = 5
@@ -56,7 +56,7 @@ def test_images_and_gradients_are_the_generators(form: str, dtype: torch.dtype, 
 
 
 def test_every_form_is_known() -> None:
-    for name, form in FORMS.items():
+    for name, form in ARCHITECTURES.items():
         assert BatchInnerGenerator.supports(Generator(DIM, (3, form.size, form.size), 1, name))
     assert not BatchInnerGenerator.supports(nn.Linear(2, 2))
 

@@ -71,7 +71,7 @@ CHARTS = {
     "empty timeline": lambda: pictures.timeline([], [], {}, 0),
     "chain": lambda: pictures.chain_chart(trace(20)),
     "chain of one step": lambda: pictures.chain_chart(trace(1)),
-    "shares": lambda: pictures.share_chart([0, 10, 20], {"a": [0.5, 0.2], "b": [0.5, 0.8]}),
+    "shares": lambda: pictures.fraction_chart([0, 10, 20], {"a": [0.5, 0.2], "b": [0.5, 0.8]}),
     "speed": lambda: pictures.speed_chart([0, 10], [3.0]),
 }
 

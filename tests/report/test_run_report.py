@@ -15,7 +15,7 @@ from ebmscale.data.formats import Record, Source
 from ebmscale.data.pack import pack
 from ebmscale.errors import StorageError
 from ebmscale.report.pictures import image_grid
-from ebmscale.report.run_record import Record as RunRecord
+from ebmscale.report.run_record import RunRecord
 from ebmscale.report.run_report import write_report
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage

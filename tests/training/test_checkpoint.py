@@ -14,7 +14,7 @@ from ebmscale.errors import DamagedError, StorageError
 from ebmscale.model.checkpoint import FOLDER, RATIO_FOLDER, position_of
 from ebmscale.model.pieces import PartImage, Span, piece, whole_spans
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import Cancelled, CheckpointStore, kept_by, name_of, patiently
+from ebmscale.training.checkpoint import Cancelled, CheckpointStore, kept_by, name_of, retried
 
 TOKEN = "0123456789ab"
 NET = {"w": torch.arange(6.0).view(2, 3)}
@@ -106,7 +106,7 @@ def test_the_newest_sound_checkpoint_is_taken(
         return saved.samples_seen
 
     assert CheckpointStore(storage).newest(everything) == 10
-    assert f"passing over checkpoint {20:012d}-{TOKEN}" in caplog.text
+    assert f"skipping checkpoint {20:012d}-{TOKEN}" in caplog.text
 
 
 def test_a_storage_that_cannot_be_read_is_not_damage(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_failing_storage_is_tried_for_a_while_and_no_longer() -> None:
         raise StorageError("disk full")
 
     with pytest.raises(StorageError, match="disk full"):
-        patiently(fail, 100.0, time, lambda: time.now)
+        retried(fail, 100.0, time, lambda: time.now)
     assert tries == [0, 1, 3, 7, 15, 31, 61, 91]
 
 
@@ -193,7 +193,7 @@ def test_a_storage_that_recovers_is_forgiven_and_a_cancelled_write_ends() -> Non
             raise error
         return "written"
 
-    assert patiently(sometimes, 100.0, time, lambda: time.now) == "written"
+    assert retried(sometimes, 100.0, time, lambda: time.now) == "written"
     time.set()
     with pytest.raises(Cancelled):
-        patiently(sometimes, 100.0, time, lambda: time.now)
+        retried(sometimes, 100.0, time, lambda: time.now)

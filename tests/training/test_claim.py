@@ -13,22 +13,22 @@ from ebmscale.training.claim import (
     BEAT_S,
     LEASE_S,
     PATIENCE_S,
+    BeatWatch,
     Claim,
     Launch,
-    Sight,
-    Watching,
-    decide,
+    OwnerSeen,
     held,
+    judge_owner,
     launch_of_torchrun,
     replaces,
 )
 
 HERE = "/runs/mine"
-ELSEWHERE = Sight(released=False, replaced=False, alive=None, watched_s=0.0, still_s=0.0)
+ELSEWHERE = OwnerSeen(released=False, replaced=False, alive=None, watched_s=0.0, still_s=0.0)
 
 
 @pytest.mark.parametrize(
-    ("sight", "verdict"),
+    ("seen", "verdict"),
     [
         (ELSEWHERE, "wait"),
         (replace(ELSEWHERE, released=True), "take"),
@@ -45,16 +45,16 @@ ELSEWHERE = Sight(released=False, replaced=False, alive=None, watched_s=0.0, sti
         (replace(ELSEWHERE, watched_s=PATIENCE_S + 3, still_s=1.0), "refuse"),
     ],
 )
-def test_the_decision(sight: Sight, verdict: str) -> None:
-    assert decide(sight) == verdict
+def test_the_decision(seen: OwnerSeen, verdict: str) -> None:
+    assert judge_owner(seen) == verdict
 
 
 def observed(beats: list[tuple[float, bytes]]) -> tuple[str, float]:
     """The first decision other than to wait, and when, on an owner elsewhere whose counter is seen at these times."""
-    watching = Watching(beats[0][0])
+    watching = BeatWatch(beats[0][0])
     for now, beat in beats:
         watched_s, still_s = watching.look(beat, now)
-        verdict = decide(replace(ELSEWHERE, watched_s=watched_s, still_s=still_s))
+        verdict = judge_owner(replace(ELSEWHERE, watched_s=watched_s, still_s=still_s))
         if verdict != "wait":
             return verdict, now
     return "wait", beats[-1][0]
