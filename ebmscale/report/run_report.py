@@ -1,7 +1,6 @@
-"""One self-contained HTML page about a run, in the order in which a researcher asks: does it sample, does it
-reconstruct, does the prior fit the posterior, what did the scheduler see, did the chains mix, where did time go.
+"""One self-contained HTML page about a run: samples, reconstructions, energies, evidence, chains, time, configuration.
 
-The page shows the run's newest valid checkpoint; everything drawn for it is a function of the run and `SEED`.
+The page shows the newest valid checkpoint of the run. All random numbers depend on the run and on `SEED` alone.
 
 Shapes: N images or latents, C H W image, Z latent, K stages.
 """
@@ -38,26 +37,26 @@ SEED = 0  # of the samples; samples.png is `model.sample(64, SEED)`
 ENERGY_SEED = 1  # of the latents whose energies are compared
 NUM_HELD_OUT = 256
 GRID_COLUMNS, TILE_COLUMNS = 8, 5
-TILE_PIXELS = 64  # images are enlarged to about this size
+TILE_PIXELS = 64  # images are enlarged to about this side
 EVIDENCE = {
-    "loss": ("Held-out loss (nats)", "of the classifier of z⁺ against z⁻; on the dotted line the ratio says nothing"),
+    "loss": ("Held-out loss (nats)", "of the classifier of z⁺ against z⁻; the dotted line is chance"),
     "kl_bound": ("KL bound (nats)", "lower bound on KL(q || p), with a band of 2 standard errors"),
-    "auc": ("AUC", "at 0.5 z⁺ and z⁻ cannot be told apart"),
-    "ess": ("Effective sample size", "as a fraction, of the weights r = exp f at z⁻; near 0 the bound rests on few z⁻"),
-    "calibration_error": ("Calibration error", "of the classifier, between 0 and 1; at 0 it is calibrated"),
+    "auc": ("AUC", "of the same classifier; 0.5 is chance"),
+    "ess": ("Effective sample size", "of the weights exp f at z⁻, as a fraction; near 0 few z⁻ determine the KL bound"),
+    "calibration_error": ("Calibration error", "of the same classifier, between 0 and 1; 0 means calibrated"),
 }
 LEVELS = {"loss": (2 * math.log(2), "2 log 2"), "kl_bound": (0.0, ""), "auc": (0.5, "")}
-"""What the evidence is where a ratio says nothing, and the name of that value."""
+"""The evidence of the zero ratio (chance), and the label of that value."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out images with the model's view of them.
+    """Held-out images with their posterior latents and reconstructions.
 
     Attributes:
         name: of the data set.
         x: (N, C, H, W) in [-1, 1].
-        z: (N, Z) at the end of the posterior chain.
+        z: (N, Z) end of the posterior chain.
         trace: of that chain.
         reconstruction: (N, C, H, W).
     """
@@ -74,15 +73,15 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
 
     Args:
         run: its storage.
-        data: the set that it was trained on; where not given, its configuration says where that lies.
-        retry_s: how long a storage that refuses is tried again, in seconds.
+        data: the data set of the run; None means the address in its configuration.
+        retry_s: seconds during which a failing storage is tried again.
 
     Returns:
-        The page's address.
+        The address of the page.
 
     Raises:
         ConfigError: there is no run.
-        StorageError: it has no valid checkpoint, or its storage refuses.
+        StorageError: the run has no valid checkpoint, or its storage fails.
     """
     model, record = open_model(run), RunRecord.of(run)
     model = model.to(device_of("cpu" if model.config.device == "cpu" else "auto"))
@@ -112,7 +111,7 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
 
 
 def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None, str | None]:
-    """The run's held-out images, or why there are none."""
+    """The held-out images of the run, or why they cannot be read."""
     block = model.config.data
     try:
         storage = data or data_of(model.config, "give `ebmscale report` in that folder, or put the set back")
@@ -130,7 +129,7 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None,
 
 
 def _key_figures(model: LatentModel, record: RunRecord, data_name: str) -> list[KeyFigure]:
-    """The headline."""
+    """The key figures at the top of the page."""
     budget, seen = model.config.train.max_samples, model.samples_seen
     shape = " x ".join(map(str, model.image_shape))
     measured = next((event for event in reversed(record.events) if "held_out_mse" in event), None)
@@ -141,7 +140,7 @@ def _key_figures(model: LatentModel, record: RunRecord, data_name: str) -> list[
         KeyFigure("Stages K", str(model.prior.num_stages), f"at most {model.config.most_stages}"),
     ]
     if measured:
-        note = f"in [-1, 1] units, at {measured['samples_seen']:,} samples"
+        note = f"of pixels in [-1, 1], at {measured['samples_seen']:,} samples"
         figures.append(KeyFigure("Held-out MSE", f"{number(measured['held_out_mse']):.4f}", note))
     if record.measured:
         last = record.measured[-1]
@@ -154,7 +153,7 @@ def _key_figures(model: LatentModel, record: RunRecord, data_name: str) -> list[
 
 
 def _stage_samples(model: LatentModel) -> list[Picture]:
-    """The same chains on their way through p_0, p_1, ..., p_K."""
+    """Samples of the same chains at p_0, p_1, ..., p_K."""
     found = []
     for stage in range(model.prior.num_stages + 1):
         images = model.sample(GRID_COLUMNS**2, SEED, stage)[: TILE_COLUMNS**2]
@@ -163,7 +162,7 @@ def _stage_samples(model: LatentModel) -> list[Picture]:
 
 
 def _reconstruction(model: LatentModel, held_out: HeldOut) -> dict[str, Any]:
-    """Held-out images, their reconstructions and the difference, with the error in [-1, 1] units."""
+    """Held-out images, their reconstructions and the differences, with mean squared errors of pixels in [-1, 1]."""
     x, mean = held_out.x, held_out.reconstruction
     errors = (x - mean).square().flatten(1).mean(1)
     num = min(TILE_COLUMNS**2, len(x))
@@ -180,7 +179,7 @@ def _reconstruction(model: LatentModel, held_out: HeldOut) -> dict[str, Any]:
 
 
 def _latents(model: LatentModel, held_out: HeldOut | None) -> dict[str, list[Picture]]:
-    """Energies of posterior and prior latents under every p_k, and the course of the chains that gave them."""
+    """Energies of posterior and prior latents under every p_k, and charts of their chains."""
     energies, chains = [], []
     if held_out is not None and len(held_out.trace.log_density):
         chains.append(_chain(held_out.trace, "posterior chain: log p(x, z)"))
@@ -192,7 +191,7 @@ def _latents(model: LatentModel, held_out: HeldOut | None) -> dict[str, list[Pic
             posterior_energy, prior_energy = -earlier.log_prior(held_out.z), -earlier.log_prior(z)
             gap = float(posterior_energy.mean() - prior_energy.mean())
             chart = _chart(pictures.energy_histogram(posterior_energy, prior_energy))
-            energies.append(Picture(chart, f"k = {stage}", f"mean energy of z⁺ less that of z⁻: {gap:+.2f} nats"))
+            energies.append(Picture(chart, f"k = {stage}", f"mean energy of z⁺ minus that of z⁻: {gap:+.2f} nats"))
     chains += [_chain(trace, f"prior chain, stage {stage}: log p_{stage}(z)") for stage, trace in enumerate(traces, 1)]
     return {"energies": energies, "chains": chains}
 
@@ -207,7 +206,7 @@ def _chain(trace: ChainTrace, title: str) -> Picture:
 
 
 def _evidence(model: LatentModel, record: RunRecord) -> dict[str, Any]:
-    """Evidence over time with the scheduler's decisions, and their table."""
+    """Evidence over time with the decisions of the scheduler, and a table of both."""
     marks, starts, end = record.marks(), record.starts(), max(record.end, model.samples_seen)
 
     def chart(curves: list[pictures.Curve], title: str, note: str, level: tuple[float, str] | None = None) -> Picture:
@@ -220,7 +219,7 @@ def _evidence(model: LatentModel, record: RunRecord) -> dict[str, Any]:
             charts.append(chart(curves, title, note, LEVELS.get(name)))
     errors = [curve for curve in record.squared_errors() if curve.x]
     if errors:
-        charts.append(chart(errors, "Mean squared error", "of reconstructions, in [-1, 1] units"))
+        charts.append(chart(errors, "Mean squared error", "of reconstructions, pixels in [-1, 1]"))
     rows = [_decision_row(event) for event in record.measured]
     return {
         "charts": charts,
@@ -246,25 +245,25 @@ def _decision_row(event: Line) -> dict[str, str]:
 
 
 def _time(record: RunRecord) -> dict[str, Any]:
-    """Where the time went."""
+    """Time by part and speed."""
     if not record.metrics:
         return {"time_charts": [], "time_parts": []}
     seconds, edges = record.seconds(), record.edges()
     whole = max(sum(map(sum, seconds.values())), 1e-9)
     return {
         "time_charts": [
-            Picture(_chart(pictures.fraction_chart(edges, fractions(seconds))), "Share of time by part"),
+            Picture(_chart(pictures.fraction_chart(edges, fractions(seconds))), "Fraction of time by part"),
             Picture(_chart(pictures.speed_chart(edges, record.speeds())), "Speed (samples/s)"),
         ],
         "time_parts": [
-            {"name": part, "colour": colour, "seconds": f"{sum(values):,.1f}", "share": f"{sum(values) / whole:.1%}"}
+            {"name": part, "colour": colour, "seconds": f"{sum(values):,.1f}", "fraction": f"{sum(values) / whole:.1%}"}
             for (part, values), colour in zip(seconds.items(), pictures.PART_COLOURS, strict=True)
         ],
     }
 
 
 def sample_grid(model: LatentModel, images: Tensor, columns: int) -> bytes:
-    """A PNG of images (N, C, H, W) of the model, enlarged so that small ones can be seen."""
+    """A PNG with a grid of images (N, C, H, W) in [-1, 1] of the model. Small images are enlarged."""
     return pictures.image_grid(images, columns, scale=max(1, TILE_PIXELS // max(model.image_shape[1:])))
 
 

@@ -55,7 +55,7 @@ def test_another_set_is_accepted_where_that_is_asked_for(
 ) -> None:
     config = changed(started(tiny), data={"url": other, "accept_changed": True})
     run_until(config)
-    assert "it goes on with the new one, as data.accept_changed is true" in caplog.text
+    assert "it continues with the new one, as data.accept_changed is true" in caplog.text
     run_until(changed(config, data={"accept_changed": False}, train={"max_samples": 960}))  # it is now the run's set
     assert positions(config)[-1] == 960
 
