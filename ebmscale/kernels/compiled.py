@@ -46,7 +46,7 @@ def with_products(source: Generator) -> nn.Sequential:
 
 
 def compiled(source: nn.Module) -> nn.Module:
-    """A compiled generator. It is compiled anew, which takes seconds, for every new number of rows.
+    """A compiled generator. Every new number of rows compiles it again, which takes seconds.
 
     After a few numbers of rows torch runs further ones without compilation. Compilation for any number of rows would
     take half a minute.

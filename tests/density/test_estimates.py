@@ -50,7 +50,7 @@ def test_bisection_takes_all_the_room_there_is() -> None:
 
 
 def test_the_tilted_mean_of_two_points() -> None:
-    """Values 0 and 1 under weights 1 and e^s: the logistic function; a weight of zero may sit at -infinity."""
+    """Values 0 and 1 under weights 1 and e^s: the logistic function. A point of weight zero may have the value -inf."""
     increment = torch.tensor([[0.0, 1.0, -math.inf]], dtype=torch.float64)
     log_weights = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64).log()
     assert float(tilted_mean(increment, log_weights, one(1.7))) == pytest.approx(1 / (1 + math.exp(-1.7)))
@@ -76,7 +76,7 @@ def test_importance_estimates_of_a_log_normal() -> None:
 
 
 def test_the_bridge_between_two_gaussians() -> None:
-    """N(0, 1) against c N(2, 1), known to differ by log c, where neither side alone sees the other well."""
+    """N(0, 1) against c N(2, 1), known to differ by log c, where the two densities overlap little."""
     generator = torch.Generator().manual_seed(0)
     lower, upper = (torch.randn(4, 5000, generator=generator, dtype=torch.float64) + shift for shift in (0.0, 2.0))
     even = torch.full((4, 5000), 1 / 5000, dtype=torch.float64)

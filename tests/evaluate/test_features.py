@@ -1,4 +1,4 @@
-"""Features: the layout and the preprocessing of the standard network, and classifiers that are trained and kept."""
+"""Features: layout and preprocessing of the standard network, and classifiers that are trained and saved."""
 
 import json
 
@@ -101,7 +101,7 @@ def test_pixels_are_scaled_as_the_graph_does():
 
 
 def test_pooling_branches_differ_from_the_usual_network():
-    assert torch.equal(_average(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 4, 4))  # zeros round about do not count
+    assert torch.equal(_average(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 4, 4))  # the padding does not count
     with torch.random.fork_rng():
         torch.manual_seed(0)
         block = BlockE(4, by_maximum=True).eval()

@@ -1,4 +1,4 @@
-"""The generator with the batch inside equals the generator, in every form, precision and layout."""
+"""The generator with the batch as the innermost axis equals the generator, for every architecture and precision."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_loaded_weights_are_those_of_the_generator_loaded_from(dtype: torch.dtyp
         for weight in second.parameters():
             weight.mul_(-1.5).add_(0.01)
     form = BatchInnerGenerator(first)
-    for num_rows in (4, 9, 4):  # kernels and their layouts of the weights go with the number of rows
+    for num_rows in (4, 9, 4):  # kernels and their layouts of the weights depend on the number of rows
         assert_equal(first, form, latents(num_rows, dtype))
     form.load(second)
     assert_equal(second, form, latents(4, dtype))

@@ -1,4 +1,4 @@
-"""The layers that a GPU's form of the generator replaces, against those that they replace; on a GPU the whole form."""
+"""The replacement layers of the compiled generator against the original ones; on a GPU the whole generator."""
 
 import pytest
 import torch

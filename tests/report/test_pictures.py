@@ -1,4 +1,4 @@
-"""Grids are exact to the pixel; charts are SVG that stands alone and does not change from one drawing to the next."""
+"""Grids are exact to the pixel. Charts are self-contained SVG, with the same bytes every time."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""A run's record read back: what the decisions were, and curves that break where a new ratio starts."""
+"""The record of a run: its decisions, and curves that break where a new ratio starts."""
 
 import math
 

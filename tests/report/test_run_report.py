@@ -1,4 +1,4 @@
-"""The report of tiny runs: what the page holds, that it needs no other file, and how it looks in a browser."""
+"""The report of tiny runs: its content, that it needs no other file, and its layout in a browser."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Losses that are not finite, spikes, lost chains: skipped, set back, or the end; on one worker and on several."""
+"""Losses that are not finite, spikes, lost chains: skips, roll-backs and the end, on one worker and on several."""
 
 import json
 import math
@@ -119,7 +119,7 @@ def test_a_bad_batch_is_left_out_and_its_samples_are_named(
 def test_a_run_that_spikes_again_and_again_goes_back_and_finishes(
     tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The samples go on from where they were: none comes twice, and the metrics' curve has no second past."""
+    """After a roll-back the samples continue: none comes twice, and the curve of metrics has no duplicate."""
     storage = train_with(tiny, monkeypatch, {2240, 2272, 2304}, math.nan)
     actions = [line["action"] for line in read_lines(storage, GUARD_FILE)]
     assert actions == ["skipped", "skipped", "roll back", "rolled back"]
