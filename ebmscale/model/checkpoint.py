@@ -211,7 +211,7 @@ class CheckpointReader:
                 log.warning("skipping checkpoint %s: it was never finished", name)
         return finished
 
-    def pass_over(self, name: str, problem: str) -> None:
+    def mark_damaged(self, name: str, problem: str) -> None:
         """Warns of a damaged checkpoint, and marks it. The next save deletes it."""
         self.damaged.add(name)
         log.warning("skipping checkpoint %s: %s", name, problem)
@@ -226,7 +226,7 @@ class CheckpointReader:
             try:
                 return use(self.open(name))
             except DamagedError as error:
-                self.pass_over(name, str(error))
+                self.mark_damaged(name, str(error))
         return None
 
     def describe(self, check: Callable[[SavedCheckpoint], object] = SavedCheckpoint.verify) -> list[CheckpointInfo]:

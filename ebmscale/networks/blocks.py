@@ -110,9 +110,9 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(layer, WaveLinear):
             layer.draw(generator)
         elif isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, LatentToGrid)):
-            small = {ImageLayer: IMAGE_GAIN, SmallLinear: SMALL_GAIN}
+            gains = {ImageLayer: IMAGE_GAIN, SmallLinear: SMALL_GAIN}
             noise = torch.randn(layer.weight.shape, generator=generator, device=generator.device)
-            layer.weight.copy_(noise * (small.get(type(layer), HE_GAIN) / math.sqrt(_fan_in(layer))))
+            layer.weight.copy_(noise * (gains.get(type(layer), HE_GAIN) / math.sqrt(_fan_in(layer))))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

@@ -178,7 +178,7 @@ class Run:
             raise fatal[0]
         if errors:
             if self.world.is_first:
-                self.saver.store.pass_over(name, str(errors[0]))
+                self.saver.store.mark_damaged(name, str(errors[0]))
             return None, None
         return saved, loaded
 
