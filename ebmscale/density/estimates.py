@@ -1,4 +1,4 @@
-"""Estimates from weighted particles: normalisers with their errors, and how far weights may be raised.
+"""Estimates from weighted particles: normalisers with their standard errors, and the size of an annealing step.
 
 Shapes: G groups, N particles of a group.
 """
@@ -15,7 +15,7 @@ SMALLEST_STEP = 1e-13
 def pooled(log_z: Tensor) -> tuple[float, float]:
     """log of the mean of independent estimates e^log_z (G,) of Z, and its standard error by the delta method.
 
-    One estimate has no standard error that it could tell: NaN.
+    The standard error of a single estimate is unknown, and is returned as NaN.
     """
     num = len(log_z)
     log_mean = torch.logsumexp(log_z.double(), 0) - math.log(num)
@@ -31,15 +31,15 @@ def importance_estimate(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     return log_mean, torch.exp(log_weights.double() - log_mean[..., None]).std(-1) / math.sqrt(num)
 
 
-def bridge(lower: Tensor, lower_weights: Tensor, upper: Tensor, upper_weights: Tensor, near: Tensor) -> Tensor:
-    """log of the ratio of two normalisers (G,) from weighted particles on both sides (Bennett's acceptance ratio).
+def bennett_ratio(lower: Tensor, lower_weights: Tensor, upper: Tensor, upper_weights: Tensor, near: Tensor) -> Tensor:
+    """log of the ratio of two normalisers (G,) by Bennett's acceptance ratio (1976), from weighted particles of both.
 
     Args:
         lower: (G, N) log density of the upper side minus that of the lower one, at particles of the lower one.
         lower_weights: (G, N), normalised.
         upper: (G, N) the same at particles of the upper one.
         upper_weights: (G, N), normalised.
-        near: (G,) a first guess.
+        near: (G,) an initial estimate. The search interval contains it.
     """
     ends = torch.stack([lower.amin(1), upper.amin(1), lower.amax(1), upper.amax(1), near]).clamp(-1e300, 1e300)
     low, high = ends.amin(0), ends.amax(0)
@@ -52,21 +52,31 @@ def bridge(lower: Tensor, lower_weights: Tensor, upper: Tensor, upper_weights: T
 
 
 def conditional_ess(increment: Tensor, log_weights: Tensor, step: Tensor) -> Tensor:
-    """Of weights W e^(s increment), as a fraction (G,) (Zhou, Johansen & Aston 2016); 1 for s = 0."""
+    """The conditional effective sample size of a step s, as a fraction in (0, 1] (G,) (Zhou, Johansen & Aston 2016).
+
+    Args:
+        increment: (G, N) what a full step adds to the log density.
+        log_weights: (G, N) log W, normalised in every group.
+        step: (G,) s. The new weights are W e^(s increment). A step of 0 gives 1.
+    """
     raised = step[:, None] * increment
     return torch.exp(2 * (log_weights + raised).logsumexp(1) - (log_weights + 2 * raised).logsumexp(1))
 
 
 def tilted_mean(increment: Tensor, log_weights: Tensor, step: Tensor) -> Tensor:
-    """The increment's mean (G,) under weights W e^(s increment)."""
+    """The mean (G,) of the increment (G, N) under the weights W e^(s increment), with s = `step` (G,)."""
     weights = torch.softmax(log_weights + step[:, None] * increment, dim=1)
     return torch.where(weights > 0, weights * increment, 0.0).sum(1)
 
 
-def bisect(holds: Callable[[Tensor], Tensor], room: Tensor) -> Tensor:
-    """The largest s <= room (G,) for which a condition holds that holds below and fails above it.
+def largest_step(holds: Callable[[Tensor], Tensor], room: Tensor) -> Tensor:
+    """The largest s <= `room` (G,) for which a condition holds, found by bisection of log s.
 
-    The logarithm of s is bisected, since a step may have to be tiny where an increment is steep.
+    The logarithm is bisected because s can be very small where an increment is steep.
+
+    Args:
+        holds: maps steps (G,) to booleans (G,). It must hold for all steps below a limit and for none above it.
+        room: (G,) the largest step allowed.
     """
     low, high = (SMALLEST_STEP * room).clamp(min=1e-300).log(), room.clamp(min=1e-300).log()
     whole = holds(room)

@@ -1,4 +1,4 @@
-"""What held-out samples say about a ratio: the evidence on which the stage scheduler decides.
+"""The evidence on which the stage scheduler decides: how well a ratio separates held-out samples of q and p.
 
 All functions take the log ratio's values f(z+) at held-out samples of q (N,) and f(z-) at samples of p (M,).
 """
@@ -18,14 +18,14 @@ class Evidence:
     """Held-out evidence of one ratio.
 
     Attributes:
-        loss: NCE loss; 2 log 2 = 1.3863 when the ratio tells nothing.
+        loss: NCE loss in nats; 2 log 2 = 1.3863 for the zero ratio f = 0.
         loss_error: its standard error.
-        auc: probability that f is higher at a sample of q than at one of p; 0.5 when it tells nothing.
+        auc: probability that f is higher at a sample of q than at one of p; 0.5 at chance.
         calibration_error: expected calibration error of the classifier sigmoid(f), in [0, 1].
         kl_bound: lower bound on KL(q || p) in nats, `kl_lower_bound`.
         kl_bound_error: its standard error in nats.
         ess: effective sample size of the weights e^f at the samples of p, as a fraction in (0, 1].
-        grad_norm: norm of the ratio's last parameter gradient.
+        grad_norm: norm of the last gradient with respect to the ratio's parameters.
     """
 
     loss: float
@@ -44,7 +44,7 @@ class Evidence:
 
 
 def measure(log_ratio_q: Tensor, log_ratio_p: Tensor, grad_norm: float = 0.0) -> Evidence:
-    """All evidence at once, computed in float64."""
+    """The evidence of f(z+) (N,) and f(z-) (M,), computed in float64."""
     q, p = log_ratio_q.detach().double(), log_ratio_p.detach().double()
     bound, error = kl_lower_bound(q, p)
     return Evidence(
@@ -60,7 +60,10 @@ def measure(log_ratio_q: Tensor, log_ratio_p: Tensor, grad_norm: float = 0.0) ->
 
 
 def nce_error(log_ratio_q: Tensor, log_ratio_p: Tensor) -> float:
-    """Standard error of the NCE loss; small even where few samples of p carry the weights e^f of the KL bound."""
+    """Standard error of the NCE loss.
+
+    It stays small where few samples of p carry the weights e^f. The KL bound does not.
+    """
     parts = F.softplus(-log_ratio_q), F.softplus(log_ratio_p)
     return float(sum(part.var() / len(part) for part in parts)) ** 0.5
 
@@ -76,9 +79,10 @@ def auc(log_ratio_q: Tensor, log_ratio_p: Tensor) -> float:
 
 
 def calibration_error(log_ratio_q: Tensor, log_ratio_p: Tensor, num_bins: int = 15) -> float:
-    """Expected calibration error of sigmoid(f) as the probability of q, both sides weighing the same.
+    """Expected calibration error of sigmoid(f) as the probability of q, in [0, 1] (Guo et al. 2017).
 
-    Equal-width bins; the mean over them of |share of q - mean probability|, weighted by their mass.
+    It is the mean of |fraction of q - mean probability| over bins of equal width, weighted by the mass of a bin. Both
+    sides have the same total weight. It is NaN if any value is NaN.
     """
     probability = torch.sigmoid(torch.cat([log_ratio_q, log_ratio_p])).double()
     label = torch.cat([torch.ones_like(log_ratio_q), torch.zeros_like(log_ratio_p)]).double()

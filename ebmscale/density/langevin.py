@@ -1,7 +1,7 @@
-"""Langevin dynamics as a pure transition, and chains of it.
+"""Unadjusted Langevin dynamics: one transition as a pure function, and chains of transitions.
 
-A *target* maps z (N, Z) to its log density (N,), up to a constant, and its score (N, Z), the gradient of the log
-density. Noise is handed in, so a chain is a function of its arguments and of nothing else.
+A *target* maps z (N, Z) to its log density (N,), up to a constant, and to its score (N, Z), the gradient of the log
+density. Noise is an argument, so a chain depends on its arguments alone.
 
 Shapes: N chains, Z latent, T steps.
 """
@@ -20,9 +20,9 @@ Target = Callable[[Tensor], tuple[Tensor, Tensor]]
 class LangevinSettings:
     """One Langevin step: z <- z + (s^2 / 2) score / temperature + s * noise_scale * noise.
 
-    With `noise_scale` = `temperature` = 1 this is the exact pair whose small-step limit samples the target;
-    a temperature t samples density^(1/t); a `noise_scale` below 1 is the hidden temperature of much published
-    code, said openly.
+    With `noise_scale` = `temperature` = 1 the chain samples the target in the limit of small steps. With a temperature
+    t it samples density^(1/t). A `noise_scale` below 1 also lowers the temperature; much published code uses one
+    without saying so.
 
     Attributes:
         num_steps: T, transitions in a chain.
@@ -38,12 +38,12 @@ class LangevinSettings:
 
 
 class ChainState(NamedTuple):
-    """Where the chains are.
+    """Positions of the chains, and the target at these positions.
 
     Attributes:
         z: (N, Z) positions.
-        log_density: (N,) of the target there, up to a constant.
-        score: (N, Z) of the target there.
+        log_density: (N,) of the target, up to a constant.
+        score: (N, Z) of the target.
     """
 
     z: Tensor
@@ -52,16 +52,16 @@ class ChainState(NamedTuple):
 
 
 class TransitionInfo(NamedTuple):
-    """What a transition did: `drift` and `diffusion` are the mean lengths of the two parts of the move (scalars)."""
+    """Mean lengths (scalars) of the two parts of a step: `drift` (the score) and `diffusion` (the noise)."""
 
     drift: Tensor
     diffusion: Tensor
 
 
 class ChainTrace(NamedTuple):
-    """Diagnostics of a chain, one value a step (T,): mean log density, mean drift and diffusion lengths.
+    """Diagnostics of a chain, one value a step (T,): mean log density, mean lengths of drift and diffusion.
 
-    The log density is that after the step; where the chain's end is not evaluated, that before it.
+    The log density is taken after the step. Where the end of the chain is not evaluated, it is taken before the step.
     """
 
     log_density: Tensor
@@ -70,10 +70,10 @@ class ChainTrace(NamedTuple):
 
 
 def differentiate(log_density: Callable[[Tensor], Tensor]) -> Target:
-    """A target from a differentiable log density; only the gradient in z is computed, never one of parameters.
+    """A target from a differentiable log density. Only the gradient in z is computed, none of parameters.
 
     Args:
-        log_density: maps z (N, Z) to (N,), each entry depending on its own row alone.
+        log_density: maps z (N, Z) to (N,). Each entry must depend on its own row alone.
     """
 
     def target(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,12 +95,12 @@ def transition(
     state: ChainState, noise: Tensor, target: Target, settings: LangevinSettings
 ) -> tuple[ChainState, TransitionInfo]:
     """One unadjusted Langevin step with the given standard normal `noise` (N, Z)."""
-    z, info = move(state, noise, settings)
+    z, info = propose(state, noise, settings)
     return start(target, z), info
 
 
-def move(state: ChainState, noise: Tensor, settings: LangevinSettings) -> tuple[Tensor, TransitionInfo]:
-    """Where the step of `transition` leads, without evaluating the target there."""
+def propose(state: ChainState, noise: Tensor, settings: LangevinSettings) -> tuple[Tensor, TransitionInfo]:
+    """The positions (N, Z) after the step of `transition`. The target is not evaluated there."""
     drift = (0.5 * settings.step_size**2 / settings.temperature) * state.score
     diffusion = (settings.step_size * settings.noise_scale) * noise
     return state.z + drift + diffusion, TransitionInfo(drift.norm(dim=1).mean(), diffusion.norm(dim=1).mean())
@@ -118,12 +118,12 @@ def run_chain(
 
     Args:
         target: log density and score.
-        state: the chains' start.
+        state: the start of the chains.
         noise: (N, T, Z) standard normal.
         settings: of the chain.
-        after_step: called after every transition; what it raises ends the chain.
-        evaluate_end: whether the target is evaluated at the chain's end; else one evaluation less is made, and the end
-            has nan for log density and score.
+        after_step: called after every transition. An exception that it raises ends the chain.
+        evaluate_end: whether to evaluate the target at the end of the chain. If not, one evaluation is saved, and log
+            density and score of the end are NaN.
 
     Raises:
         ValueError: the noise is not (N, T, Z).
@@ -134,7 +134,7 @@ def run_chain(
     means, drifts, diffusions = [], [], []
     for step in range(settings.num_steps):
         before = state.log_density.mean()
-        z, info = move(state, noise[:, step], settings)
+        z, info = propose(state, noise[:, step], settings)
         if evaluate_end or step + 1 < settings.num_steps:
             state = start(target, z)
         else:

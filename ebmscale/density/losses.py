@@ -14,7 +14,8 @@ from torch import Tensor
 def nce(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
     """Noise contrastive estimation: E_q[softplus(-f)] + E_p[softplus(f)] (Gutmann & Hyvarinen 2010).
 
-    Twice the binary cross-entropy of telling q (label 1) from p (label 0); least at f = log q - log p.
+    It is twice the binary cross-entropy of a classifier of q (label 1) against p (label 0), in nats. Its minimum is at
+    f = log q - log p.
     """
     return F.softplus(-log_ratio_q).mean() + F.softplus(log_ratio_p).mean()
 
@@ -22,8 +23,8 @@ def nce(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
 def n2ce(log_ratio_q: Tensor, log_ratio_p: Tensor, magnification: float) -> Tensor:
     """Noise contrastive estimation with the noise magnified M times (N2CE, Yu et al. 2024).
 
-    -E_q[log(r / (M + r))] - M E_p[log(M / (M + r))] with r = e^f. M = 1 is `nce`; as M grows the gradient
-    tends to that of maximum likelihood, -E_q[grad f] + E_p[r grad f].
+    -E_q[log(r / (M + r))] - M E_p[log(M / (M + r))] with r = e^f. M = 1 gives `nce`. As M grows, the gradient tends to
+    the gradient of maximum likelihood, -E_q[grad f] + E_p[r grad f].
 
     Raises:
         ValueError: `magnification` is not positive.
@@ -35,16 +36,25 @@ def n2ce(log_ratio_q: Tensor, log_ratio_p: Tensor, magnification: float) -> Tens
 
 
 def chance_loss(magnification: float) -> float:
-    """What `n2ce` is of a ratio that says nothing, f = 0: log(1 + M) + M log((1 + M) / M), 2 log 2 for NCE."""
+    """`n2ce` of the zero ratio f = 0, in nats: log(1 + M) + M log((1 + M) / M); 2 log 2 for NCE (M = 1)."""
     return math.log1p(magnification) + magnification * math.log1p(1 / magnification)
 
 
 def maximum_likelihood(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
-    """E_p[f] - E_q[f]: its gradient is that of -log likelihood when p is the model itself (LEBM, Pang et al. 2020)."""
+    """E_p[f] - E_q[f] (LEBM, Pang et al. 2020).
+
+    Where the samples of p are draws of the model itself, its gradient is the gradient of -log likelihood.
+    """
     return log_ratio_p.mean() - log_ratio_q.mean()
 
 
-def spoil(loss: Tensor, watched: Tensor, limit: float) -> Tensor:
-    """`loss`, with its gradient, or NaN where `watched` is not finite or above its limit."""
+def nan_above_limit(loss: Tensor, watched: Tensor, limit: float) -> Tensor:
+    """`loss` with its gradient, made NaN where `watched` is not finite or exceeds its limit.
+
+    Args:
+        loss: () to be minimised.
+        watched: () the value that is compared with the limit.
+        limit: the highest value of `watched` that is accepted.
+    """
     fine = watched.detach().isfinite() & (watched.detach() <= limit)
     return loss * torch.where(fine, 1.0, torch.nan)

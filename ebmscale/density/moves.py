@@ -1,8 +1,8 @@
-"""Moves that leave a density as it is: Langevin, MALA and Hamiltonian Monte Carlo, one transition for all three.
+"""Markov kernels that leave a density invariant: Langevin, MALA and Hamiltonian Monte Carlo, in one transition.
 
-MALA is Hamiltonian Monte Carlo with a single leapfrog step, and unadjusted Langevin is MALA that accepts always. Noise
-is handed in. Lengths are counted in `scale`, the spread of the particles in every coordinate, so that one step size
-serves coordinates of different widths.
+MALA is Hamiltonian Monte Carlo with one leapfrog step. Unadjusted Langevin is MALA that always accepts. Noise is an
+argument. Lengths are in units of `scale`, the standard deviation of the particles in every coordinate. So one step size
+fits coordinates of different widths.
 
 Shapes: N particles, Z latent.
 """
@@ -16,11 +16,11 @@ from torch import Tensor
 from ebmscale.density.langevin import ChainState, Target, start
 
 ADAPTATION = 0.5
-"""How far the logarithm of a step size goes for an acceptance that is off by one."""
+"""Change of the logarithm of a step size for a difference of 1 between acceptance and target."""
 
 
 class Noise(Protocol):
-    """Where draws for a fixed number of rows N come from; `ebmscale.seeds.StreamNoise` is one."""
+    """A source of random draws for a fixed number of rows N. `ebmscale.seeds.StreamNoise` is one."""
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal draws (N, *shape)."""
@@ -48,15 +48,15 @@ class GeneratorNoise:
 
 @dataclass(frozen=True)
 class MoveSettings:
-    """How particles are moved.
+    """Settings of the kernel.
 
     Attributes:
-        kind: "langevin" (unadjusted, so it leaves the density only nearly as it is), "mala" or "hmc".
+        kind: "langevin" (unadjusted, so the density is invariant only approximately), "mala" or "hmc".
         num_moves: transitions at every rung.
-        step_size: at first, in units of the particles' spread; MALA and HMC adapt it to `acceptance`.
-        num_leapfrog: of HMC.
-        acceptance: the mean acceptance probability that the step size is adapted to; None takes 0.6 for MALA (its
-            optimum in many dimensions is 0.57) and 0.8 for HMC.
+        step_size: initial step size, in standard deviations of the particles. MALA and HMC adapt it to `acceptance`.
+        num_leapfrog: leapfrog steps of HMC.
+        acceptance: the mean acceptance probability that the step size is adapted to. None means 0.6 for MALA (the
+            optimum in high dimensions is 0.57, Roberts & Rosenthal 1998) and 0.8 for HMC.
     """
 
     kind: Literal["langevin", "mala", "hmc"] = "hmc"
@@ -67,7 +67,7 @@ class MoveSettings:
 
     @property
     def target_acceptance(self) -> float:
-        """`acceptance`, or the usual one of the kind."""
+        """`acceptance`, or the default of the kind."""
         return self.acceptance if self.acceptance is not None else {"mala": 0.6}.get(self.kind, 0.8)
 
 
@@ -83,9 +83,9 @@ def move(
     """One transition of every particle, and its acceptance probability (N,).
 
     Args:
-        state: where the particles are.
+        state: positions of the particles, with the target there.
         momentum: (N, Z) standard normal.
-        uniform: (N,) in [0, 1), for accept or reject.
+        uniform: (N,) in [0, 1), for the accept-reject step.
         target: log density and score.
         step_size: (N,) in units of `scale`.
         scale: (N, Z) or (1, Z).
@@ -105,16 +105,17 @@ def move(
 
 
 def jittered(step_size: Tensor, uniform: Tensor, settings: MoveSettings) -> Tensor:
-    """HMC's step sizes (N,), each made smaller by up to a half as `uniform` (N,) says; those of other kinds.
+    """The step sizes (N,) of HMC, each multiplied by (1 + `uniform`) / 2, with `uniform` (N,); other kinds keep theirs.
 
-    Where all trajectories last half a period of some direction they end at its mirror image, and an even function, such
-    as the log density of a Gaussian, does not change however long they are followed.
+    Jitter prevents periodic trajectories (Neal 2011). A trajectory that lasts half a period of some
+    direction ends at its mirror image there. An even function, such as the log density of a Gaussian, then never
+    changes.
     """
     return step_size * (0.5 + 0.5 * uniform) if settings.kind == "hmc" else step_size
 
 
 def chosen(first: Tensor, one: ChainState, other: ChainState) -> ChainState:
-    """Particle by particle, the state `one` where `first` (N,) says so, and else the `other`."""
+    """The state `one` of the particles for which `first` (N,) is true, and the state `other` of the rest."""
     column = first[:, None]
     return ChainState(
         torch.where(column, one.z, other.z),
@@ -124,7 +125,7 @@ def chosen(first: Tensor, one: ChainState, other: ChainState) -> ChainState:
 
 
 def adapted(step_size: Tensor, acceptance: Tensor, settings: MoveSettings) -> Tensor:
-    """The step sizes after moves with those mean acceptance probabilities, both of one shape; Langevin's stay."""
+    """Step sizes adapted to mean acceptance probabilities of the same shape. Langevin keeps its step size."""
     if settings.kind == "langevin":
         return step_size
     return step_size * torch.exp(ADAPTATION * (acceptance - settings.target_acceptance))

@@ -1,4 +1,6 @@
-"""Paths from one density to another, how they are walked, and what a walk ends with; `smc.anneal` walks them.
+"""Paths from one density to another, the settings of a walk along a path, and its result; `smc.anneal` walks.
+
+A *leg* is one segment of a path, from one density to the next. A *rung* is an intermediate density of a leg.
 
 Shapes: M points, G groups, N particles of a group, Z latent, K legs, R rungs.
 """
@@ -18,7 +20,7 @@ LogDensity = Callable[[Tensor], Tensor]
 
 
 class Normaliser(NamedTuple):
-    """log Z_K of a sequence, its standard error, and a cross-check by stepping stones (see `Annealed.log_z_bridge`)."""
+    """log Z_K of a sequence in nats, its standard error, and a second estimate (`Annealed.log_z_bridge`) as a check."""
 
     log_z: float
     error: float
@@ -26,51 +28,51 @@ class Normaliser(NamedTuple):
 
 
 class Leg(NamedTuple):
-    """A piece of a path; both functions map z (M, Z) to (M,), each entry depending on its own row.
+    """A segment of a path. Both functions map z (M, Z) to (M,), and each entry depends on its own row alone.
 
     Attributes:
-        log_density: of the leg's start, up to a constant.
-        increment: what is added to it by the leg's end.
+        log_density: log density at the start of the leg, up to a constant.
+        increment: log density at the end of the leg minus that at its start, up to a constant.
     """
 
     log_density: LogDensity
     increment: LogDensity
 
     def reversed(self) -> "Leg":
-        """The leg walked the other way."""
+        """The leg from its end to its start."""
         return Leg(lambda z: self.log_density(z) + self.increment(z), lambda z: -self.increment(z))
 
 
-class Plan(NamedTuple):
-    """How a leg is walked, fixed beforehand: what a walk of other particles found.
+class WalkPlan(NamedTuple):
+    """Rungs and kernels of a leg, as an earlier walk with other particles found them.
 
     Attributes:
-        rungs: (G, R) where to stop, in ascending order; the last is the leg's end.
-        step_size: (G, R) of the kernel at each rung.
-        scale: (G, R, Z) the spread in which the kernel counts.
+        rungs: (G, R) positions t in (0, 1], in ascending order. The last one is the end of the leg.
+        step_size: (G, R) of the kernel at each rung, in units of `scale`.
+        scale: (G, R, Z) standard deviations of the particles.
     """
 
     rungs: Tensor
     step_size: Tensor
     scale: Tensor
 
-    def reversed(self) -> "Plan":
-        """The same rungs and kernels for the leg walked the other way."""
+    def reversed(self) -> "WalkPlan":
+        """The same rungs and kernels for the reversed leg."""
         below = torch.cat([torch.zeros_like(self.rungs[:, :1]), self.rungs[:, :-1]], dim=1)
         order = torch.arange(self.rungs.shape[1] - 1, -1, -1)
-        kernels = (order - 1).clamp(min=0)  # of the rung that a step comes to; at the start no kernel matters
-        return Plan(1 - below[:, order], self.step_size[:, kernels], self.scale[:, kernels])
+        kernels = (order - 1).clamp(min=0)  # of the rung where a step ends; at the start no kernel is used
+        return WalkPlan(1 - below[:, order], self.step_size[:, kernels], self.scale[:, kernels])
 
 
 @dataclass(frozen=True)
 class Annealing:
-    """How a path is walked.
+    """Settings of a walk along a path.
 
     Attributes:
-        ess: the conditional effective sample size, as a fraction, that a step to the next rung keeps.
-        resample_below: groups whose effective sample size, as a fraction, is below are resampled; 0 is annealed
-            importance sampling, 1 resamples at every rung.
-        moves: the kernel.
+        ess: the conditional effective sample size, as a fraction, below which no step to the next rung goes.
+        resample_below: a group whose effective sample size, as a fraction, is below this value is resampled. 0 is
+            annealed importance sampling (Neal 2001), 1 resamples at every rung.
+        moves: the Markov kernel.
     """
 
     ess: float = 0.7
@@ -80,21 +82,21 @@ class Annealing:
 
 @dataclass
 class Annealed:
-    """What a walk ended with.
+    """The result of a walk.
 
     Attributes:
         z: (G, N, Z) particles.
         log_weights: (G, N), normalised in every group.
-        log_z: (G, K) log of the ratio of the normalisers of every leg's ends.
-        log_z_bridge: (G, K) the same by stepping stones: the ratio over every step from the particles on both its ends
-            (Bennett 1976), those of the upper end after they were moved. Where the two disagree by more than their
-            error, the particles did not follow the path.
-        end: (G,) where the last leg ended; 1 unless it was told to stop earlier.
+        log_z: (G, K) log of the ratio of the normalisers at the two ends of every leg.
+        log_z_bridge: (G, K) the same by stepping stones: the ratio of every step is estimated from the particles at
+            both its ends (Bennett 1976). Those of the upper end are taken after they were moved. If the two estimates
+            differ by more than their errors, the particles did not follow the path.
+        end: (G,) position t at which the last leg ended. It is 1 unless `until` or `limit` ended the leg earlier.
         ancestors: (G, N) the particle at the path's start, of its group, from which each descends.
-        plans: of every leg, how it was walked.
+        plans: rungs and kernels of every leg.
         step_size: (G,) of the kernel at the end.
         acceptance: mean acceptance probability of every rung, over groups.
-        ess: least effective sample size, as a fraction, before resampling, over rungs and groups.
+        ess: lowest effective sample size before resampling, as a fraction, over rungs and groups.
     """
 
     z: Tensor
@@ -104,22 +106,24 @@ class Annealed:
     end: Tensor
     step_size: Tensor
     ancestors: Tensor
-    plans: list[Plan] = field(default_factory=list)
+    plans: list[WalkPlan] = field(default_factory=list)
     acceptance: list[float] = field(default_factory=list)
     ess: float = 1.0
 
     @property
     def num_rungs(self) -> int:
-        """Over all legs."""
+        """The number of rungs of all legs."""
         return sum(plan.rungs.shape[1] for plan in self.plans)
 
 
 def stage_legs(
     prior: RatioSequence, simplified: Callable[[RatioSequence], RatioSequence] = lambda prior: prior
 ) -> list[Leg]:
-    """The path p_0, p_1, ..., p_K of a ratio sequence, a leg for every stage.
+    """The path p_0, p_1, ..., p_K of a ratio sequence, with one leg for every stage.
 
-    `simplified` gives the same density as a sequence that is quicker to evaluate.
+    Args:
+        prior: the ratio sequence.
+        simplified: maps a sequence to one of the same density that is faster to evaluate.
     """
 
     def ratio(stage: int) -> LogDensity:

@@ -1,7 +1,7 @@
 """The prior as a product of density ratios: log p_k(z) = log p_0(z) + sum_{j<=k} f_j(z) - log Z_k.
 
-Method: Xiao & Han, NeurIPS 2022. One convention everywhere: `log_ratio` = log q - log p (posterior over prior),
-`energy` = -log density up to a constant, `score` = gradient of the log density.
+Method: Xiao & Han, NeurIPS 2022. The whole project uses one convention: `log_ratio` = log q - log p (posterior over
+prior), `energy` = -log density up to a constant, `score` = gradient of the log density.
 
 Shapes: N points, Z latent, K stages.
 """
@@ -49,15 +49,15 @@ class StandardNormal:
 
 
 class RatioSequence:
-    """A base density times K frozen ratios; the K networks are evaluated together as one batched network.
+    """A base density times K frozen ratios. The K networks are evaluated together as one batched network.
 
-    A value: `append` returns a new sequence and leaves this one as it was. The normaliser is not known here, so
-    every log density is up to the constant log Z_K.
+    It is immutable: `append` returns a new sequence. The normaliser is not known here, so every log density is known
+    up to the constant log Z_K.
 
     Args:
         base: p_0.
-        network: a ratio network z (N, Z) -> f(z) (N,); a copy is kept for its structure, its weights are not used.
-        weights: the frozen weights, every parameter stacked to (K, ...); None or empty for K = 0.
+        network: a ratio network z (N, Z) -> f(z) (N,). Its structure is copied; its weights are not used.
+        weights: the frozen weights, with the K values of every parameter stacked to (K, ...). None or empty for K = 0.
     """
 
     def __init__(self, base: Base, network: nn.Module, weights: Mapping[str, Tensor] | None = None):
@@ -71,7 +71,7 @@ class RatioSequence:
         return len(next(iter(self.weights.values()))) if self.weights else 0
 
     def append(self, weights: Mapping[str, Tensor]) -> "RatioSequence":
-        """The sequence with one more ratio, of the given weights (a state dict of the network)."""
+        """The sequence with one more ratio, whose weights are a state dict of the network."""
         new = {name: weights[name].detach().clone().unsqueeze(0) for name in self.network.state_dict()}
         if self.weights:
             new = {name: torch.cat([self.weights[name], tensor]) for name, tensor in new.items()}
@@ -81,7 +81,7 @@ class RatioSequence:
         """The prior after the first `num_stages` stages.
 
         Raises:
-            ValueError: there are not that many.
+            ValueError: the sequence has fewer stages.
         """
         if not 0 <= num_stages <= self.num_stages:
             raise ValueError(f"the prior has {self.num_stages} stages, so there is no prefix of {num_stages}")
@@ -93,11 +93,14 @@ class RatioSequence:
         return {name: tensor[stage - 1] for name, tensor in self.weights.items()}
 
     def coordinates(self, z: Tensor) -> Tensor:
-        """What the ratio networks see of points (..., Z): the points, or their coordinates in a base that has some."""
+        """The inputs (..., Z) of the ratio networks at points (..., Z).
+
+        They are the whitened coordinates of a `MomentBase`, and the points themselves for any other base.
+        """
         return self.base.coordinates(z) if isinstance(self.base, MomentBase) else z
 
     def in_coordinates(self) -> "RatioSequence":
-        """The density of `coordinates`: of a `MomentBase` on what is inside it, of any other base the same."""
+        """The density of `coordinates`: on the inner base of a `MomentBase`, and this sequence for any other base."""
         if not isinstance(self.base, MomentBase):
             return self
         return self.on_base(self.base.inside or StandardNormal(self.base.dim))

@@ -1,4 +1,4 @@
-"""Resampling: from samples of p with weights q / p to samples of q.
+"""Resampling: samples of p with weights q / p become samples of q.
 
 Shapes: G groups, C candidates of a group, N draws of a group.
 """
@@ -10,8 +10,8 @@ from torch import Tensor
 def resample_systematically(log_weights: Tensor, uniform: Tensor, num_draws: int) -> Tensor:
     """Indices (G, N) of candidates, drawn in proportion to their weights e^log_weights (G, C), group by group.
 
-    N evenly spaced points of the weights' distribution, all placed by one draw: a candidate of normalised weight w is
-    drawn floor(N w) or ceil(N w) times, never fewer, never more.
+    This is systematic resampling (Kitagawa 1996; Douc & Cappe 2005): one uniform draw places N evenly spaced points on
+    the cumulative weights. A candidate of normalised weight w is drawn floor(N w) or ceil(N w) times.
 
     Args:
         log_weights: (G, C), up to a constant of each group.

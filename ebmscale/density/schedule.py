@@ -1,12 +1,12 @@
 """The stage scheduler: a pure function from a stage's state and held-out evidence to a decision.
 
-A stage lives through two phases. It *explores* at the full learning rate until its held-out loss has stopped
-improving; then it *settles*: the rate falls to zero along a cosine, since a ratio that is frozen while its weights
-still jitter carries the jitter into every later prior. At the end of settling the ratio is frozen (`Advance`), or
-found to say nothing (`Finish`, or another round if the target still moves).
+A stage has two phases. It *explores* at the full learning rate until its held-out loss stops improving. Then it
+*settles*: the rate falls to zero along a cosine. Settling removes the noise of the last updates, which would otherwise
+be part of every later prior. After settling, a ratio whose evidence is significant is frozen (`Advance`). One whose
+evidence is not significant ends the sequence (`Finish`), or starts another round if the target still changes.
 
-Time is counted in samples (`samples_seen`), so a schedule means the same for every batch size. Nothing here has
-hidden state: the recorded evidence replays to the same decisions.
+Time is counted in samples (`samples_seen`), so a schedule means the same for every batch size. There is no hidden
+state: the recorded evidence gives the same decisions again.
 """
 
 import math
@@ -18,26 +18,27 @@ from ebmscale.density.losses import chance_loss
 
 @dataclass(frozen=True)
 class Criteria:
-    """When a stage moves on.
+    """When a stage settles, ends, or counts as diverged.
 
     Attributes:
-        max_stages: K at most; 0 keeps the base density as the prior.
-        min_samples: exploring lasts at least this long.
-        max_samples: a whole stage lasts at most this long.
-        settle_samples: how long the learning rate takes to fall to zero before a stage is frozen.
+        max_stages: the largest K; 0 keeps the base density as the prior.
+        min_samples: samples that exploring lasts at least.
+        max_samples: samples that a whole stage lasts at most.
+        settle_samples: samples over which the learning rate falls to zero before a stage is frozen.
         patience: measurements of evidence without improvement that end exploring.
-        min_improvement: least fall of the held-out loss, in nats, that counts as an improvement.
-        significance: a stage counts if its KL bound exceeds this many standard errors; or is positive while the NCE
-            loss is so far below that of a ratio that says nothing: across a wide gap a few samples carry the bound.
-        target_moves: whether q still changes (a generator is training). A ratio that says nothing then starts
-            another round instead of ending the sequence.
-        auc_drop: the AUC falling this far below the stage's best is a divergence.
-        min_ess: an effective sample size (a fraction) below this is a divergence; 0 switches it off, since the
-            first stage across a wide gap has few effective samples by right.
-        max_rollbacks: roll-backs of one stage before the run counts as diverged.
-        ends_at: `samples_seen` at the run's end, where the last stage is to be frozen; None: no end.
-        evidence_every: samples between measurements. Settling begins at the last one that leaves it time before the
-            end, or, where there is none, at once and in the time that is left.
+        min_improvement: the smallest fall of the held-out loss, in nats, that counts as an improvement.
+        significance: z, in standard errors. A ratio is significant if its KL bound exceeds z of its standard errors.
+            It is also significant if the bound is positive and its NCE loss is more than z standard errors below
+            chance (f = 0). The second test is for a wide gap, where few samples determine the bound.
+        target_moves: whether q still changes because a generator is training. A ratio that is not significant then
+            starts another round and does not end the sequence.
+        auc_drop: a fall of the AUC by this much below the best of the stage counts as divergence.
+        min_ess: an effective sample size (a fraction) below this counts as divergence. 0 switches the test off; the
+            first stage across a wide gap has few effective samples without having diverged.
+        max_rollbacks: roll-backs of one stage that are allowed before the run counts as diverged.
+        ends_at: `samples_seen` at the end of the run, where the last stage is frozen. None means no end.
+        evidence_every: samples between measurements. Settling begins at the last measurement that leaves enough
+            samples before the end. If there is none, it begins at once and takes the samples that are left.
     """
 
     max_stages: int
@@ -57,16 +58,16 @@ class Criteria:
 
 @dataclass(frozen=True)
 class StageState:
-    """Where stage `stage` is: plain numbers, kept in every checkpoint.
+    """The state of a stage: plain numbers, saved in every checkpoint.
 
     Attributes:
         stage: k, counted from 1.
         started: `samples_seen` when this round of the stage started.
-        best_loss: held-out loss at the last improvement; small falls add up to one.
+        best_loss: held-out loss at the last improvement, in nats. Several small falls together make an improvement.
         best_auc: highest held-out AUC so far.
         stale: measurements since the loss last improved.
         settling_since: `samples_seen` when settling began; None while exploring.
-        rate_scale: factor of the learning rate, halved by every roll-back.
+        rate_scale: factor of the learning rate. Every roll-back halves it.
         rollbacks: roll-backs of this stage so far.
         finished: no further ratio is trained.
     """
@@ -84,21 +85,21 @@ class StageState:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do with the current ratio, and why (`reason`: a phrase for people)."""
+    """What to do with the current ratio. `reason` says why, in words."""
 
     reason: str
 
 
 class Hold(Decision):
-    """Go on training the ratio."""
+    """Continue to train the ratio."""
 
 
 class Advance(Decision):
-    """Freeze the ratio into the prior and start the next stage from the zero function."""
+    """Freeze the ratio, multiply it into the prior, and start the next stage from the zero function."""
 
 
 class RollBack(Decision):
-    """The ratio diverged: start the stage again at half the rate."""
+    """The ratio diverged: restart the stage at half the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,10 @@ class Finish(Decision):
 
 
 def rate_factor(state: StageState, criteria: Criteria, now: int) -> float:
-    """Factor of the ratio's learning rate at `now` samples: 1 while exploring, a falling half-cosine while settling."""
+    """Factor of the ratio's learning rate at `now` samples.
+
+    It is `state.rate_scale` while exploring, and falls to 0 along half a cosine while settling.
+    """
     if state.settling_since is None or criteria.settle_samples == 0:
         return state.rate_scale
     length = max(_settled_at(state.settling_since, criteria) - state.settling_since, 1)
@@ -118,7 +122,7 @@ def rate_factor(state: StageState, criteria: Criteria, now: int) -> float:
 
 
 def decide(state: StageState, evidence: Evidence, criteria: Criteria, now: int) -> tuple[Decision, StageState]:
-    """The decision at `now` samples, and the state that follows from carrying it out."""
+    """The decision at `now` samples, and the state of the stage after it is carried out."""
     if state.finished:
         return Hold("the sequence is complete"), state
     trouble = _divergence(state, evidence, criteria)
@@ -152,7 +156,7 @@ def _divergence(state: StageState, evidence: Evidence, criteria: Criteria) -> st
 
 
 def _explore(state: StageState, criteria: Criteria, now: int) -> tuple[Decision, StageState]:
-    """Whether exploring goes on, or settling begins."""
+    """Whether to continue exploring or to begin settling."""
     age = now - state.started
     settling = replace(state, settling_since=now)
     if age >= criteria.min_samples and state.stale >= criteria.patience:
@@ -166,13 +170,13 @@ def _explore(state: StageState, criteria: Criteria, now: int) -> tuple[Decision,
 
 
 def _settled_at(since: int, criteria: Criteria) -> int:
-    """When settling that began at `since` is over: after its time, or at the run's end if that comes first."""
+    """`samples_seen` at which settling that began at `since` ends: after `settle_samples`, or at the end of the run."""
     end = since + criteria.settle_samples
     return end if criteria.ends_at is None or since >= criteria.ends_at else min(end, criteria.ends_at)
 
 
 def _conclude(state: StageState, evidence: Evidence, criteria: Criteria, now: int) -> tuple[Decision, StageState]:
-    """What becomes of a settled ratio."""
+    """The decision about a settled ratio."""
     bound = f"KL bound {evidence.kl_bound:.4f} +- {evidence.kl_bound_error:.4f} nats"
     fresh = StageState(stage=state.stage, started=now)
     bounded = evidence.kl_bound > criteria.significance * evidence.kl_bound_error
@@ -186,7 +190,7 @@ def _conclude(state: StageState, evidence: Evidence, criteria: Criteria, now: in
             )
         return Advance(bound), replace(fresh, stage=state.stage + 1)
     if criteria.target_moves:
-        return Hold(f"{bound}: nothing to add to the prior yet, another round"), fresh
-    return Finish(f"{bound}: within {criteria.significance:g} standard errors of nothing"), replace(
+        return Hold(f"{bound}: not significant yet, another round"), fresh
+    return Finish(f"{bound}: not significant at {criteria.significance:g} standard errors"), replace(
         fresh, finished=True
     )

@@ -1,13 +1,14 @@
 """Sequential Monte Carlo and annealed importance sampling: log Z with error bars, and samples at the end of a path.
 
-A *path* is a list of legs. A leg goes from one unnormalised density to the next along rungs
-log p_t = log p_start + t * increment, 0 <= t <= 1; the stages of a `RatioSequence` are legs, and a likelihood is one.
-Rungs are put where the effective sample size asks for them, or given. At every rung particles are weighted by the
-step, resampled where their weights have become uneven, and moved by a kernel that leaves the rung's density as it is.
+A *path* is a list of legs. A leg leads from one unnormalised density to the next along rungs
+log p_t = log p_start + t * increment, 0 <= t <= 1. Each stage of a `RatioSequence` is a leg; so is a likelihood. Rungs
+are given, or placed so that a step keeps a given conditional effective sample size. At every rung the particles are
+weighted by the step, resampled if their weights are uneven, and moved by a kernel that leaves the density invariant
+(Del Moral, Doucet & Jasra 2006).
 
-Particles come in groups that never mix: every group is an unbiased estimate of Z of its own (with given rungs and an
-adjusted kernel), so their spread is the standard error, and they may be spread over workers. No group knows of another:
-its noise depends on (leg, rung) alone.
+Particles form groups that are independent of one another. With given rungs and an adjusted kernel every group gives an
+unbiased estimate of Z. The standard error comes from the spread of these estimates. Groups may lie on different
+workers, since the noise of a group depends on (leg, rung) alone.
 
 Shapes: G groups, N particles of a group, Z latent, K legs, R rungs.
 """
@@ -19,17 +20,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ebmscale.density.estimates import bisect, bridge, conditional_ess, pooled, tilted_mean
+from ebmscale.density.estimates import bennett_ratio, conditional_ess, largest_step, pooled, tilted_mean
 from ebmscale.density.langevin import differentiate, start
 from ebmscale.density.moves import MoveSettings, Noise, adapted, chosen, jittered, move
-from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, Plan
+from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, WalkPlan
 from ebmscale.density.resampling import resample_systematically
 
 MAX_RUNGS = 2000
 
 
 def normaliser(walked: Annealed) -> Normaliser:
-    """log Z over all legs of a walk, from the spread of its groups."""
+    """log Z over all legs of a walk in nats, with its standard error from the spread of the groups."""
     log_z, error = pooled(walked.log_z.sum(1))
     return Normaliser(log_z, error, pooled(walked.log_z_bridge.sum(1))[0])
 
@@ -40,24 +41,24 @@ def anneal(
     noise: Callable[[int, int], Noise],
     settings: Annealing,
     *,
-    plans: Sequence[Plan] | None = None,
+    plans: Sequence[WalkPlan] | None = None,
     until: float | None = None,
     limit: float = 1.0,
 ) -> Annealed:
-    """Walks particles z (G, N, Z), exact samples of the path's start, to its end.
+    """Moves particles along a path, from exact samples of its start to its end.
 
     Args:
         legs: the path.
-        z: the particles.
-        noise: gives the noise, of G * N rows, of a rung; called with (leg, rung), both counted from 0.
-        settings: how it is walked.
-        plans: of every leg, how it is walked; None looks for rungs and kernels on the way. Only with plans that other
-            particles have made, and an adjusted kernel, is the estimate of Z unbiased.
-        until: ends the last leg where the mean of its increment has risen to this value.
-        limit: where the last leg ends at the latest.
+        z: (G, N, Z) the particles: exact samples of the start.
+        noise: returns the noise of a rung, of G * N rows. It is called with (leg, rung), both counted from 0.
+        settings: of the walk.
+        plans: rungs and kernels of every leg. None adapts both during the walk. The estimate of Z is unbiased only
+            with plans from other particles and an adjusted kernel.
+        until: ends the last leg where the mean of its increment reaches this value.
+        limit: the highest position t, in (0, 1], at which the last leg ends.
 
     Raises:
-        ValueError: an increment is not a number, or a leg needs more than `MAX_RUNGS` rungs.
+        ValueError: an increment is NaN, or a leg needs more than `MAX_RUNGS` rungs.
     """
     num_groups, num, _ = z.shape
     ones = torch.ones(num_groups, dtype=torch.float64, device=z.device)
@@ -90,15 +91,15 @@ def _walk(
     state: Annealed,
     noise: Callable[[int], Noise],
     settings: Annealing,
-    plan: Plan | None,
+    plan: WalkPlan | None,
     until: float | None,
     limit: float,
 ) -> None:
-    """Walks one leg; `state` is brought to its end."""
+    """Walks one leg. Changes `state` to the state at its end."""
     t = torch.zeros(len(state.z), dtype=torch.float64, device=state.z.device)
     done = torch.zeros_like(t, dtype=torch.bool)
     forward, bridged = torch.zeros_like(t), torch.zeros_like(t)
-    walked: list[Plan] = []
+    walked: list[WalkPlan] = []
     increment = _increment(leg, state.z)
     while not bool(done.all()):
         rung = len(walked)
@@ -120,19 +121,19 @@ def _walk(
         draws = noise(rung)
         _resample(state, draws, settings.resample_below, ~done)
         scale = _spread(state) if scale is None else scale
-        walked.append(Plan(t[:, None], state.step_size[:, None], scale[:, None]))
+        walked.append(WalkPlan(t[:, None], state.step_size[:, None], scale[:, None]))
         _move(leg, state, t, draws, settings.moves, scale, active=~done, adapts=plan is None)
         increment = _increment(leg, state.z)
-        bridged += bridge(lower, lower_weights.exp(), _raised(step, increment), state.log_weights.exp(), gain)
+        bridged += bennett_ratio(lower, lower_weights.exp(), _raised(step, increment), state.log_weights.exp(), gain)
         done = done | ends
-    state.plans.append(Plan(*(torch.cat(part, dim=1) for part in zip(*walked, strict=True))))
+    state.plans.append(WalkPlan(*(torch.cat(part, dim=1) for part in zip(*walked, strict=True))))
     state.log_z = torch.cat([state.log_z, forward[:, None]], dim=1)
     state.log_z_bridge = torch.cat([state.log_z_bridge, bridged[:, None]], dim=1)
     state.end = t
 
 
 def _raised(step: Tensor, increment: Tensor) -> Tensor:
-    """step (G,) times increment (G, N), where no step leaves even a weight of zero as it is."""
+    """step (G,) times increment (G, N). A step of 0 gives 0 even where the increment is infinite."""
     return torch.where(step[:, None] == 0, 0.0, step[:, None] * increment)
 
 
@@ -148,17 +149,17 @@ def _increment(leg: Leg, z: Tensor) -> Tensor:
 def _next_step(
     increment: Tensor, log_weights: Tensor, room: Tensor, ess: float, until: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The longest steps (G,) that keep the conditional effective sample size, and which of them end the leg."""
-    step = bisect(lambda s: conditional_ess(increment, log_weights, s) >= ess, room)
+    """The longest steps (G,) that keep the conditional effective sample size, and which groups end the leg (G,)."""
+    step = largest_step(lambda s: conditional_ess(increment, log_weights, s) >= ess, room)
     if until is None:
         return step, step >= room
-    stop = bisect(lambda s: tilted_mean(increment, log_weights, s) <= until, room)
+    stop = largest_step(lambda s: tilted_mean(increment, log_weights, s) <= until, room)
     stop = torch.where(tilted_mean(increment, log_weights, torch.zeros_like(room)) >= until, 0.0, stop)
     return torch.minimum(step, stop), (stop <= step) | (step >= room)
 
 
 def _resample(state: Annealed, draws: Noise, threshold: float, active: Tensor) -> None:
-    """Resamples the groups whose weights have become uneven."""
+    """Resamples the active groups whose effective sample size, as a fraction, is below the threshold."""
     num_groups, num, dim = state.z.shape
     ess = torch.exp(-(2 * state.log_weights).logsumexp(dim=1)) / num
     state.ess = min(state.ess, float(ess.min()))
@@ -183,7 +184,7 @@ def _move(
     active: Tensor,
     adapts: bool,
 ) -> None:
-    """Moves the particles of the active groups under the rung's density."""
+    """Applies the kernel to the particles of the active groups, under the density of the rung."""
     num_groups, num, dim = state.z.shape
     rows = t.to(state.z.dtype).repeat_interleave(num)
     target = differentiate(lambda z: leg.log_density(z) + rows * leg.increment(z))

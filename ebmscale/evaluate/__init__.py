@@ -1,1 +1,1 @@
-"""What a trained run is worth: measures, pictures, and the report on one page."""
+"""Measures of a trained model: reconstruction, Frechet distance, likelihood, anomaly scores, samples."""

@@ -1,7 +1,7 @@
-"""Anomaly scores of images, and how well they tell the class that was held out from the others.
+"""Anomaly scores of images, and how well they detect the class that was held out.
 
-Anomalies are the positives: area under the precision-recall curve (average precision) and under the ROC curve, of the
-joint score and of each of its parts. Shapes: N images.
+Anomalies are the positives. The measures are the areas under the precision-recall curve (average precision) and under
+the ROC curve, for the joint score and for each of its parts. Shapes: N images.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from ebmscale.model.pixels import to_pixels
 
 @dataclass(frozen=True)
 class ScoredChunk:
-    """A chunk's keys, labels (N,) and scores, each (N,) float64 by the name of the part."""
+    """The keys, labels (N,) and scores of a chunk. Every score is (N,) float64, by its name."""
 
     index: int
     keys: list[str]
@@ -28,7 +28,7 @@ class ScoredChunk:
 
 
 def score_chunks(model: LatentModel, images: ImageSet, seed: int) -> Iterator[ScoredChunk]:
-    """The scores of this rank's chunks; the noise of a chunk depends on the seed and its number alone.
+    """The scores of this rank's chunks. The noise of a chunk depends only on the seed and the number of the chunk.
 
     Raises:
         DivergenceError: a score is not finite.
@@ -50,11 +50,12 @@ def _score(model: LatentModel, chunk: Chunk, seed: int) -> ScoredChunk:
 
 
 def measure_anomaly(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
-    """AUPRC and AUROC of every part of the score, with the counts and the prevalence (collective).
+    """AUPRC and AUROC of every score, with the counts and the prevalence (collective).
 
     Raises:
         ConfigError: the run was trained on every class.
-        DataError: the images are all of one kind.
+        DataError: the images are all normal or all anomalies.
+        DivergenceError: a score is not finite.
     """
     if images.anomalous is None:
         raise ConfigError(
@@ -69,10 +70,14 @@ def measure_anomaly(model: LatentModel, images: ImageSet, seed: int) -> dict[str
 
 
 def detection(scores: dict[str, Tensor], is_anomaly: Tensor) -> dict[str, float]:
-    """`auprc_PART` and `auroc_PART` of scores (N,), with the counts and the prevalence, which is chance's AUPRC.
+    """`auprc_NAME` and `auroc_NAME` of every score, with the counts and the prevalence, which is the AUPRC of chance.
+
+    Args:
+        scores: (N,) by name. A higher score means more anomalous.
+        is_anomaly: (N,) booleans.
 
     Raises:
-        DataError: there are no anomalies, or nothing but anomalies.
+        DataError: there are no anomalies, or only anomalies.
     """
     num_anomalies = int(is_anomaly.sum())
     if num_anomalies in (0, len(is_anomaly)):
@@ -87,24 +92,24 @@ def detection(scores: dict[str, Tensor], is_anomaly: Tensor) -> dict[str, float]
 
 
 def average_precision(score: Tensor, is_positive: Tensor) -> float:
-    """Area under the precision-recall curve, as the sum of precision times the step in recall."""
+    """Area under the precision-recall curve: the sum of precision times the step in recall, over scores (N,)."""
     from torchmetrics.functional.classification import binary_average_precision  # noqa: PLC0415 (slow to import)
 
     return float(binary_average_precision(_ranks(score), is_positive.long()))
 
 
 def roc_area(score: Tensor, is_positive: Tensor) -> float:
-    """Area under the ROC curve: how often a positive has the higher score, ties counting half."""
+    """Area under the ROC curve: how often a positive has the higher score (N,). Ties count half."""
     from torchmetrics.functional.classification import binary_auroc  # noqa: PLC0415 (slow to import)
 
     return float(binary_auroc(_ranks(score), is_positive.long()))
 
 
 def _ranks(score: Tensor) -> Tensor:
-    """Scores in [0, 1] in the same order, equal where they are equal.
+    """Scores in [0, 1] in the same order. Equal scores stay equal.
 
-    The areas depend on order alone, and torchmetrics passes what lies beyond [0, 1] through a sigmoid, in which
-    scores in the thousands would all become 1.
+    The areas depend on the order alone. torchmetrics applies a sigmoid to scores outside [0, 1], and large scores would
+    all become 1.
     """
     values, places = score.unique(return_inverse=True)
     return places.double() / max(len(values) - 1, 1)

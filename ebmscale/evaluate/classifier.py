@@ -1,4 +1,4 @@
-"""The classifier behind `FD-...`: trained on a set's own labels, kept as safetensors and JSON.
+"""The classifier for the features of `FD-...`. It is trained on the labels of a set, and saved as safetensors and JSON.
 
 Shapes: B batch, F features, C channels, H height, W width.
 """
@@ -37,7 +37,7 @@ NUM_STREAMS, WINDOW = 64, 512
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained: AdamW with a rate that rises for a fifth of the time and then falls to 0."""
+    """Settings of training: AdamW with a learning rate that rises for a fifth of the time and then falls to 0."""
 
     width: int = 16
     epochs: float = 3.0
@@ -49,17 +49,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class About:
-    """What is kept beside the weights.
+    """The description of a classifier, saved beside its weights.
 
     Attributes:
-        name: the metric is called `FD-` and this.
+        name: the metric is called `FD-` followed by this name.
         image_shape: (C, H, W).
         classes: names of the labels.
         width: channels of the first layer.
         sha256: of the file of weights.
-        accuracy: share of the held-out images that were classified rightly.
-        held_out: the split they are of, and how many: "test, 10,000 images".
-        recipe: how it was trained.
+        accuracy: fraction of the held-out images that were classified correctly.
+        held_out: split and number of the held-out images: "test, 10,000 images".
+        recipe: settings of training.
     """
 
     name: FileName
@@ -78,10 +78,10 @@ def train_classifier(
     """Trains a classifier on the train split of a set.
 
     Args:
-        data: where the shards are.
-        manifest: what they hold.
-        recipe: how.
-        report: called after every update with its number, how many there are, and the loss.
+        data: storage of the shards.
+        manifest: of the shards.
+        recipe: settings.
+        report: called after every update with its number, the number of updates, and the loss.
 
     Raises:
         DataError: the set has no labels, or no images.
@@ -120,7 +120,7 @@ def held_out_split(manifest: Manifest) -> str:
 
 @torch.no_grad()
 def measure_accuracy(network: FeatureNet, data: Storage, manifest: Manifest, split: str) -> tuple[float, int]:
-    """The share of a split that the network classifies rightly, and the split's size."""
+    """The fraction of a split that the network classifies correctly, and the number of its images."""
     selection = take(select(manifest, split, VALIDATION_FRACTION), None)
     right = 0
     for chunk in iter_chunks(data, manifest, selection):
@@ -131,7 +131,7 @@ def measure_accuracy(network: FeatureNet, data: Storage, manifest: Manifest, spl
 def save_classifier(
     storage: Storage, network: FeatureNet, manifest: Manifest, recipe: Recipe, accuracy: float, held_out: str, name: str
 ) -> About:
-    """Writes weights and description, and returns the description."""
+    """Writes weights and description. Returns the description."""
     weights = save_tensors({key: value.contiguous() for key, value in network.state_dict().items()})
     channels, height, width = manifest.image_shape
     digest = hashlib.sha256(weights).hexdigest()
@@ -143,10 +143,10 @@ def save_classifier(
 
 
 def load_classifier(storage: Storage) -> tuple[FeatureNet, About]:
-    """What `save_classifier` wrote, with its sha256 checked.
+    """The classifier that `save_classifier` wrote. Its sha256 is checked.
 
     Raises:
-        StorageError: it is damaged, or of another version.
+        StorageError: the files are damaged, or of another version.
     """
     where = storage.url_of(ABOUT_FILE)
     try:
@@ -167,7 +167,7 @@ def load_classifier(storage: Storage) -> tuple[FeatureNet, About]:
         with torch.device("meta"):
             network = FeatureNet(about.image_shape, len(about.classes), about.width)
     except RuntimeError as error:  # torch counts with 64 bits
-        raise DamagedError(f"{where} describes no classifier: {error}") from None
+        raise DamagedError(f"{where} does not describe a classifier: {error}") from None
     check_fit(shapes_of(tensors), shapes_of(network.state_dict()), storage.url_of(WEIGHTS_FILE))
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise DamagedError(f"{storage.url_of(WEIGHTS_FILE)} holds weights that are not finite numbers; train it again.")
@@ -178,7 +178,11 @@ def load_classifier(storage: Storage) -> tuple[FeatureNet, About]:
 
 
 def check_labelled_images(data: Storage, manifest: Manifest) -> ImageShape:
-    """(C, H, W) of a labelled set of images; others are refused."""
+    """(C, H, W) of the images of a labelled set.
+
+    Raises:
+        DataError: the set does not hold uint8 images, or a sample has no label.
+    """
     if manifest.dtype != "uint8" or len(manifest.image_shape) != 3:
         raise DataError(f"{data.url} holds {manifest.dtype} arrays of shape {manifest.image_shape}; give uint8 images.")
     if not manifest.classes or any(label < 0 for shard in manifest.shards for label in shard.labels):

@@ -1,7 +1,7 @@
-"""Where the features of a Frechet distance come from: the standard Inception network, or a set's own classifier.
+"""The features of a Frechet distance: those of the standard Inception network, or of a classifier for the data set.
 
-Only with Inception's weights is the distance called FID; with a classifier's it is `FD-` and the classifier's name,
-and compares within one table only. Shapes: B batch, F features, C channels, H height, W width.
+The distance is called FID only with the weights of Inception. With a classifier it is called `FD-NAME`, and is
+comparable only within one table. Shapes: B batch, F features, C channels, H height, W width.
 """
 
 import hashlib
@@ -35,9 +35,9 @@ class Features:
         name: of the distance, "FID" or "FD-...".
         num_features: F.
         sha256: of the file of weights.
-        image_shape: (C, H, W) that it takes; None takes any image of 1 or 3 channels.
-        extract: uint8 images (B, C, H, W) to features (B, F), both on `device`.
-        device: where they are computed.
+        image_shape: (C, H, W) of the images; None means any image of 1 or 3 channels.
+        extract: maps uint8 images (B, C, H, W) to features (B, F), both on `device`.
+        device: on which the features are computed.
     """
 
     name: str
@@ -48,7 +48,11 @@ class Features:
     device: torch.device | str = "cpu"
 
     def check(self, image_shape: ImageShape) -> None:
-        """Refuses images that the network does not take, with a DataError."""
+        """Checks that the network accepts images of this shape.
+
+        Raises:
+            DataError: it does not.
+        """
         if self.image_shape is not None and self.image_shape != image_shape:
             raise DataError(
                 f"{self.name} takes images of shape {self.image_shape} and the run's are {image_shape}; train features "
@@ -58,20 +62,20 @@ class Features:
             raise DataError(f"{self.name} takes images of 1 or 3 channels and the run's are of shape {image_shape}.")
 
     def protocol(self) -> dict[str, str]:
-        """What a record says about them."""
+        """The entries of a record about these features."""
         return {"features": self.name, "features_sha256": self.sha256}
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (B, F) of uint8 images (B, C, H, W), both on the CPU, a few images at a time."""
+        """Features (B, F) of uint8 images (B, C, H, W), both on the CPU, computed `ROWS_AT_ONCE` images at a time."""
         return torch.cat([self.extract(part.to(self.device)).cpu() for part in images.split(ROWS_AT_ONCE)])
 
 
 def open_features(url: str, device: torch.device | str = "cpu") -> Features:
-    """Features from an address, on a device: a folder that tools/feature_net.py wrote, or Inception's weights.
+    """The features at an address: a folder that tools/feature_net.py wrote, or a file with the weights of Inception.
 
     Raises:
-        StorageError: nothing is there, or it is neither.
+        StorageError: the address holds neither.
     """
     storage = Storage.at(url)
     if storage.exists(classifier.ABOUT_FILE):
@@ -93,7 +97,7 @@ def _open_inception(folder: Storage, file: str, device: torch.device | str) -> F
     counters: dict[str, Tensor] = {}
     expected: dict[str, Tensor] = {}
     for key, value in inception.state_dict().items():
-        counted = key.endswith("num_batches_tracked")  # of no use outside training, and absent in the file
+        counted = key.endswith("num_batches_tracked")  # used only in training, and not in the file
         (counters if counted else expected)[key] = torch.zeros(()).long() if counted else value
     found = {key: value for key, value in _weights(url, data).items() if key in expected}
     wrong = [key for key, value in expected.items() if key not in found or found[key].shape != value.shape]
@@ -108,14 +112,14 @@ def _open_inception(folder: Storage, file: str, device: torch.device | str) -> F
 
 
 def _weights(url: Address, data: bytes) -> dict[str, Any]:
-    """The tensors of a file of torch (nothing but tensors is unpickled) or of safetensors."""
+    """The tensors of a torch file (only tensors are unpickled) or of a safetensors file."""
     if url.suffix == ".safetensors":
         return parse_tensors(url, data)
     try:
         weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # what foreign bytes raise has no common class
+    except Exception as error:  # foreign bytes may raise anything
         reason = " ".join(str(error).split())[:100]
-        raise StorageError(f"{url} is no file of weights ({reason}); give the .pth file as published.") from None
+        raise StorageError(f"{url} is not a file of weights ({reason}); give the .pth file as published.") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise StorageError(f"{url} holds no table of tensors; give the .pth file as published.")
+        raise StorageError(f"{url} does not hold a table of tensors; give the .pth file as published.")
     return weights

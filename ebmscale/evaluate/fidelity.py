@@ -1,4 +1,4 @@
-"""How well a model gives images back, and how much its samples are like the data.
+"""Quality of the reconstructions of a model, and the distance of its samples to the data.
 
 Shapes: B images of a chunk, N of a set, F features, C H W image with pixels in [-1, 1].
 """
@@ -21,16 +21,16 @@ from ebmscale.seeds import derive
 from ebmscale.world import World
 
 SAMPLES_AT_ONCE = 1000
-BEST_PSNR = 100.0  # decibels, that an image given back without any error counts as
+BEST_PSNR = 100.0  # decibels, for an image that is reconstructed without error
 
-Part = tuple[int, Tensor]  # place of the first of some features in the whole set, and the features (B, F)
+Part = tuple[int, Tensor]  # index in the whole set of the first of some features, and the features (B, F)
 
 
 def measure_reconstruction(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
     """`mse` per pixel in [-1, 1], `mse_unit` in [0, 1], and the mean over images of their PSNR (collective).
 
     Raises:
-        DivergenceError: an image that is given back is not finite.
+        DivergenceError: a reconstruction is not finite.
     """
     sums = torch.zeros(3, dtype=torch.float64)  # squared error, PSNR, images
     for chunk in images.chunks():
@@ -39,12 +39,12 @@ def measure_reconstruction(model: LatentModel, images: ImageSet, seed: int) -> d
         sums += torch.stack([error.sum(), psnr(error).sum(), torch.tensor(float(len(x)))])
     error, decibels, count = images.world.sum(sums).tolist()
     if not math.isfinite(error):
-        raise DivergenceError("The model gives back images that are not finite; it has diverged, so train it again.")
+        raise DivergenceError("The model reconstructs images that are not finite; it has diverged, so train it again.")
     return {"mse": error / count, "mse_unit": error / count / 4, "psnr": decibels / count}
 
 
 def psnr(mse: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in decibels of errors (N,) per pixel in [-1, 1], whose peak is 2; at most 100."""
+    """Peak signal-to-noise ratio (N,) in decibels from mean squared errors (N,) of pixels in [-1, 1]; at most 100."""
     return (10 * torch.log10(4 / mse)).clamp_max(BEST_PSNR)
 
 
@@ -53,8 +53,8 @@ def measure_frechet(
 ) -> dict[str, float]:
     """The Frechet distance of samples to images, and precision, recall, density and coverage (collective).
 
-    Samples pass through uint8, as images do, and are drawn in parts that have a seed of their own each, so that the
-    ranks may share them out. The four others are of equally many samples and images.
+    Samples are rounded to uint8, as images are. They are drawn in parts with a seed each, so that the ranks can divide
+    the parts among them. The other four measures use as many samples as images.
 
     Raises:
         DivergenceError: a sample is not finite.

@@ -1,7 +1,7 @@
-"""The Frechet distance between two sets of features, from means and covariances that are streamed in float64.
+"""The Frechet distance between two sets of features, from means and covariances that are accumulated in float64.
 
-d^2 = |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)), the squared 2-Wasserstein distance of the Gaussians that have
-these moments. Shapes: N samples, F features.
+d^2 = |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)) is the squared 2-Wasserstein distance of Gaussians with these
+moments (Heusel et al. 2017). Shapes: N samples, F features.
 """
 
 import torch
@@ -12,7 +12,7 @@ from ebmscale.world import World
 
 
 class Moments:
-    """Mean and covariance of features that come in parts; never more in memory than one part and F x F numbers.
+    """Mean and covariance of features that are added in parts. Memory is that of one part and of F x F numbers.
 
     Args:
         num_features: F.
@@ -28,7 +28,7 @@ class Moments:
         self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64)  # sum of (f - mean)(f - mean)^T
 
     def add(self, features: Tensor) -> None:
-        """Takes in features (N, F)."""
+        """Adds features (N, F)."""
         if not len(features):
             return
         part = features.double()
@@ -44,7 +44,7 @@ class Moments:
         self.count = total
 
     def over(self, world: World) -> "Moments":
-        """Those of all ranks' samples together (collective)."""
+        """The moments of the samples of all ranks (collective)."""
         counts = torch.cat(world.gather(torch.tensor([self.count], dtype=torch.float64)))
         means = torch.stack(world.gather(self.mean))
         whole = Moments(len(self.mean))
@@ -60,7 +60,7 @@ class Moments:
         """(F, F), unbiased.
 
         Raises:
-            DataError: fewer than two samples have none.
+            DataError: there are fewer than two samples.
         """
         if self.count < 2:
             raise DataError(f"A Frechet distance needs at least 2 images on each side, and there are {self.count}.")
@@ -70,8 +70,9 @@ class Moments:
 def frechet_distance(first: Moments, second: Moments) -> float:
     """The (squared) Frechet distance of two sets of features.
 
-    tr (C_1 C_2)^(1/2) is the sum of the square roots of the eigenvalues of C_1^(1/2) C_2 C_1^(1/2), a symmetric matrix
-    without negative ones: exact also where a covariance is singular, as it is where a feature is constant.
+    tr (C_1 C_2)^(1/2) is the sum of the square roots of the eigenvalues of C_1^(1/2) C_2 C_1^(1/2). That matrix is
+    symmetric and positive semidefinite. So the result is exact for a singular covariance too, which a constant feature
+    gives.
     """
     eigenvalues, vectors = torch.linalg.eigh(first.covariance)
     root = (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T

@@ -1,4 +1,4 @@
-"""The images on which a model is measured: those of a split, checked against the model and shared out among workers.
+"""The images on which a model is measured. They are checked against the model and divided among the workers.
 
 Shapes: B images of a chunk, C H W image.
 """
@@ -23,13 +23,13 @@ class ImageSet:
     """Images of a packed set.
 
     Attributes:
-        storage: where the shards are.
-        manifest: what they hold.
-        selection: which samples.
-        split: what they are: "test", "validation", "train", or "all".
-        held_out: the class that the model was not trained on.
-        anomalous: that class's label, None where there is none.
-        world: the ranks that share the chunks.
+        storage: of the shards.
+        manifest: of the shards.
+        selection: the chosen samples.
+        split: "test", "validation", "train", or "all".
+        held_out: the class on which the model was not trained.
+        anomalous: the label of that class; None if there is no such class.
+        world: the ranks that divide the chunks among them.
     """
 
     storage: Storage
@@ -48,7 +48,7 @@ class ImageSet:
         return iter_chunks(self.storage, self.manifest, self.selection, self.world.rank, self.world.size)
 
     def protocol(self) -> dict[str, Any]:
-        """What a record says about them."""
+        """The entries of a record about these images."""
         held_out = {} if self.anomalous is None else {"held_out": self.held_out.model_dump()}
         return {"data": self.manifest.name, "split": self.split, "num_images": len(self)} | held_out
 
@@ -61,19 +61,19 @@ def open_images(
     limit: int | None = None,
     with_anomalies: bool = False,
 ) -> ImageSet:
-    """A split as the model's run defines it.
+    """A split of a set, as the configuration of the model defines it.
 
     Args:
-        model: whose configuration says what is validation, and which class it was not trained on.
+        model: its configuration defines the validation part and the class that was held out.
         storage: of the packed set.
         split: "test", "validation" or "train".
-        world: ranks that share it.
-        limit: images at most, those whose keys hash lowest.
-        with_anomalies: with the class that was held out; without, the images are of the kind that the model has seen.
+        world: ranks that divide the images among them.
+        limit: the largest number of images. The images with the lowest hashes of their keys are chosen.
+        with_anomalies: whether to include the class that was held out.
 
     Raises:
-        DataError: there is no set, it is empty, or its images are not such as the model takes.
-        ConfigError: no such split or class.
+        DataError: there is no set, it is empty, or its images do not have the dtype and shape of the model.
+        ConfigError: there is no such split or class.
     """
     manifest = _fitting_manifest(model, storage)
     block = model.config.data
@@ -86,7 +86,7 @@ def open_images(
 
 
 def open_all_images(model: LatentModel, storage: Storage, world: World) -> ImageSet:
-    """Every image of a set, whatever its part and label; raises as `open_images`."""
+    """Every image of a set, of any part and label. Raises as `open_images`."""
     manifest = _fitting_manifest(model, storage)
     return ImageSet(storage, manifest, select_all(manifest), "all", HeldOutBlock(), None, world)
 
@@ -102,5 +102,5 @@ def _fitting_manifest(model: LatentModel, storage: Storage) -> Manifest:
 
 
 def chunk_seed(seed: int, chunk: int) -> int:
-    """The seed of what is drawn for a chunk, whichever rank has it."""
+    """The seed of the noise of a chunk. It does not depend on the rank."""
     return derive(seed, "evaluate", chunk)

@@ -1,9 +1,11 @@
-"""Log likelihood of images under p(x) = integral p_K(z) N(x; G(z), sigma^2 I) dz, with bounds from both sides.
+"""Log likelihood of images under p(x) = integral p_K(z) N(x; G(z), sigma^2 I) dz, with lower and upper bounds.
 
-For every image a Gaussian is fitted to draws of its posterior chain. Importance sampling from it, and annealed
-importance sampling from it to p(x, z), give unbiased estimates of p(x), so their logarithms are lower bounds on
-average. Annealing the other way, from a posterior sample, gives an unbiased estimate of 1 / p(x), hence an upper bound:
-exact for images drawn from the model together with their latents, else as good as the samples that it starts from.
+For every image a Gaussian is fitted to draws of its posterior chain. Two estimates of p(x) are unbiased: importance
+sampling from this Gaussian, and annealed importance sampling from it to p(x, z) (Neal 2001; Wu et al. 2017). So their
+logarithms are lower bounds in expectation. The reversed annealing starts from a posterior sample and gives an unbiased
+estimate of 1 / p(x), hence an upper bound (bidirectional Monte Carlo, Grosse et al. 2015). This bound is valid if the
+start is an exact posterior sample, as it is for images drawn from the model together with their latents. Otherwise it
+is as accurate as the samples at its start.
 
 Shapes: B images, N particles of an image, Z latent, D = C H W pixels.
 """
@@ -47,7 +49,7 @@ class Proposals(NamedTuple):
         return self.mean[:, None] + noise @ self.cholesky.mT
 
     def log_density(self, rows: Tensor) -> Tensor:
-        """At rows (B * N, Z), those of an image together, as (B * N,)."""
+        """Log density (B * N,) at rows (B * N, Z). The rows of an image are consecutive."""
         num_images, dim = self.mean.shape
         offsets = (rows.view(num_images, -1, dim) - self.mean[:, None]).mT
         white = torch.linalg.solve_triangular(self.cholesky, offsets, upper=False)
@@ -56,7 +58,7 @@ class Proposals(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Estimates of log p(x) in nats, each (B,), with standard errors: importance sampling, annealed, and from above."""
+    """Estimates of log p(x) in nats with standard errors, each (B,): importance sampling, annealed, upper bound."""
 
     importance: Tensor
     importance_error: Tensor
@@ -71,10 +73,10 @@ class Likelihood:
     """Log likelihoods of images.
 
     Attributes:
-        bounds: of every image; the prior is normalised.
+        bounds: of every image, with the normalised prior.
         num_pixels: D.
-        normaliser: of the prior; its error is common to all images and not part of theirs.
-        exact_start: whether the upper bounds started from exact posterior samples.
+        normaliser: of the prior. Its error is common to all images and is not included in their errors.
+        exact_start: whether the upper bounds start from exact posterior samples.
     """
 
     bounds: Bounds
@@ -84,7 +86,7 @@ class Likelihood:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Means over the images, with the standard error over images."""
+        """Means over the images in nats and in bits per dimension, with standard errors over the images."""
         found: dict[str, float] = {}
         for name in ("importance", "annealed", "upper"):
             values = getattr(self.bounds, name)
@@ -115,16 +117,16 @@ def likelihood(
 
     Args:
         model: a trained model.
-        x: (B, C, H, W), bytes, which are dequantised, or pixels in [-1, 1].
-        num_particles: N for every image and estimate.
-        seed: of everything random.
-        latents: (B, Z) where x was drawn from the model with these latents: the upper bounds are exact then.
+        x: (B, C, H, W): bytes, which are dequantised, or pixels in [-1, 1].
+        num_particles: N, for every image and estimate.
+        seed: of all noise.
+        latents: (B, Z) the latents of x, if x was drawn from the model. The upper bounds are then valid.
         normaliser: of the prior; None measures it.
-        images_at_once: that are worked on together.
+        images_at_once: number of images that are processed together.
         settings: of the annealing.
 
     Raises:
-        DataError: no images, or images of another shape than the model's.
+        DataError: there are no images, or they do not have the shape of the model.
     """
     if not len(x) or tuple(x.shape[1:]) != tuple(model.image_shape):
         raise DataError(f"Images of shape {tuple(model.image_shape)} are needed, at least one, not {tuple(x.shape)}.")
@@ -154,7 +156,7 @@ def measure_likelihood(model: LatentModel, images: ImageSet, seed: int) -> dict[
 
 
 def dequantised(x: Tensor, seed: int) -> Tensor:
-    """Bytes (B, C, H, W) as pixels with uniform noise of one level; pixels are left as they are."""
+    """Bytes (B, C, H, W) as pixels with uniform noise of the width of a level. Pixels are returned unchanged."""
     if x.dtype != torch.uint8:
         return x.float()
     noise = torch.rand(x.shape, generator=torch_generator(seed, "dequantise"))
@@ -185,7 +187,7 @@ def _of_images(
 
 
 def fit_proposals(z: Tensor) -> Proposals:
-    """Gaussians with the moments of draws (B, N, Z), the correlations shrunk as N is small beside Z."""
+    """Gaussians with the moments of draws (B, N, Z). Correlations are shrunk by N / (N + 2 Z)."""
     num, dim = z.shape[1:]
     centred = z - z.mean(1, keepdim=True)
     covariance = centred.mT @ centred / (num - 1)
@@ -203,18 +205,18 @@ def marginal(
     settings: Annealing,
     latents: Tensor | None = None,
 ) -> Bounds:
-    """Bounds on log of the integral of e^log_joint over z, image by image.
+    """Bounds on the log of the integral of e^log_joint over z, for every image.
 
-    A first walk with resampling finds rungs and kernels; the estimates follow its plan with other particles.
+    A pilot walk with resampling finds rungs and kernels. The estimates use these with other particles.
 
     Args:
-        log_joint: maps rows (B * N, Z), those of an image together, to (B * N,).
-        proposals: where the walks start.
+        log_joint: maps rows (B * N, Z) to (B * N,). The rows of an image are consecutive.
+        proposals: density at the start of the walks.
         num: N.
         seed: of the noise.
-        streams: (B * N,) to which stream of noise a row belongs.
-        settings: of the first walk.
-        latents: (B, Z) exact posterior samples, if there are any.
+        streams: (B * N,) the stream of noise of every row.
+        settings: of the pilot walk.
+        latents: (B, Z) exact posterior samples, if they are known.
     """
     num_images, dim = proposals.mean.shape
 
@@ -245,5 +247,5 @@ def marginal(
 
 
 def _weights(log_weights: Tensor, log_z: Tensor) -> Tensor:
-    """Importance weights (B, N) of a walk that never resampled; their mean is the estimate."""
+    """Log importance weights (B, N) of a walk without resampling. The mean of the weights is the estimate."""
     return log_weights + math.log(log_weights.shape[1]) + log_z.sum(1, keepdim=True)

@@ -1,7 +1,7 @@
-"""Precision, recall, density and coverage: how far samples and data lie in each other's neighbourhoods.
+"""Precision, recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020) of generated points.
 
-Kynkaanniemi et al. 2019 and Naeem et al. 2020, with k = 5 for all. A neighbourhood is the open ball round a point that
-reaches to its k-th nearest neighbour of its own kind. Shapes: N real points, M generated ones, F features.
+All four use k = 5. The neighbourhood of a point is the open ball around it that reaches to its k-th nearest neighbour
+in its own set. Shapes: N real points, M generated points, F features.
 """
 
 from typing import NamedTuple
@@ -18,13 +18,13 @@ ROWS_AT_ONCE = 500
 
 
 class Manifold(NamedTuple):
-    """Each as a share of one, but density, which may be above.
+    """The four measures. All but density are fractions in [0, 1].
 
     Attributes:
-        precision: generated points in some real point's neighbourhood.
-        recall: real points in some generated point's neighbourhood.
-        density: in how many real neighbourhoods a generated point lies, over k.
-        coverage: real points with some generated point in their neighbourhood.
+        precision: fraction of generated points that lie in the neighbourhood of some real point.
+        recall: fraction of real points that lie in the neighbourhood of some generated point.
+        density: mean number of neighbourhoods of real points in which a generated point lies, divided by k.
+        coverage: fraction of real points with a generated point in their neighbourhood.
     """
 
     precision: float
@@ -34,7 +34,7 @@ class Manifold(NamedTuple):
 
 
 def compare_manifolds(real: Tensor, fake: Tensor, world: World, neighbours: int = NEIGHBOURS) -> Manifold:
-    """The four measures of points that lie on every rank, whose rows the ranks share out (collective).
+    """The four measures. Every rank has all points, and the ranks divide the rows among them (collective).
 
     Args:
         real: (N, F), the same on all ranks.
@@ -43,7 +43,7 @@ def compare_manifolds(real: Tensor, fake: Tensor, world: World, neighbours: int 
         neighbours: k.
 
     Raises:
-        DataError: a set has no k neighbours for a point.
+        DataError: a set has too few points for k neighbours.
     """
     least = min(len(real), len(fake))
     if least <= neighbours:
@@ -63,11 +63,11 @@ def compare_manifolds(real: Tensor, fake: Tensor, world: World, neighbours: int 
 
 
 def _radii(points: Tensor, neighbours: int, world: World) -> Tensor:
-    """(N,) the squared distance of every point to its k-th nearest other."""
+    """The squared distance (N,) of every point (N, F) to its k-th nearest neighbour."""
     radii = torch.zeros(len(points), dtype=torch.float64)
     for rows in _own_rows(len(points), world):
         distances = _squared_distances(points[rows], points)
-        distances.scatter_(1, rows[:, None], torch.inf)  # not to itself
+        distances.scatter_(1, rows[:, None], torch.inf)  # excludes the point itself
         radii[rows] = distances.kthvalue(neighbours, dim=1).values
     return world.sum(radii)
 
@@ -77,6 +77,6 @@ def _own_rows(num: int, world: World) -> list[Tensor]:
 
 
 def _squared_distances(first: Tensor, second: Tensor) -> Tensor:
-    """(N, M) between points (N, F) and (M, F), never below 0."""
+    """Squared distances (N, M) between points (N, F) and (M, F), clamped at 0."""
     products = first @ second.T
     return (first.square().sum(1)[:, None] + second.square().sum(1) - 2 * products).clamp_min_(0)

@@ -1,4 +1,4 @@
-"""Evaluation of a model: which metrics there are, what each is measured on, and the record that is kept."""
+"""Evaluation of a model: the metrics, the images on which each is measured, and the record of a measurement."""
 
 import json
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ from ebmscale.world import World
 METRICS = ("reconstruction", "frechet", "anomaly", "likelihood")
 FOLDER = "evaluation"
 DEFAULT_SAMPLES = {"frechet": 10_000, "likelihood": 64}
-"""How many images metrics take that would otherwise take too long."""
+"""Default number of images for metrics that would otherwise take too long."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric's values and how they came about.
+    """The values of one metric and how they were measured.
 
     Attributes:
         metric: one of `METRICS`.
         values: by name.
-        protocol: split, counts, seeds, features, and whatever else a reader must know.
+        protocol: split, counts, seeds, features, and everything else that is needed to repeat the measurement.
         samples_seen: of the checkpoint.
     """
 
@@ -44,18 +44,18 @@ class Measured:
 
     @property
     def file(self) -> str:
-        """Where its record lies in a run."""
+        """The file of its record in a run."""
         features = f"-{self.protocol['features']}" if "features" in self.protocol else ""
         stage = f"-stage{self.protocol['num_stages']}"
         return f"{FOLDER}/{self.metric}{features}-{self.protocol['split']}{stage}-{self.samples_seen:012d}.json"
 
     def save(self, run: Storage) -> None:
-        """Writes the record into a run, in the place of an earlier one of the same checkpoint."""
+        """Writes the record into a run. It replaces an earlier record with the same file name."""
         run.publish(self.file, json.dumps({"ebmscale": __version__} | asdict(self), indent=1).encode())
 
 
 class Protocol(Stored):
-    """What a record says about how it was measured; metrics add to it."""
+    """The protocol of a record. Metrics add fields."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -76,7 +76,7 @@ def read_records(run: Storage) -> list[Measured]:
     """The records of a run.
 
     Raises:
-        DamagedError: one of them is none.
+        DamagedError: a file is not a record.
     """
     found = [
         read_document(run, f"{FOLDER}/{name}", MeasuredRecord, non_finite=True)
@@ -112,24 +112,25 @@ def measure(
     seed: int = 0,
     world: World | None = None,
 ) -> Measured:
-    """One metric (collective; the values are the same on every rank, and for any number of them up to rounding).
+    """Measures one metric (collective).
+
+    The values are equal on all ranks. For another number of ranks they agree up to rounding.
 
     Args:
-        model: what is evaluated, on its device (the likelihood on the CPU).
-        data: a packed set; the model's configuration says what is validation and which class is held out.
+        model: the model. It is evaluated on its device, and for the likelihood on the CPU.
+        data: a packed set. The configuration of the model defines its validation part and the class that was held out.
         metric: one of `METRICS`.
         features: of the Frechet distance.
-        split: "test", "validation" or "train". Images of a class that was held out count for `anomaly` alone.
-        num_samples: at most so many images, and, for the Frechet distance, so many samples
-            (not given: all images; 10,000 images and as many samples for the Frechet distance, 64 images for the
-            likelihood).
+        split: "test", "validation" or "train". Images of a class that was held out are used for `anomaly` only.
+        num_samples: the largest number of images, and the number of samples for the Frechet distance. None means all
+            images, but 10,000 images and as many samples for the Frechet distance, and 64 images for the likelihood.
         seed: of the posterior chains and the samples.
-        world: the ranks that share the work.
+        world: the ranks that divide the work among them.
 
     Raises:
         ConfigError: an unknown metric or split, no features for a Frechet distance, no class held out for anomalies.
         DataError: the set is missing, empty, or of another shape.
-        DivergenceError: the model gives what is not finite.
+        DivergenceError: the model returns values that are not finite.
     """
     ranks = world or World.alone()
     check_metrics([metric], features)
@@ -158,7 +159,11 @@ def measure(
 
 
 def check_metrics(metrics: Sequence[str], features: Features | str | None) -> None:
-    """Refuses metrics that do not exist, and a Frechet distance without features."""
+    """Checks the names of metrics.
+
+    Raises:
+        ConfigError: there is no such metric, or a Frechet distance has no features.
+    """
     for metric in metrics:
         if metric not in METRICS:
             raise ConfigError(f"There is no metric {metric!r}; choose from {', '.join(METRICS)}.")

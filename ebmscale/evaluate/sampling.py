@@ -1,8 +1,9 @@
 """Latents from the prior by chains, sequential Monte Carlo or importance resampling, with diagnostics.
 
-- chain: Langevin through the stages, as training does; quick, exact only as steps shrink and chains lengthen.
-- smc: particles along p_0, ..., p_K, weighted, resampled and moved; exact as the particles become many.
-- sir: candidates of p_0, resampled by the product of all ratios; exact as they become many, if p_0 reaches p_K at all.
+- chain: Langevin chains through the stages, as in training. Fast; exact in the limit of small steps and long chains.
+- smc: particles along p_0, ..., p_K are weighted, resampled and moved. Exact in the limit of many particles.
+- sir: candidates of p_0 are resampled by the product of all ratios. Exact in the limit of many candidates, if p_0
+  covers p_K.
 
 Shapes: N samples, M candidates, C chains, T steps, Z latent.
 """
@@ -37,23 +38,23 @@ NUM_CHAINS, LONGER = 64, 4
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples, and what is known of them.
+    """Samples with their diagnostics.
 
     Attributes:
         z: (N, Z).
-        diagnostics: names of figures and their values.
+        diagnostics: values by name.
     """
 
     z: Tensor
     diagnostics: dict[str, float]
 
     def lines(self) -> list[str]:
-        """The diagnostics, one a line."""
+        """The diagnostics, one for each line."""
         return [f"{name}: {value:,.6g}" for name, value in self.diagnostics.items()]
 
 
 def draw(model: LatentModel, num: int, method: str = "chain", seed: int = 0, num_stages: int | None = None) -> Drawn:
-    """Latents of the prior, or of the prior after its first `num_stages` stages.
+    """Draws N = `num` latents of the prior p_K, or of p_k with k = `num_stages`.
 
     Raises:
         ConfigError: there is no such method.
@@ -107,19 +108,25 @@ def _by_sir(prior: RatioSequence, num: int, seed: int) -> Drawn:
         "different samples": len(chosen.unique()),
     }
     if float(log_weights.std()) > 0:
-        figures["Pareto k (above 0.7: weights not to be trusted)"] = float(array_stats.psislw(log_weights.numpy())[1])
+        figures["Pareto k (above 0.7: weights are not reliable)"] = float(array_stats.psislw(log_weights.numpy())[1])
     return Drawn(z[_shuffled(chosen, seed)], figures)
 
 
 def chain_diagnostics(prior: RatioSequence, z: Tensor, settings: LangevinSettings, seed: int = 0) -> dict[str, float]:
-    """How the prior's chains go on from z (N, Z): mixing, and what an accept-or-reject step would say of their steps.
+    """Diagnostics of the prior's Langevin chains from z: mixing, drift, and the acceptance that MALA would have.
 
-    Up to `NUM_CHAINS` of them run `LONGER` times as long as a sample's chain. R-hat and effective sample size
-    (rank-normalised, Vehtari et al. 2021) are the worst over coordinates and log density. The drift is the change of
-    the mean log density from the first to the last quarter, in standard deviations of the log density.
+    Up to `NUM_CHAINS` chains run `LONGER` times as many steps as the chain of a sample. R-hat and effective sample size
+    (rank-normalised, Vehtari et al. 2021) are the worst values over coordinates and log density. The drift is the
+    change of the mean log density from the first to the last quarter, in standard deviations of the log density.
+
+    Args:
+        prior: p_K.
+        z: (N, Z) start of the chains.
+        settings: of the chain of a sample.
+        seed: of the noise.
     """
     num_steps, num = LONGER * settings.num_steps, min(len(z), NUM_CHAINS)
-    z, prior = prior.coordinates(z), prior.in_coordinates()  # in which the steps are taken
+    z, prior = prior.coordinates(z), prior.in_coordinates()  # the steps are taken in these coordinates
     noise = StreamNoise(seed, "chain-diagnostics", 0, [0] * num)
     state, path, log_densities, acceptance = start(prior.evaluate, z[:num]), [], [], []
     for _ in range(num_steps):
@@ -144,7 +151,7 @@ def chain_diagnostics(prior: RatioSequence, z: Tensor, settings: LangevinSetting
 
 
 def _acceptance(before: ChainState, after: ChainState, step_size: float) -> Tensor:
-    """The probability (C,) with which MALA would accept a Langevin step."""
+    """The probability (C,) that MALA would accept a Langevin step."""
     half = 0.5 * step_size**2
     there = (after.z - before.z - half * before.score).square().sum(1)
     back = (before.z - after.z - half * after.score).square().sum(1)

@@ -1,4 +1,4 @@
-"""A file of anomaly scores, written row by row: Parquet or CSV, with a sample's key, its class and every score.
+"""Writes a file of anomaly scores in Parquet or CSV, with one row for every image: key, class and all scores.
 
 Shapes: N images of a chunk.
 """
@@ -65,20 +65,21 @@ class _ParquetWriter:
 
 
 def write_scores(model: LatentModel, images: ImageSet, out: str, seed: int) -> int:
-    """Scores every image, a chunk in memory at a time, and writes the file where rank 0 is (collective).
+    """Scores every image, with one chunk in memory at a time. Rank 0 writes the file (collective).
 
     Args:
-        model: what scores.
-        images: what is scored.
-        out: FILE.parquet or FILE.csv, here or at an address.
+        model: the model.
+        images: the images.
+        out: FILE.parquet or FILE.csv, a path or an address of fsspec.
         seed: of the posterior chains.
 
     Returns:
-        How many images were scored.
+        The number of images.
 
     Raises:
-        ConfigError: the file's ending names no format.
-        StorageError: it cannot be written.
+        ConfigError: the file name has another ending.
+        StorageError: the file cannot be written.
+        DivergenceError: a score is not finite.
     """
     check_format(out)
     world, classes, total = images.world, images.manifest.classes, 0
@@ -99,13 +100,17 @@ def write_scores(model: LatentModel, images: ImageSet, out: str, seed: int) -> i
 
 
 def check_format(out: str) -> None:
-    """Refuses a file whose ending names no format, with a ConfigError."""
+    """Checks the ending of a file name.
+
+    Raises:
+        ConfigError: it is neither .parquet nor .csv.
+    """
     if not out.endswith(FORMATS):
         raise ConfigError(f"--out {out} must end in {' or '.join(FORMATS)}.")
 
 
 def _rounds(chunks: Iterator[ScoredChunk], images: ImageSet) -> Iterator[ScoredChunk]:
-    """All ranks' chunks in their order, one of each rank at a time (collective)."""
+    """The chunks of all ranks in their order. Each round gathers one chunk of every rank (collective)."""
     while True:
         found = [chunk for chunk in images.world.gather_objects(next(chunks, None)) if chunk is not None]
         if not found:
@@ -121,7 +126,7 @@ def _columns(chunk: ScoredChunk, classes: list[str]) -> Columns:
 
 @contextmanager
 def _published(out: str) -> Iterator[Path]:
-    """A path to write to; what lies there afterwards is put in the place of `out` as a whole."""
+    """A temporary path to write to. Afterwards its file replaces `out` in one step."""
     storage, name = Storage.of_file(out)
     target = storage.local_path(name)
     try:

@@ -1,5 +1,5 @@
-"""Faster forms of what `models` and `density` define, each equal to its definition within a stated rounding.
+"""Faster implementations of chains and networks. Each equals its definition within a stated rounding error.
 
-What is used is chosen in one place each: `forms.choose_form` for the generator of the posterior chains, and
-`prior_chain.run_prior_chain` for the chains of the prior.
+`networks` and `density` hold the definitions. Two functions choose what is used: `forms.choose_form` for the generator
+of the posterior chains, and `prior_chain.run_prior_chain` for the chains of the prior.
 """

@@ -1,12 +1,14 @@
-"""The generator with the batch as the innermost axis of space, so that a CPU multiplies with no padding.
+"""The generator with the batch as the innermost spatial axis, so that a CPU computes no products with padding.
 
-A transposed convolution of small grids spends up to a quarter of its products on padding: of the 16 rows that a kernel
-of 4 and a stride of 2 makes from 4 rows, 2 fall off the edge, and as many of the columns. Kernels skip them along
-every axis but the innermost one, which they take in blocks. So the batch is put there: features are (1, C, H, W, B),
-channels last in memory, and a layer is a 3-D convolution whose kernel has length 1 along B.
+A transposed convolution of small grids spends up to a quarter of its products on padding. With a kernel of 4 and a
+stride of 2, 2 of the 16 rows that come from 4 rows lie outside the image, and as many columns. CPU kernels skip such
+products along every axis but the innermost one, which they process in blocks. So the batch is the innermost axis here:
+features are (1, C, H, W, B), channels last in memory, and a layer is a 3-D convolution whose kernel has length 1 along
+B.
 
-A last layer of few channels fills no block of output channels. Where its kernel is 4 and its stride 2 it is computed
-as one convolution of kernel 2 whose outputs are the four pixels of each 2x2 window, laid out afterwards.
+A last layer of few channels does not fill a block of output channels. With a kernel of 4 and a stride of 2 it is
+computed as one convolution of kernel 2. The outputs of that are the four pixels of each 2x2 window, which are then
+rearranged into an image.
 
 Shapes: B batch, Z latent, C channels, H height, W width.
 """
@@ -23,17 +25,17 @@ from ebmscale.networks import Generator
 from ebmscale.networks.blocks import LatentToGrid
 
 FEW_CHANNELS = 16
-"""Output channels below which kernel 4, stride 2 is computed by windows: a block of bf16 output channels."""
+"""A block of bf16 output channels. A layer of fewer channels with kernel 4 and stride 2 is computed by windows."""
 
 
 class BatchInnerGenerator(nn.Module):
-    """A generator's forward pass, differentiable in z, with weights of its own layout.
+    """The forward pass of a generator, differentiable in z, with weights in a layout of its own.
 
-    Equal to the generator within the rounding of its precision; the images come as a view (B, C, H, W). It refers to
-    the generator's weights or has copies of them: once they have changed, `load` takes the new ones.
+    It equals the generator within the rounding error of its precision. The images are a view (B, C, H, W). It refers to
+    the weights of the generator or holds copies of them: call `load` after they change.
 
     Args:
-        source: the generator whose weights are taken; see `supports`.
+        source: the generator whose weights are used; see `supports`.
     """
 
     def __init__(self, source: nn.Module):
@@ -44,7 +46,7 @@ class BatchInnerGenerator(nn.Module):
 
     @staticmethod
     def supports(source: nn.Module) -> bool:
-        """Whether every layer has a form with the batch inside."""
+        """Whether every layer of the network has an implementation with the batch as the innermost axis."""
         if not isinstance(source, Generator):
             return False
         first, *rest = source.layers
@@ -52,14 +54,17 @@ class BatchInnerGenerator(nn.Module):
 
     @staticmethod
     def num_copied(source: nn.Module) -> int:
-        """Elements of weights that the form holds besides the generator's own: for both ways where oneDNN computes."""
+        """Elements of weights that are held besides those of the generator.
+
+        With oneDNN a layer holds two copies, for the forward and the backward pass.
+        """
         first, rest = _layers(source)
         layers = [layer for layer in rest if isinstance(layer, nn.ConvTranspose2d)]
         return first.weight.numel() + sum((1 if _goes_by_windows(one) else 2) * one.weight.numel() for one in layers)
 
     @torch.no_grad()
     def load(self, source: nn.Module) -> None:
-        """Takes the present weights of a generator of the same structure."""
+        """Takes the current weights of a generator with the same layers."""
         first, rest = _layers(source)
         self._first.load(first)
         weighted = [layer for layer in rest if isinstance(layer, nn.ConvTranspose2d)]
@@ -100,7 +105,7 @@ class _FirstLayer(nn.Module):
 
 
 class _Transposed(nn.Module):
-    """A transposed convolution of (1, C, H, W, B) along H and W, and the LeakyReLU after it where it has a slope."""
+    """A transposed convolution of (1, C, H, W, B) along H and W. With a slope, a LeakyReLU follows."""
 
     def __init__(self, layer: nn.ConvTranspose2d, slope: float | None):
         super().__init__()
@@ -118,9 +123,9 @@ class _Transposed(nn.Module):
         return y if self._slope is None else F.leaky_relu(y, self._slope)
 
     def _in_blocks(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """The weight in the layouts that oneDNN's forward and backward kernels take for this input (1, C, H, W, B).
+        """The weight in the layouts of oneDNN's forward and backward kernels, for an input (1, C, H, W, B).
 
-        Otherwise every pass would lay it out anew: 7 % of a pass of 100 rows, 14 % of one of 50.
+        Without this, every pass would reorder the weight: 7 % of a pass of 100 rows, 14 % of one of 50.
         """
         if self._blocked is None or self._blocked[0] != shape:
             around = {"padding": self._padding, "stride": self._stride, "dilation": (1, 1, 1), "groups": 1}
@@ -135,7 +140,7 @@ class _Transposed(nn.Module):
 
 
 class _Fused(torch.autograd.Function):
-    """`_Transposed` by oneDNN's own operators, which torch's choose only in bf16; differentiable in x alone."""
+    """`_Transposed` by oneDNN's operators, differentiable in x alone. Torch's operator uses them only in bf16."""
 
     @staticmethod
     def forward(
@@ -161,7 +166,7 @@ class _Fused(torch.autograd.Function):
 
 
 def _has_onednn(x: Tensor) -> bool:
-    """Whether oneDNN's operators take x; in bf16 they do only where the processor has the instructions for it."""
+    """Whether oneDNN's operators accept x. For bf16 the processor needs instructions for it."""
     if x.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise"):
         return False
     if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -172,8 +177,8 @@ def _has_onednn(x: Tensor) -> bool:
 class _Windows(nn.Module):
     """A transposed convolution of kernel 4, stride 2 and padding 1 of (1, C, H, W, B), by windows of 2x2 pixels.
 
-    Output rows 2p - 1 and 2p (a = 0, 1) come from the input rows p - 1 and p, through the kernel's rows 2 + a and a;
-    so window p is a convolution of kernel 2 over the input, and the outermost rows of the windows are cut off.
+    Output rows 2p - 1 and 2p (a = 0, 1) come from the input rows p - 1 and p, through the kernel's rows 2 + a and a.
+    So window p is a convolution of kernel 2 over the input. The outermost rows of the windows are cut off.
     """
 
     def __init__(self, layer: nn.ConvTranspose2d):
@@ -203,23 +208,23 @@ def _window_weights(layer: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
 
 def _layers(source: nn.Module) -> tuple[LatentToGrid, list[nn.Module]]:
     if not isinstance(source, Generator):
-        raise ValueError(f"only a Generator has a form with the batch inside, not a {type(source).__name__}")
+        raise ValueError(f"batch_inner computes a Generator, not a {type(source).__name__}")
     first, *rest = source.layers
     if not isinstance(first, LatentToGrid):
-        raise ValueError("the first layer of a generator must be a LatentToGrid to have the batch inside")
+        raise ValueError("batch_inner needs a generator whose first layer is a LatentToGrid")
     return first, rest
 
 
 def _bias(layer: nn.ConvTranspose2d) -> Tensor:
     if layer.bias is None:
-        raise ValueError("a transposed convolution without a bias has no form with the batch inside: see `supports`")
+        raise ValueError("batch_inner needs transposed convolutions with a bias: see `supports`")
     return layer.bias.detach()
 
 
 def _laid_out(weight: Tensor) -> nn.Parameter:
     """A copy with channels last.
 
-    `contiguous` would leave a weight alone whose last axis, of length 1, has another stride; oneDNN then takes kernels
+    `contiguous` does not copy a weight if only its last axis, of length 1, has another stride. oneDNN then uses kernels
     that are half as fast.
     """
     laid_out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last_3d)
@@ -227,7 +232,7 @@ def _laid_out(weight: Tensor) -> nn.Parameter:
 
 
 def _twins(layers: list[nn.Module]) -> Iterator[nn.Module]:
-    """The layers after the first one; a LeakyReLU goes into the convolution before it where that can take it."""
+    """The layers after the first one. A LeakyReLU is merged into the convolution before it where that is possible."""
     taken = False
     for layer, after in pairwise([*layers, nn.Identity()]):
         if taken or not isinstance(layer, nn.ConvTranspose2d):

@@ -1,8 +1,8 @@
-"""Posterior chains on a GPU as CUDA graphs: all T steps, and every kernel of each, are one launch.
+"""Posterior chains on a GPU as CUDA graphs: one launch runs all kernels of all T steps.
 
-A step of a chain is some sixty small kernels of a forward and a backward pass; a small generator's finish sooner than
-Python can launch them. A graph is captured when a chain of the same shapes comes the second time; whatever comes once
-runs as it is written. It reads the sampling copy's weights where they lie, which `refresh` overwrites in place.
+A step of a chain launches about sixty small kernels of a forward and a backward pass. Those of a small generator finish
+faster than Python can launch them. The first chain of given shapes runs step by step; the second one is captured as a
+graph. A graph reads the weights of the sampling copy in place, and `refresh` overwrites them in place.
 
 Shapes: B rows, Z latent, T steps, C H W image.
 """
@@ -20,15 +20,15 @@ from ebmscale.density.prior import RatioSequence
 log = logging.getLogger(__name__)
 
 MOST_GRAPHS = 4
-"""Graphs kept at once: training's chains, the held-out images' and a few of odd sizes."""
+"""Graphs kept at the same time: those of training, of the held-out images, and of a few other sizes."""
 
 
 class Chains(NamedTuple):
-    """Where chains start, and what moves them.
+    """The inputs of chains.
 
     Attributes:
         z: (B, Z) the start.
-        x: (B, C, H, W) the images whose posterior they follow.
+        x: (B, C, H, W) the images whose posterior is the target.
         noise: (B, T, Z) standard normal.
     """
 
@@ -38,7 +38,7 @@ class Chains(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """What chains gave.
+    """The results of chains.
 
     Attributes:
         first: the state at the start.
@@ -52,7 +52,12 @@ class Ends(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What a graph holds pointers into: networks whose weights change only in place, and the prior, a value."""
+    """The objects into whose memory a graph points.
+
+    Attributes:
+        generator: its weights must change in place only.
+        prior: an immutable value.
+    """
 
     generator: nn.Module
     prior: RatioSequence
@@ -62,14 +67,14 @@ Key = tuple[torch.Size, torch.Size, torch.Size, LangevinSettings]
 
 
 def run_chains(target: Target, chains: Chains, settings: LangevinSettings, after_step: Callable[[], None]) -> Ends:
-    """The chains, step by step; the end is not evaluated."""
+    """Runs the chains step by step. The target is not evaluated at the end."""
     first = start(target, chains.z)
     last, trace = run_chain(target, first, chains.noise, settings, after_step, evaluate_end=False)
     return Ends(first, last.z, trace)
 
 
 class ChainGraphs:
-    """Graphs of the chains that come again; for one prior and one generator at a time."""
+    """Graphs of the chains that are run repeatedly, of one prior and one generator at a time."""
 
     def __init__(self) -> None:
         self._subject: Subject | None = None
@@ -85,14 +90,15 @@ class ChainGraphs:
         settings: LangevinSettings,
         after_step: Callable[[], None],
     ) -> Ends:
-        """What `run_chains` gives under `target_of(chains.x)`.
+        """The result of `run_chains` with the target `target_of(chains.x)`.
 
         Args:
-            subject: what the target is made of, apart from the images.
-            target_of: from images to the chains' target.
-            chains: where they start.
+            subject: generator and prior of the target. A change of either drops all graphs.
+            target_of: maps images (B, C, H, W) to the target of their chains.
+            chains: the inputs.
             settings: of the chains.
-            after_step: called as often as there are steps, after a graph's last one; what it raises ends the chain.
+            after_step: called once for every step; with a graph, all calls come after the last step. An exception that
+                it raises ends the chain.
         """
         if self._subject is None or any(old is not new for old, new in zip(self._subject, subject, strict=True)):
             self._subject, self._met, self._graphs = subject, set(), {}
@@ -118,13 +124,13 @@ class ChainGraphs:
 
 
 class _Graph:
-    """One captured chain: it reads and writes memory of its own."""
+    """One captured chain. Its inputs and results lie in memory of its own."""
 
     def __init__(self, target_of: Callable[[Tensor], Target], chains: Chains, settings: LangevinSettings):
         self._inputs = Chains(*(tensor.detach().clone() for tensor in chains))
-        self._target = target_of(self._inputs.x)  # holds what the graph points into
+        self._target = target_of(self._inputs.x)  # keeps the memory that the graph points into
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads, of NCCL say, go on
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads, such as NCCL's, continue
             self._ends = run_chains(self._target, self._inputs, settings, lambda: None)
         self._graph = graph
         log.info("posterior chains: a CUDA graph of %d steps of %d rows", settings.num_steps, len(chains.z))

@@ -1,7 +1,7 @@
-"""The prior's score written out: backpropagation through the stacked ratio networks by hand, without autograd.
+"""The score of the prior in closed form: explicit backpropagation through the stacked ratio networks.
 
-Autograd under vmap costs about a millisecond of bookkeeping a step, more than the products of a few hundred chains.
-Here a step is six batched products and as many elementwise operations, whatever the number of stages.
+Autograd under vmap has an overhead of about a millisecond a step, more than the products of a few hundred chains take.
+Here a step has six batched products and as many elementwise operations, for any number of stages.
 
 Shapes: N chains, Z latent, K stages, H hidden units of a layer.
 """
@@ -19,7 +19,7 @@ from ebmscale.networks import RatioNet
 from ebmscale.networks.ratio_net import SQUARE_BOUND, WithSquares
 
 Backward = Callable[[Tensor, Tensor], Tensor]
-"""From the gradient at an activation's output and the activation's input, the gradient at its input."""
+"""Maps the gradient at the output of an activation, and its input, to the gradient at its input."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class StackedMlp:
     """The K ratio networks as stacked matrices.
 
     Attributes:
-        activations: after every layer but the last.
+        activations: those after every layer but the last.
         weights: (K, out, in) of every layer, the last one (K, 1, H).
         biases: (K, 1, out) of every layer.
     """
@@ -38,12 +38,12 @@ class StackedMlp:
 
     @property
     def activation(self) -> nn.Module | None:
-        """The one activation of all layers; None where they differ."""
+        """The activation of all layers; None if they differ."""
         return self.activations[0] if len({repr(one) for one in self.activations}) == 1 else None
 
 
 def stacked(prior: RatioSequence) -> StackedMlp | None:
-    """The prior's networks as matrices; None if they are not plain `RatioNet`s of a known activation."""
+    """The networks of the prior as matrices; None if they are not `RatioNet`s with a supported activation."""
     if type(prior.network) is not RatioNet or not prior.weights:
         return None
     layers = list(prior.network.layers)
@@ -74,21 +74,21 @@ def _backward_of(activation: nn.Module) -> Backward | None:
 
 
 def squares_backward(gradient: Tensor, x: Tensor) -> Tensor:
-    """Of `WithSquares`."""
+    """The backward pass of `WithSquares`: gradients (..., 2 H) at its output and its input x (..., H) to (..., H)."""
     of_units, of_squares = gradient.chunk(2, dim=-1)
     bend = 1 - torch.tanh(x.square() / SQUARE_BOUND).square()
     return of_units + 2 * of_squares * x * bend
 
 
 def closed_form_target(prior: RatioSequence, dtype: torch.dtype | None = None) -> Target | None:
-    """`prior.evaluate` without autograd, equal to it within rounding; None where the networks are not known.
+    """`prior.evaluate` without autograd, equal within rounding error; None if the networks are not supported.
 
-    The target keeps the weights that the prior has now.
+    The target keeps the current weights of the prior.
 
     Args:
         prior: p_K.
-        dtype: of weights and activations (default: the weights' own). What latents, the base density and the sums over
-            the stages are computed in is the latents'.
+        dtype: of weights and activations (default: that of the weights). Latents, base density and sums over the stages
+            keep the dtype of the latents.
     """
     networks = stacked(prior)
     if networks is None:

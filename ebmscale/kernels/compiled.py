@@ -1,4 +1,4 @@
-"""The generator compiled for a GPU: bias and activation in one kernel, and a last layer of few channels as a product.
+"""The generator compiled for a GPU. Bias and activation are one kernel; a layer of few channels is a matrix product.
 
 Shapes: B batch, Z latent, C channels, H height, W width.
 """
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from ebmscale.networks import Generator
 
 FEW_CHANNELS = 16
-"""Output channels below which a convolution leaves the tiles of a tensor core empty."""
+"""A convolution with fewer output channels does not fill the tiles of a tensor core."""
 ALIGNED = 16
-"""Columns of a product of matrices come in multiples of this."""
+"""The number of columns of a matrix product is padded to a multiple of this."""
 
 
-class Columns(nn.Module):
-    """A transposed convolution as one product of matrices whose columns are then added up where they overlap.
+class TransposedAsProduct(nn.Module):
+    """A transposed convolution as one matrix product (col2im): overlapping columns of the product are added up.
 
     Args:
-        layer: whose weights are used where they lie.
+        layer: the layer. Its weights are used in place.
     """
 
     def __init__(self, layer: nn.ConvTranspose2d):
@@ -29,7 +29,7 @@ class Columns(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the layer gives for features x (B, C, H, W), which lie channels-last."""
+        """The output of the layer for features x (B, C, H, W), channels last in memory."""
         layer, number = self.layer, self.layer.weight[0].numel()
         matrix = F.pad(layer.weight.flatten(1), (0, -number % ALIGNED))
         columns = (x.permute(0, 2, 3, 1).flatten(1, 2) @ matrix)[..., :number].transpose(1, 2)
@@ -40,20 +40,21 @@ class Columns(nn.Module):
         return image if layer.bias is None else image + layer.bias[:, None, None]
 
 
-def with_columns(source: Generator) -> nn.Sequential:
-    """The generator's layers, those of few channels as products; they keep their weights where they are."""
+def with_products(source: Generator) -> nn.Sequential:
+    """The layers of the generator, with those of few channels as products. They use the same weights in place."""
     return nn.Sequential(*map(_on_tiles, source.layers))
 
 
 def compiled(source: nn.Module) -> nn.Module:
-    """A generator that is compiled, in seconds, whenever it is called with another number of rows.
+    """A compiled generator. Every new number of rows compiles it again, which takes seconds.
 
-    Of a few numbers; beyond that torch runs it as it is. Compiling it for any number takes half a minute.
+    After a few numbers of rows torch runs further ones without compilation. Compilation for any number of rows would
+    take half a minute.
     """
-    network = with_columns(source) if isinstance(source, Generator) else source
+    network = with_products(source) if isinstance(source, Generator) else source
     return cast(nn.Module, torch.compile(network, dynamic=False))
 
 
 def _on_tiles(layer: nn.Module) -> nn.Module:
     is_narrow = isinstance(layer, nn.ConvTranspose2d) and layer.out_channels < FEW_CHANNELS
-    return Columns(layer) if is_narrow else layer  # type: ignore[arg-type]
+    return TransposedAsProduct(layer) if is_narrow else layer  # type: ignore[arg-type]

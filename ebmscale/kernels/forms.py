@@ -1,6 +1,7 @@
-"""Which form of the generator the posterior chains run through: the one place where that is chosen.
+"""Chooses the form of the generator for the posterior chains.
 
-A form is used only where it was seen to agree with the generator and, if it was not asked for by name, to be faster.
+A *form* is an implementation of the generator's forward and backward pass. A form is used only if its gradients were
+measured to agree with those of the generator. Unless it was requested by name, it must also have been faster.
 
 Shapes: B rows, Z latent.
 """
@@ -20,18 +21,18 @@ log = logging.getLogger(__name__)
 
 FormName = Literal["plain", "batch_inner", "compiled"]
 MADE_FOR: dict[FormName, str] = {"batch_inner": "cpu", "compiled": "cuda"}
-"""The kind of device that a form is for."""
+"""The kind of device for which a form was made."""
 LEAST_PASS_S = {"cpu": 5e-3, "cuda": 2e-4}
-"""A pass that takes less is left alone: there is nothing to win, and every run of a small network computes the same."""
+"""If a pass takes less time, the plain form is used. So runs of a small network do not depend on the measurement."""
 GAIN = 0.9
-"""The fraction of the plain form's time that another one has to stay below."""
+"""Another form must take less than this fraction of the time of the plain form."""
 REPEATS = 3
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Largest relative difference between the two forms' gradients (their norm). In bf16 both are 0.05 from fp32."""
+"""Largest relative difference (in norm) between the gradients of two forms. In bf16 both differ by 0.05 from fp32."""
 
 
 def form_of(name: FormName, generator: nn.Module) -> nn.Module:
-    """The generator in a form; of `batch_inner`, `load` takes the weights once they have changed."""
+    """The generator in a form. After its weights change, `load` of the form `batch_inner` takes the new ones."""
     makers: dict[FormName, Callable[[nn.Module], nn.Module]] = {
         "batch_inner": BatchInnerGenerator,
         "compiled": compiled,
@@ -40,25 +41,25 @@ def form_of(name: FormName, generator: nn.Module) -> nn.Module:
 
 
 def is_for(name: FormName, device: torch.device) -> bool:
-    """Whether a form was made for such a device."""
+    """Whether a form was made for the kind of this device."""
     return MADE_FOR.get(name, device.type) == device.type
 
 
 def choose_form(generator: nn.Module, latent_dim: int, num_rows: int, wanted: str = "auto") -> FormName:
-    """The form for chains of `num_rows` rows through a generator without gradients, measured on its device.
+    """The form for chains of `num_rows` rows, measured on the device of the generator.
 
     Args:
-        generator: the sampling copy's.
+        generator: that of the sampling copy, whose parameters need no gradient.
         latent_dim: Z.
         num_rows: B.
-        wanted: `auto`, or a form by name, which is then taken if it can be.
+        wanted: `auto`, or the name of a form, which is then used if it supports the generator.
     """
     weight = next(generator.parameters())
     name = next((one for one in MADE_FOR if wanted == one or (wanted == "auto" and is_for(one, weight.device))), None)
     if name is None:
         return "plain"
     if name == "batch_inner" and not BatchInnerGenerator.supports(generator):
-        log.info("posterior chains: plain generator; %s has layers that batch_inner does not know", type(generator))
+        log.info("posterior chains: plain generator; %s has layers that batch_inner does not support", type(generator))
         return "plain"
     noise = torch.randn(num_rows, latent_dim, generator=torch.Generator().manual_seed(0))
     z = noise.to(weight.device, weight.dtype)
@@ -68,7 +69,7 @@ def choose_form(generator: nn.Module, latent_dim: int, num_rows: int, wanted: st
     expected = _gradient(generator, z)
     try:
         got = _gradient(other, z)
-    except Exception as error:  # whatever a compiler raises where it cannot
+    except Exception as error:  # a compiler may raise anything
         if name != "compiled":
             raise
         log.warning("posterior chains: plain generator; it cannot be compiled here (%s)", type(error).__name__)
@@ -87,7 +88,7 @@ def choose_form(generator: nn.Module, latent_dim: int, num_rows: int, wanted: st
 
 
 def _gradient(generator: nn.Module, z: Tensor) -> Tensor:
-    """Gradient of the sum of squared pixels."""
+    """Gradient (B, Z) of the sum of squared pixels with respect to z (B, Z)."""
     with torch.enable_grad():
         z = z.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(generator(z).float().square().sum(), z)
@@ -95,7 +96,7 @@ def _gradient(generator: nn.Module, z: Tensor) -> Tensor:
 
 
 def _pass_seconds(generator: nn.Module, z: Tensor, repeats: int) -> float:
-    """Least seconds of a forward pass with the gradient in z, after one that is not counted; on a GPU of its graph."""
+    """Shortest time in seconds of a forward pass and its gradient in z, after one untimed pass; on a GPU as a graph."""
     _gradient(generator, z)
     action: Callable[[], object] = lambda: _gradient(generator, z)  # noqa: E731
     if z.is_cuda:

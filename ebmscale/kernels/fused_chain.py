@@ -1,12 +1,13 @@
 """Chains of the prior in one Triton kernel: all T Langevin steps over all K ratio networks, one launch.
 
-A program keeps one network's weights in shared memory and its chains in registers from the first step to the last. The
-K programs that share some chains add up their gradients through memory after every step, behind a barrier, so that K
-networks take little longer than one as long as the GPU has multiprocessors left. Products are in bf16 (or fp32), sums,
-activations and the latent in fp32. The noise is handed in, or drawn inside from a counter, so that it needs no memory.
+A program keeps the weights of one network in shared memory, and its chains in registers, from the first step to the
+last. A group of K programs works on the same chains, one program for each network. After every step these programs add
+up their gradients through global memory, behind a barrier. So K networks take little longer than one while the GPU has
+free multiprocessors. Products are in bf16 (or fp32); sums, activations and latents are in fp32. The noise is an
+argument, or it is drawn in the kernel from a counter and needs no memory.
 
-Known are networks of two hidden layers, SiLU, LeakyReLU or GELU between them, and p_0 = N(0, I). Everything is padded
-to the tiles of a tensor core with zeros, which no activation here turns into anything else.
+The kernel supports networks with two hidden layers of SiLU, LeakyReLU or GELU, and p_0 = N(0, I). Everything is padded
+with zeros to the tiles of a tensor core; each of these activations maps zero to zero.
 
 Shapes: N chains, Z latent, K stages, T steps, H hidden units.
 """
@@ -27,19 +28,19 @@ from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.kernels.closed_form import StackedMlp, stacked
 
 BLOCK = 64
-"""Chains of a program. With fewer, tiles are 32 or 64 bytes wide, and Triton 3.6 reads beyond shared memory."""
+"""Chains of a program. With fewer chains, tiles are 32 or 64 bytes wide, and Triton 3.6 reads beyond shared memory."""
 LEAST, LEAST_INTERPRETED = 128, 16
-"""Layers are padded to at least so many units: on a GPU to the tiles that were run there."""
+"""The least number of units to which layers are padded: on a GPU the smallest tiles that were tested."""
 SILU, LEAKY_RELU, GELU = 0, 1, 2
 KINDS: dict[type, int] = {nn.SiLU: SILU, nn.LeakyReLU: LEAKY_RELU, nn.GELU: GELU}
 
 
-def why_not(prior: RatioSequence, z: Tensor) -> str | None:
-    """Why the kernel cannot run these chains; None if it can."""
+def unsupported_reason(prior: RatioSequence, z: Tensor) -> str | None:
+    """Why the kernel cannot run chains of this prior from z (N, Z); None if it can."""
     networks = stacked(prior)
     known = networks is not None and len(networks.weights) == 3 and type(networks.activation) in KINDS
     if networks is None or not known:
-        return "the ratio networks do not have two hidden layers of a known kind"
+        return "the ratio networks do not have two hidden layers of a supported activation"
     if type(prior.base) is not StandardNormal:
         return "p_0 is not N(0, I)"
     if z.dtype != torch.float32:
@@ -60,19 +61,22 @@ def run(
     after_launch: Callable[[], None] = lambda: None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[Tensor, ChainTrace]:
-    """The chains' ends (N, Z) and their trace, as `density.langevin.run_chain` gives them without evaluating the end.
+    """Ends (N, Z) and trace of chains, as those of `density.langevin.run_chain` with `evaluate_end=False`.
 
     Args:
-        prior: one that `why_not` has nothing against.
-        z: (N, Z) where the chains start.
-        noise: (N, T, Z) standard normal; or the seed of the kernel's own (see `counter_noise`).
+        prior: one for which `unsupported_reason` is None.
+        z: (N, Z) start of the chains.
+        noise: (N, T, Z) standard normal, or a seed, from which the kernel draws it (see `counter_noise`).
         settings: of the chains.
         steps_a_launch: steps of one launch of the kernel.
-        after_launch: called after every launch; what it raises ends the chains.
+        after_launch: called after every launch. An exception that it raises ends the chains.
         dtype: of the products.
+
+    Raises:
+        ValueError: the kernel does not support the prior.
     """
     networks = stacked(prior)
-    if networks is None or (reason := why_not(prior, z)) is not None:
+    if networks is None or (reason := unsupported_reason(prior, z)) is not None:
         raise ValueError(f"the fused chain cannot run: {reason if networks is not None else 'no known networks'}")
     weights = _padded_weights(prior, networks, dtype)
     ends = z.detach().contiguous().clone()
@@ -87,7 +91,7 @@ def run(
 
 
 def counter_noise(seed: int, num_chains: int, num_steps: int, dim: int, device: torch.device | str) -> Tensor:
-    """The noise (N, T, Z) that `run` draws inside from a seed."""
+    """The noise (N, T, Z) that `run` draws in the kernel from this seed."""
     noise = torch.empty(num_chains, num_steps, dim, device=device)
     block = 256
     _noise_kernel[(triton.cdiv(noise.numel(), block),)](noise, seed, noise.numel(), BLOCK=block)
@@ -102,17 +106,17 @@ def _launcher(
     weights: tuple[Tensor, ...],
     traces: tuple[Tensor, Tensor, Tensor],
 ) -> Callable[[int, int], None]:
-    """A function that makes the steps from one to before another, of all chains, in as many waves as they need."""
+    """A function of (first, last) that runs the steps first, ..., last - 1 of all chains, in one or more launches."""
     num_stages, hidden_1, dim = weights[0].shape
     seed, source = (noise, z) if isinstance(noise, int) else (0, noise.to(torch.float32).contiguous())
     activation = networks.activation
     assert activation is not None
     kind = KINDS[type(activation)]
     slope = activation.negative_slope if isinstance(activation, nn.LeakyReLU) else 0.0
-    interpreted = _is_interpreted()  # which runs one program after another: no barrier
+    interpreted = _is_interpreted()  # it runs one program after another, so a barrier would never open
     members, block = (1, LEAST_INTERPRETED) if interpreted else (num_stages, BLOCK)
     num_groups = triton.cdiv(len(z), block)
-    if members > 1:  # those who wait for one another must all be there
+    if members > 1:  # programs that wait for one another must run at the same time
         num_groups = min(num_groups, _num_processors(z.device) // members)
     scores = z.new_empty(2 * num_groups * members * block * dim if members > 1 else 0)
     values = z.new_empty(2 * num_groups * members * block if members > 1 else 0)
@@ -143,7 +147,7 @@ def _fits(networks: StackedMlp, device: torch.device, dtype: torch.dtype) -> boo
 
 @functools.lru_cache
 def _shared_bytes(index: int) -> int:
-    """Shared memory of a program; asking for it takes milliseconds."""
+    """Shared memory of a program in bytes. It is cached because the query takes milliseconds."""
     return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
@@ -186,7 +190,7 @@ def _padded_weights(prior: RatioSequence, networks: StackedMlp, dtype: torch.dty
 
 @triton.jit
 def _value_and_slope(x, slope, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """An activation and its derivative."""
+    """Value and derivative of an activation."""
     if KIND == 0:
         gate = tl.sigmoid(x)
         value = x * gate
@@ -203,7 +207,7 @@ def _value_and_slope(x, slope, KIND: tl.constexpr):  # type: ignore[no-untyped-d
 
 @triton.jit
 def _product(a, b, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A product of matrices, summed in fp32; Triton's interpreter knows bf16 only as a way to round."""
+    """A product of matrices, summed in fp32. Triton's interpreter cannot multiply bf16, so it converts to fp32."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
@@ -223,8 +227,8 @@ def _load_network(k, w1_at, b1_at, w2_at, b2_at, w3_at, b3_at, DIM: tl.constexpr
 def _network(z, w1, b1, w2, b2, w3, b3, slope, KIND: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
     """Value (BLOCK,) and gradient (DIM, BLOCK) of a ratio network at latents z (DIM, BLOCK).
 
-    Chains are the last axis, so that the weights, which are many, stand where a tensor core takes them from shared
-    memory, and few chains fill it.
+    Chains are the last axis. So a tensor core reads the weights, the larger factor, from shared memory, and few chains
+    fill its tiles.
     """
     rounded: tl.constexpr = w1.dtype  # what the factors of a product are rounded to
     h1, slope_1 = _value_and_slope(_product(w1, z.to(rounded), UPCAST) + b1[:, None], slope, KIND)
@@ -236,7 +240,7 @@ def _network(z, w1, b1, w2, b2, w3, b3, slope, KIND: tl.constexpr, UPCAST: tl.co
 
 @triton.jit
 def _wait_for_all(counter, wanted):  # type: ignore[no-untyped-def]
-    """A barrier of the programs that share a counter; what they wrote before it can be read after it."""
+    """A barrier of the programs that share a counter. After it, each can read what the others wrote before it."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="release")
     while tl.atomic_add(counter, 0, sem="acquire") < wanted:
@@ -252,7 +256,7 @@ def _chain_kernel(  # type: ignore[no-untyped-def]
     NUM_STAGES: tl.constexpr, DIM: tl.constexpr, HIDDEN_1: tl.constexpr, HIDDEN_2: tl.constexpr, BLOCK: tl.constexpr,
     KIND: tl.constexpr, DRAWN: tl.constexpr, UPCAST: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
-    """Steps `first` to `last` of BLOCK chains; z is read and written, the traces are written per chain and step."""
+    """Steps `first` to `last` of BLOCK chains. It updates z in place and writes the traces per chain and step."""
     group, member = tl.program_id(0) // MEMBERS, tl.program_id(0) % MEMBERS
     chains = first_chain + group * BLOCK + tl.arange(0, BLOCK)
     axes = tl.arange(0, DIM)
@@ -269,7 +273,7 @@ def _chain_kernel(  # type: ignore[no-untyped-def]
         if MEMBERS == NUM_STAGES:
             value, score = _network(z, w1, b1, w2, b2, w3, b3, slope, KIND, UPCAST)
             if MEMBERS > 1:
-                side = (step % 2) * tl.num_programs(0)  # whoever is a step ahead writes to the other side
+                side = (step % 2) * tl.num_programs(0)  # a program that is a step ahead writes to the other side
                 place = side + group * MEMBERS + member
                 tl.store(scores_at + place * DIM * BLOCK + tile, score)
                 tl.store(values_at + place * BLOCK + tl.arange(0, BLOCK), value)
@@ -306,6 +310,6 @@ def _chain_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _noise_kernel(noise_at, seed, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Standard normal numbers from their own index."""
+    """Standard normal numbers, each a function of the seed and its index."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(noise_at + index, tl.randn(seed, index), mask=index < size)

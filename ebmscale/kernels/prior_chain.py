@@ -1,8 +1,8 @@
-"""Chains of the prior: the one place where it is chosen how they are computed.
+"""Chains of the prior, and the choice of their implementation.
 
-On a GPU all steps over all ratios are one Triton kernel, where the networks are of a shape that it knows; elsewhere a
-step is written out (`kernels.closed_form`); networks that neither knows are differentiated by autograd, which is the
-definition that both must equal.
+On a GPU one Triton kernel runs all steps over all ratios, if it supports the networks (`kernels.fused_chain`).
+Otherwise a step uses the score in closed form (`kernels.closed_form`), if that supports the networks. Otherwise
+autograd computes the score. Autograd is the definition, which both others must equal.
 
 Shapes: N chains, Z latent, T steps.
 """
@@ -24,22 +24,27 @@ from ebmscale.kernels.closed_form import closed_form_target
 log = logging.getLogger(__name__)
 
 STEPS_A_LAUNCH = 25
-"""Steps of a fused chain after which the caller may end it."""
+"""Steps of one launch of a fused chain. The caller may end the chain between two launches."""
 TRIAL_CHAINS, TRIAL_STEPS, TOLERANCE = 64, 3, 0.02
-"""How many chains and steps the fused kernel is tried on, and how far off their move may be (relative, in norm)."""
+"""Chains and steps of the test of the fused kernel, and the largest relative error (in norm) of their displacement."""
 
 _verdicts: dict[tuple[object, ...], str | None] = {}
 
 
 def prior_target(prior: RatioSequence, dtype: torch.dtype | None = None) -> Target:
-    """`prior.evaluate`, by whatever computes it fastest; networks of a closed form in `dtype`, where it is given."""
+    """`prior.evaluate` by the fastest implementation that supports the networks.
+
+    Args:
+        prior: p_k.
+        dtype: of networks and activations in the closed form (default: that of the weights).
+    """
     if not prior.weights:
         return prior.evaluate
     if isinstance(prior.base, MomentBase):
         return _through_coordinates(prior, prior.base, dtype)
     target = closed_form_target(prior, dtype)
     if target is None:
-        _say("autograd", f"the networks ({type(prior.network).__name__}) have no closed form here")
+        _log_choice("autograd", f"the networks ({type(prior.network).__name__}) have no closed form here")
         return prior.evaluate
     return target
 
@@ -62,43 +67,44 @@ def run_prior_chain(
     after_step: Callable[[], None] = lambda: None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ChainTrace]:
-    """The ends (N, Z) of Langevin chains under a prior, and their trace; the ends are not evaluated.
+    """The ends (N, Z) of Langevin chains under a prior, and their trace. The target is not evaluated at the ends.
 
-    On a base with coordinates of its own the steps are steps of these: they are preconditioned by its covariance.
+    On a `MomentBase` the steps are taken in its whitened coordinates: they are preconditioned by its covariance.
 
     Args:
         prior: p_k.
-        z: (N, Z) where the chains start.
+        z: (N, Z) start of the chains.
         noise: (N, T, Z) standard normal.
         settings: of the chains.
-        after_step: what it raises ends the chain; called after every step, of a fused chain after a few.
-        dtype: of networks and activations where the chain is not fused (default: the weights'); the fused chain's
-            products are in bf16. Latents and sums stay in fp32.
+        after_step: called after every step, or after every launch of a fused chain. An exception that it raises ends
+            the chain.
+        dtype: of networks and activations if the chain is not fused (default: that of the weights). The products of a
+            fused chain are in bf16. Latents and sums are in fp32.
     """
     if isinstance(prior.base, MomentBase):
         inside, base = prior.in_coordinates(), prior.base
         white, trace = run_prior_chain(inside, base.coordinates(z), noise, settings, after_step, dtype)
         return base.from_coordinates(white), trace
     if z.device.type == "cuda" and prior.weights and z.numel() and settings.num_steps:
-        reason = _why_not_fused(prior, z, noise, settings)
+        reason = _unfused_reason(prior, z, noise, settings)
         if reason is None:
             from ebmscale.kernels import fused_chain  # noqa: PLC0415 (triton need not be installed)
 
-            _say("fused", "one Triton kernel for all steps and ratios")
+            _log_choice("fused", "one Triton kernel for all steps and ratios")
             return fused_chain.run(prior, z, noise, settings, STEPS_A_LAUNCH, after_step)
-        _say("closed form", reason)
+        _log_choice("closed form", reason)
     target = prior_target(prior, dtype)
     end, trace = run_chain(target, start(target, z), noise, settings, after_step, evaluate_end=False)
     return end.z, trace
 
 
-def _why_not_fused(prior: RatioSequence, z: Tensor, noise: Tensor, settings: LangevinSettings) -> str | None:
-    """Why the fused kernel is not used; None if it can be. What it gives is compared once for every set of shapes."""
+def _unfused_reason(prior: RatioSequence, z: Tensor, noise: Tensor, settings: LangevinSettings) -> str | None:
+    """Why the fused kernel is not used; None if it is. Its results are tested once for every set of shapes."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     from ebmscale.kernels import fused_chain  # noqa: PLC0415
 
-    reason = fused_chain.why_not(prior, z)
+    reason = fused_chain.unsupported_reason(prior, z)
     if reason is not None:
         return reason
     if noise.numel() >= 2**31:
@@ -111,12 +117,12 @@ def _why_not_fused(prior: RatioSequence, z: Tensor, noise: Tensor, settings: Lan
 
 
 def _trial(prior: RatioSequence, z: Tensor, noise: Tensor, settings: LangevinSettings) -> str | None:
-    """A few steps of a few chains, fused and by definition; the reason against the kernel, None if they agree."""
+    """Runs a few steps of a few chains, fused and by definition. Returns why the kernel fails; None if they agree."""
     from ebmscale.kernels import fused_chain  # noqa: PLC0415
 
     try:
         got, _ = fused_chain.run(prior, z, noise, settings, settings.num_steps)
-    except Exception as error:  # whatever Triton raises where a kernel does not fit a device
+    except Exception as error:  # Triton may raise anything if a kernel does not fit a device
         return f"the fused kernel does not run on this device ({type(error).__name__})"
     wanted = run_chain(prior.evaluate, start(prior.evaluate, z), noise, settings, evaluate_end=False)[0].z
     error_of = float((got - wanted).norm() / (wanted - z).norm().clamp_min(1e-12))
@@ -124,6 +130,6 @@ def _trial(prior: RatioSequence, z: Tensor, noise: Tensor, settings: LangevinSet
 
 
 @functools.lru_cache
-def _say(form: str, reason: str) -> None:
-    """Logs a choice the first time that it is made."""
+def _log_choice(form: str, reason: str) -> None:
+    """Logs a choice once."""
     log.info("prior chains: %s; %s", form, reason)

@@ -1,4 +1,4 @@
-"""FLOPs counted, and the matrix rate of a machine: what its best product of matrices reaches."""
+"""Counts FLOPs, and measures the matrix rate of a machine: the FLOPs a second of its fastest matrix product."""
 
 import functools
 import time
@@ -9,24 +9,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 SIDES = {"cpu": 1024, "cuda": 8192}
-"""Side of the matrices that a device multiplies at its best rate."""
+"""Side of the square matrices that are multiplied, by kind of device."""
 REPEATS = 10
 
 
 def matrix_rate(
     dtype: torch.dtype, device: torch.device | str = "cpu", side: int | None = None, repeats: int = REPEATS
 ) -> float:
-    """FLOPs a second of the faster of a matrix product and a 3x3 convolution.
+    """FLOPs a second of a matrix product or of a 3x3 convolution, whichever is faster.
 
-    Both are measured because torch may hand them to different libraries: on some CPUs one library's fp32 products take
-    twice as long as another's convolutions. The best of several repeats; on a CPU in processor time, which other
-    processes do not use up.
+    Both are measured because torch may compute them with different libraries. On some CPUs the fp32 products of one
+    library take twice as long as the convolutions of another. The best of several repeats counts. On a CPU the time is
+    processor time, which excludes other processes.
 
     Args:
         dtype: of the numbers.
-        device: where.
-        side: of the square matrices (default: the device's); the convolution has a quarter of it as channels, on a
-            square of 32.
+        device: where to measure.
+        side: of the square matrices (default: `SIDES`). The convolution has side / 4 channels, on a square of 32.
         repeats: of each.
     """
     place = torch.device(device)
@@ -52,14 +51,17 @@ def matrix_rate(
 
 @functools.lru_cache
 def bf16_gain(device: torch.device) -> float:
-    """How many times faster than fp32 a device multiplies bf16; far below 1 on a CPU that emulates it."""
+    """The matrix rate of bf16 divided by that of fp32. It is far below 1 on a CPU that emulates bf16."""
     side = SIDES[device.type] // 4
     bf16, fp32 = (matrix_rate(dtype, device, side, repeats=3) for dtype in (torch.bfloat16, torch.float32))
     return bf16 / fp32
 
 
 def clock_s(device: torch.device) -> float:
-    """Seconds on which work is timed: of a CPU's threads, each; of the wall where a GPU works, once it has done so."""
+    """The clock, in seconds, that times work on a device.
+
+    On a CPU it is processor time divided by the number of threads. On a GPU it is wall time, after waiting for the GPU.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return time.perf_counter()
@@ -67,10 +69,10 @@ def clock_s(device: torch.device) -> float:
 
 
 class FlopCount(TorchDispatchMode):
-    """Counts the FLOPs of matrix products and convolutions inside the mode, by torch's own formulas.
+    """Counts the FLOPs of matrix products and convolutions inside the mode, with the formulas of torch.
 
-    `torch.utils.flop_counter.FlopCounterMode` does so too, but it hooks modules and then refuses `autograd.grad`, which
-    chains are made of. Products with padding count, whether a kernel makes them or not.
+    `torch.utils.flop_counter.FlopCounterMode` hooks modules and so does not support `autograd.grad`, which chains use.
+    Products with padding are counted, whether a kernel computes them or not.
 
     Attributes:
         total: FLOPs so far.
@@ -90,7 +92,7 @@ class FlopCount(TorchDispatchMode):
 
 @functools.lru_cache
 def _formulas() -> dict[Any, Any]:
-    """Of oneDNN's operators, which torch's table leaves out."""
+    """FLOP formulas of oneDNN's operators, which the table of torch lacks."""
 
     def transposed(x: Any, weight: Any, *_: Any, out_val: Any, **__: Any) -> int:
         return conv_flop_count(x.shape, weight.shape, out_val.shape, transposed=True)

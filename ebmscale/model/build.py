@@ -22,7 +22,15 @@ from ebmscale.seeds import torch_generator
 
 
 def build_model(config: RunConfig, shape: ImageShape) -> ImageModel:
-    """The generator and, where the posterior starts from one, the encoder, with the run's initial weights."""
+    """The generator, and the encoder if the configuration has one, with the initial weights of the run.
+
+    Args:
+        config: of the run.
+        shape: (C, H, W) of the images.
+
+    Raises:
+        ConfigError: there is no architecture for images of that shape.
+    """
     model, seed = config.model, config.run.seed
     generator = build_generator(
         model.latent_dim, shape, model.generator_width, model.form, generator=torch_generator(seed, "generator-weights")
@@ -36,10 +44,10 @@ def build_model(config: RunConfig, shape: ImageShape) -> ImageModel:
 
 
 def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, RatioNet]:
-    """The networks of a run, of any size, without their weights.
+    """The networks of a run on the meta device, so that they need no memory.
 
     Raises:
-        ConfigError: no machine can count so many weights, or there are no networks for such images.
+        ConfigError: the number of weights overflows 64 bits, or there is no architecture for images of that shape.
     """
     model = config.model
     with _uncountable_refused(), torch.device("meta"):
@@ -47,13 +55,13 @@ def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, Rat
         encoder = None
         if config.posterior.start == "encoder":
             encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
-        return ImageModel(generator, encoder), RatioNet(*ratio_form(model))
+        return ImageModel(generator, encoder), RatioNet(*ratio_arguments(model))
 
 
 def build_ratio_on_meta(config: RunConfig) -> RatioNet:
-    """The ratio network of a run without its weights; errors as of `build_on_meta`."""
+    """The ratio network of a run on the meta device. Raises as `build_on_meta`."""
     with _uncountable_refused(), torch.device("meta"):
-        return RatioNet(*ratio_form(config.model))
+        return RatioNet(*ratio_arguments(config.model))
 
 
 @contextmanager
@@ -68,17 +76,17 @@ def _uncountable_refused() -> Iterator[None]:
 
 
 def build_live_networks(config: RunConfig) -> RatioNets:
-    """The ratio networks of a live prior, which are trained at once: zero functions."""
+    """The ratio networks of a live prior, which are trained together. Each starts as the zero function."""
     return RatioNets([build_ratio_network(config, stage) for stage in range(1, config.num_live + 1)])
 
 
 def build_ratio_network(config: RunConfig, stage: int = 1) -> RatioNet:
-    """The ratio network of a stage as it starts: the zero function."""
+    """The initial ratio network of a stage: the zero function."""
     source = torch_generator(config.run.seed, "ratio-weights", stage, 0)
-    return build_ratio_net(*ratio_form(config.model), generator=source)
+    return build_ratio_net(*ratio_arguments(config.model), generator=source)
 
 
-def ratio_form(model: ModelBlock) -> tuple[int, tuple[int, ...], str, bool]:
+def ratio_arguments(model: ModelBlock) -> tuple[int, tuple[int, ...], str, bool]:
     """The arguments of `RatioNet` and of `build_ratio_net`."""
     return (
         model.latent_dim,

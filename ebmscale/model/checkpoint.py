@@ -1,4 +1,4 @@
-"""Checkpoints as they are read: folders that exist only once their manifest, written last, is there."""
+"""Reading checkpoints. A checkpoint is a folder that is complete once its manifest, which is written last, exists."""
 
 import hashlib
 import logging
@@ -44,7 +44,8 @@ NAMES_FILE = "checkpoints.json"
 AT_ONCE = 4  # parts written or read together
 
 
-WEIGHTS, AVERAGE = ("weights/", "base/"), "average"  # tensors that a model is made of: their names begin so; a stem
+# The tensors of a model are those whose names begin with one of WEIGHTS, and those of the stem AVERAGE.
+WEIGHTS, AVERAGE = ("weights/", "base/"), "average"
 
 
 _NAME = re.compile(r"\d{12}-[0-9a-f]{12}")
@@ -52,7 +53,7 @@ _NAME = re.compile(r"\d{12}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """One checkpoint as `inspect` lists it; `problem` is None for a valid one."""
+    """One checkpoint in the table of `inspect`. `problem` is None if the checkpoint is valid."""
 
     name: str
     samples_seen: int
@@ -62,13 +63,13 @@ class CheckpointInfo:
 
 
 class SavedCheckpoint:
-    """A finished checkpoint in a storage; what is read of it is verified.
+    """A complete checkpoint in a storage. Everything that is read from it is verified.
 
-    Every method raises `DamagedError`, naming the file, where that is not what was written.
+    Every method raises a `DamagedError` that names the file if the content is not what was written.
 
     Args:
         storage: the run's storage.
-        name: of the checkpoint's folder.
+        name: of the folder of the checkpoint.
     """
 
     def __init__(self, storage: Storage, name: str):
@@ -80,11 +81,11 @@ class SavedCheckpoint:
 
     @property
     def num_bytes(self) -> int:
-        """Size of its own files; frozen ratios, which it shares, are not counted."""
+        """Size of its own files. Frozen ratios are not counted, since several checkpoints share them."""
         return sum(known.num_bytes for known in self.manifest.files.values())
 
     def shapes(self, stem: str) -> dict[str, list[int]]:
-        """The shapes of all tensors of `generator`, `ratio` or `chains`."""
+        """The shapes of all tensors of a stem: `generator`, `ratio` or `chains`."""
         if stem not in self.manifest.tensors:
             raise DamagedError(f"The checkpoint {self._storage.url_of(self._folder)} has no tensors of {stem}.")
         return self.manifest.tensors[stem]
@@ -98,7 +99,7 @@ class SavedCheckpoint:
         return as_form(found, dict[str, Any], self._storage.url_of(path))
 
     def state(self) -> RunState:
-        """The run's state, in its form."""
+        """The state of the run, from `state.json`."""
         where = self._storage.url_of(f"{self._folder}/state.json")
         state = as_form(self.values("state"), RunState, where)
         if state.samples_seen != self.samples_seen:
@@ -106,11 +107,11 @@ class SavedCheckpoint:
         return state
 
     def clock(self) -> ClockState:
-        """The clock, in its form."""
+        """The clock, from `clock.json`."""
         return as_form(self.values("clock"), ClockState, self._storage.url_of(f"{self._folder}/clock.json"))
 
     def read(self, stem: str, wanted: Sequence[Span]) -> dict[Span, Tensor]:
-        """The elements of the wanted spans; only the parts that hold some of them are read."""
+        """The elements of the wanted spans. Only parts that hold some of these elements are read."""
         names = {span.name for span in wanted}
         needed = [
             (name, known)
@@ -120,14 +121,14 @@ class SavedCheckpoint:
         return assemble(wanted, (one for part in self._read_parts(needed) for one in part))
 
     def ratios(self) -> list[dict[str, Tensor]]:
-        """Weights of the frozen ratios, in the order of their stages."""
+        """The weights of the frozen ratios, in the order of their stages."""
         found = [parse_tensors(known.file, self._read_ratio(known)) for known in self.manifest.ratios]
         for known, weights in zip(self.manifest.ratios, found, strict=True):
             self._check_finite(known.file, weights.values())
         return found
 
     def verify(self) -> None:
-        """Reads everything."""
+        """Reads and verifies every file, frozen ratios included."""
         parts = [(name, known) for name, known in self.manifest.files.items() if known.stem is not None]
         for _ in self._read_parts(parts):
             pass
@@ -141,7 +142,7 @@ class SavedCheckpoint:
             yield from _a_few_ahead(pool, lambda item: self._read_part(*item), needed)
 
     def _read_part(self, name: str, known: FileAbout) -> list[Piece]:
-        """The pieces of a part, which are those that the manifest lists."""
+        """The pieces of a part, after a check that they are those in the manifest."""
         path = f"{self._folder}/{name}"
         pieces = parse_part(path, self._verified(path, known))
         if sorted(one.span for one in pieces) != sorted(Span(*span) for span in known.spans):
@@ -151,12 +152,12 @@ class SavedCheckpoint:
         return pieces
 
     def _check_finite(self, path: str, weights: Iterable[Tensor]) -> None:
-        """Refuses weights that a run diverged to: nothing could be learned or drawn from them."""
+        """Refuses weights that are NaN or infinite. Neither training nor sampling can continue from them."""
         if not all(bool(one.isfinite().all()) for one in weights):
             raise DamagedError(f"{self._storage.url_of(path)} holds weights that are not finite numbers.")
 
     def _read_ratio(self, known: RatioAbout) -> bytes:
-        """A frozen ratio, or its copy where it is damaged: all checkpoints of a run depend on it."""
+        """The file of a frozen ratio, or its copy if it is damaged. All later checkpoints depend on it."""
         try:
             return self._verified(known.file, known)
         except DamagedError as error:
@@ -173,14 +174,14 @@ class SavedCheckpoint:
         return data
 
 
-class Names(BaseModel):
-    """What `NAMES_FILE` holds: checkpoints that were written, or were about to be."""
+class CheckpointNames(BaseModel):
+    """The content of `NAMES_FILE`: the names of checkpoints that were written or that were about to be written."""
 
     names: set[str] = set()
 
 
 class CheckpointReader:
-    """The checkpoints of one run, as storage lists them now (no listing is cached).
+    """The checkpoints of one run. Every call lists the storage anew; no listing is cached.
 
     Args:
         storage: the run's storage.
@@ -191,48 +192,48 @@ class CheckpointReader:
         self.damaged: set[str] = set()
 
     def names(self) -> list[str]:
-        """Every checkpoint folder, finished or not, newest first."""
+        """The names of all checkpoint folders, complete or not, newest first."""
         listed = {name for name in self.storage.list(FOLDER) if _NAME.fullmatch(name)}
         unlisted = self._unlisted() - listed
         return sorted(listed | {name for name in unlisted if self._is_finished(name)}, reverse=True)
 
     def finished(self) -> list[str]:
-        """The folders that have a manifest, valid or not, newest first."""
+        """The names of the folders that have a manifest, valid or not, newest first."""
         return [name for name in self.names() if self._is_finished(name)]
 
     def candidates(self) -> list[str]:
-        """`finished`, with a warning for every folder that is not."""
+        """The same as `finished`, with a warning for every folder without a manifest."""
         finished = []
         for name in self.names():
             if self._is_finished(name):
                 finished.append(name)
             else:
-                log.warning("passing over checkpoint %s: it was never finished", name)
+                log.warning("skipping checkpoint %s: it was never finished", name)
         return finished
 
-    def pass_over(self, name: str, problem: str) -> None:
-        """Warns of a damaged checkpoint; the next save clears it away."""
+    def mark_damaged(self, name: str, problem: str) -> None:
+        """Warns of a damaged checkpoint, and marks it. The next save deletes it."""
         self.damaged.add(name)
-        log.warning("passing over checkpoint %s: %s", name, problem)
+        log.warning("skipping checkpoint %s: %s", name, problem)
 
     def open(self, name: str) -> SavedCheckpoint:
-        """A finished checkpoint; see `SavedCheckpoint` for what it raises."""
+        """A complete checkpoint by its name. Raises as `SavedCheckpoint`."""
         return SavedCheckpoint(self.storage, name)
 
     def newest(self, use: Callable[[SavedCheckpoint], T]) -> T | None:
-        """`use` of the newest checkpoint for which it finds everything it reads sound; None where there is none."""
+        """The result of `use` for the newest checkpoint for which it raises no `DamagedError`, or None."""
         for name in self.candidates():
             try:
                 return use(self.open(name))
             except DamagedError as error:
-                self.pass_over(name, str(error))
+                self.mark_damaged(name, str(error))
         return None
 
     def describe(self, check: Callable[[SavedCheckpoint], object] = SavedCheckpoint.verify) -> list[CheckpointInfo]:
-        """Every checkpoint, oldest first, with stage, size and validity (every file is read and verified).
+        """Every checkpoint, oldest first, with its stage, its size and what is wrong with it.
 
         Args:
-            check: raises a `DamagedError` where a checkpoint is not valid.
+            check: raises a `DamagedError` if a checkpoint is not valid. The default reads and verifies every file.
         """
         infos = []
         for name in reversed(self.names()):
@@ -248,13 +249,13 @@ class CheckpointReader:
         return infos
 
     def _unlisted(self) -> set[str]:
-        """Checkpoints that the storage may not list yet."""
+        """Names of checkpoints that the storage may not list yet."""
         return self._noted()
 
     def _noted(self) -> set[str]:
         try:
-            noted = Names.model_validate_json(self.storage.read_bytes(NAMES_FILE)).names
-        except (NotFoundError, ValidationError):  # a run of an earlier version, or damaged: the listing is left
+            noted = CheckpointNames.model_validate_json(self.storage.read_bytes(NAMES_FILE)).names
+        except (NotFoundError, ValidationError):  # a run of an earlier version, or damaged: use the listing alone
             return set()
         return {name for name in noted if _NAME.fullmatch(name)}
 
@@ -263,12 +264,12 @@ class CheckpointReader:
 
 
 def position_of(name: str) -> int:
-    """`samples_seen` of a checkpoint's name."""
+    """`samples_seen` from the name of a checkpoint."""
     return int(name[:12])
 
 
 def about(data: bytes) -> dict[str, Any]:
-    """What a manifest says of a file's content."""
+    """Size and sha256 of a file's content, for a manifest."""
     return {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -295,7 +296,7 @@ def _overlaps(span: Sequence[Any], wanted: Sequence[Span]) -> bool:
 
 
 def _a_few_ahead(pool: ThreadPoolExecutor, work: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
-    """`pool.map`, with no more than a few results waiting to be taken."""
+    """`pool.map` that holds only a few results at a time."""
     waiting = list(reversed(items))
     running: deque[Future[T]] = deque()
     while waiting or running:
@@ -305,5 +306,5 @@ def _a_few_ahead(pool: ThreadPoolExecutor, work: Callable[[Any], T], items: Sequ
 
 
 def copy_of(file: str) -> str:
-    """The name of the second copy of a frozen ratio's file."""
+    """The name of the copy of the file of a frozen ratio."""
     return file.replace(".safetensors", ".copy.safetensors")

@@ -1,6 +1,6 @@
-"""The files of an export: weights as safetensors, and JSON that says what they are, with checksums of both.
+"""The files of an export: the weights as safetensors, and JSON that describes them. Both have checksums.
 
-Exports that were written before have no checksums; everything else is asked of them too.
+Exports of earlier versions have no checksums. All other checks apply to them too.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from ebmscale.stored import as_form, digest, read_document, read_file
 
 EXPORT_VERSION = 1
 TENSOR_FILE, ABOUT_FILE = "model.safetensors", "model.json"
-NETWORKS, RATIOS = "networks/", "ratios/"  # before the names of their tensors
-EXPORT_BYTES = 64 * 2**30  # of weights without a checksum, at most
+NETWORKS, RATIOS = "networks/", "ratios/"  # prefixes of the names of their tensors
+EXPORT_BYTES = 64 * 2**30  # largest file of weights without a checksum
 
 
 def write_export(storage: Storage, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes the tensors, and then what is said about them, with the version and the checksums."""
+    """Writes the tensors, and then their description with the version and the checksums."""
     weights = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
     fields = {"format_version": EXPORT_VERSION} | dict(about) | {"files": {TENSOR_FILE: about_file(weights)}}
     fields["sha256"] = digest(fields)
@@ -36,10 +36,10 @@ def write_export(storage: Storage, about: Mapping[str, Any], tensors: Mapping[st
 
 
 def read_export(storage: Storage) -> tuple[ExportAbout, RunConfig, dict[str, Tensor]]:
-    """What an export says, its configuration, and its tensors, which fit both.
+    """The description of an export, its configuration, and its tensors. It is checked that the three agree.
 
     Raises:
-        StorageError: it is of another version, or damaged.
+        StorageError: the export is of another version, or damaged.
     """
     where = storage.url_of(ABOUT_FILE)
     about = _read_about(storage)
@@ -82,7 +82,7 @@ def _read_tensors(storage: Storage, about: ExportAbout) -> dict[str, Tensor]:
 def _check_ratios(
     found: Mapping[str, Sequence[int]], num_stages: int | None, expected: Mapping[str, Sequence[int]], where: str
 ) -> None:
-    """Every tensor of the K ratios is stacked, (K, ...); without ratios there is none."""
+    """Checks the stacked tensors (K, ...) of the ratios against the number of stages and the expected shapes."""
     lengths = {size[0] if len(size) else 0 for size in found.values()}
     if len(lengths) > 1 or lengths == {0} or num_stages not in (None, *(lengths or {0})):
         raise DamagedError(f"{where} holds another number of stages than {ABOUT_FILE} says.")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ImageModel(nn.Module):
-    """Generator and, if there is one, encoder, as the one module that the generator's engine trains.
+    """The generator and the optional encoder as one module, which the engine of the generator trains.
 
     Args:
         generator: z (B, Z) -> mean image (B, C, H, W).
@@ -24,8 +24,8 @@ class ImageModel(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Mean images at z (B, Z), and the encoder's mean and log_std (B, Z) for images x (B, C, H, W).
 
-        With `start_noise` (B, Z) the latents are the encoder's draws of that noise, in place of `z`, so that the
-        gradient of what is computed from the images reaches the encoder.
+        With `start_noise` (B, Z) the latents are mean + std * start_noise of the encoder, and `z` is not used. So the
+        gradient of a loss on the images reaches the encoder (reparameterisation, Kingma & Welling 2014).
         """
         encoded = self.encoder(x) if self.encoder is not None else None
         if encoded is not None and start_noise is not None:

@@ -1,4 +1,4 @@
-"""What lies at an address: a run, an export or a set of shards, with every checksum verified."""
+"""Inspects an address: a run, an export or a set of shards. Every checksum is verified."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +16,14 @@ from ebmscale.storage import Storage
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """The result of an inspection.
 
     Attributes:
         kind: what the address holds.
         title: one line about it.
-        columns: names of the table's columns.
-        rows: the table, one row a checkpoint, shard or export; the last column says `ok` or what is wrong.
-        failure: the error that the command ends with, or None where all is well.
+        columns: names of the columns of the table.
+        rows: the table, with one row for every checkpoint, shard or export. The last column is `ok` or the problem.
+        failure: the error with which the command ends; None if everything is valid.
     """
 
     kind: Literal["run", "export", "shards"]
@@ -34,10 +34,10 @@ class Inspection:
 
 
 def inspect(url: str) -> Inspection:
-    """Finds out what an address holds, and verifies it.
+    """Inspects an address.
 
     Raises:
-        DataError: nothing that ebmscale wrote is there.
+        DataError: the address holds no run, no export and no shards.
     """
     storage = Storage.at(url)
     if storage.exists(CONFIG_FILE):
@@ -63,9 +63,7 @@ def _run(storage: Storage) -> Inspection:
         for c in found
     ]
     bad = sum(c.problem is not None for c in found)
-    failure = (
-        StorageError(f"{bad} of {len(found)} checkpoints are not valid; a resume passes them over.") if bad else None
-    )
+    failure = StorageError(f"{bad} of {len(found)} checkpoints are not valid; a resume skips them.") if bad else None
     title = f"run {storage.url}: {len(found)} checkpoint(s) in {FOLDER}/"
     return Inspection("run", title, ["name", "samples seen", "stage", "size", "state"], rows, failure)
 
@@ -84,7 +82,7 @@ def _shards(storage: Storage) -> Inspection:
         problem = found.problem or damaged_samples(storage, manifest, number)
         bad += problem is not None
         rows.append([found.shard, f"{found.num_samples:,}", f"{found.num_bytes / 1e6:.1f} MB", problem or "ok"])
-    failure = DataError(f"{bad} of {len(rows)} shards are not what the manifest says.") if bad else None
+    failure = DataError(f"{bad} of {len(rows)} shards do not agree with the manifest.") if bad else None
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.counts().items())
     shape = "x".join(map(str, manifest.image_shape))
     title = f"shards {storage.url}: {manifest.name}, {counts}, images {shape} {manifest.dtype}, {manifest.encoding}"

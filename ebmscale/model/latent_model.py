@@ -1,6 +1,6 @@
 """A trained model as a value: the generator with its multi-stage prior, opened from a run or from an export.
 
-Needs neither DeepSpeed nor Ray. Shapes: B batch, N samples, Z latent, C H W image, K stages.
+This file needs neither DeepSpeed nor Ray. Shapes: B batch, N samples, Z latent, C H W image, K stages.
 """
 
 import copy
@@ -33,21 +33,21 @@ from ebmscale.storage import Storage
 
 ROWS_AT_ONCE = 500
 BACKGROUND_WIDTH = 2.0
-"""Of the background that `AnomalyScore.ratio` compares with, in standard deviations of its Gaussian."""
+"""Width of the background density of `AnomalyScore.ratio`, in standard deviations of p_0."""
 
 
 class AnomalyScore(NamedTuple):
-    """How unlikely images are at their posterior latents z, each (B,); higher = less likely.
+    """Anomaly scores of images at their posterior latents z, each (B,) in nats. Higher means less likely.
 
     Attributes:
         joint: -log p(x, z) up to constants, the sum of the next two.
-        reconstruction: -log p(x | z), every pixel on its own.
-        prior: -log p_K(z).
-        ratio: log b(z) - log p_K(z) up to constants, with a background b: the Gaussian of p_0 (that of the posteriors,
-            where the base was fitted), `BACKGROUND_WIDTH` times as wide. In the middle of the latents every prior is
-            high, and there a latent does not pass for normal for that alone (likelihood ratios: Ren et al., 2019).
-        balanced: `prior` plus the reconstruction's energy as `model.residuals` counts it, from what errors are on
-            held-out images; equal to `joint` where a model knows nothing of them.
+        reconstruction: -log p(x | z) up to a constant, with independent pixels.
+        prior: -log p_K(z) up to a constant.
+        ratio: log b(z) - log p_K(z) up to constants (likelihood ratio, Ren et al. 2019). The background b is a Gaussian
+            `BACKGROUND_WIDTH` times as wide as p_0, or as the Gaussian fitted to the posteriors if the base is fitted.
+            Every prior is high near the centre of the latent space. The ratio removes this effect.
+        balanced: `prior` plus the energy of the reconstruction error relative to the errors of held-out images (see
+            `model.residuals`). It equals `joint` if the model has no residuals.
     """
 
     joint: Tensor
@@ -61,16 +61,16 @@ class AnomalyScore(NamedTuple):
 class LatentModel:
     """p(x, z) = p_K(z) N(x; G(z), sigma^2 I), with images in [-1, 1].
 
-    Its methods compute on `device`, take tensors from anywhere and return them on the CPU. What is random is drawn on
-    the CPU, so that it is the same on every device.
+    Its methods compute on `device`, accept tensors on any device and return tensors on the CPU. Random numbers are
+    drawn on the CPU, so they are the same on every device.
 
     Attributes:
         config: of the run that trained it.
-        networks: generator, and encoder where the run has one.
+        networks: the generator, and the encoder if the run has one.
         prior: the ratio sequence.
         image_shape: (C, H, W).
-        samples_seen: how far it was trained.
-        residuals: of reconstructions of held-out images, if they were measured.
+        samples_seen: samples of training.
+        residuals: statistics of reconstruction errors on held-out images, if they were measured.
     """
 
     config: RunConfig
@@ -82,7 +82,7 @@ class LatentModel:
 
     @property
     def device(self) -> torch.device:
-        """Where networks and prior lie."""
+        """The device of networks and prior."""
         return next(self.networks.parameters()).device
 
     def to(self, device: torch.device | str) -> "LatentModel":
@@ -92,17 +92,17 @@ class LatentModel:
         return replace(self, networks=copy.deepcopy(self.networks).to(device), prior=self.prior.to(device))
 
     def at_stage(self, stage: int) -> "LatentModel":
-        """The model with the prior after its first stages.
+        """The model with the prior p_k after its first k = `stage` stages.
 
         Raises:
-            ConfigError: it has not so many.
+            ConfigError: the prior has fewer stages.
         """
         if stage > self.prior.num_stages:
             raise ConfigError(f"Stage {stage} is beyond the {self.prior.num_stages} stages that the run has.")
         return replace(self, prior=self.prior.prefix(stage))
 
     def sample(self, num: int, seed: int = 0, num_stages: int | None = None) -> Tensor:
-        """Images (N, C, H, W) in [-1, 1] from the prior, or from the prior after its first `num_stages` stages."""
+        """Images (N, C, H, W) in [-1, 1] from the prior p_K, or from p_k with k = `num_stages`."""
         return self.decode(self.sample_prior(num, seed, num_stages)[0])
 
     @torch.no_grad()
@@ -111,9 +111,9 @@ class LatentModel:
         return torch.cat([self.networks.generator(part.to(self.device)).cpu() for part in z.split(ROWS_AT_ONCE)])
 
     def sample_prior(self, num: int, seed: int = 0, num_stages: int | None = None) -> tuple[Tensor, list[ChainTrace]]:
-        """Latents (N, Z) from the prior by Langevin chains, and the chain's trace at every stage.
+        """Latents (N, Z) from the prior by Langevin chains, and the trace of the chains at every stage.
 
-        A chain starts from an exact draw of p_0 and passes through p_1, ..., p_K, `prior.sample_steps` steps each.
+        A chain starts from an exact draw of p_0 and passes through p_1, ..., p_K, with `prior.sample_steps` steps each.
         """
         prior = self.prior if num_stages is None else self.prior.prefix(num_stages)
         noise = _noise(seed, "sample-prior", num)
@@ -126,9 +126,12 @@ class LatentModel:
         return z.cpu(), traces
 
     def infer(self, x: Tensor, seed: int = 0, at_mean: bool = False) -> tuple[Tensor, ChainTrace]:
-        """Posterior latents (B, Z) of images x (B, C, H, W) by the run's own chain, and the first chunk's trace.
+        """Posterior latents (B, Z) of images by the chain of the run, and the trace of the first `ROWS_AT_ONCE` images.
 
-        `at_mean` starts at the mean of the encoder, if there is one, and not at a draw.
+        Args:
+            x: (B, C, H, W) in [-1, 1].
+            seed: of the noise.
+            at_mean: start at the mean of the encoder, if there is one, and not at a draw from it.
         """
         settings = langevin_settings(self.config.posterior)
         dim, sigma = self.prior.base.dim, self.config.model.sigma
@@ -148,7 +151,7 @@ class LatentModel:
 
     @torch.no_grad()
     def log_prior(self, z: Tensor, normaliser: Normaliser | None = None) -> Tensor:
-        """log p_K(z) (N,), normalised where `log_normaliser` is given, else up to the constant log Z_K."""
+        """log p_K(z) (N,) in nats at z (N, Z): normalised if `normaliser` is given, else up to the constant log Z_K."""
         return self.prior.log_density(z.to(self.device)).cpu() - (normaliser.log_z if normaliser is not None else 0.0)
 
     def log_normaliser(self, seed: int = 0) -> Normaliser:
@@ -157,7 +160,7 @@ class LatentModel:
 
     @torch.no_grad()
     def score(self, x: Tensor, seed: int = 0) -> AnomalyScore:
-        """How unlikely images x (B, C, H, W) are, at posterior latents."""
+        """Anomaly scores of images x (B, C, H, W) in [-1, 1] at their posterior latents."""
         z = self.infer(x, seed, at_mean=True)[0]
         mean = self.decode(z)
         reconstruction = -log_likelihood(x, mean, self.config.model.sigma)
@@ -167,7 +170,11 @@ class LatentModel:
         return AnomalyScore(reconstruction + prior, reconstruction, prior, ratio, balanced)
 
     def export(self, storage: Storage) -> None:
-        """Writes `model.safetensors` and `model.json`, which `load` opens; with checksums of both."""
+        """Writes `model.safetensors` and `model.json` with checksums. `load` opens them.
+
+        Raises:
+            StorageError: the storage fails.
+        """
         tensors = {f"{NETWORKS}{name}": tensor for name, tensor in self.networks.state_dict().items()}
         tensors |= {f"{RATIOS}{name}": tensor for name, tensor in self.prior.weights.items()}
         tensors |= {f"{BASE}{name}": tensor for name, tensor in base_tensors(self.prior.base).items()}
@@ -182,7 +189,7 @@ class LatentModel:
 
 
 def load(url: str) -> LatentModel:
-    """`open_model` from an address."""
+    """The model at an address: a folder or any address of fsspec. See `open_model`."""
     return open_model(Storage.at(url))
 
 
@@ -202,7 +209,7 @@ def _load_run(storage: Storage) -> LatentModel:
     if model is None and store.damaged:
         raise StorageError(
             f"The run {storage.url} has no valid checkpoint left, every one is damaged; `ebmscale inspect "
-            f"{storage.url}` says how."
+            f"{storage.url}` shows how."
         )
     if model is None:
         raise StorageError(f"The run {storage.url} has no valid checkpoint yet; train it first.")
@@ -210,10 +217,10 @@ def _load_run(storage: Storage) -> LatentModel:
 
 
 def from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
-    """The model in a checkpoint: averaged weights where the run has them; the optimisers' state is left where it is.
+    """The model in a checkpoint, with averaged weights if the run has them. The state of the optimisers is not read.
 
     Raises:
-        ConfigError: there are no networks for such images.
+        ConfigError: there is no architecture for images of that shape.
         DamagedError: the checkpoint is damaged, is not of this configuration, or holds weights that are not finite.
     """
     state = saved.state()
@@ -244,7 +251,7 @@ def from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
 
 
 def _read(saved: SavedCheckpoint, stem: str, prefix: str, expected: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """The whole tensors of a stem whose names begin with a prefix, by the rest of their names."""
+    """The whole tensors of a stem whose names begin with a prefix, by their names without the prefix."""
     shapes = {name: size for name, size in saved.shapes(stem).items() if name.startswith(prefix)}
     own = {name.removeprefix(prefix): size for name, size in shapes.items()}
     check_fit(own, expected, f"{stem} of checkpoint {saved.name}")

@@ -19,7 +19,17 @@ NUM_GROUPS, GROUP_SIZE = 16, 512
 def walk_prior(
     prior: RatioSequence, seed: int, groups: Sequence[int], group_size: int, settings: Annealing | None = None
 ) -> Annealed:
-    """Particles of p_K from exact draws of p_0; the noise belongs to (seed, group), so groups may lie anywhere."""
+    """Moves particles from exact draws of p_0 along the stages to p_K.
+
+    The noise depends on (seed, group) alone, so a group has the same particles on every worker.
+
+    Args:
+        prior: the frozen ratios.
+        seed: of the particles.
+        groups: numbers of the G groups.
+        group_size: N.
+        settings: of the walk.
+    """
     rows = torch.as_tensor(groups, dtype=torch.int64).repeat_interleave(group_size)
     first = StreamNoise(seed, "walk-prior-start", 0, rows).normal(prior.base.dim)
     return anneal(
@@ -38,14 +48,14 @@ def measure_normaliser(
     group_size: int = GROUP_SIZE,
     settings: Annealing | None = None,
 ) -> Normaliser:
-    """log Z_K with its standard error, the same on every worker whatever their number (collective).
+    """log Z_K with its standard error, equal on all workers and for any number of workers (collective).
 
     Args:
-        prior: the frozen stack.
+        prior: the frozen ratios.
         seed: of the particles.
-        world: the workers; None is this process alone.
-        num_groups: independent runs, spread over the workers; at least as many as these.
-        group_size: particles of a run.
+        world: the workers; None means this process alone.
+        num_groups: independent groups, which the workers divide among them. There must be at least one for each worker.
+        group_size: N, particles of a group.
         settings: of the walk.
     """
     world = world or World.alone()

@@ -1,8 +1,9 @@
-"""Pieces of named tensors: what a rank holds of a state that is spread over all ranks, and the files it lies in.
+"""Pieces of named tensors: the share of a rank in a state that is spread over all ranks, and the files that hold it.
 
-A state is a set of named tensors. A rank holds *spans* of them: runs of elements of the flattened tensor. The shares
-of all ranks tile the state, so that together they write every element once and none has to gather the rest. A span
-says where it belongs whoever wrote it, so another number of ranks reads it back in other spans.
+A state is a set of named tensors. A *span* is a range of consecutive elements of one flattened tensor. The share of a
+rank is a list of spans with their elements. The shares of all ranks tile the state: together the ranks write every
+element once, and no rank gathers the whole state. A span contains its position, so another number of ranks can read
+the state in other spans.
 
 A part is a safetensors file of one-dimensional tensors `NAME@START`.
 """
@@ -28,7 +29,7 @@ _DTYPES = {
 
 
 class Span(NamedTuple):
-    """`length` elements of the flattened tensor `name`, from `start` on."""
+    """The elements start, ..., start + length - 1 of the flattened tensor `name`."""
 
     name: str
     start: int
@@ -36,25 +37,25 @@ class Span(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The name of these elements in a part."""
+        """The name of these elements in a part, `NAME@START`."""
         return f"{self.name}@{self.start}"
 
 
 class Piece(NamedTuple):
-    """A span with its elements (length,): a view into the live state, to be copied by whoever keeps it."""
+    """A span with its elements (length,). They are a view into the live state: copy them to keep them."""
 
     span: Span
     values: Tensor
 
 
 def piece(name: str, values: Tensor, start: int = 0) -> Piece:
-    """The piece that a tensor's elements make."""
+    """All elements of a tensor as the piece of `name` that begins at `start`."""
     flat = values.detach().reshape(-1)
     return Piece(Span(name, start, flat.numel()), flat)
 
 
 def share_of(pieces: Sequence[Piece], rank: int, size: int) -> list[Piece]:
-    """What one of `size` ranks, which all hold `pieces` whole, has to write: an equal and connected part."""
+    """The share of a rank in pieces that all `size` ranks hold whole: consecutive elements, as many for every rank."""
     total = sum(one.span.length for one in pieces)
     first, last = total * rank // size, total * (rank + 1) // size
     share, at = [], 0
@@ -67,7 +68,7 @@ def share_of(pieces: Sequence[Piece], rank: int, size: int) -> list[Piece]:
 
 
 def split(pieces: Iterable[Piece], part_bytes: int = PART_BYTES) -> list[list[Piece]]:
-    """Pieces in groups of at most `part_bytes`, long ones cut, in their order."""
+    """Pieces in groups of at most `part_bytes` bytes, in their order. Long pieces are cut."""
     groups: list[list[Piece]] = [[]]
     room = part_bytes
     for (name, start, length), values in pieces:
@@ -85,7 +86,7 @@ def split(pieces: Iterable[Piece], part_bytes: int = PART_BYTES) -> list[list[Pi
 
 
 def assemble(wanted: Sequence[Span], found: Iterable[Piece]) -> dict[Span, Tensor]:
-    """The elements of every wanted span, put together from pieces that overlap it.
+    """The elements of every wanted span, collected from the pieces that overlap it.
 
     Raises:
         DamagedError: some elements are in no piece.
@@ -112,9 +113,9 @@ def assemble(wanted: Sequence[Span], found: Iterable[Piece]) -> dict[Span, Tenso
 
 
 class PartImage:
-    """A part laid out in memory that is kept from one snapshot to the next, so that a snapshot is one copy.
+    """The content of a part in memory. The memory is reused, so a snapshot is one copy.
 
-    Fresh memory costs its page faults, many times the copy itself; huge pages and keeping it avoid them.
+    New memory costs page faults, which take many times as long as the copy. Reuse and huge pages avoid them.
     """
 
     def __init__(self, pieces: Sequence[Piece]):
@@ -142,30 +143,30 @@ class PartImage:
         }
 
     def touch(self) -> None:
-        """Takes the memory now, which the first snapshot would otherwise wait for."""
+        """Writes zeros, so that the page faults happen now and not in the first snapshot."""
         for view in self._views.values():
             view.zero_()
 
     def fill(self, pieces: Iterable[Piece]) -> None:
-        """Copies the pieces, which have the image's layout, into it."""
+        """Copies pieces with the layout of this image into it."""
         for span, values in pieces:
             self._views[span.key].copy_(values)
 
     def bytes(self) -> bytes:
-        """The file."""
+        """The content of the safetensors file."""
         return bytes(self._memory)
 
 
 def layout_of(pieces: Iterable[Piece]) -> frozenset[tuple[Span, torch.dtype]]:
-    """What pieces must have in common to fit one image."""
+    """Spans and dtypes of pieces. Pieces with an equal layout fit the same image."""
     return frozenset((one.span, one.values.dtype) for one in pieces)
 
 
 def parse_part(name: str, data: bytes) -> list[Piece]:
-    """The pieces of a part; `name` names it in errors.
+    """The pieces of a part from its bytes; error messages call it `name`.
 
     Raises:
-        DamagedError: it is none.
+        DamagedError: the bytes are not a part.
     """
     pieces = []
     for key, values in parse_tensors(name, data).items():
@@ -177,10 +178,10 @@ def parse_part(name: str, data: bytes) -> list[Piece]:
 
 
 def parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; `name` names it in errors.
+    """The tensors of a safetensors file from its bytes; error messages call it `name`.
 
     Raises:
-        DamagedError: it is none.
+        DamagedError: the bytes are not a safetensors file, or hold a dtype that ebmscale does not write.
     """
     try:
         tensors = load_tensors(data)
@@ -199,10 +200,15 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def check_fit(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], what: str) -> None:
-    """Compares the names and shapes of saved tensors with those of the module that is to load them.
+    """Compares names and shapes of saved tensors with those of the module that loads them.
+
+    Args:
+        found: shapes of the saved tensors.
+        expected: shapes of the tensors of the module.
+        what: what error messages call the saved tensors.
 
     Raises:
-        DamagedError: some are missing, too many or of another shape; `what` names them.
+        DamagedError: tensors are missing, unexpected, or of another shape.
     """
     shapes, own = ({name: tuple(size) for name, size in one.items()} for one in (expected, found))
     wrong = sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name))
@@ -214,5 +220,5 @@ def check_fit(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequenc
 
 
 def whole_spans(shapes: Mapping[str, Sequence[int]]) -> list[Span]:
-    """Spans of whole tensors."""
+    """The spans of whole tensors, from the shapes by name."""
     return [Span(name, 0, torch.Size(shape).numel()) for name, shape in shapes.items()]

@@ -1,6 +1,6 @@
-"""Images as bytes and as pixels.
+"""Conversion between images (uint8) and pixels (float32 in [-1, 1]).
 
-Shapes: B batch, C H W image. Pixels are in [-1, 1].
+Shapes: B batch, C H W image.
 """
 
 import torch
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 images 0..255 as float32 pixels in [-1, 1]."""
+    """uint8 images of any shape as float32 pixels in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def mirrored(x: Tensor, uniform: Tensor) -> Tensor:
-    """Images x (B, C, H, W), those whose number (B,) in [0, 1) is below a half mirrored left to right."""
+    """Images x (B, C, H, W), mirrored left to right where `uniform` (B,) in [0, 1) is below 0.5."""
     return torch.where(uniform[:, None, None, None] < 0.5, x.flip(3), x)
 
 
 def to_images(pixels: Tensor) -> Tensor:
-    """Pixels in [-1, 1] as uint8 images, clipped and rounded; what is not a number becomes grey."""
+    """Pixels in [-1, 1] of any shape as uint8 images, clipped and rounded. NaN becomes grey."""
     return ((pixels.float().nan_to_num().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Where the maths meets a batch: the training loss of generator and encoder, and the targets of the posterior chains.
+"""Posterior inference for a batch of images: the target of the posterior chains, and samples from it.
 
 Shapes: B batch, Z latent, C H W image. Pixels are in [-1, 1].
 """
@@ -19,33 +19,33 @@ from ebmscale.model.image_model import ImageModel
 
 
 def langevin_settings(block: ChainBlock, num_steps: int | None = None) -> LangevinSettings:
-    """The chain that a block of the configuration describes, of another length if one is given."""
+    """The chain of a configuration block. `num_steps`, if given, replaces the number of steps of the block."""
     steps = block.num_steps if num_steps is None else num_steps
     return LangevinSettings(steps, block.step_size, block.noise_scale, block.temperature)
 
 
 def log_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
-    """log N(x; mean, sigma^2 I) up to its constant, (B,), summed in float32."""
+    """log N(x; mean, sigma^2 I) (B,) in nats up to its constant, for x and mean (B, C, H, W), summed in float32."""
     return (x.float() - mean.float()).square().flatten(1).sum(1) * (-0.5 / sigma**2)
 
 
 def lost(z: Tensor, bound: float) -> Tensor:
-    """Which chains (N,) at z (N, Z) are not finite or have a root mean square above the bound."""
+    """Whether chains at z (N, Z) are not finite or have a root mean square above the bound, as booleans (N,)."""
     return ~(z.float().square().mean(1) <= bound**2)
 
 
 @dataclass(frozen=True)
 class PosteriorSample:
-    """Latents drawn for a batch of images, and what training needs of how they were drawn.
+    """Posterior latents of a batch of images, with the quantities that training needs.
 
     Attributes:
-        z: (B, Z) the chain's end.
-        start_noise: (B, Z) noise of the encoder's draw, None without encoder.
-        start_score: (B, Z) score of log p(x, z) at the chain's start; of an encoder without a chain, that of log p(z).
-            None without encoder.
+        z: (B, Z) end of the chain.
+        start_noise: (B, Z) noise of the encoder's draw; None without encoder.
+        start_score: (B, Z) score of log p(x, z) at the start of the chain. For an encoder without a chain it is the
+            score of log p(z). None without encoder, or if it was not requested.
         trace: diagnostics of the chain.
-        num_lost: chains that left their bound and count as still being at their start.
-        moments: (B, 2 Z) mean and standard deviation of the encoder's Gaussians where z is a draw of these.
+        num_lost: chains that left the bound. Their latents are those of their start.
+        moments: (B, 2 Z) mean and standard deviation of the encoder's Gaussians if z is a draw from them.
     """
 
     z: Tensor
@@ -57,12 +57,19 @@ class PosteriorSample:
 
     @property
     def drawn(self) -> Tensor | None:
-        """The noise (B, Z) of the encoder's draw where that is the sample, None where a chain went on from it."""
+        """The noise (B, Z) of the encoder's draw if z is that draw; None if a chain followed."""
         return None if len(self.trace.drift) else self.start_noise
 
 
 def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigma: float) -> Target:
-    """log p(x, z) as a Langevin target over z, with the given prior and sampling copy of the generator."""
+    """log p(x, z) as a Langevin target over z.
+
+    Args:
+        prior: p_{k-1}.
+        generator: a sampling copy, maps z (B, Z) to mean images (B, C, H, W).
+        x: (B, C, H, W) images.
+        sigma: standard deviation of p(x | z).
+    """
     dtype = next(generator.parameters()).dtype
     of_prior = prior_target(prior, dtype)
     of_image = differentiate(lambda z: log_likelihood(x, generator(z.to(dtype)), sigma))
@@ -95,12 +102,12 @@ def sample_posterior(
         prior: p_{k-1}.
         x: (B, C, H, W) images.
         start_noise: (B, Z) standard normal, for the start.
-        chain_noise: (B, T, Z) standard normal, for the chain; T = 0 takes the start itself.
+        chain_noise: (B, T, Z) standard normal, for the chain. With T = 0 the start is the sample.
         settings: of the chain.
-        bound: root mean square of a latent beyond which its chain has diverged.
+        bound: a chain whose latent has a larger root mean square counts as diverged.
         after_step: see `run_chain`.
-        scored: whether the score at the start is wanted.
-        graphs: keeps the chains of a GPU from one call to the next.
+        scored: whether to compute the score at the start where that costs an evaluation.
+        graphs: the CUDA graphs of earlier calls; None runs the chains step by step.
     """
     if model.encoder is None:
         z = prior.base.from_noise(start_noise)

@@ -13,14 +13,15 @@ from ebmscale.density.prior import Base, StandardNormal
 from ebmscale.errors import DamagedError
 
 BASE = "base/"
-"""Before their names."""
+"""Prefix of the names of their tensors."""
 MOST_COMPONENTS = 100_000
 
 
 def base_tensors(base: Base) -> dict[str, Tensor]:
-    """Mean (Z,) and factor (Z, Z) of a `MomentBase`, and its mixture's weights (C,), means (C, Z), factors (C, Z, Z).
+    """The tensors of a base density, by name.
 
-    The standard normal has nothing to keep.
+    A `MomentBase` has its mean (Z,) and Cholesky factor (Z, Z). If it has a mixture, there are also weights (C,), means
+    (C, Z) and Cholesky factors (C, Z, Z). The standard normal has no tensors.
     """
     if not isinstance(base, MomentBase):
         return {}
@@ -31,10 +32,14 @@ def base_tensors(base: Base) -> dict[str, Tensor]:
 
 
 def base_from(dim: int, tensors: Mapping[str, Tensor]) -> Base:
-    """The base that `base_tensors` took apart; its tensors may be flat.
+    """The base density with the tensors of `base_tensors`, which may be flattened.
+
+    Args:
+        dim: Z.
+        tensors: by name.
 
     Raises:
-        DamagedError: they are of another base.
+        DamagedError: the tensors do not fit, or the covariance is singular.
     """
     if not tensors:
         return StandardNormal(dim)
@@ -45,12 +50,12 @@ def base_from(dim: int, tensors: Mapping[str, Tensor]) -> Base:
         inside = Mixture(weights, means.view(-1, dim), choleskys.view(-1, dim, dim))
     base = MomentBase(tensors["mean"].clone(), tensors["cholesky"].clone().view(dim, dim), inside)
     if not math.isfinite(base.log_volume):
-        raise DamagedError("The base density that was saved is none: its factor is singular.")
+        raise DamagedError("The base density that was saved is damaged: its covariance is singular.")
     return base
 
 
 def check_base(dim: int, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Compares the sizes of a base's tensors with its number of dimensions Z.
+    """Compares the shapes of the tensors of a base with `dim` = Z.
 
     Raises:
         DamagedError: they do not fit.

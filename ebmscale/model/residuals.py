@@ -1,11 +1,10 @@
-"""How large reconstruction errors are on held-out normal images, so that a score can say what is unusual.
+"""Statistics of reconstruction errors on held-out normal images, for the `balanced` anomaly score.
 
--log N(x; G(z), sigma^2 I) takes pixels for independent and equally noisy. Neither is so: errors sit on edges, so an
-image of few edges is reconstructed well whatever it is, and the errors of an image go together, so the term outweighs
-the prior many times over. Here the error of an image is divided by the error that its reconstruction leads one to
-expect (a mean for every level of grey), and counted as noise in as many dimensions as its spread on normal images
-shows.
-Only images that training holds out are used, never anomalies.
+-log N(x; G(z), sigma^2 I) assumes that pixels are independent and equally noisy. Neither is true. Errors lie on edges,
+so every image with few edges is reconstructed well. The errors of the pixels of an image are correlated, so the term is
+many times larger than the term of the prior. Here the squared error of an image is divided by its expected value, given
+the reconstruction (a mean for every level of grey). The result counts as noise in n dimensions; n follows from its
+variance over normal images. Only images that training holds out are used, never anomalies.
 
 Shapes: B images, C H W image, L levels of grey.
 """
@@ -23,12 +22,12 @@ SMOOTHING = 1e-4  # added to every level's mean squared error
 
 @dataclass(frozen=True)
 class Residuals:
-    """What was measured on normal images.
+    """Statistics of reconstruction errors on normal images.
 
     Attributes:
-        levels: L mean squared errors of pixels, by the reconstruction's value from -1 to 1.
-        mean: of the relative error (squared error over expected) of an image.
-        variance: of it, over images.
+        levels: L mean squared errors of pixels, by the level of the reconstruction from -1 to 1.
+        mean: mean over images of the relative error, which is the squared error divided by its expected value.
+        variance: variance over images of the relative error.
     """
 
     levels: tuple[float, ...]
@@ -41,22 +40,25 @@ class Residuals:
 
     @property
     def num_dims(self) -> float:
-        """n = 2 mean^2 / variance: a sum of n equal squared normal variables has this relative spread."""
+        """n = 2 mean^2 / variance: the degrees of freedom of a chi-squared variable with this relative variance."""
         return 2 * self.mean**2 / self.variance
 
     def expected(self, reconstruction: Tensor) -> Tensor:
-        """The squared error (B,) to be expected of images with reconstructions (B, C, H, W)."""
+        """The expected squared error (B,) of images with reconstructions (B, C, H, W)."""
         levels = torch.tensor(self.levels, device=reconstruction.device)
         return levels[_level(reconstruction)].flatten(1).sum(1)
 
     def energy(self, x: Tensor, reconstruction: Tensor) -> Tensor:
-        """(n / 2) (relative error / mean), (B,): -log density of a residual in n dimensions, up to a constant."""
+        """(n / 2) (relative error / mean) (B,) in nats, for x and reconstruction (B, C, H, W).
+
+        It is -log of a normal density in n dimensions at the residual, up to a constant.
+        """
         error = (x - reconstruction).square().flatten(1).sum(1)
         return 0.5 * self.num_dims * error / self.expected(reconstruction) / self.mean
 
 
 def measure_residuals(x: Tensor, reconstruction: Tensor, world: World) -> Residuals:
-    """Residuals of this rank's images x (B, C, H, W) and all other ranks' (collective)."""
+    """The statistics over the images of all ranks; x and reconstruction (B, C, H, W) are this rank's (collective)."""
     squares, level = (x - reconstruction).square().double(), _level(reconstruction)
     totals = squares.new_zeros(2, NUM_LEVELS)
     totals[0].index_add_(0, level.flatten(), squares.flatten())

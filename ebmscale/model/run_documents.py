@@ -1,6 +1,6 @@
-"""What the documents of a checkpoint hold: its manifest, the run's state and the clock, as models.
+"""Pydantic models of the documents of a run: manifest, state and clock of a checkpoint, and the lines of the logs.
 
-A checkpoint whose checksums are right may still be another program's, or a stranger's.
+A file whose checksum is right may still have been written by another program, so every field is validated.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,16 +17,16 @@ from ebmscale.stored import Count, FileName, Number, Sha256, Size, Stored
 
 @dataclass(frozen=True)
 class GuardState:
-    """Plain numbers, kept in every checkpoint.
+    """The state of the guard: plain numbers, saved in every checkpoint.
 
     Attributes:
         error: running mean of the squared error per pixel.
-        num_good: updates in it.
-        ratio_loss: running mean of the ratio's loss in this round of its stage.
-        ratio_num_good: batches in it.
-        ratio_round: the stage and where it started, of which `ratio_loss` tells.
-        bad_in_row: updates skipped one after another.
-        rollbacks: how often the run was set back.
+        num_good: number of updates in `error`.
+        ratio_loss: running mean of the loss of the ratio, in nats, in this round of its stage.
+        ratio_num_good: number of batches in `ratio_loss`.
+        ratio_round: the round of `ratio_loss`: its stage, and `samples_seen` at its start.
+        bad_in_row: number of skipped updates in a row.
+        rollbacks: number of roll-backs of the run.
         rate_scale: factor of both learning rates.
     """
 
@@ -40,14 +40,14 @@ class GuardState:
     rate_scale: float = 1.0
 
 
-EVIDENCE = {"loss", "auc", "kl_bound", "kl_bound_error", "ess"}  # what readers of events rely on
+EVIDENCE = {"loss", "auc", "kl_bound", "kl_bound_error", "ess"}  # keys that readers of events need
 STATE = {"started", "settling_since"}
 Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Stem = Annotated[str, Field(pattern=r"^[a-z]{1,32}$")]
 
 
 class FileAbout(Stored):
-    """A file of a checkpoint: its size and checksum; of a part the stem and the spans (name, start, length) too."""
+    """A file of a checkpoint: its size and checksum. A part also has its stem and spans (name, start, length)."""
 
     num_bytes: Count
     sha256: Sha256
@@ -56,7 +56,7 @@ class FileAbout(Stored):
 
 
 class RatioAbout(Stored):
-    """The file of a frozen ratio, which lies in the run's folder of ratios."""
+    """The file of a frozen ratio in the folder `ratios` of the run."""
 
     file: Annotated[str, Field(pattern=r"^ratios/[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$")]
     num_bytes: Count
@@ -68,9 +68,9 @@ class CheckpointManifest(Stored):
 
     Attributes:
         samples_seen: position of the run.
-        stage: that was in training.
-        good: whether no update had been left out just before.
-        metrics: by which checkpoints are kept.
+        stage: the stage in training.
+        good: whether the last update was not skipped.
+        metrics: the metrics that decide which checkpoints are kept.
         files: its own files by name.
         ratios: the frozen ratios, in the order of their stages.
         tensors: the shape of every tensor, by stem and name.
@@ -85,7 +85,7 @@ class CheckpointManifest(Stored):
     tensors: dict[Stem, dict[str, list[Count]]]
 
 
-class StagesForm(Stored):
+class StagesState(Stored):
     """The plain values of a `RatioTrainer`."""
 
     stage: StageState
@@ -93,13 +93,13 @@ class StagesForm(Stored):
     fits_base: bool = False
 
     @model_validator(mode="after")
-    def _counts_are_counts(self) -> "StagesForm":
+    def _counts_are_counts(self) -> "StagesState":
         _check_counts(asdict(self.stage))
         return self
 
 
 class DoneAt(Stored):
-    """The positions at which evidence, metrics and a checkpoint were last taken."""
+    """`samples_seen` at the last measurement of evidence, the last metrics and the last checkpoint."""
 
     evidence: Count
     metrics: Count
@@ -112,7 +112,7 @@ class RunState(Stored):
     samples_seen: Count
     done_at: DoneAt
     image_shape: tuple[Size, Size, Size]
-    stages: StagesForm
+    stages: StagesState
     guard: GuardState
     measured: dict[str, Number]
     meters: list[dict[str, tuple[Number, Number]]]
@@ -127,7 +127,7 @@ class RunState(Stored):
 
 
 class ClockState(Stored):
-    """`clock.json`: the seconds of the interval that a checkpoint interrupts, as `PartTimer.values` gives them."""
+    """`clock.json`: seconds of the interval of metrics in which a checkpoint was taken, from `PartTimer.values`."""
 
     parts: dict[str, Seconds]
     total: Seconds
@@ -141,10 +141,10 @@ class ClockState(Stored):
 
 
 def _check_counts(values: dict[str, Any]) -> None:
-    """Whole numbers of a state are counts."""
+    """Checks that integers of a state are between 0 and 2^63 - 1."""
     for name, value in values.items():
         if any(type(one) is int and not 0 <= one < 2**63 for one in (value if isinstance(value, tuple) else [value])):
-            raise ValueError(f"{name} is no count")
+            raise ValueError(f"{name} is not a count")
 
 
 class ExportAbout(Stored):
@@ -160,7 +160,7 @@ class ExportAbout(Stored):
 
 
 class LogLine(Stored):
-    """A line of `guard.jsonl`, and what lines of all logs have."""
+    """A line of `guard.jsonl`, and the fields that the lines of all logs have."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -168,7 +168,7 @@ class LogLine(Stored):
 
 
 class Times(Stored):
-    """Seconds of an interval: in all, of processors, by part."""
+    """Seconds of an interval of metrics: wall time, processor time, and wall time by part."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     __pydantic_extra__: dict[str, Number | None]
@@ -178,7 +178,7 @@ class Times(Stored):
 
 
 class MetricsLine(LogLine):
-    """A line of `metrics.jsonl`; what is no finite number is null."""
+    """A line of `metrics.jsonl`. A number that is not finite is null."""
 
     __pydantic_extra__: dict[str, Number | None]
 
@@ -187,7 +187,7 @@ class MetricsLine(LogLine):
 
 
 class EventLine(LogLine):
-    """A line of `events.jsonl`; with evidence comes a decision."""
+    """A line of `events.jsonl`. A line with evidence also has a decision."""
 
     stage: Count
     held_out_mse: Number | None = None
@@ -200,5 +200,5 @@ class EventLine(LogLine):
         if self.evidence is not None:
             lacking = EVIDENCE - self.evidence.keys() or STATE - (self.state or {}).keys()
             if self.decision is None or lacking:
-                raise ValueError(f"evidence comes with a decision, its numbers and a state, {sorted(lacking)} lack")
+                raise ValueError(f"evidence needs a decision, its numbers and a state; {sorted(lacking)} are missing")
         return self

@@ -1,4 +1,4 @@
-"""Where a run lies in a storage, and its configuration there."""
+"""The folder of a run in a storage, and the configuration in it."""
 
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.data.manifest import FILE as MANIFEST_FILE
@@ -14,7 +14,7 @@ CONFIG_BYTES = 1 << 20
 
 
 def run_storage(config: RunConfig) -> Storage:
-    """Where a run lives."""
+    """The folder of a run."""
     return open_storage(config.storage).child(config.run.name)
 
 
@@ -22,11 +22,11 @@ def data_of(config: RunConfig, way_out: str) -> Storage:
     """The packed set that a run was trained on.
 
     Args:
-        config: saved with the run.
-        way_out: what a person can do where the set is not there.
+        config: the one saved with the run.
+        way_out: advice for the error message if the set is missing.
 
     Raises:
-        DataError: it is not there.
+        DataError: the set is missing.
     """
     data, url = open_storage(config.data), config.data.url
     if data.exists(MANIFEST_FILE):
@@ -40,7 +40,7 @@ def data_of(config: RunConfig, way_out: str) -> Storage:
 
 
 def saved_config(storage: Storage) -> RunConfig | None:
-    """The configuration that a run's checkpoints were made with; None where there are no checkpoints."""
+    """The configuration of the checkpoints of a run; None if the run has no checkpoints."""
     if not storage.exists(CONFIG_FILE) or not CheckpointReader(storage).finished():
         return None
     return load_run_config(storage)
@@ -50,7 +50,7 @@ def load_run_config(storage: Storage) -> RunConfig:
     """The configuration saved with a run.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: there is no run in the storage.
     """
     if not storage.exists(CONFIG_FILE):
         raise ConfigError(f"There is no run at {storage.url}; give the address that `ebmscale train` printed.")

@@ -1,3 +1,3 @@
-"""The parts of an update whose time is told apart; without torch, as processes that only watch need them too."""
+"""The parts of an update that are timed. This file does not import torch, since processes that only watch read it."""
 
 PARTS = ("data", "posterior", "generator", "prior", "ratio", "evidence", "checkpoint")

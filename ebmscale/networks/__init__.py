@@ -1,6 +1,6 @@
 """The networks: plain `torch.nn` modules, unaware of ranks, engines, files and configuration."""
 
-from ebmscale.networks.architectures import FORMS, Form, ImageShape, Layer, find_form
+from ebmscale.networks.architectures import ARCHITECTURES, Architecture, ImageShape, Layer, find_architecture
 from ebmscale.networks.blocks import count_parameters, initialise
 from ebmscale.networks.encoder import LOG_STD_BOUND, Encoder, build_encoder
 from ebmscale.networks.generator import Generator, build_generator
@@ -17,12 +17,12 @@ from ebmscale.networks.ratio_net import ACTIVATIONS, RatioNet, RatioNets, build_
 
 __all__ = [
     "ACTIVATIONS",
-    "FORMS",
+    "ARCHITECTURES",
     "LOG_STD_BOUND",
+    "Architecture",
     "Bounded",
     "ConvRatioNet",
     "Encoder",
-    "Form",
     "Generator",
     "ImageShape",
     "Layer",
@@ -34,7 +34,7 @@ __all__ = [
     "build_generator",
     "build_ratio_net",
     "count_parameters",
-    "find_form",
+    "find_architecture",
     "initialise",
     "quadratic_part",
     "set_bound",

@@ -1,4 +1,4 @@
-"""What the networks share: the layers of our own, seeded initialisation, and building without global RNG.
+"""Layers that several networks use, seeded initialisation, and construction without the global RNG.
 
 Shapes: B batch, Z latent, C channels, H height, W width.
 """
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 LEAKY_SLOPE = 0.2
 HE_GAIN = math.sqrt(2 / (1 + LEAKY_SLOPE**2))
 IMAGE_GAIN = 0.1
-QUIET_GAIN = 0.6
+SMALL_GAIN = 0.6
 MOST_FREQUENCY = 32.0
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class LatentToGrid(nn.Module):
-    """A transposed convolution of a 1x1 grid, computed as the matrix product that it is.
+    """A transposed convolution of a 1x1 grid, computed as a matrix product.
 
-    Equal to `nn.ConvTranspose2d(latent_dim, channels, size)` on `z[:, :, None, None]`, with the same parameters;
-    `weight` holds that layer's weight, flattened from (Z, C, H, W) to (Z, C*H*W).
+    It equals `nn.ConvTranspose2d(latent_dim, channels, size)` on `z[:, :, None, None]`, with the same parameters.
+    `weight` is the weight of that layer, flattened from (Z, C, H, W) to (Z, C*H*W).
     """
 
     def __init__(self, latent_dim: int, channels: int, size: int) -> None:
@@ -39,7 +39,7 @@ class LatentToGrid(nn.Module):
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts at exactly zero, so that the network starts as the zero function."""
+    """A linear layer whose weights start at zero. A network with this last layer starts as the zero function."""
 
     def reset_parameters(self) -> None:
         """Sets weight and, if there is one, bias to zero."""
@@ -48,19 +48,20 @@ class ZeroLinear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
-class QuietLinear(nn.Linear):
-    """A linear layer that starts with smaller weights (`QUIET_GAIN`), for outputs that are squared."""
+class SmallLinear(nn.Linear):
+    """A linear layer with smaller initial weights (`SMALL_GAIN`, not `HE_GAIN`), for outputs that are squared."""
 
 
 class WaveLinear(nn.Linear):
-    """A linear layer whose outputs are the phases of waves: random directions, shifts, and frequencies at start.
+    """A linear layer whose outputs are the phases of random Fourier features.
 
-    The angular frequencies are spread evenly in their logarithm from 1 to `MOST_FREQUENCY`, in units of the input.
+    Directions and shifts are random. The angular frequencies are spaced evenly in their logarithm, from 1 to
+    `MOST_FREQUENCY` radians per unit of the input.
     """
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """Draws weights and shifts."""
+        """Draws weights and shifts from `generator`."""
         count, dim = self.weight.shape
         direction = torch.randn(count, dim, generator=generator, device=generator.device)
         frequency = MOST_FREQUENCY ** torch.linspace(0, 1, count, device=generator.device)
@@ -69,23 +70,23 @@ class WaveLinear(nn.Linear):
 
 
 class ImageLayer(nn.ConvTranspose2d):
-    """The generator's last layer, which starts small (`IMAGE_GAIN`), so that the posterior chain starts stable.
+    """The last layer of the generator. Its small initial weights (`IMAGE_GAIN`) make the first posterior chains stable.
 
-    The curvature of |x - g(z)|^2 / (2 sigma^2) in z is J^T J / sigma^2, and a Langevin step s needs s < 2 sigma /
-    sqrt(largest eigenvalue of J^T J). With He's gain here too, that would be a step of 0.09 at 28x28 and 0.03 at
-    128x128 with sigma 0.3, below the usual 0.1: the chain would diverge before the first update.
+    The curvature of |x - g(z)|^2 / (2 sigma^2) in z is J^T J / sigma^2. A Langevin step s is stable if s < 2 sigma /
+    sqrt(largest eigenvalue of J^T J). With He's gain in this layer too, the limit would be 0.09 at 28x28 and 0.03 at
+    128x128 with sigma 0.3. The usual step of 0.1 is above it: the chain would diverge before the first update.
     """
 
 
 def build(make: Callable[[], Network], generator: torch.Generator) -> Network:
-    """Makes a network on the CPU with its weights drawn from `generator` alone.
+    """Makes a network on the CPU whose weights are drawn from `generator` alone.
 
-    The constructor runs on the meta device, where torch's own initialisation draws nothing, so that torch's global
-    RNG is neither read nor moved.
+    The constructor runs on the meta device, where torch's own initialisation draws no numbers. So the global RNG of
+    torch does not change.
 
     Args:
-        make: calls the network's constructor.
-        generator: where the weights come from; it moves on.
+        make: calls the constructor of the network.
+        generator: the source of the weights. Its state advances.
     """
     with torch.device("meta"):
         network = make()
@@ -96,12 +97,12 @@ def build(make: Callable[[], Network], generator: torch.Generator) -> Network:
 
 @torch.no_grad()
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draws every weight of `module` anew from `generator`; biases and `ZeroLinear` become zero.
+    """Redraws every weight of `module` from `generator`. Biases and the weights of `ZeroLinear` become zero.
 
-    Weights are normal with He's variance for LeakyReLU(0.2), which keeps the scale of the features through any depth,
-    and smaller in `ImageLayer` and `QuietLinear`; a `WaveLinear` draws its own. They are drawn in float32 on the
-    generator's device, in the order of `module.modules()`: the same generator gives the same weights wherever the
-    module lies.
+    Weights are normal with the variance of He et al. (2015) for LeakyReLU(0.2), so the scale of the features does not
+    depend on the depth. Those of `ImageLayer` and `SmallLinear` are smaller; `WaveLinear` has its own `draw`. All are
+    drawn in float32 on the device of the generator, in the order of `module.modules()`. So the same generator gives the
+    same weights on every device of the module.
     """
     for layer in module.modules():
         if isinstance(layer, ZeroLinear):
@@ -109,16 +110,16 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(layer, WaveLinear):
             layer.draw(generator)
         elif isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, LatentToGrid)):
-            quiet = {ImageLayer: IMAGE_GAIN, QuietLinear: QUIET_GAIN}
+            gains = {ImageLayer: IMAGE_GAIN, SmallLinear: SMALL_GAIN}
             noise = torch.randn(layer.weight.shape, generator=generator, device=generator.device)
-            layer.weight.copy_(noise * (quiet.get(type(layer), HE_GAIN) / math.sqrt(_fan_in(layer))))
+            layer.weight.copy_(noise * (gains.get(type(layer), HE_GAIN) / math.sqrt(_fan_in(layer))))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
 
 def _fan_in(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d | LatentToGrid) -> float:
-    """How many inputs reach one output of `layer`, away from the border."""
-    if isinstance(layer, nn.ConvTranspose2d):  # a stride of s leaves one in s*s kernel positions for each output
+    """The number of inputs of one output of `layer`, away from the border."""
+    if isinstance(layer, nn.ConvTranspose2d):  # with a stride of s, one in s*s kernel positions reaches an output
         return layer.in_channels * math.prod(layer.kernel_size) / math.prod(layer.stride)
     if isinstance(layer, LatentToGrid):
         return layer.weight.shape[0]

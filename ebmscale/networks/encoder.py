@@ -1,4 +1,4 @@
-"""The encoder: a diagonal Gaussian approximation of the posterior, from the mirrored layers of the generator.
+"""The encoder: a diagonal Gaussian approximation of the posterior. Its layers mirror those of the generator.
 
 Shapes: B batch, Z latent, C channels, H height, W width.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, Z latent, C channels, H height, W width.
 import torch
 from torch import Tensor, nn
 
-from ebmscale.networks.architectures import ImageShape, find_form
+from ebmscale.networks.architectures import ImageShape, find_architecture
 from ebmscale.networks.blocks import LEAKY_SLOPE, ZeroLinear, build
 
 LOG_STD_BOUND = 5.0
@@ -15,24 +15,24 @@ LOG_STD_BOUND = 5.0
 class Encoder(nn.Module):
     """Maps images (B, C, H, W) to the mean and the log standard deviation (B, Z) of a diagonal Gaussian.
 
-    It starts as the standard normal for every image: the last layer is zero. `build_encoder` makes one with seeded
-    weights.
+    Its last layer starts at zero, so it starts as the standard normal for every image. `build_encoder` makes one with
+    seeded weights.
     """
 
-    def __init__(self, image_shape: ImageShape, latent_dim: int, width: int, form: str | None = None) -> None:
+    def __init__(self, image_shape: ImageShape, latent_dim: int, width: int, architecture: str | None = None) -> None:
         """Makes the layers.
 
         Args:
-            image_shape: (C, H, W), of a size that `FORMS` has.
+            image_shape: (C, H, W), of an image size in `ARCHITECTURES`.
             latent_dim: Z.
-            width: the unit in which the form counts channels.
-            form: a name in `FORMS`; None takes the first one of the image's size.
+            width: the unit in which the architecture counts channels.
+            architecture: a name in `ARCHITECTURES`; None means the first one of the image size.
 
         Raises:
-            ConfigError: there is no form for such images.
+            ConfigError: there is no architecture for images of that shape.
         """
         super().__init__()
-        first, *rest = find_form(image_shape, form).layers
+        first, *rest = find_architecture(image_shape, architecture).layers
         outputs = [layer.channels(width, image_shape[0]) for layer in (first, *rest)]
         layers: list[nn.Module] = []
         for layer, in_channels, out_channels in reversed(list(zip(rest, outputs[1:], outputs[:-1], strict=True))):
@@ -44,16 +44,15 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps images (B, C, H, W) to (mean, log_std), each (B, Z).
 
-        log_std stays within +-LOG_STD_BOUND, so that the standard deviation and the KL divergence cannot overflow
-        or collapse. The bound is a tanh and not a clamp, so that the gradient does not vanish at the bound; near
-        zero it changes nothing.
+        log_std lies within +-LOG_STD_BOUND, so the standard deviation and the KL divergence cannot overflow or
+        collapse. A tanh makes the bound: unlike a clamp it has a gradient at the bound. Near zero it is the identity.
         """
         mean_BZ, raw_BZ = self.output(self.features(x)).chunk(2, dim=1)
         return mean_BZ, LOG_STD_BOUND * torch.tanh(raw_BZ / LOG_STD_BOUND)
 
 
 def build_encoder(
-    image_shape: ImageShape, latent_dim: int, width: int, form: str | None = None, *, generator: torch.Generator
+    image_shape: ImageShape, latent_dim: int, width: int, architecture: str | None = None, *, generator: torch.Generator
 ) -> Encoder:
     """An `Encoder` on the CPU whose weights come from `generator` alone; the other arguments are the constructor's."""
-    return build(lambda: Encoder(image_shape, latent_dim, width, form), generator)
+    return build(lambda: Encoder(image_shape, latent_dim, width, architecture), generator)

@@ -1,4 +1,4 @@
-"""A small convolutional classifier, whose penultimate layer gives the features of a Frechet distance.
+"""A small convolutional classifier. Its penultimate layer gives the features of a Frechet distance.
 
 Shapes: B batch, F features, K classes, C channels, H height, W width.
 """
@@ -11,16 +11,16 @@ from ebmscale.networks.blocks import build
 
 NUM_FEATURES = 64
 SMALLEST_SIDE = 8  # pixels, of the grid that is flattened
-GREATEST_WIDTH = 8  # times the width of the first layer
+GREATEST_WIDTH = 8  # in units of the width of the first layer
 
 
 class FeatureNet(nn.Module):
-    """Classifies images (B, C, H, W) in [-1, 1]; `features` are what its last layer sees.
+    """Classifies images (B, C, H, W) in [-1, 1]. `features` are the inputs of its last layer.
 
     Args:
         image_shape: (C, H, W).
         num_classes: K.
-        width: channels of the first layer; every halving of the image doubles them.
+        width: channels of the first layer. Every halving of the image doubles them, up to `GREATEST_WIDTH` times.
     """
 
     def __init__(self, image_shape: ImageShape, num_classes: int, width: int):

@@ -1,4 +1,4 @@
-"""The generator g(z): the LEBM family's transposed convolutions, without normalisation layers.
+"""The generator g(z): the transposed convolutions of LEBM (Pang et al. 2020), without normalisation layers.
 
 Shapes: B batch, Z latent, C channels, H height, W width.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, Z latent, C channels, H height, W width.
 import torch
 from torch import Tensor, nn
 
-from ebmscale.networks.architectures import ImageShape, find_form
+from ebmscale.networks.architectures import ImageShape, find_architecture
 from ebmscale.networks.blocks import LEAKY_SLOPE, ImageLayer, LatentToGrid, build
 
 
@@ -14,23 +14,23 @@ class Generator(nn.Module):
     """Maps latents (B, Z) to images (B, C, H, W) in [-1, 1].
 
     `Generator(100, (3, 32, 32), 64)` has LEBM's 3,447,683 parameters for SVHN, `Generator(128, (3, 32, 32), 128,
-    form="cifar10")` its 18,883,075 for CIFAR-10. `build_generator` makes one with seeded weights.
+    architecture="cifar10")` its 18,883,075 for CIFAR-10. `build_generator` makes one with seeded weights.
     """
 
-    def __init__(self, latent_dim: int, image_shape: ImageShape, width: int, form: str | None = None) -> None:
+    def __init__(self, latent_dim: int, image_shape: ImageShape, width: int, architecture: str | None = None) -> None:
         """Makes the layers.
 
         Args:
             latent_dim: Z.
-            image_shape: (C, H, W), of a size that `FORMS` has.
-            width: the unit in which the form counts channels.
-            form: a name in `FORMS`; None takes the first one of the image's size.
+            image_shape: (C, H, W), of an image size in `ARCHITECTURES`.
+            width: the unit in which the architecture counts channels.
+            architecture: a name in `ARCHITECTURES`; None means the first one of the image size.
 
         Raises:
-            ConfigError: there is no form for such images.
+            ConfigError: there is no architecture for images of that shape.
         """
         super().__init__()
-        first, *rest = find_form(image_shape, form).layers
+        first, *rest = find_architecture(image_shape, architecture).layers
         channels = first.channels(width, image_shape[0])
         layers: list[nn.Module] = [LatentToGrid(latent_dim, channels, first.kernel)]
         for layer in rest:
@@ -46,7 +46,7 @@ class Generator(nn.Module):
 
 
 def build_generator(
-    latent_dim: int, image_shape: ImageShape, width: int, form: str | None = None, *, generator: torch.Generator
+    latent_dim: int, image_shape: ImageShape, width: int, architecture: str | None = None, *, generator: torch.Generator
 ) -> Generator:
     """A `Generator` on the CPU whose weights come from `generator` alone; the other arguments are the constructor's."""
-    return build(lambda: Generator(latent_dim, image_shape, width, form), generator)
+    return build(lambda: Generator(latent_dim, image_shape, width, architecture), generator)

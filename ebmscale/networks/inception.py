@@ -1,8 +1,8 @@
-"""Inception-v3 as the standard FID uses it: the network of TensorFlow's graph of 2015-12-05, and its preprocessing.
+"""Inception-v3 of the standard FID (Heusel et al. 2017): the TensorFlow graph of 2015-12-05, and its preprocessing.
 
 The names and shapes of the parameters are those of the published conversion `pt_inception-2015-12-05-6726825d.pth`.
-It differs from the Inception-v3 of torchvision in its pooling branches: averages leave the padding out, and the last
-block takes a maximum. Shapes: B batch, C channels, H height, W width.
+The pooling branches differ from the Inception-v3 of torchvision: averages exclude the padding, and the last block takes
+a maximum. Shapes: B batch, C channels, H height, W width.
 """
 
 import torch
@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 NUM_FEATURES = 2048
 SIDE = 299  # pixels
-NUM_CLASSES = 1008  # of a last layer that the features do not need, but the file has
+NUM_CLASSES = 1008  # of the last layer, which is in the file and which the features do not need
 
 Size = int | tuple[int, int]
 
 
 class ConvUnit(nn.Module):
-    """Convolution, batch normalisation, ReLU. Odd kernels keep the size where `same` is set."""
+    """Convolution, batch normalisation, ReLU. With `same`, odd kernels keep the size of the input."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Size, stride: int = 1, same: bool = True):
         super().__init__()
@@ -44,7 +44,7 @@ def _halve(x: Tensor) -> Tensor:
 
 
 class BlockA(nn.Module):
-    """35 x 35 blocks."""
+    """Blocks of 35 x 35 features."""
 
     def __init__(self, inputs: int, pooled: int):
         super().__init__()
@@ -64,7 +64,7 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """35 x 35 to 17 x 17."""
+    """From 35 x 35 to 17 x 17 features."""
 
     def __init__(self, inputs: int):
         super().__init__()
@@ -80,7 +80,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17 x 17 blocks."""
+    """Blocks of 17 x 17 features."""
 
     def __init__(self, inputs: int, inner: int):
         super().__init__()
@@ -104,7 +104,7 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """17 x 17 to 8 x 8."""
+    """From 17 x 17 to 8 x 8 features."""
 
     def __init__(self, inputs: int):
         super().__init__()
@@ -122,7 +122,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8 x 8 blocks; the last one pools by maximum, as the graph of 2015 does."""
+    """Blocks of 8 x 8 features. The last one pools by maximum, as the graph of 2015 does."""
 
     def __init__(self, inputs: int, by_maximum: bool):
         super().__init__()
@@ -171,7 +171,7 @@ class FidInception(nn.Module):
         self.fc = nn.Linear(NUM_FEATURES, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, 2048) of uint8 images; grey ones count as three equal channels."""
+        """Features (B, 2048) of uint8 images. A grey image is repeated as three equal channels."""
         x = preprocess(images)
         x = _halve(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
         x = _halve(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
@@ -182,22 +182,23 @@ class FidInception(nn.Module):
 
 
 def preprocess(images: Tensor) -> Tensor:
-    """uint8 images (B, 1 or 3, H, W) as the graph takes them: 299 x 299, (value - 128) / 128."""
+    """The inputs (B, 3, 299, 299) of the graph, (value - 128) / 128, from uint8 images (B, 1 or 3, H, W)."""
     x = images.float()
     x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
     return (resize(x, SIDE) - 128) / 128
 
 
 def resize(x: Tensor, side: int) -> Tensor:
-    """Bilinear as TensorFlow 1 does it: output pixel i takes its value at i * (size / side), corners unaligned.
+    """Images (B, C, side, side), resized bilinearly as TensorFlow 1 does: output pixel i is read at i * (size / side).
 
-    That is neither of torch's two conventions: its pixels have no half-pixel centres, and the last ones repeat.
+    Neither convention of torch gives this: there are no half-pixel centres, corners are not aligned, and the last
+    pixels repeat.
     """
     for dim in (2, 3):
         size = x.shape[dim]
         at = torch.arange(side, dtype=torch.float32, device=x.device) * (size / side)
         low = at.long().clamp_max(size - 1)
         high = (low + 1).clamp_max(size - 1)
-        share = (at - low).view(-1, 1) if dim == 2 else (at - low)
-        x = torch.lerp(x.index_select(dim, low), x.index_select(dim, high), share)
+        fraction = (at - low).view(-1, 1) if dim == 2 else (at - low)
+        x = torch.lerp(x.index_select(dim, low), x.index_select(dim, high), fraction)
     return x

@@ -16,7 +16,7 @@ from ebmscale.networks.ratio_net import RatioNet
 
 
 class QuadraticHead(nn.Module):
-    """z^T A z + b^T z + c, which holds the log ratio of any two Gaussians; it starts as the zero function."""
+    """z^T A z + b^T z + c, which represents the log ratio of any two Gaussians. It starts as the zero function."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -36,9 +36,9 @@ class QuadraticHead(nn.Module):
 
 
 class ConvRatioNet(nn.Module):
-    """Convolutions from flattened images (..., Z) to one log_ratio each (...); it starts as the zero function.
+    """Convolutions that map flattened images (..., Z) to log_ratio (...). It starts as the zero function.
 
-    Every layer of `widths` halves the image's sides.
+    Every layer of `widths` halves the sides of the image.
     """
 
     def __init__(self, image_shape: ImageShape, widths: Sequence[int] = (32, 64)):
@@ -58,10 +58,10 @@ class ConvRatioNet(nn.Module):
 
 
 class Waves(nn.Module):
-    """Points (..., Z) with so many sines of random projections beside their coordinates: (..., Z + W).
+    """Appends W random Fourier features, sines of random projections, to points (..., Z), giving (..., Z + W).
 
-    A perceptron draws what is sharp only slowly; from sines of many frequencies it gets there early (Tancik et al.,
-    NeurIPS 2020). For few dimensions: in many, random directions miss what matters.
+    A perceptron learns high frequencies slowly. With sines of many frequencies as inputs it learns them early (Tancik
+    et al., NeurIPS 2020). This is for few dimensions: in many dimensions random directions rarely meet the structure.
     """
 
     def __init__(self, dim: int, num_waves: int):
@@ -116,8 +116,8 @@ def set_bound(network: nn.Module, bound: float) -> None:
 class Standardised(nn.Module):
     """gain * inner((z - shift) / scale), with `shift` and `scale` (Z,) and `gain` () as buffers beside the weights.
 
-    So every stage counts its coordinates in the spread that is left by then, over any range of scales, and a trained
-    ratio may be made weaker or stronger as a whole.
+    So every stage can standardise its inputs by the mean and standard deviation of its own samples, and a trained ratio
+    can be scaled as a whole.
     """
 
     shift: Tensor
@@ -132,7 +132,7 @@ class Standardised(nn.Module):
         self.register_buffer("gain", torch.ones((), device="cpu"))
 
     def set_spread(self, shift: Tensor, scale: Tensor) -> None:
-        """Counts coordinates from `shift` in units of `scale`, both (Z,), from now on; the gain is 1 again."""
+        """Sets `shift` and `scale`, both (Z,), and resets the gain to 1."""
         self.shift.copy_(shift)
         self.scale.copy_(scale)
         self.gain.fill_(1.0)
@@ -142,12 +142,12 @@ class Standardised(nn.Module):
         return self.gain * self.inner(self.standardised(z))
 
     def standardised(self, z: Tensor) -> Tensor:
-        """Points (..., Z) as `inner` sees them."""
+        """The inputs of `inner` at points (..., Z)."""
         return (z - self.shift) / self.scale
 
 
 def quadratic_part(network: nn.Module) -> QuadraticHead | None:
-    """The quadratic head that a ratio network is, or to which the rest of it is added."""
+    """The quadratic head of a ratio network: the network itself or a term of its sum. None if it has none."""
     parts = network.parts if isinstance(network, Sum) else [network]
     return next((part for part in parts if isinstance(part, QuadraticHead)), None)
 
@@ -161,10 +161,19 @@ def vector_ratio(
     squares: bool = False,
     bounded: bool = False,
 ) -> nn.Module:
-    """A multilayer perceptron, a quadratic head, or both; with neither hidden layers nor head it is linear.
+    """A multilayer perceptron, a quadratic head, or their sum. Without hidden layers and head it is linear.
 
-    The perceptron sees `num_waves` sines beside the coordinates (see `Waves`). With `squares` its second layer sees the
-    first one's units and their squares (see `ratio_net.WithSquares`); `bounded` makes it a `Bounded` one.
+    Args:
+        dim: Z.
+        hidden: widths of the hidden layers of the perceptron.
+        activation: a name in `ACTIVATIONS`.
+        quadratic: whether there is a quadratic head.
+        num_waves: random Fourier features that the perceptron has as inputs beside the coordinates (see `Waves`).
+        squares: whether its second layer sees the first one's units and their squares (see `ratio_net.WithSquares`).
+        bounded: whether the perceptron's values are bounded (see `Bounded`).
+
+    Raises:
+        ConfigError: there is no such activation.
     """
     perceptron: nn.Module = RatioNet(dim + num_waves, hidden, activation, squares=squares)
     if num_waves:

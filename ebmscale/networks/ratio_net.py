@@ -1,4 +1,4 @@
-"""The ratio network: the log_ratio of one stage, and with the same layers the energy network of the LEBM baseline.
+"""The ratio network: the log_ratio of one stage. The energy network of the LEBM baseline has the same layers.
 
 Shapes: ... any leading axes, Z latent.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
-from ebmscale.networks.blocks import LEAKY_SLOPE, QuietLinear, ZeroLinear, build
+from ebmscale.networks.blocks import LEAKY_SLOPE, SmallLinear, ZeroLinear, build
 
 SQUARE_BOUND = 25.0
 
@@ -22,10 +22,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class WithSquares(nn.Module):
-    """Features (..., H) and beside them their squares, c tanh(a^2 / c): (..., 2 H).
+    """Appends to features a (..., H) their bounded squares c tanh(a^2 / c), giving (..., 2 H).
 
-    Covariances are what latents of an encoder differ in first, and a perceptron draws squares slowly. They are bounded,
-    so that a ratio grows no faster than the points' length and p_k stays a density.
+    The latents of an encoder and those of the prior differ first in their covariances, and a perceptron learns squares
+    slowly. The squares are bounded so that a ratio grows at most linearly in |z| and p_k can be normalised.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -34,10 +34,10 @@ class WithSquares(nn.Module):
 
 
 class RatioNet(nn.Module):
-    """A multilayer perceptron from latents (..., Z) to one log_ratio each (...).
+    """A multilayer perceptron that maps latents (..., Z) to log_ratio (...).
 
-    It starts as the zero function, so that a new stage changes nothing until it is trained. No buffers, no state:
-    `torch.func.functional_call` under `torch.vmap` evaluates the stacked weights of all stages together.
+    It starts as the zero function, so a new stage does not change the prior until it is trained. It has no buffers and
+    no state: `torch.func.functional_call` under `torch.vmap` evaluates the stacked weights of all stages together.
     `build_ratio_net` makes one with seeded weights.
     """
 
@@ -54,8 +54,7 @@ class RatioNet(nn.Module):
             latent_dim: Z.
             hidden: the widths of the hidden layers.
             activation: a name in `ACTIVATIONS`.
-            squares: whether the first hidden layer is linear, and the next one sees its units and their squares (see
-                `WithSquares`) in the place of an activation.
+            squares: whether the first hidden layer has `WithSquares` in place of an activation.
 
         Raises:
             ConfigError: there is no such activation.
@@ -67,7 +66,7 @@ class RatioNet(nn.Module):
         width = latent_dim
         for out_features in hidden:
             if squares and not layers:
-                layers += [QuietLinear(width, out_features), WithSquares()]
+                layers += [SmallLinear(width, out_features), WithSquares()]
                 width = 2 * out_features
             else:
                 layers += [nn.Linear(width, out_features), ACTIVATIONS[activation]()]
@@ -79,7 +78,7 @@ class RatioNet(nn.Module):
         return self.layers(z).squeeze(-1)
 
     def times(self, weights: Mapping[str, Tensor], gain: float) -> dict[str, Tensor]:
-        """The state dict of a network of this form that is `gain` times the network of `weights`."""
+        """The state dict of a network with the same layers that is `gain` times the network of `weights`."""
         output = f"layers.{len(self.layers) - 1}."
         return {name: gain * one if name.startswith(output) else one for name, one in weights.items()}
 
@@ -97,14 +96,14 @@ def build_ratio_net(
 
 
 class RatioNets(nn.Module):
-    """K ratio networks of the same form, each fed its own latents: (K, N, Z) to (K, N)."""
+    """K ratio networks with the same layers, each with its own latents: (K, N, Z) to (K, N)."""
 
     def __init__(self, nets: Sequence[RatioNet]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
 
     def forward(self, z: Tensor) -> Tensor:
-        """f_k(z_k) for every k."""
+        """f_k(z_k) for every k: latents (K, N, Z) to (K, N)."""
         return torch.stack([net(part) for net, part in zip(self.nets, z, strict=True)])
 
     def stacked(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,1 +1,1 @@
-"""The pages and their pictures: of a run, and of a comparison."""
+"""HTML pages of runs and comparisons, and their pictures."""

@@ -1,4 +1,4 @@
-"""The table of a comparison: rows by seeds as Markdown, JSON, and one page with charts and pictures side by side."""
+"""The result of a comparison as a Markdown table, as JSON, and as one page with charts and samples of all rows."""
 
 import json
 import math
@@ -20,14 +20,14 @@ LESS_IS_BETTER = ("mse", "FD", "FID", "bits")
 
 @dataclass(frozen=True)
 class Result:
-    """What one run gave.
+    """The result of one run.
 
     Attributes:
         row: its name in the table.
         seed: of the run.
-        url: the run's address.
-        measured: values by name; empty where it failed.
-        failure: why it failed, or None.
+        url: address of the run.
+        measured: values by name; empty if the run failed.
+        failure: why the run failed; None if it did not.
     """
 
     row: str
@@ -38,7 +38,7 @@ class Result:
 
 
 def write_comparison(storage: Storage, name: str, about: str, results: Sequence[Result]) -> str:
-    """Writes table, JSON and page to the comparison's storage.
+    """Writes table, JSON and page to the storage of the comparison.
 
     Returns:
         The table as Markdown.
@@ -55,7 +55,7 @@ def write_comparison(storage: Storage, name: str, about: str, results: Sequence[
 
 
 def markdown_table(results: Sequence[Result]) -> str:
-    """One line a row: mean and standard deviation over its seeds of everything that was measured."""
+    """A table with one line for every row: mean and standard deviation of every quantity over the seeds."""
     header, rows = _cells(results)
     rule = ["---", *["---:"] * (len(header) - 1)]
     lines = (" | ".join(shown(cell).replace("|", "\\|") for cell in cells) for cells in (header, rule, *rows))
@@ -63,7 +63,7 @@ def markdown_table(results: Sequence[Result]) -> str:
 
 
 def summarise(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
-    """Row -> quantity -> values by seed, rows in their order; runs that failed are left out."""
+    """Row -> quantity -> values in the order of the seeds. A run that failed has no values."""
     found: dict[str, dict[str, list[float]]] = {}
     for result in results:
         row = found.setdefault(result.row, {})
@@ -107,7 +107,7 @@ def _number(value: float) -> str:
 
 
 def _charts(results: Sequence[Result]) -> list[Picture]:
-    """One chart for every quantity that was measured: rows from top to bottom, a dot for each seed."""
+    """One chart for every quantity, with the rows from top to bottom and a dot for every seed."""
     found = summarise(results)
     charts = []
     for name in _quantities(results):
@@ -116,12 +116,12 @@ def _charts(results: Sequence[Result]) -> list[Picture]:
             continue
         better = "lower is better" if any(word in name for word in LESS_IS_BETTER) else "higher is better"
         chart = pictures.data_uri(pictures.dot_chart(values), "image/svg+xml")
-        charts.append(Picture(chart, name, f"{better}; a dot is a seed"))
+        charts.append(Picture(chart, name, f"{better}; every dot is a seed"))
     return charts
 
 
 def _samples(storage: Storage, results: Sequence[Result]) -> list[Picture]:
-    """The samples of every row's first seed; the runs are folders of the comparison's storage."""
+    """The samples of the first seed of every row. The runs are folders in the storage of the comparison."""
     first: dict[str, Picture] = {}
     for result in results:
         file = f"{result.url.rpartition('/')[2]}/{SAMPLES_FILE}"

@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: what all have in common, and what is put on them."""
+"""Rendering of self-contained HTML pages, and the elements that all pages use."""
 
 from typing import Any, NamedTuple
 
@@ -9,15 +9,15 @@ from ebmscale.terminal import shown
 
 
 class Picture(NamedTuple):
-    """An image on a page, its title and what to say under it."""
+    """An image on a page: its data URI, its title above and a note below it."""
 
     uri: str
     title: str
     note: str = ""
 
 
-class Figure(NamedTuple):
-    """A key figure: its name, its value, and where it comes from."""
+class KeyFigure(NamedTuple):
+    """A key figure on a page: its name, its value, and a note about it."""
 
     name: str
     value: str
@@ -25,7 +25,7 @@ class Figure(NamedTuple):
 
 
 def render(template: str, **values: Any) -> str:
-    """A page, by the name of its template beside this file."""
+    """A page from the values and the name of its template, which lies beside this file."""
     loader = PackageLoader("ebmscale", "report")
     environment = Environment(
         loader=loader,
@@ -39,5 +39,5 @@ def render(template: str, **values: Any) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """Data with control characters and overrides of the direction of text as their escapes."""
+    """Text in which control characters and overrides of the text direction are escaped."""
     return shown(value, but="\n") if isinstance(value, str) and not isinstance(value, Markup) else value

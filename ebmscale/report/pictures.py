@@ -1,6 +1,6 @@
-"""Pictures as bytes: grids of images (PNG) and the report's small charts (SVG).
+"""Pictures as bytes: grids of images (PNG) and small charts (SVG).
 
-Every chart is drawn at the size of a phone's width, so that its text stays readable there; pages put several in a row.
+Every chart has the width of a phone's screen, so that its text is readable there. Pages put several charts in a row.
 
 Shapes: N images or latents, C H W image, T steps of a chain.
 """
@@ -35,7 +35,7 @@ GAP = 2  # pixels between the images of a grid
 
 WIDTH, HEIGHT = 4.0, 2.5  # inches
 HISTOGRAM_BINS = 30
-MOST_DOTS = 60  # a curve of more points is drawn without dots
+MOST_DOTS = 60  # a curve with more points is drawn without dots
 STYLE: Any = {
     "font.size": 9.5,
     "svg.hashsalt": "ebmscale",  # the same run gives the same bytes
@@ -52,7 +52,7 @@ STYLE: Any = {
 
 
 class Curve(NamedTuple):
-    """One line of a timeline: values y at samples_seen x, with an optional half width of a band around it."""
+    """One curve of a timeline: values y at samples_seen x, and optionally the half width of a band around it."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -61,19 +61,19 @@ class Curve(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Something that the scheduler decided at samples_seen `at`; `kind` is a key of MARK_COLOURS."""
+    """A decision of the scheduler at samples_seen `at`. `kind` is a key of MARK_COLOURS."""
 
     at: int
     kind: str
 
 
 def image_grid(images: Tensor, columns: int, scale: int = 1) -> bytes:
-    """A PNG of images in rows, each pixel enlarged to `scale` x `scale` equal ones, on white with thin gaps.
+    """A PNG with a grid of images on white, with thin gaps.
 
     Args:
-        images: (N, C, H, W) in [-1, 1]; one channel is grey, three are RGB (any beyond are not shown).
-        columns: images in a row.
-        scale: enlargement.
+        images: (N, C, H, W) in [-1, 1]. One channel is grey, three are RGB. Further channels are not shown.
+        columns: number of images in a row.
+        scale: factor by which images are enlarged, without interpolation.
     """
     num, channels, height, width = images.shape
     shown = images[:, :3] if channels >= 3 else images[:, :1]
@@ -90,13 +90,16 @@ def image_grid(images: Tensor, columns: int, scale: int = 1) -> bytes:
 
 
 def data_uri(data: bytes, media_type: str) -> str:
-    """The bytes as an address that a page can show without another file."""
+    """The bytes as a data URI, which a page can show without another file."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 @matplotlib.rc_context(STYLE)
 def energy_histogram(posterior: Tensor, prior: Tensor) -> bytes:
-    """Histograms of energies (N,) of posterior and prior latents, on the same bins; the outer 0.5 % count as tails."""
+    """Histograms of energies (N,) of posterior and prior latents, with common bins.
+
+    The outermost bins hold the lowest and highest 0.5 % of the values.
+    """
     figure, axes = _new_chart("energy (nats)", "density")
     sides = {"posterior z⁺": (posterior, POSTERIOR_COLOUR), "prior z⁻": (prior, PRIOR_COLOUR)}
     finite = torch.cat([energy[energy.isfinite()] for energy, _ in sides.values()]).double()
@@ -122,14 +125,14 @@ def timeline(
     end: int,
     level: tuple[float, str] | None = None,
 ) -> bytes:
-    """Curves over samples_seen, on bands for the stages, with vertical lines where the scheduler decided.
+    """Curves over samples_seen, with bands for the stages and vertical lines for the decisions.
 
     Args:
-        curves: to draw; those of the same label share a colour.
+        curves: the curves. Curves with the same label have the same colour.
         marks: decisions.
-        starts: stage -> samples_seen where it started.
+        starts: stage -> samples_seen at its start.
         end: samples_seen at the right edge.
-        level: a value and its name, drawn as a dashed line across.
+        level: a value and its name, drawn as a horizontal dotted line.
     """
     figure, axes = _new_chart("samples seen")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -159,7 +162,7 @@ def timeline(
 
 @matplotlib.rc_context(STYLE)
 def chain_chart(trace: ChainTrace) -> bytes:
-    """A chain's mean log density (T,) above, and the mean lengths of its drift and diffusion (T,) below."""
+    """Two charts of a chain: mean log density (T,), and below it the mean lengths of drift and diffusion (T,)."""
     figure = Figure(figsize=(WIDTH, HEIGHT * 1.35), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     steps = np.arange(1, len(trace.log_density) + 1)
@@ -175,20 +178,20 @@ def chain_chart(trace: ChainTrace) -> bytes:
 
 
 @matplotlib.rc_context(STYLE)
-def share_chart(edges: Sequence[float], shares: Mapping[str, Sequence[float]]) -> bytes:
-    """Share of time by part, stacked, for every interval between the `edges` (one more than values)."""
-    figure, axes = _new_chart("samples seen", "share of time")
+def fraction_chart(edges: Sequence[float], fractions: Mapping[str, Sequence[float]]) -> bytes:
+    """Fraction of time by part, stacked, for every interval between two `edges` (one more than values)."""
+    figure, axes = _new_chart("samples seen", "fraction of time")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    rows = [[values[0], *values] for values in map(list, shares.values())]
+    rows = [[values[0], *values] for values in map(list, fractions.values())]
     axes.stackplot(edges, rows, step="pre", colors=PART_COLOURS, lw=0)
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1))
-    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.yaxis.set_major_formatter(lambda fraction, _: f"{fraction:.0%}")
     return _svg(figure)
 
 
 @matplotlib.rc_context(STYLE)
 def speed_chart(edges: Sequence[float], speeds: Sequence[float]) -> bytes:
-    """Samples per second in every interval between the `edges` (one more than speeds)."""
+    """Samples per second in every interval between two `edges` (one more than speeds)."""
     figure, axes = _new_chart("samples seen", "samples/s")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.stairs(speeds, edges, baseline=None, color=POSTERIOR_COLOUR, lw=1.5)
@@ -199,7 +202,7 @@ def speed_chart(edges: Sequence[float], speeds: Sequence[float]) -> bytes:
 
 @matplotlib.rc_context(STYLE)
 def dot_chart(values: Mapping[str, Sequence[float]]) -> bytes:
-    """A row for every name from top to bottom: a dot for each of its values, and a bar at their mean."""
+    """A row for every name, from top to bottom, with a dot for every value and a bar at the mean."""
     figure, axes = _new_chart("")
     figure.set_size_inches(WIDTH, max(HEIGHT, 0.6 + 0.28 * len(values)))
     for place, row in enumerate(values.values()):
@@ -220,17 +223,17 @@ def _new_chart(xlabel: str, ylabel: str = "") -> tuple[Figure, Axes]:
 
 
 def _legend_above(axes: Axes) -> None:
-    """The legend in one line above the axes, where it hides nothing."""
+    """Puts the legend in one line above the axes, so that it covers no curve."""
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, borderaxespad=0.2)
 
 
 def _draw_stages(axes: Axes, starts: Mapping[int, int], end: int) -> None:
-    """A band for every stage, every second one shaded, with its number above."""
+    """Draws a band with a number above it for every stage. Every second band is shaded."""
     edges = [*starts.values(), end]
     for (stage, left), right in zip(starts.items(), edges[1:], strict=True):
         if stage % 2 == 0:
             axes.axvspan(left, right, color="#f1f1f1", zorder=0, lw=0)
-        if right - left > 0.06 * end:  # else there is no room for its name
+        if right - left > 0.06 * end:  # a narrower band has no room for the number
             text = f"k={stage}" if right - left > 0.12 * end else str(stage)
             middle, transform = (left + right) / 2, axes.get_xaxis_transform()
             axes.text(middle, 1.0, text, transform=transform, ha="center", va="bottom", fontsize=8, color="#666666")

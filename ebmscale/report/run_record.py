@@ -1,4 +1,4 @@
-"""What a run wrote down about itself: its events and metrics, read for the report."""
+"""The events and metrics of a run, read for the report."""
 
 import math
 from collections.abc import Sequence
@@ -16,50 +16,50 @@ OTHER = "other"
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """The lines of a run's `events.jsonl` and `metrics.jsonl`, oldest first."""
 
     events: list[Line]
     metrics: list[Line]
 
     @classmethod
-    def of(cls, run: Storage) -> "Record":
-        """The record of a run; empty where it has written none yet."""
+    def of(cls, run: Storage) -> "RunRecord":
+        """The record of a run. It is empty if the run has written no lines yet."""
         metrics = read_lines(run, METRICS_FILE, MetricsLine)
         return cls(read_lines(run, EVENTS_FILE, EventLine), [line for line in metrics if "total_s" in line["time"]])
 
     @property
     def end(self) -> int:
-        """samples_seen of the last line; 0 without any."""
+        """samples_seen of the last line; 0 if there is no line."""
         return max((line["samples_seen"] for line in self.events + self.metrics), default=0)
 
     @property
     def measured(self) -> list[Line]:
-        """The events that hold evidence of a ratio, and so a decision."""
+        """The events with evidence of a ratio, and so with a decision."""
         return [event for event in self.events if "evidence" in event]
 
     @property
     def wall_s(self) -> float | None:
-        """Seconds that the recorded intervals took; None without any."""
+        """Seconds of all recorded intervals; None if there is none."""
         return sum(line["time"]["total_s"] for line in self.metrics) if self.metrics else None
 
     def marks(self) -> list[Mark]:
-        """Every decision but the Holds that change nothing."""
+        """Every decision, without a Hold that leaves the stage as it is."""
         kinds = ((event["samples_seen"], kind_of(event)) for event in self.measured)
         return [Mark(at, kind) for at, kind in kinds if kind != "Hold"]
 
     def starts(self) -> dict[int, int]:
-        """Stage -> samples_seen where it started."""
+        """Stage -> samples_seen at its start."""
         advances = [event for event in self.measured if event["decision"] == "Advance"]
         first = {1: 0} if self.measured else {}
         return first | {event["stage"] + 1: event["samples_seen"] for event in advances}
 
     def evidence(self, name: str, band: str | None = None) -> list[Curve]:
-        """One number of the evidence over time: a curve for every ratio, since each starts from nothing.
+        """One number of the evidence over time, with a curve for every ratio.
 
         Args:
             name: of the number.
-            band: name of its standard error; the band is two of them wide on either side.
+            band: name of its standard error. The band reaches two standard errors to either side.
         """
         ratios: list[list[Line]] = [[]]
         for event in self.measured:
@@ -77,11 +77,11 @@ class Record:
         ]
 
     def squared_errors(self) -> list[Curve]:
-        """Mean squared error of the reconstructions over time: of held-out and of training images."""
+        """Mean squared error of reconstructions over time, for held-out images and for training images."""
         return [_curve(self.events, "held_out_mse", "held-out"), _curve(self.metrics, "train/mse", "training")]
 
     def edges(self) -> list[int]:
-        """samples_seen at the ends of the metrics' intervals, one more than there are intervals."""
+        """samples_seen at the edges of the intervals of metrics, one more than there are intervals."""
         return [0, *(line["samples_seen"] for line in self.metrics)]
 
     def speeds(self) -> list[float]:
@@ -93,15 +93,15 @@ class Record:
         ]
 
     def seconds(self) -> dict[str, list[float]]:
-        """Seconds by part in every interval; what no part accounts for is `OTHER`."""
+        """Seconds by part in every interval. `OTHER` is the time outside the named parts."""
         times = [line["time"] for line in self.metrics]
         parts = {part: [time.get(f"{part}_s", 0.0) for time in times] for part in PARTS}
-        told = [sum(values) for values in zip(*parts.values(), strict=True)]
-        return parts | {OTHER: [max(time["total_s"] - known, 0.0) for time, known in zip(times, told, strict=True)]}
+        in_parts = [sum(values) for values in zip(*parts.values(), strict=True)]
+        return parts | {OTHER: [max(time["total_s"] - known, 0.0) for time, known in zip(times, in_parts, strict=True)]}
 
 
 def kind_of(event: Line) -> str:
-    """What an event with evidence did: its decision's name, or which change of a stage hides behind a Hold."""
+    """The kind of an event with evidence: the name of its decision, or "Settling" or "New round" for such a Hold."""
     state = event["state"]
     if event["decision"] != "Hold":
         return event["decision"]
@@ -116,11 +116,11 @@ def _curve(lines: list[Line], key: str, label: str) -> Curve:
 
 
 def number(value: float | None) -> float:
-    """A recorded number; what was not finite was written as null and is NaN again."""
+    """A recorded number. A null, which stands for a number that was not finite, becomes NaN."""
     return math.nan if value is None else value
 
 
-def shares(seconds: dict[str, list[float]]) -> dict[str, Sequence[float]]:
-    """The share of every part in every interval."""
+def fractions(seconds: dict[str, list[float]]) -> dict[str, Sequence[float]]:
+    """The fraction of the time of every interval that every part takes."""
     totals = [max(sum(values), 1e-9) for values in zip(*seconds.values(), strict=True)]
     return {part: [v / t for v, t in zip(values, totals, strict=True)] for part, values in seconds.items()}

@@ -1,7 +1,6 @@
-"""One self-contained HTML page about a run, in the order in which a researcher asks: does it sample, does it
-reconstruct, does the prior fit the posterior, what did the scheduler see, did the chains mix, where did time go.
+"""One self-contained HTML page about a run: samples, reconstructions, energies, evidence, chains, time, configuration.
 
-The page shows the run's newest valid checkpoint; everything drawn for it is a function of the run and `SEED`.
+The page shows the newest valid checkpoint of the run. All random numbers depend on the run and on `SEED` alone.
 
 Shapes: N images or latents, C H W image, Z latent, K stages.
 """
@@ -26,10 +25,10 @@ from ebmscale.model.latent_model import LatentModel, open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
 from ebmscale.report import pictures
-from ebmscale.report.pages import Figure, Picture, render
-from ebmscale.report.run_record import Line, Record, kind_of, number, shares
+from ebmscale.report.pages import KeyFigure, Picture, render
+from ebmscale.report.run_record import Line, RunRecord, fractions, kind_of, number
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import patiently
+from ebmscale.training.checkpoint import retried
 from ebmscale.version import __version__
 from ebmscale.world import device_of
 
@@ -38,26 +37,26 @@ SEED = 0  # of the samples; samples.png is `model.sample(64, SEED)`
 ENERGY_SEED = 1  # of the latents whose energies are compared
 NUM_HELD_OUT = 256
 GRID_COLUMNS, TILE_COLUMNS = 8, 5
-TILE_PIXELS = 64  # images are enlarged to about this size
+TILE_PIXELS = 64  # images are enlarged to about this side
 EVIDENCE = {
-    "loss": ("Held-out loss (nats)", "of the classifier of z⁺ against z⁻; on the dotted line the ratio says nothing"),
+    "loss": ("Held-out loss (nats)", "of the classifier of z⁺ against z⁻; the dotted line is chance"),
     "kl_bound": ("KL bound (nats)", "lower bound on KL(q || p), with a band of 2 standard errors"),
-    "auc": ("AUC", "at 0.5 z⁺ and z⁻ cannot be told apart"),
-    "ess": ("Effective sample size", "as a fraction, of the weights r = exp f at z⁻; near 0 the bound rests on few z⁻"),
-    "calibration_error": ("Calibration error", "of the classifier, between 0 and 1; at 0 it is calibrated"),
+    "auc": ("AUC", "of the same classifier; 0.5 is chance"),
+    "ess": ("Effective sample size", "of the weights exp f at z⁻, as a fraction; near 0 few z⁻ determine the KL bound"),
+    "calibration_error": ("Calibration error", "of the same classifier, between 0 and 1; 0 means calibrated"),
 }
 LEVELS = {"loss": (2 * math.log(2), "2 log 2"), "kl_bound": (0.0, ""), "auc": (0.5, "")}
-"""What the evidence is where a ratio says nothing, and the name of that value."""
+"""The evidence of the zero ratio (chance), and the label of that value."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out images with the model's view of them.
+    """Held-out images with their posterior latents and reconstructions.
 
     Attributes:
         name: of the data set.
         x: (N, C, H, W) in [-1, 1].
-        z: (N, Z) at the end of the posterior chain.
+        z: (N, Z) end of the posterior chain.
         trace: of that chain.
         reconstruction: (N, C, H, W).
     """
@@ -74,17 +73,17 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
 
     Args:
         run: its storage.
-        data: the set that it was trained on; where not given, its configuration says where that lies.
-        retry_s: how long a storage that refuses is tried again, in seconds.
+        data: the data set of the run; None means the address in its configuration.
+        retry_s: seconds during which a failing storage is tried again.
 
     Returns:
-        The page's address.
+        The address of the page.
 
     Raises:
         ConfigError: there is no run.
-        StorageError: it has no valid checkpoint, or its storage refuses.
+        StorageError: the run has no valid checkpoint, or its storage fails.
     """
-    model, record = open_model(run), Record.of(run)
+    model, record = open_model(run), RunRecord.of(run)
     model = model.to(device_of("cpu" if model.config.device == "cpu" else "auto"))
     held_out, missing = _held_out(model, data)
     samples = sample_grid(model, model.sample(GRID_COLUMNS**2, SEED), GRID_COLUMNS)
@@ -107,12 +106,12 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         versions={"ebmscale": __version__, "torch": torch.__version__, "Python": platform.python_version()},
     )
     for name, content in ((SAMPLES_FILE, samples), (REPORT_FILE, page.encode())):
-        patiently(partial(run.publish, name, content), retry_s, threading.Event(), time.monotonic, "It")
+        retried(partial(run.publish, name, content), retry_s, threading.Event(), time.monotonic, "It")
     return run.url_of(REPORT_FILE)
 
 
 def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None, str | None]:
-    """The run's held-out images, or why there are none."""
+    """The held-out images of the run, or why they cannot be read."""
     block = model.config.data
     try:
         storage = data or data_of(model.config, "give `ebmscale report` in that folder, or put the set back")
@@ -129,32 +128,32 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None,
     return HeldOut(manifest.name, x, z, trace, model.decode(z)), None
 
 
-def _key_figures(model: LatentModel, record: Record, data_name: str) -> list[Figure]:
-    """The headline."""
+def _key_figures(model: LatentModel, record: RunRecord, data_name: str) -> list[KeyFigure]:
+    """The key figures at the top of the page."""
     budget, seen = model.config.train.max_samples, model.samples_seen
     shape = " x ".join(map(str, model.image_shape))
     measured = next((event for event in reversed(record.events) if "held_out_mse" in event), None)
     state = "finished" if seen >= budget else f"stopped at {seen / budget:.0%}"
     figures = [
-        Figure("State", state, f"{seen:,} of {budget:,} samples seen, seed {model.config.run.seed}"),
-        Figure("Data set", data_name, f"{shape} images, latents of {model.config.model.latent_dim}"),
-        Figure("Stages K", str(model.prior.num_stages), f"at most {model.config.most_stages}"),
+        KeyFigure("State", state, f"{seen:,} of {budget:,} samples seen, seed {model.config.run.seed}"),
+        KeyFigure("Data set", data_name, f"{shape} images, latents of {model.config.model.latent_dim}"),
+        KeyFigure("Stages K", str(model.prior.num_stages), f"at most {model.config.most_stages}"),
     ]
     if measured:
-        note = f"in [-1, 1] units, at {measured['samples_seen']:,} samples"
-        figures.append(Figure("Held-out MSE", f"{number(measured['held_out_mse']):.4f}", note))
+        note = f"of pixels in [-1, 1], at {measured['samples_seen']:,} samples"
+        figures.append(KeyFigure("Held-out MSE", f"{number(measured['held_out_mse']):.4f}", note))
     if record.measured:
         last = record.measured[-1]
         frozen = "frozen" if last["freeze"] else "not frozen"
         note = f"nats, stage {last['stage']} ({frozen}), at {last['samples_seen']:,} samples"
-        figures.append(Figure("KL bound", _bound(last), note))
+        figures.append(KeyFigure("KL bound", _bound(last), note))
     if record.wall_s is not None:
-        figures.append(Figure("Wall time", _duration(record.wall_s), "sum of the recorded intervals"))
+        figures.append(KeyFigure("Wall time", _duration(record.wall_s), "sum of the recorded intervals"))
     return figures
 
 
 def _stage_samples(model: LatentModel) -> list[Picture]:
-    """The same chains on their way through p_0, p_1, ..., p_K."""
+    """Samples of the same chains at p_0, p_1, ..., p_K."""
     found = []
     for stage in range(model.prior.num_stages + 1):
         images = model.sample(GRID_COLUMNS**2, SEED, stage)[: TILE_COLUMNS**2]
@@ -163,7 +162,7 @@ def _stage_samples(model: LatentModel) -> list[Picture]:
 
 
 def _reconstruction(model: LatentModel, held_out: HeldOut) -> dict[str, Any]:
-    """Held-out images, their reconstructions and the difference, with the error in [-1, 1] units."""
+    """Held-out images, their reconstructions and the differences, with mean squared errors of pixels in [-1, 1]."""
     x, mean = held_out.x, held_out.reconstruction
     errors = (x - mean).square().flatten(1).mean(1)
     num = min(TILE_COLUMNS**2, len(x))
@@ -180,7 +179,7 @@ def _reconstruction(model: LatentModel, held_out: HeldOut) -> dict[str, Any]:
 
 
 def _latents(model: LatentModel, held_out: HeldOut | None) -> dict[str, list[Picture]]:
-    """Energies of posterior and prior latents under every p_k, and the course of the chains that gave them."""
+    """Energies of posterior and prior latents under every p_k, and charts of their chains."""
     energies, chains = [], []
     if held_out is not None and len(held_out.trace.log_density):
         chains.append(_chain(held_out.trace, "posterior chain: log p(x, z)"))
@@ -192,7 +191,7 @@ def _latents(model: LatentModel, held_out: HeldOut | None) -> dict[str, list[Pic
             posterior_energy, prior_energy = -earlier.log_prior(held_out.z), -earlier.log_prior(z)
             gap = float(posterior_energy.mean() - prior_energy.mean())
             chart = _chart(pictures.energy_histogram(posterior_energy, prior_energy))
-            energies.append(Picture(chart, f"k = {stage}", f"mean energy of z⁺ less that of z⁻: {gap:+.2f} nats"))
+            energies.append(Picture(chart, f"k = {stage}", f"mean energy of z⁺ minus that of z⁻: {gap:+.2f} nats"))
     chains += [_chain(trace, f"prior chain, stage {stage}: log p_{stage}(z)") for stage, trace in enumerate(traces, 1)]
     return {"energies": energies, "chains": chains}
 
@@ -206,8 +205,8 @@ def _chain(trace: ChainTrace, title: str) -> Picture:
     )
 
 
-def _evidence(model: LatentModel, record: Record) -> dict[str, Any]:
-    """Evidence over time with the scheduler's decisions, and their table."""
+def _evidence(model: LatentModel, record: RunRecord) -> dict[str, Any]:
+    """Evidence over time with the decisions of the scheduler, and a table of both."""
     marks, starts, end = record.marks(), record.starts(), max(record.end, model.samples_seen)
 
     def chart(curves: list[pictures.Curve], title: str, note: str, level: tuple[float, str] | None = None) -> Picture:
@@ -220,7 +219,7 @@ def _evidence(model: LatentModel, record: Record) -> dict[str, Any]:
             charts.append(chart(curves, title, note, LEVELS.get(name)))
     errors = [curve for curve in record.squared_errors() if curve.x]
     if errors:
-        charts.append(chart(errors, "Mean squared error", "of reconstructions, in [-1, 1] units"))
+        charts.append(chart(errors, "Mean squared error", "of reconstructions, pixels in [-1, 1]"))
     rows = [_decision_row(event) for event in record.measured]
     return {
         "charts": charts,
@@ -245,26 +244,26 @@ def _decision_row(event: Line) -> dict[str, str]:
     }
 
 
-def _time(record: Record) -> dict[str, Any]:
-    """Where the time went."""
+def _time(record: RunRecord) -> dict[str, Any]:
+    """Time by part and speed."""
     if not record.metrics:
         return {"time_charts": [], "time_parts": []}
     seconds, edges = record.seconds(), record.edges()
     whole = max(sum(map(sum, seconds.values())), 1e-9)
     return {
         "time_charts": [
-            Picture(_chart(pictures.share_chart(edges, shares(seconds))), "Share of time by part"),
+            Picture(_chart(pictures.fraction_chart(edges, fractions(seconds))), "Fraction of time by part"),
             Picture(_chart(pictures.speed_chart(edges, record.speeds())), "Speed (samples/s)"),
         ],
         "time_parts": [
-            {"name": part, "colour": colour, "seconds": f"{sum(values):,.1f}", "share": f"{sum(values) / whole:.1%}"}
+            {"name": part, "colour": colour, "seconds": f"{sum(values):,.1f}", "fraction": f"{sum(values) / whole:.1%}"}
             for (part, values), colour in zip(seconds.items(), pictures.PART_COLOURS, strict=True)
         ],
     }
 
 
 def sample_grid(model: LatentModel, images: Tensor, columns: int) -> bytes:
-    """A PNG of images (N, C, H, W) of the model, enlarged so that small ones can be seen."""
+    """A PNG with a grid of images (N, C, H, W) in [-1, 1] of the model. Small images are enlarged."""
     return pictures.image_grid(images, columns, scale=max(1, TILE_PIXELS // max(model.image_shape[1:])))
 
 

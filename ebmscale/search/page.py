@@ -8,7 +8,7 @@ from typing import Any
 
 from ebmscale.config import RunConfig
 from ebmscale.documents import write_yaml
-from ebmscale.report.pages import Figure, Picture, render
+from ebmscale.report.pages import KeyFigure, Picture, render
 from ebmscale.report.pictures import data_uri
 from ebmscale.search import charts
 from ebmscale.search.importance import importance, importance_note
@@ -61,22 +61,22 @@ def search_page(
     )
 
 
-def _figures(space: Space, records: Sequence[Record], winner: Record | None) -> list[Figure]:
+def _figures(space: Space, records: Sequence[Record], winner: Record | None) -> list[KeyFigure]:
     first = space.objectives[0]
     counts = Counter(record.status for record in records)
     note = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     figures = [
-        Figure("Trials", str(len(records)), note),
-        Figure("Searcher", space.searcher, f"scheduler {space.scheduler}, seed {space.seed}"),
+        KeyFigure("Trials", str(len(records)), note),
+        KeyFigure("Searcher", space.searcher, f"scheduler {space.scheduler}, seed {space.seed}"),
     ]
     if winner is not None:
-        figures.append(Figure(f"Best {first.name}", short(score(first, winner)), f"trial {winner.number}"))
+        figures.append(KeyFigure(f"Best {first.name}", short(score(first, winner)), f"trial {winner.number}"))
     if space.has_default and records:
         figures.append(
-            Figure("The configuration's own", short(score(first, records[0])), f"trial 0, {records[0].status}")
+            KeyFigure("The configuration's own", short(score(first, records[0])), f"trial 0, {records[0].status}")
         )
     seen = sum(record.samples_seen for record in records)
-    figures.append(Figure("Samples trained", f"{seen:,}", "over all trials"))
+    figures.append(KeyFigure("Samples trained", f"{seen:,}", "over all trials"))
     return figures
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ebmscale.density.estimates import importance_estimate, pooled
 from ebmscale.density.evidence import effective_sample_size
-from ebmscale.density.path import Plan
+from ebmscale.density.path import WalkPlan
 from ebmscale.density.prior import RatioSequence
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.particles import Tilted, Walkers, legs_of, tilt
@@ -41,7 +41,7 @@ class FromBase:
     def __init__(self, sequence: RatioSequence, settings: ParticleSettings, draws: Draws, gain_limit: float):
         self._sequence, self._settings, self._draws, self._gain_limit = sequence, settings, draws, gain_limit
         self.share, self.log_z, self.log_z_error = 1.0, 0.0, 0.0
-        self.plans: list[Plan] = []
+        self.plans: list[WalkPlan] = []
         self.tune = Walkers.of_base("tune", sequence.base, 1, settings.num_tune, draws)
         self.judge: Walkers | None = None
         self.pool: Walkers | None = None
@@ -121,7 +121,8 @@ class FromBase:
             if f"{name}/z" in tensors:
                 setattr(self, name, Walkers(name, tensors[f"{name}/z"], tensors[f"{name}/log_z"]))
         self.plans = [
-            Plan(*(tensors[f"plan/{stage}/{name}"] for name in Plan._fields)) for stage in range(sequence.num_stages)
+            WalkPlan(*(tensors[f"plan/{stage}/{name}"] for name in WalkPlan._fields))
+            for stage in range(sequence.num_stages)
         ]
         self.share, self.log_z, self.log_z_error = (values[name] for name in ("share", "log_z", "log_z_error"))
 

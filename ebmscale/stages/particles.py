@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ebmscale.density.estimates import pooled
 from ebmscale.density.moves import Noise
-from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, Plan, stage_legs
+from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, WalkPlan, stage_legs
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import anneal
@@ -50,10 +50,10 @@ class Walkers:
         return pooled(self.log_z.sum(1)) if self.log_z.shape[1] else (0.0, 0.0)
 
     def followed(
-        self, legs: Sequence[Leg], plans: Sequence[Plan], settings: Annealing, draws: Draws, stage: int
+        self, legs: Sequence[Leg], plans: Sequence[WalkPlan], settings: Annealing, draws: Draws, stage: int
     ) -> "Walkers":
         """Where they are after legs that were planned by others, so that their estimates of Z are unbiased."""
-        shared = [Plan(*(part.expand(len(self.z), *part.shape[1:]) for part in plan)) for plan in plans]
+        shared = [WalkPlan(*(part.expand(len(self.z), *part.shape[1:]) for part in plan)) for plan in plans]
         return self._moved(_walked(self, legs, settings, draws, stage, plans=shared), draws, stage)
 
     def _moved(self, walked: Annealed, draws: Draws, stage: int) -> "Walkers":
@@ -78,7 +78,7 @@ class Tilted:
 
     gain: float
     walkers: Walkers
-    plan: Plan
+    plan: WalkPlan
     acceptance: float
 
 
@@ -131,7 +131,7 @@ def _walked(
     settings: Annealing,
     draws: Draws,
     stage: int,
-    plans: Sequence[Plan] | None = None,
+    plans: Sequence[WalkPlan] | None = None,
     until: float | None = None,
     limit: float = 1.0,
 ) -> Annealed:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmscale.density.losses import spoil
+from ebmscale.density.losses import nan_above_limit
 from ebmscale.density.prior import RatioSequence
 from ebmscale.seeds import StreamNoise
 from ebmscale.stages.ratio_engine import RatioEngine
@@ -66,7 +66,7 @@ class RatioUpdates:
         total, bad = torch.zeros((), device=self._world.device), False
         for loss in losses(noise, streams):
             total += loss.detach()
-            self._engine.backward(spoil(loss, loss, limit) * share)
+            self._engine.backward(nan_above_limit(loss, loss, limit) * share)
             norm = self._engine.step(rate)
             if math.isfinite(norm):
                 self.grad_norm = norm

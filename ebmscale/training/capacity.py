@@ -1,6 +1,7 @@
-"""Whether a machine has the memory and the processors that a run asks for: found out before anything is built.
+"""Checks before a run starts that the machine has the memory and the processors that it needs.
 
-Only what a run cannot do without is counted, so no run is refused that would fit; `ebmscale plan` forecasts it all.
+Only the memory that a run cannot do without is counted, so no run that would fit is refused. `ebmscale plan` forecasts
+the whole memory.
 """
 
 import math
@@ -31,17 +32,17 @@ def check_threads(config: RunConfig) -> None:
 
 
 def check_room(config: RunConfig, shape: ImageShape | None, num_samples: int, size: int, device: torch.device) -> None:
-    """Refuses a run that cannot fit the memory of the device, whatever else runs there.
+    """Refuses a run that cannot fit the memory of the device even if nothing else uses it.
 
     Args:
-        config: the run.
-        shape: (C, H, W) of its images; None where the set is packed when the run begins.
-        num_samples: to train on, which bounds what is read ahead.
-        size: workers.
-        device: that computes.
+        config: of the run.
+        shape: (C, H, W) of its images; None if the data set is packed when the run begins.
+        num_samples: number of training samples. It bounds the samples that are read ahead.
+        size: number of workers.
+        device: the device that computes.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the run needs more memory than the device has.
     """
     have = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
     if have is None:
@@ -58,7 +59,7 @@ def check_room(config: RunConfig, shape: ImageShape | None, num_samples: int, si
 def least_bytes(
     config: RunConfig, shape: ImageShape | None, num_samples: int, size: int, on_cuda: bool = False
 ) -> dict[str, int]:
-    """Bytes that the worker with the least to do keeps at once, by the keys of the configuration that decide on it."""
+    """Bytes that the worker with the smallest share keeps at the same time, by the configuration keys that set them."""
     model, stages, prior, data = config.model, config.stages, config.prior, config.data
     row = model.latent_dim * FP32
     rows, ratio_rows = config.train.batch_size // size, stages.batch_size // size

@@ -1,16 +1,16 @@
-"""Checkpoints: folders that exist only once their manifest, written last, is there.
+"""Writing checkpoints. A checkpoint is a folder that is complete once its manifest, which is written last, exists.
 
     URL/NAME/checkpoints/000000064000-6921f0a35b7c/
         {generator,ratio,chains}-RANK-INDEX.safetensors     parts, written by all ranks, at most 8 MiB each
         state.json clock.json                               plain values
-        manifest.json                                       every file with size, sha256 and what it holds; last
+        manifest.json                                       size, sha256 and content of every file; written last
     URL/NAME/ratios/stage-001-9c1d02aa77e4.safetensors      frozen ratios, written once and shared by all checkpoints
-    URL/NAME/checkpoints.json                               the names that the writer knows of
+    URL/NAME/checkpoints.json                               the names of the checkpoints
 
-A folder is named by `samples_seen` and by the group of processes that wrote it (when it started, and a random
-number), so that a writer that was thought dead cannot touch what its successors wrote. Tensors are safetensors and
-the rest is JSON: nothing is unpickled. A storage may list a new folder late, so what exists is never told from a
-listing alone: the names that the writer noted count too, and whether one exists is asked of its manifest.
+The name of a folder has `samples_seen` and a token of the group of processes that wrote it (time of its start, and a
+random number). So a writer that was taken for dead cannot change the files of its successors. Tensors are safetensors
+and the rest is JSON: nothing is unpickled. A storage may list a new folder late. So a name in `checkpoints.json` counts
+as much as a listed one, and a checkpoint exists if its manifest can be read.
 """
 
 import json
@@ -33,8 +33,8 @@ from ebmscale.model.checkpoint import (
     MANIFEST_FILE,
     NAMES_FILE,
     RATIO_FOLDER,
+    CheckpointNames,
     CheckpointReader,
-    Names,
     T,
     about,
     copy_of,
@@ -45,11 +45,11 @@ from ebmscale.model.pieces import PartImage
 from ebmscale.storage import Storage
 from ebmscale.stored import digest as _digest
 
-FIRST_PAUSE_S = 1.0  # before a write that the storage refused is tried again
+FIRST_PAUSE_S = 1.0  # before the first retry of a failed write
 
 
 class _Contents(NamedTuple):
-    """What the policy must know of a checkpoint: its metrics, and the files of the frozen ratios that it needs."""
+    """What the policy needs of a checkpoint: its metrics, and the files of its frozen ratios."""
 
     metrics: Mapping[str, float]
     ratio_files: Sequence[str]
@@ -72,26 +72,26 @@ class CheckpointStore(CheckpointReader):
         return {*super()._unlisted(), *self._written}
 
     def hearing(self, stop: threading.Event) -> "CheckpointStore":
-        """The same checkpoints, whose waits end once `stop` is set."""
+        """A store of the same checkpoints whose waits end once `stop` is set."""
         store = CheckpointStore(self.storage.hearing(stop), self._settings)
         store.damaged, store._written = self.damaged, self._written
         return store
 
     def note(self, name: str) -> None:
-        """Notes a checkpoint that is about to exist, so that it is found before the storage lists it."""
-        noted = Names(names={name, *self.names()})
+        """Adds a name to `checkpoints.json`, so that the checkpoint is found before the storage lists it."""
+        noted = CheckpointNames(names={name, *self.names()})
         self.storage.publish(NAMES_FILE, noted.model_dump_json().encode())
 
     def write_part(self, name: str, file: str, image: PartImage) -> dict[str, Any]:
-        """Writes one part of checkpoint `name`; returns what the manifest says of it."""
+        """Writes one part of checkpoint `name`. Returns its entry for the manifest."""
         data = image.bytes()
         self.storage.publish(f"{FOLDER}/{name}/{file}", data)
         return about(data) | {"stem": file.partition("-")[0], "spans": [list(span) for span in image.spans]}
 
     def write_ratios(self, ratios: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Any]]:
-        """Writes the frozen ratios that are not there yet, twice each, since all checkpoints depend on them.
+        """Writes every frozen ratio twice, since all later checkpoints depend on it. Returns entries for the manifest.
 
-        Those that are there are read, and written again where they were damaged.
+        Files that exist are read, and written again only if they are damaged.
         """
         found = []
         for stage, weights in enumerate(ratios, start=1):
@@ -105,7 +105,13 @@ class CheckpointStore(CheckpointReader):
         return found
 
     def commit(self, name: str, manifest: dict[str, Any], values: Mapping[str, Mapping[str, Any]]) -> None:
-        """Writes the plain values and then the manifest, with which the checkpoint exists; clears what is not kept."""
+        """Writes the plain values and then the manifest, which completes the checkpoint.
+
+        Args:
+            name: of the checkpoint.
+            manifest: its fields; files, version and checksum are added.
+            values: plain values by stem, `state` and `clock`.
+        """
         for stem, content in values.items():
             data = json.dumps(content, indent=1).encode()
             self.storage.publish(f"{FOLDER}/{name}/{stem}.json", data)
@@ -117,10 +123,10 @@ class CheckpointStore(CheckpointReader):
         self._written[name] = _Contents(manifest["metrics"], [one["file"] for one in manifest["ratios"]])
 
     def retain(self, newest: str) -> None:
-        """Deletes what the policy does not keep, and the leftovers of dead writers.
+        """Deletes checkpoints that the policy does not keep, and incomplete ones of dead writers.
 
         Args:
-            newest: a checkpoint that was just written and is therefore valid: there is always one.
+            newest: the checkpoint that was just written. It is valid and is always kept.
         """
         names = {newest, *self.names(), *self._written}
         manifests = {}
@@ -133,11 +139,11 @@ class CheckpointStore(CheckpointReader):
                     manifests[name] = _Contents(found.metrics, [one.file for one in found.ratios])
         kept = {newest, *kept_by(self._settings, {name: one.metrics for name, one in manifests.items()})}
         for name in names - kept:
-            self.storage.delete(f"{FOLDER}/{name}/{MANIFEST_FILE}")  # first, so that no half-deleted one looks finished
+            self.storage.delete(f"{FOLDER}/{name}/{MANIFEST_FILE}")  # first, so that a half-deleted one is not complete
             self.storage.delete(f"{FOLDER}/{name}")
             self._written.pop(name, None)
         if newest not in manifests:
-            return  # nobody knows which ratios it needs
+            return  # the ratios that it needs are unknown
         files = {file for name in kept for file in manifests[name].ratio_files}
         for file in self.storage.list(RATIO_FOLDER):
             if f"{RATIO_FOLDER}/{file}" not in files | {copy_of(one) for one in files}:
@@ -145,7 +151,7 @@ class CheckpointStore(CheckpointReader):
 
 
 def kept_by(settings: CheckpointBlock, metrics: Mapping[str, Mapping[str, float]]) -> set[str]:
-    """The checkpoints that a policy keeps, of those named with their metrics: a pure function."""
+    """The names that a policy keeps, from the metrics of the checkpoints by name: a pure function."""
     newest_first = sorted(metrics, reverse=True)
     kept = set(newest_first[: settings.keep_last])
     if settings.keep_every:
@@ -158,28 +164,28 @@ def kept_by(settings: CheckpointBlock, metrics: Mapping[str, Mapping[str, float]
 
 
 class Cancelled(Exception):
-    """The write was given up because the process ends."""
+    """The write was cancelled because the process ends."""
 
 
-def patiently(
+def retried(
     action: Callable[[], T],
     retry_s: float,
     cancel: threading.Event,
     clock: Callable[[], float],
-    what: str = "Training goes on, and the checkpoint",
+    what: str = "Training continues, and the checkpoint",
 ) -> T:
-    """The result of `action`, tried again for `retry_s` seconds while the storage refuses.
+    """The result of `action`, which is retried for `retry_s` seconds while the storage fails.
 
     Args:
-        action: to be done.
+        action: the action.
         retry_s: how long it is tried.
-        cancel: ends the waiting.
-        clock: seconds that only grow.
-        what: is tried again, for the warning.
+        cancel: ends the wait when it is set.
+        clock: a monotonic clock in seconds.
+        what: the subject of the warning before a retry.
 
     Raises:
-        LostRunError: the run is not this process's to write.
-        StorageError: the storage still refuses.
+        LostRunError: this process may not write the run.
+        StorageError: the storage still fails.
         Cancelled: `cancel` was set.
     """
     deadline, pause = clock() + retry_s, FIRST_PAUSE_S
@@ -199,10 +205,10 @@ def patiently(
 
 
 def make_token() -> str:
-    """Twelve hexadecimal digits for a group of processes: the second it started in, and a random number."""
+    """Twelve hexadecimal digits that identify a group of processes: its start in seconds, and a random number."""
     return f"{int(time.time()):08x}{uuid.uuid4().hex[:4]}"
 
 
 def name_of(samples_seen: int, token: str) -> str:
-    """The folder of a checkpoint that the processes with this token write; names are in the order of time."""
+    """The name of a checkpoint's folder. The order of the names is the order of `samples_seen`."""
     return f"{samples_seen:012d}-{token}"

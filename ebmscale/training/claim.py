@@ -1,4 +1,4 @@
-"""Who owns a folder, and when another process may have it: the record, and the decision as a pure function."""
+"""The record of the owner of a folder, and the decision when another process may take it, as a pure function."""
 
 import getpass
 import hashlib
@@ -14,34 +14,34 @@ from pydantic import BaseModel, ConfigDict, Field
 
 BEAT_S = 2.0
 LEASE_S = 10.0
-"""An owner whose counter stands still for so long is taken for dead."""
+"""An owner whose counter has not changed for this time counts as dead."""
 PATIENCE_S = 5.0
-"""How long a living owner is given to leave before its folder is refused."""
+"""How long a process waits for a living owner to leave before it gives up."""
 
 held: set[str] = set()
 """Ids of the claims that this process holds."""
 
 
 class Launch(NamedTuple):
-    """What a launcher started: its token, and which attempt this is. A later attempt replaces an earlier one."""
+    """The token of a launch, and the number of the attempt. A later attempt replaces an earlier one."""
 
     token: str
     attempt: int
 
 
 class Claim(BaseModel):
-    """Who owns a run, as the record says.
+    """The record of an owner.
 
     Attributes:
         id: unique.
         host: name of the machine.
-        machine: its boot and the processes' namespace; empty where the system does not tell.
+        machine: id of its boot and of the namespace of its pids; empty if unknown.
         pid: of the process.
-        started: when the process started, in ticks since the boot.
-        user: its name.
-        since: when the claim was made, for people.
-        place: a digest of the folder's address, since a folder that is copied takes its record along.
-        launch: what started the process, where that is known.
+        started: start of the process, in clock ticks since the boot.
+        user: name of the user.
+        since: time of the claim, as text in UTC.
+        place: digest of the address of the folder. It reveals that a folder, with its record, was copied.
+        launch: the launch of the process, if known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,7 +58,7 @@ class Claim(BaseModel):
 
     @classmethod
     def of_this_process(cls, url: str, launch: Launch | None) -> "Claim":
-        """A new one of the folder at an address."""
+        """A new claim of the folder at an address."""
         return cls(
             id=uuid.uuid4().hex,
             host=socket.gethostname(),
@@ -75,7 +75,7 @@ class Claim(BaseModel):
         return f"process {self.pid} of {self.user} on {self.host}, since {self.since}"
 
     def is_alive(self, url: str) -> bool | None:
-        """Whether its process lives; None where this machine cannot tell, or the folder was copied to `url`."""
+        """Whether its process is alive; None if that is unknown here, or if the folder was copied to `url`."""
         here = (socket.gethostname(), _machine(), _digest(url))
         if not self.machine or (self.host, self.machine, self.place) != here:
             return None
@@ -93,19 +93,19 @@ class Claim(BaseModel):
         return None if Path(f"/proc/{self.pid}").exists() else False
 
 
-Verdict = Literal["take", "wait", "refuse"]
+ClaimVerdict = Literal["take", "wait", "refuse"]
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What a process that wants a run knows of its owner. Seconds are of its own clock.
+class OwnerSeen:
+    """What a process that wants a run has observed of its owner. Seconds are those of its own clock.
 
     Attributes:
         released: whether the owner has left.
         replaced: whether the owner is an earlier attempt of the same launch.
-        alive: whether its process lives; None where that cannot be told from here.
-        watched_s: since when the owner is watched.
-        still_s: since when its counter stands still, at most `watched_s`.
+        alive: whether its process is alive; None if that is unknown here.
+        watched_s: seconds since the observation began.
+        still_s: seconds since the counter last changed, at most `watched_s`.
     """
 
     released: bool
@@ -115,23 +115,23 @@ class Sight:
     still_s: float
 
 
-def decide(sight: Sight) -> Verdict:
-    """Whether the run may be taken, is refused, or the owner has to be watched longer: a pure function."""
-    if sight.released or sight.replaced or sight.alive is False:
+def judge_owner(seen: OwnerSeen) -> ClaimVerdict:
+    """Whether to take the run, to give up, or to observe the owner longer: a pure function."""
+    if seen.released or seen.replaced or seen.alive is False:
         return "take"
-    if sight.alive is None and sight.still_s >= LEASE_S:
+    if seen.alive is None and seen.still_s >= LEASE_S:
         return "take"
-    moved_late = sight.watched_s - sight.still_s >= PATIENCE_S
-    if moved_late or (sight.alive and sight.watched_s >= PATIENCE_S):
+    moved_late = seen.watched_s - seen.still_s >= PATIENCE_S
+    if moved_late or (seen.alive and seen.watched_s >= PATIENCE_S):
         return "refuse"
     return "wait"
 
 
-class Watching:
-    """How long an owner's counter stands still.
+class BeatWatch:
+    """Measures how long the counter of an owner has not changed.
 
-    Between two looks no more than `BEAT_S` counts: where the storage could not be read for longer, the owner could
-    perhaps not write either.
+    Between two observations at most `BEAT_S` seconds count. If the storage could not be read for longer, perhaps the
+    owner could not write to it either.
 
     Args:
         now: seconds of the observer's clock.
@@ -143,7 +143,7 @@ class Watching:
         self._seen = False
 
     def look(self, beat: bytes | None, now: float) -> tuple[float, float]:
-        """Takes the counter as it is now; `watched_s` and `still_s` of a `Sight`."""
+        """Records the counter at the time `now`. Returns `watched_s` and `still_s` of `OwnerSeen`."""
         if not self._seen:
             self._seen, self._beat, self._began, self._moved = True, beat, now, now
         elif beat != self._beat:
@@ -157,7 +157,7 @@ class Watching:
 
 
 def launch_of_torchrun() -> Launch | None:
-    """The launch that this process belongs to, where torchrun gave it a name of its own."""
+    """The launch of this process, if torchrun gave it a run id; None otherwise."""
     token = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     return None if token in ("", "none") or not attempt.isdigit() else Launch(f"torchrun {token}", int(attempt))
@@ -175,12 +175,12 @@ def _digest(url: str) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # an account without a name, as containers have
+    except (KeyError, OSError):  # an account without a name, as in some containers
         return str(os.getuid())
 
 
 def _machine() -> str:
-    """Names this boot of this machine, and the namespace in which its pids count; empty where it cannot be told."""
+    """The id of this boot of this machine and of the namespace of its pids; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -189,7 +189,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since the boot; `ended` of a zombie, None of none."""
+    """Start of a process of this machine in clock ticks since the boot; `ended` for a zombie, None for no process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""TensorBoard's curves of a run, as bytes that are held until the storage takes them."""
+"""TensorBoard events of a run, buffered until the storage accepts them."""
 
 import logging
 import socket
@@ -14,16 +14,16 @@ from ebmscale.storage import Storage
 
 log = logging.getLogger(__name__)
 
-MOST_HELD = 2**24  # bytes that the storage may refuse before TensorBoard is given up
+MOST_HELD = 2**24  # bytes that are buffered while the storage fails; above that TensorBoard is switched off
 
 
 class EventFile:
-    """A file of TensorBoard events in a run, written as any log of a run is: held until the storage takes it.
+    """A file of TensorBoard events in a run. Events are buffered until the storage accepts them.
 
-    What TensorBoard shows is also in `metrics.jsonl`, so a storage that refuses it is only warned of, once.
+    The same numbers are in `metrics.jsonl`, so a storage that fails here causes only one warning.
 
     Args:
-        position: `samples_seen` where this process begins; curves of earlier processes are cut there.
+        position: `samples_seen` at the start of this process. TensorBoard cuts the curves of earlier processes there.
     """
 
     def __init__(self, position: int):
@@ -37,7 +37,7 @@ class EventFile:
             self._put(Event(wall_time=time.time(), step=position, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, samples_seen: int, values: Iterable[tuple[str, float]]) -> None:
-        """Adds a point to each curve."""
+        """Adds a point at `samples_seen` to the curve of every name."""
         from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415
         from tensorboardX.summary import scalar  # noqa: PLC0415
 
@@ -45,7 +45,7 @@ class EventFile:
             self._put(Event(wall_time=time.time(), step=samples_seen, summary=scalar(name, value)))
 
     def flush(self, storage: Storage) -> None:
-        """Writes what is held; what the storage refuses stays held for the next call."""
+        """Writes the buffered events. If the storage fails, they stay buffered for the next call."""
         with self._lock:
             held, self._held = self._held, b""
         if not held:
@@ -54,13 +54,13 @@ class EventFile:
             storage.append(self._name, held)
         except StorageError as error:
             if not self._warned:
-                log.warning("TensorBoard's curves are held back, and given up where that lasts: %s", error)
+                log.warning("TensorBoard events cannot be written; if that lasts, they are dropped: %s", error)
             self._warned, self._given_up = True, len(held) > MOST_HELD
             with self._lock:
                 self._held = b"" if self._given_up else held + self._held
 
     def _put(self, event: Any) -> None:
-        """Adds a record: length, its checksum, the event, its checksum."""
+        """Adds a record: length, checksum of the length, event, checksum of the event."""
         from tensorboardX.record_writer import masked_crc32c  # noqa: PLC0415
 
         if not self._given_up:

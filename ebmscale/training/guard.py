@@ -1,4 +1,4 @@
-"""What ends a run before its time, or sets it back: signals, losses that are not finite, spikes, lost chains."""
+"""Skips bad updates (a loss that is not finite, a spike, lost chains), rolls a run back, or ends it as diverged."""
 
 import math
 from dataclasses import asdict, replace
@@ -9,21 +9,21 @@ from ebmscale.density.schedule import Criteria, StageState
 from ebmscale.errors import DivergenceError
 from ebmscale.model.run_documents import GuardState
 
-WARM_UPDATES = 20  # good updates before a spike can be told
-MEMORY = 0.98  # of the running mean of a loss
+WARM_UPDATES = 20  # good updates before a loss is compared with the running mean
+MEMORY = 0.98  # weight of the old value in the running mean of a loss
 
 
-Verdict = Literal["good", "skipped", "roll back"]
+UpdateVerdict = Literal["good", "skipped", "roll back"]
 
 
 class Guard:
-    """Tells good updates from bad ones. All ranks give it the same numbers and so reach the same verdicts.
+    """Decides whether updates are good or bad. All ranks pass the same numbers and so get the same verdicts.
 
-    A loss above its limit is made NaN on the rank that sees it; averaging spreads that to every rank's gradient, and
-    every engine leaves out an update whose gradient is not finite. So a spike on any rank skips the update on all.
+    A rank whose loss is above the limit makes it NaN. Averaging makes the gradient of every rank NaN, and every engine
+    skips an update whose gradient is not finite. So a spike on one rank skips the update on all ranks.
 
     Args:
-        settings: what is put up with.
+        settings: limits.
     """
 
     def __init__(self, settings: GuardBlock):
@@ -32,26 +32,26 @@ class Guard:
 
     @property
     def error_limit(self) -> float:
-        """The squared error per pixel above which an update of the generator is left out."""
+        """The squared error per pixel above which an update of the generator is skipped."""
         return self._limit(self.state.error, self.state.num_good)
 
     def ratio_limit(self, stage: StageState, chance: float) -> float:
-        """The loss above which an update of the ratio is left out.
+        """The loss, in nats, above which an update of the ratio is skipped.
 
-        It is never below `chance`, the loss of a ratio that says nothing: one that tells the two sides apart without
-        fail has a mean loss near zero, and ten times that is no spike.
+        It is never below `chance`, the loss of the zero ratio. The mean loss of a ratio that separates the two sides
+        perfectly is near zero, so a multiple of that mean is not a spike.
         """
         known = self.state.ratio_round == (stage.stage, stage.started)
         return max(self._limit(self.state.ratio_loss, self.state.ratio_num_good if known else 0), chance)
 
-    def observe(self, error: float, ratio_loss: float | None, stage: StageState, bad: bool) -> Verdict:
-        """Takes what one batch gave, over all ranks.
+    def observe(self, error: float, ratio_loss: float | None, stage: StageState, bad: bool) -> UpdateVerdict:
+        """Updates the state with the results of one batch over all ranks, and returns the verdict.
 
         Args:
             error: squared error per pixel.
-            ratio_loss: mean loss of its ratio updates, None where there were none.
+            ratio_loss: mean loss of the ratio's updates in nats, None if there were none.
             stage: of the ratio.
-            bad: whether an update was left out.
+            bad: whether an update was skipped.
         """
         state = self.state
         if bad:
@@ -69,7 +69,12 @@ class Guard:
         return "good"
 
     def roll_back(self, before: GuardState, shift: int) -> None:
-        """The state after going back to a checkpoint, whose own state was `before`, and on by `shift` samples."""
+        """Sets the state after a return to a checkpoint.
+
+        Args:
+            before: the state of the guard in the checkpoint.
+            shift: number of samples that are skipped after the checkpoint.
+        """
         number = self.state.rollbacks + 1
         stage, started = before.ratio_round
         scale = min(before.rate_scale, self.state.rate_scale) * self._settings.rate_factor
@@ -77,25 +82,28 @@ class Guard:
             before, rollbacks=number, rate_scale=scale, bad_in_row=0, ratio_round=(stage, started + shift)
         )
 
-    def check_rollbacks(self, reason: str) -> None:
-        """Ends the run where it has gone back as often as it may.
+    def check_run_rollbacks(self, reason: str) -> None:
+        """Ends the run if no further roll-back is allowed.
+
+        Args:
+            reason: what happened, for the message.
 
         Raises:
-            DivergenceError: it has.
+            DivergenceError: the run was rolled back `guard.max_rollbacks` times.
         """
         if self.state.rollbacks >= self._settings.max_rollbacks:
             raise DivergenceError(
                 f"Training diverged: {reason}, after the run had gone back to a checkpoint {self.state.rollbacks} "
                 "times, each time with lower learning rates; lower train.generator.rate, train.ratio.rate or the "
-                "chain's step_size (see guard.jsonl for the batches), then run the same command to go on."
+                "chain's step_size (see guard.jsonl for the batches), then run the same command to resume."
             )
 
     def values(self) -> dict[str, Any]:
-        """The state as plain values."""
+        """The state as values for JSON."""
         return asdict(self.state)
 
     def load_values(self, values: dict[str, Any]) -> None:
-        """Takes what `values` gave."""
+        """Restores the state from the result of `values`."""
         self.state = GuardState(**values | {"ratio_round": tuple(values["ratio_round"])})
 
     def _limit(self, mean: float, count: int) -> float:
@@ -104,19 +112,19 @@ class Guard:
 
 
 def _running_mean(mean: float, count: int, value: float) -> float:
-    """The mean of the first values, then one that forgets."""
+    """The arithmetic mean of the first values, and later an exponential moving average."""
     keep = min(count / (count + 1), MEMORY)
     return keep * mean + (1 - keep) * value
 
 
-def check_rollbacks(state: StageState, criteria: Criteria) -> None:
-    """Stops the run if a stage was rolled back more often than it may be.
+def check_stage_rollbacks(state: StageState, criteria: Criteria) -> None:
+    """Ends the run if a stage was rolled back too often.
 
     Raises:
-        DivergenceError: it was.
+        DivergenceError: the stage was rolled back more than `criteria.max_rollbacks` times.
     """
     if state.rollbacks > criteria.max_rollbacks:
         raise DivergenceError(
             f"Stage {state.stage} was rolled back {state.rollbacks} times, {criteria.max_rollbacks} are allowed; lower "
-            "train.ratio.rate, then run the same command to go on from the last checkpoint."
+            "train.ratio.rate, then run the same command to resume from the last checkpoint."
         )

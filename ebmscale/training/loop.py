@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch
-from ebmscale.density.losses import chance_loss, spoil
+from ebmscale.density.losses import chance_loss, nan_above_limit
 from ebmscale.density.schedule import Advance, Finish
 from ebmscale.errors import DivergenceError, Interrupted
 from ebmscale.model.pixels import mirrored, to_pixels
@@ -24,7 +24,7 @@ from ebmscale.model.run_folder import run_storage
 from ebmscale.seeds import StreamNoise
 from ebmscale.stop import StopSignal
 from ebmscale.training.claim import Launch
-from ebmscale.training.guard import check_rollbacks
+from ebmscale.training.guard import check_stage_rollbacks
 from ebmscale.training.inference import infer
 from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, RunLog
 from ebmscale.training.objective import generator_loss
@@ -205,7 +205,7 @@ def _update_generator(run: Run, x: Tensor, sample: PosteriorSample) -> tuple[Ten
     loss, squared_error = generator_loss(x, mean, config.model.sigma, encoded, sample)
     limit = guard.error_limit if sample.num_lost <= MOST_LOST * len(x) else -math.inf
     scaled = loss.sum() * (run.world.size / config.train.batch_size)
-    run.generator.backward(spoil(scaled, squared_error.sum() / max(len(x), 1), limit))
+    run.generator.backward(nan_above_limit(scaled, squared_error.sum() / max(len(x), 1), limit))
     grad_norm = run.generator.step(run.generator_rate())
     run.sampling.refresh()
     if run.average is not None and math.isfinite(grad_norm):
@@ -305,7 +305,7 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
                 "the chain's step_size."
             )
         _go_back(run, log, event["diverged"])
-    check_rollbacks(run.stages.state, run.stages.settings.criteria)
+    check_stage_rollbacks(run.stages.state, run.stages.settings.criteria)
     return True
 
 

@@ -1,7 +1,7 @@
-"""Metrics: reported anywhere, reduced over ranks once per interval; JSONL always, TensorBoard by default.
+"""Metrics: means over an interval that are reduced over ranks once, the time by part, and the log files of a run.
 
-`metrics.jsonl` holds one line an interval, `events.jsonl` one line for every decision of the stage scheduler,
-`guard.jsonl` one line for every update that was left out.
+`metrics.jsonl` has one line for every interval, `events.jsonl` one line for every decision of the stage scheduler, and
+`guard.jsonl` one line for every skipped update. By default TensorBoard files are written too.
 """
 
 import json
@@ -32,24 +32,24 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 GUARD_FILE = "guard.jsonl"
 LOG_BYTES = 1 << 30
-FLUSH_EVERY_S = 15.0  # of a log off local folders
+FLUSH_EVERY_S = 15.0  # for logs that are not in a local folder
 
 
 class MeanMeter:
-    """Means of named values over an interval; the sums stay on the device until they are reduced."""
+    """Means of named values over an interval. The sums stay on the device until they are reduced."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, float] = {}
 
     def add(self, name: str, value: Tensor | float, count: float = 1.0) -> None:
-        """Adds a value that stands for `count` equal ones."""
+        """Adds a value with the weight `count`."""
         value = torch.as_tensor(value).detach().double() * count
         self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._counts[name] = self._counts.get(name, 0.0) + count
 
     def reduce(self, world: World) -> dict[str, float]:
-        """The mean of every name over all ranks (collective); afterwards the meter is empty."""
+        """The mean of every name over all ranks (collective). Empties the meter."""
         sums, counts = self._sums, self._counts
         self._sums, self._counts = {}, {}
         names = sorted(sums)
@@ -58,21 +58,21 @@ class MeanMeter:
         return {name: float(s / c) for name, (s, c) in zip(names, total, strict=True)}
 
     def values(self) -> dict[str, tuple[float, float]]:
-        """What has been added since the last `reduce` on this rank."""
+        """Sum and total weight by name since the last `reduce` on this rank."""
         return {name: (float(self._sums[name]), self._counts[name]) for name in self._sums}
 
     def load_values(self, values: dict[str, tuple[float, float]]) -> None:
-        """Takes what `values` gave."""
+        """Restores the meter from the result of `values`."""
         self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, (total, _) in values.items()}
         self._counts = {name: count for name, (_, count) in values.items()}
 
 
 class PartTimer:
-    """Seconds spent in each part of an update since the last `take`; the time between runs is not spent.
+    """Seconds spent in each part of an update since the last `take`. Time between two processes does not count.
 
     Attributes:
-        current: the part that this process is in and the monotonic time when it came there; for watching threads.
-        around: gives a context that is entered with every part (see `training.profile`).
+        current: the current part and the monotonic time, in seconds, at which it began. Other threads may read it.
+        around: returns a context manager that is entered with every part (see `training.profile`).
     """
 
     def __init__(self, device: torch.device):
@@ -87,7 +87,7 @@ class PartTimer:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Counts the time inside as spent in this part."""
+        """Adds the time inside the context to this part."""
         begin = time.perf_counter()
         self.current = name, time.monotonic()
         try:
@@ -100,36 +100,39 @@ class PartTimer:
             self._seconds[name] += time.perf_counter() - begin
 
     def take(self) -> dict[str, float]:
-        """Since the last call: seconds by part (`data_s`, ...), all of them (`total_s`), and this process's seconds of
-        processor time on all cores (`cpu_s`)."""
+        """Seconds since the last call, and starts a new interval.
+
+        They are wall time by part (`data_s`, ...), wall time in total (`total_s`), and processor time of this process
+        on all cores (`cpu_s`).
+        """
         seconds = {f"{name}_s": value for name, value in self._seconds.items()}
         total = {"total_s": time.perf_counter() - self._since, "cpu_s": time.process_time() - self._cpu_since}
         self._restart()
         return total | seconds
 
     def values(self) -> dict[str, Any]:
-        """What `take` would give, without starting anew."""
+        """The seconds of the current interval, without starting a new one."""
         now, cpu_now = time.perf_counter(), time.process_time()
         return {"parts": dict(self._seconds), "total": now - self._since, "cpu": cpu_now - self._cpu_since}
 
     def load_values(self, values: dict[str, Any]) -> None:
-        """Goes on from what `values` gave."""
+        """Continues the interval from the result of `values`."""
         self._seconds = dict(values["parts"])
         self._since, self._cpu_since = time.perf_counter() - values["total"], time.process_time() - values["cpu"]
 
 
 class RunLog:
-    """The metric, event and guard files of a run, and TensorBoard; only rank 0 writes.
+    """The metric, event and guard files of a run, and TensorBoard. Only rank 0 writes them.
 
-    Lines are held until the storage takes them: a local folder at once, another one in the background. A storage
-    that refuses is tried again at the next line, and by `flush`, without which no checkpoint comes to exist.
+    Lines are buffered until the storage accepts them. They are written to a local folder at once, and to any other
+    storage in the background. If a write fails, it is tried again at the next line and by `flush`. Every checkpoint
+    calls `flush` first.
 
     Args:
-        storage: the run's storage.
-        kept: the position up to which each file's lines are kept; those beyond it (written after the last
-            checkpoint) are taken out.
-        tensorboard: whether to write TensorBoard files (into local runs only).
-        check: called before anything is written; raises where the run is not this process's to write.
+        storage: the storage of the run.
+        kept: by file, the `samples_seen` of the checkpoint from which the run starts. Later lines are deleted.
+        tensorboard: whether to write TensorBoard files (only if the run is in a local folder).
+        check: called before anything is written. It raises if this process may not write the run.
     """
 
     def __init__(
@@ -160,15 +163,15 @@ class RunLog:
         self._line(EVENTS_FILE, {"samples_seen": samples_seen, **values})
 
     def guard(self, samples_seen: int, values: dict[str, Any]) -> None:
-        """Writes what was done about a bad update."""
+        """Writes the action after a bad update."""
         self._line(GUARD_FILE, {"samples_seen": samples_seen, **values})
 
     def flush(self) -> None:
-        """Writes every line that is still held.
+        """Writes every buffered line.
 
         Raises:
-            StorageError: the storage refuses; the lines stay held.
-            LostRunError: the run is not this process's to write.
+            StorageError: the storage fails. The lines stay buffered.
+            LostRunError: this process may not write the run.
         """
         with self._files:
             self._check()
@@ -190,7 +193,7 @@ class RunLog:
                 self._board.flush(self._storage)
 
     def close(self) -> None:
-        """Writes what is held, as far as the storage takes it."""
+        """Writes the buffered lines. If the storage fails, it warns."""
         if self._background is not None:
             self._background.shutdown(wait=True, cancel_futures=True)
         self._try_flush()
@@ -208,13 +211,13 @@ class RunLog:
     def _try_flush(self) -> None:
         try:
             self.flush()
-        except LostRunError:  # the next save says so
+        except LostRunError:  # the next save raises it
             return
         except StorageError as error:
-            log.warning("metrics are held back: %s", error)
+            log.warning("metrics cannot be written now and stay in memory: %s", error)
 
     def _write(self, name: str, text: bytes) -> None:
-        """Off local folders a file is written anew as a whole."""
+        """Appends to a file in a local folder. In another storage the whole file is written again."""
         if self._local:
             self._storage.append(name, text)
             return
@@ -233,9 +236,14 @@ class RunLog:
 
 
 def read_lines(storage: Storage, name: str, form: type[LogLine] = LogLine) -> list[dict[str, Any]]:
-    """The lines of a metric, event or guard file that are of a form.
+    """The valid lines of a metric, event or guard file.
 
-    A torn last line, as a crash leaves it, is passed over; so are lines of another form, with a warning.
+    An incomplete last line, which a crash may leave, is skipped. Other invalid lines are skipped with a warning.
+
+    Args:
+        storage: of the run.
+        name: of the file. The result is empty if it does not exist.
+        form: the model that validates a line.
     """
     where = storage.url_of(name)
     text = read_file(storage, name, LOG_BYTES).decode(errors="replace") if storage.exists(name) else ""
@@ -249,12 +257,12 @@ def read_lines(storage: Storage, name: str, form: type[LogLine] = LogLine) -> li
             continue
         lines.append(values)
     if len(problems) > 1 or (problems and text.endswith("\n")):
-        log.warning("%d lines are passed over: %s", len(problems), problems[0])
+        log.warning("%d lines are skipped: %s", len(problems), problems[0])
     return lines
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of a nested mapping under `a/b` names."""
+    """The numbers of a nested mapping, with names such as `a/b`."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}/")
@@ -263,7 +271,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """The value with NaN and infinity replaced by None, since JSON cannot represent them."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):

@@ -33,7 +33,7 @@ from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.capacity import check_room, check_threads
-from ebmscale.training.checkpoint import CheckpointStore, patiently
+from ebmscale.training.checkpoint import CheckpointStore, retried
 from ebmscale.training.engine import EngineSettings, OptimizerSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.training.guard import Guard
@@ -207,7 +207,7 @@ def _prepare(
     storage.probe()
     patience = _Listening(check)
     if lease is not None:
-        patiently(partial(lease.take, check), config.checkpoint.retry_s, patience, time.monotonic, "It")
+        retried(partial(lease.take, check), config.checkpoint.retry_s, patience, time.monotonic, "It")
     old = saved_config(storage)
     config = with_precision(config, gain, "auto" if old is None else old.precision)
     _check_unchanged(storage, old, config)
@@ -222,7 +222,7 @@ def _prepare(
     verify(data, manifest, config.data.verify, progress=lambda shard: check())
     for file, text in ((CONFIG_FILE, config.dump()), (DATA_FILE, seen.model_dump_json(indent=1))):
         publish = partial(storage.publish, file, text.encode())
-        patiently(publish, config.checkpoint.retry_s, patience, time.monotonic, "It")
+        retried(publish, config.checkpoint.retry_s, patience, time.monotonic, "It")
     return config, lease.ticket if lease is not None else None
 
 

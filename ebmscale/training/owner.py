@@ -1,15 +1,15 @@
-"""One process at a time writes a run: an owner record with a lease, in the run's storage.
+"""A lease in the storage of a run, so that one process at a time writes the run.
 
-    URL/NAME/owner/000003.json   the third claim: which process, of whom, on which machine, since when; never changed
-    URL/NAME/owner/000003.beat   a counter that the owner moves on every two seconds; `released` once it has left
+    URL/NAME/owner/000003.json   the third claim: process, user, machine and time; it never changes
+    URL/NAME/owner/000003.beat   a counter that the owner increments every two seconds; `released` after it has left
 
-The claim with the highest number is the owner's. A claim is made by a conditional write, so of several processes that
-want the next number one gets it. Before anything that cannot be taken back the owner looks whether its claim is still
-there and is still the last one; an owner that was thought dead finds out there, and writes nothing more.
+The process of the claim with the highest number owns the run. A claim is a conditional write, so only one of several
+processes gets the next number. Before every irreversible write the owner checks that its claim still exists and still
+has the highest number. So an owner that another process took for dead finds out, and writes nothing more.
 
-No two clocks are compared. A process that wants the run watches whether the counter moves, by its own clock, for the
-length of a lease. It need not wait for an owner that has left, whose process is dead on this machine, or that is an
-earlier attempt of its own launch.
+Clocks of different machines are not compared. A process that wants the run observes the counter for the length of a
+lease by its own clock. It does not wait if the owner has left, if the process of the owner is dead on this machine, or
+if the owner is an earlier attempt of the same launch.
 """
 
 import logging
@@ -28,13 +28,13 @@ from ebmscale.training.claim import (
     BEAT_S,
     LEASE_S,
     PATIENCE_S,
+    BeatWatch,
     Claim,
+    ClaimVerdict,
     Launch,
-    Sight,
-    Verdict,
-    Watching,
-    decide,
+    OwnerSeen,
     held,
+    judge_owner,
     launch_of_torchrun,
     replaces,
 )
@@ -47,15 +47,15 @@ RELEASED = b"released"
 
 
 class Lease:
-    """The right to write a folder: of one process, or of one rank for a whole group.
+    """The right to write a folder. One process holds it, for itself or for its whole group.
 
     Args:
         storage: the folder.
-        launch: what started this process; of torchrun where None.
-        what: the folder holds, for messages.
+        launch: the launch of this process; None means that of torchrun, if there is one.
+        what: the kind of folder, for messages.
 
     Attributes:
-        lost: set once another process has taken over, or the folder was deleted.
+        lost: the error, once another process has taken over or the folder was deleted; None before.
     """
 
     def __init__(self, storage: Storage, launch: Launch | None = None, what: str = "run"):
@@ -68,14 +68,14 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def take(self, check: Callable[[], None] = lambda: None) -> None:
-        """Waits until the folder has no other owner, some seconds at most, and owns it from then on.
+        """Waits until the folder has no other owner, for at most some seconds, and then owns it.
 
         Args:
-            check: called while it waits; what it raises ends the wait.
+            check: called while it waits. An exception that it raises ends the wait.
 
         Raises:
-            LostRunError: another process owns the folder and lives.
-            StorageError: the storage refuses.
+            LostRunError: another process owns the folder and is alive.
+            StorageError: the storage fails.
         """
         held.add(self.claim.id)
         try:
@@ -85,32 +85,32 @@ class Lease:
             raise
 
     def join(self, number: int, claim: Claim) -> None:
-        """Takes part in what another process of the same group owns: `check` works here too."""
+        """Uses the claim of another process of the same group, so that `check` works in this process too."""
         self._number, self.claim = number, claim
 
     @property
     def ticket(self) -> tuple[int, Claim]:
-        """What `join` takes."""
+        """The arguments of `join`."""
         return self._number, self.claim
 
     def check(self) -> None:
-        """Makes sure that the folder is still this process's to write. To be called before what cannot be taken back.
+        """Checks that this process still owns the folder. Call it before every irreversible write.
 
         Raises:
-            LostRunError: it is not.
-            StorageError: the storage cannot be read, so that nobody knows.
+            LostRunError: the process no longer owns the folder.
+            StorageError: the storage cannot be read, so the owner is unknown.
         """
         self._check(self.storage)
 
     def release(self) -> None:
-        """Leaves the folder to the next process."""
+        """Gives the folder up, so that the next process can take it at once."""
         self._over.set()
         if self._thread is None:
             return
         self._thread.join(timeout=2 * BEAT_S)
         self._thread = None
         storage = replace(self.storage, retries=0)
-        with suppress(StorageError):  # then the next one sees a dead process, or waits
+        with suppress(StorageError):  # then the next process finds this one dead, or waits
             self._check(storage)
             storage.publish(_beat_file(self._number), RELEASED)
         held.discard(self.claim.id)
@@ -125,8 +125,8 @@ class Lease:
         self.release()
 
     def _wait(self, check: Callable[[], None]) -> int:
-        """Waits for the folder and claims it; returns the claim's number."""
-        number, told, watching = _highest(self.storage), False, Watching(time.monotonic())
+        """Waits for the folder and claims it. Returns the number of the claim."""
+        number, told, watching = _highest(self.storage), False, BeatWatch(time.monotonic())
         while True:
             if number == 0 or self._verdict(number, watching) == "take":
                 self.storage.create(_claim_file(number + 1), self.claim.model_dump_json().encode())
@@ -136,19 +136,19 @@ class Lease:
                 told = True
                 owner = _read(self.storage, number) or "a process that left no readable record"
                 log.warning(
-                    "the %s %s is written by %s; waiting up to %.0f s to see whether that process lives",
+                    "the %s %s is written by %s; waiting up to %.0f s to see whether that process is alive",
                     self._what, self.storage.url, owner, LEASE_S + PATIENCE_S,
                 )  # fmt: skip
             newest = _highest(self.storage, number)
             if newest != number:
-                number, watching = newest, Watching(time.monotonic())
+                number, watching = newest, BeatWatch(time.monotonic())
                 continue
             check()
             time.sleep(LOOK_S)
 
     def _begin(self, number: int) -> None:
         self._number = number
-        with suppress(StorageError):  # leftovers of the owner before
+        with suppress(StorageError):  # files of the previous owner
             self.storage.sweep(FOLDER)
             self.storage.delete(_beat_file(number - 1))
         self._thread = threading.Thread(target=self._beat, name="owner", daemon=True)
@@ -162,8 +162,8 @@ class Lease:
                 storage.publish(_beat_file(self._number), str(count).encode())
             except LostRunError:
                 return
-            except StorageError as error:  # whoever takes over meanwhile is seen by the next check
-                log.debug("no beat: %s", error)
+            except StorageError as error:  # the next check notices if another process took over
+                log.debug("the counter could not be written: %s", error)
             count += 1
             if self._over.wait(BEAT_S):
                 return
@@ -179,7 +179,7 @@ class Lease:
         if mine != self.claim:
             return LostRunError(
                 f"The {self._what} {self.storage.url} was deleted while this process was writing it; it stops "
-                "and writes nothing more. Run the same command to begin anew."
+                "and writes nothing more. Run the same command to begin again."
             )
         newest = _highest(storage, self._number)
         if newest == self._number:
@@ -189,18 +189,18 @@ class Lease:
             "this process stops and writes nothing more."
         )
 
-    def _verdict(self, number: int, watching: Watching) -> Verdict:
-        """What to do about the owner with this number.
+    def _verdict(self, number: int, watching: BeatWatch) -> ClaimVerdict:
+        """Whether to take the folder from the owner with this number, or to wait.
 
         Raises:
-            LostRunError: the folder is refused.
+            LostRunError: the owner is alive.
         """
         owner = _read(self.storage, number)
         beat = _content(self.storage, _beat_file(number))
         watched_s, still_s = watching.look(beat, time.monotonic())
         replaced = owner is not None and replaces(self.claim.launch, owner.launch)
         alive = owner.is_alive(self.storage.url) if owner is not None else None
-        verdict = decide(Sight(beat == RELEASED, replaced, alive, watched_s, still_s))
+        verdict = judge_owner(OwnerSeen(beat == RELEASED, replaced, alive, watched_s, still_s))
         if verdict == "refuse":
             raise LostRunError(
                 f"The {self._what} {self.storage.url} is being written by {owner or 'another process'}; wait until "
@@ -210,7 +210,7 @@ class Lease:
 
 
 def _highest(storage: Storage, known: int = 0) -> int:
-    """The number of the last claim, 0 where there is none. A listing only says where to begin looking."""
+    """The highest number of a claim, 0 if there is none. The search starts at `known`, or at the highest listed one."""
     if known == 0:
         names = (name.partition(".")[0] for name in storage.list(FOLDER))
         known = max((int(name) for name in names if name.isdigit()), default=0)
@@ -220,7 +220,7 @@ def _highest(storage: Storage, known: int = 0) -> int:
 
 
 def _read(storage: Storage, number: int) -> Claim | None:
-    """The claim of a number; None where there is none that can be read."""
+    """The claim with this number; None if it does not exist or is damaged."""
     try:
         return Claim.model_validate_json(_content(storage, _claim_file(number)) or b"")
     except ValidationError:

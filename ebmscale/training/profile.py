@@ -1,8 +1,8 @@
-"""`profile=true`: where an update's time goes, as a trace to look at and as a table.
+"""`profile=true`: measures the time of the parts of an update, as a trace and as a table.
 
-A few batches after the start of the process are given to it: in one the FLOPs of every part are counted, three are
-timed as they are, one is traced. Files of the run: `profile/trace.json` for chrome://tracing or Perfetto, and
-`profile/table.txt`. Only rank 0 does so; training goes on as it would.
+A few batches after the start of the process are measured. In one the FLOPs of every part are counted, three are
+timed, and one is traced. The run then has `profile/trace.json`, for chrome://tracing or Perfetto, and
+`profile/table.txt`. Only rank 0 measures. The results of training do not change.
 """
 
 import logging
@@ -25,21 +25,21 @@ from ebmscale.training.sampling import SamplingCopy
 log = logging.getLogger(__name__)
 
 WARM, COUNTED, TIMED = 2, 1, 3
-"""Batches before the first that is looked at, whose FLOPs are counted, and that are timed; one more is traced."""
+"""Number of batches before the measurement, with counted FLOPs, and with timing; one more batch is traced."""
 TRACE_FILE, TABLE_FILE = "profile/trace.json", "profile/table.txt"
 IN_FP32 = ("ratio", "data")
-"""Parts that compute in fp32 whatever the run's precision."""
+"""Parts that compute in fp32 at any precision of the run."""
 
 
 class Profile:
-    """Watches the parts of a run's updates.
+    """Measures the parts of the updates of a run.
 
     Args:
         config: of the run.
-        storage: where trace and table go.
-        timer: of the run; its parts are watched until the profile is written.
-        device: where the run computes.
-        sampling: through which chains run.
+        storage: the run's, for trace and table.
+        timer: of the run. Its parts are measured until the profile is written.
+        device: on which the run computes.
+        sampling: the sampling copy of the networks, which the chains use.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Profile:
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """Around every `train_batch`."""
+        """A context for one `train_batch`."""
         self._num_batches += 1
         if self._num_batches != WARM + COUNTED + TIMED + 1:
             yield
@@ -75,7 +75,7 @@ class Profile:
             self._storage.publish(TRACE_FILE, content)
             self._storage.publish(TABLE_FILE, table.encode())
         except StorageError as error:
-            log.warning("the profile is only shown here: %s", error)
+            log.warning("the profile cannot be written and is only shown here: %s", error)
             return
         log.info("profile  %s\ntrace    %s", *map(self._storage.url_of, (TABLE_FILE, TRACE_FILE)))
 
@@ -98,7 +98,7 @@ class Profile:
             self._seconds[name] = self._seconds.get(name, 0.0) + taken / TIMED
 
     def table(self) -> str:
-        """Part, seconds, FLOPs, achieved rate, and its share of the matrix rate measured in the part's precision."""
+        """A table: part, seconds, FLOPs, rate, and the rate divided by the matrix rate in the precision of the part."""
         dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if self._config.precision == "bf16" else {})
         rates = {name: matrix_rate(dtype, self._device) for name, dtype in dtypes.items()}
         unit = "seconds" if self._device.type == "cuda" else "CPU s"

@@ -1,4 +1,4 @@
-"""The numbers that a run reports, by name: what a search can ask for."""
+"""The numbers that a run reports, by name. A search can use them as objectives."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from ebmscale.density.evidence import Evidence
 
 AT_EVIDENCE = ("held_out_mse", "stage", "num_frozen", *(field.name for field in fields(Evidence)))
-"""Reported with every measurement of evidence; those of the ratio while one is trained."""
+"""Reported with every measurement of evidence. Numbers of the ratio are reported while one is trained."""
 
 
 AT_INTERVAL = (
@@ -20,13 +20,13 @@ AT_INTERVAL = (
 
 
 def evidence_report(samples_seen: int, event: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of an event of the loop."""
+    """The finite numbers of a measurement of evidence."""
     named = {**event, **event.get("evidence", {})}
     return _finite(samples_seen, {name: named.get(name) for name in AT_EVIDENCE})
 
 
 def interval_report(samples_seen: int, metrics: Mapping[str, Any], num_samples: int) -> dict[str, float]:
-    """The finite numbers of an interval's metrics; `num_samples` were trained in it."""
+    """The finite numbers of the metrics of an interval in which `num_samples` samples were trained."""
     speed = num_samples / max(metrics["time"]["total_s"], 1e-9)
     return _finite(samples_seen, {name: metrics.get(name) for name in AT_INTERVAL} | {"samples_per_s": speed})
 

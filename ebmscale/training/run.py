@@ -203,7 +203,7 @@ class Run:
             raise fatal[0]
         if errors:
             if self.world.is_first:
-                self.saver.store.pass_over(name, str(errors[0]))
+                self.saver.store.mark_damaged(name, str(errors[0]))
             return None
         return loaded
 
@@ -237,7 +237,7 @@ class Run:
         Raises:
             DivergenceError: that was done as often as it may be, or there is no good checkpoint.
         """
-        self.guard.check_rollbacks(reason)
+        self.guard.check_run_rollbacks(reason)
         now, done_at, guard, meter = self.samples_seen, self.done_at, self.guard.state, self.meter.values()
         saved = self.restore(only_good=True)
         if saved is None:

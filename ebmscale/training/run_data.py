@@ -1,8 +1,8 @@
-"""Which data set a run is trained on: noted in the run, and compared when it is resumed.
+"""Records the data set of a run, and compares it at a resume.
 
-    URL/NAME/data.json     the set's identity, name and number of samples
+    URL/NAME/data.json     identity, name and number of samples of the data set
 
-The set may move to another address; another set of the same form is refused.
+The set may move to another address. A different set is refused, even if its images have the same shape.
 """
 
 import logging
@@ -25,7 +25,7 @@ class RunData(BaseModel):
     Attributes:
         identity: see `Manifest.identity`.
         name: of the set.
-        counts: samples of each part.
+        counts: number of samples by part.
     """
 
     identity: str
@@ -34,7 +34,7 @@ class RunData(BaseModel):
 
     @classmethod
     def of(cls, manifest: Manifest) -> "RunData":
-        """What a run notes of this set."""
+        """The record of this set."""
         return cls(identity=manifest.identity(), name=manifest.name, counts=manifest.counts())
 
     def __str__(self) -> str:
@@ -43,31 +43,37 @@ class RunData(BaseModel):
 
 
 def read_run_data(storage: Storage) -> RunData | None:
-    """What the folder of a run or a search notes; None where that was written by an earlier version, or is damaged."""
+    """The record in the folder of a run or search; None if an earlier version wrote the folder, or it is damaged."""
     try:
         return RunData.model_validate_json(storage.read_bytes(DATA_FILE))
     except NotFoundError:
         return None
     except ValidationError:
-        log.warning("%s is damaged: the data set is taken for the one that it was", storage.url_of(DATA_FILE))
+        log.warning("%s is damaged: the data set is assumed to be unchanged", storage.url_of(DATA_FILE))
         return None
 
 
 def check_run_data(storage: Storage, manifest: Manifest, config: RunConfig, what: str = "run") -> RunData:
-    """Compares a data set with the one that the folder of a run or a search notes.
+    """Compares a data set with the record in the folder of a run or a search.
+
+    Args:
+        storage: the folder.
+        manifest: of the data set.
+        config: of the run.
+        what: the kind of folder, for messages.
 
     Returns:
-        What is to be noted from now on.
+        The record to write from now on.
 
     Raises:
-        DataError: it is another set, and `data.accept_changed` does not allow that.
+        DataError: it is a different set, and `data.accept_changed` is false.
     """
     old, new = read_run_data(storage), RunData.of(manifest)
     if old is None or old.identity == new.identity:
         return new
     change = f"The {what} {storage.url} was made with the data set {old}, and {config.data.url} holds {new}"
     if config.data.accept_changed:
-        log.warning("%s: it goes on with the new one, as data.accept_changed is true", change)
+        log.warning("%s: it continues with the new one, as data.accept_changed is true", change)
         return new
     raise DataError(
         f"{change}; give the address of the first one, choose "

@@ -1,8 +1,9 @@
-"""Saving in the background, by all ranks together: one copy of the state in memory, then training goes on.
+"""Saves checkpoints in the background, by all ranks together. Training waits only for one copy of the state in memory.
 
-A checkpoint passes through two phases. In the first every rank writes its own parts; when all have, rank 0 writes the
-plain values and, last, the manifest. The ranks learn of each other's progress from flags that the loop reduces once a
-batch anyway (`flags`, `advance`), so no rank ever waits for another, or for the storage, while it trains.
+A checkpoint has two phases. In the first one every rank writes its own parts. When all ranks have finished, rank 0
+writes the plain values and, last, the manifest. The ranks know each other's progress from flags that the loop reduces
+once a batch together with other values (`flags`, `advance`). So no rank waits for another rank or for the storage while
+it trains.
 """
 
 import logging
@@ -20,7 +21,7 @@ from ebmscale.config import CheckpointBlock
 from ebmscale.errors import LostRunError, StorageError
 from ebmscale.model.checkpoint import AT_ONCE
 from ebmscale.model.pieces import PartImage, Piece, layout_of, split
-from ebmscale.training.checkpoint import CheckpointStore, make_token, name_of, patiently
+from ebmscale.training.checkpoint import CheckpointStore, make_token, name_of, retried
 from ebmscale.training.owner import Lease
 from ebmscale.world import World
 
@@ -32,7 +33,7 @@ POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Draft:
-    """What rank 0 adds to the parts.
+    """The content of a checkpoint that rank 0 writes beside the parts.
 
     Attributes:
         about: `samples_seen`, `stage`, `world_size`, `metrics`, `tensors` (stem -> name -> shape) for the manifest.
@@ -49,16 +50,16 @@ class Saver:
     """Writes a run's checkpoints, one at a time. All ranks call the same methods in the same order.
 
     Args:
-        store: the run's checkpoints. What ends its waits does not end those of a save, only `close` does.
-        world: this process's place.
+        store: the checkpoints of the run. Its stop event does not end the waits of a save; `close` does.
+        world: rank and size of this process.
         settings: how long a failing storage is tried again.
-        lease: the right to write the run; None where nobody else can want it.
+        lease: the right to write the run; None if no other process can write it.
 
     Attributes:
-        phase: what is going on, the same on every rank.
-        last_saved: position of the newest checkpoint that is known to exist.
-        before_manifest: called by rank 0, in the background, before a checkpoint comes to exist; what it raises
-            counts as a failure to write.
+        phase: the current phase, equal on all ranks.
+        last_saved: `samples_seen` of the newest complete checkpoint that this saver knows of.
+        before_manifest: rank 0 calls it in the background before it writes the manifest. An exception that it raises
+            counts as a failed write.
     """
 
     def __init__(self, store: CheckpointStore, world: World, settings: CheckpointBlock, lease: Lease | None = None):
@@ -78,14 +79,20 @@ class Saver:
         self._name, self._draft = "", Draft({}, {}, [])
 
     def prepare(self, state: Mapping[str, list[Piece]]) -> None:
-        """Lays out the memory for this rank's share of the state, stem by stem, in the background."""
+        """Allocates the memory for this rank's share of the state, by stem, in the background."""
         self._images = {stem: [PartImage(part) for part in split(share)] for stem, share in state.items()}
         self._job = self._coordinator.submit(self._touch)
 
     def begin(self, samples_seen: int, state: Mapping[str, list[Piece]], draft: Draft) -> None:
-        """Copies this rank's share of the state, and writes it in the background; only when `phase` is idle."""
+        """Copies this rank's share of the state, and writes it in the background. `phase` must be idle.
+
+        Args:
+            samples_seen: position of the run.
+            state: this rank's share by stem.
+            draft: what rank 0 writes.
+        """
         if self._job is not None:
-            self._job.result()  # the memory is laid out
+            self._job.result()  # wait until the memory is allocated
         for stem, share in state.items():
             parts = split(share)
             images = self._images.get(stem, [])
@@ -98,21 +105,22 @@ class Saver:
         self._job = self._coordinator.submit(self._write_parts)
 
     def flags(self) -> tuple[bool, bool]:
-        """Whether this rank is still writing, and whether it failed or lost the run: reduced by `any` for `advance`."""
+        """Whether this rank is writing, and whether it failed or lost the run. `advance` takes the `any` over ranks."""
         job = self._job if self.phase != "idle" else None
         failed = job is not None and job.done() and job.exception() is not None
         return job is not None and not job.done(), failed or (self._lease is not None and self._lease.lost is not None)
 
     def advance(self, writing: bool, failed: bool) -> None:
-        """Goes on to the next phase once no rank is writing (collective).
+        """Begins the next phase once no rank is writing (collective).
 
         Args:
-            writing: whether any rank is.
+            writing: whether any rank is writing.
             failed: whether any rank failed.
 
         Raises:
-            StorageError: a rank could not write for as long as is put up with; the checkpoints before are intact.
-            LostRunError: the run is no longer this group's to write.
+            StorageError: the storage of a rank failed for longer than `checkpoint.retry_s`. Earlier checkpoints are
+                intact.
+            LostRunError: this group of processes may no longer write the run.
         """
         if failed:
             self._fail()
@@ -133,10 +141,14 @@ class Saver:
             self.last_saved = self._draft.about["samples_seen"]
 
     def finish(self, out_of_time: Callable[[], bool] = lambda: False) -> None:
-        """Waits until the checkpoint that is being written exists (collective).
+        """Waits until the checkpoint that is being written is complete (collective).
+
+        Args:
+            out_of_time: whether the time for writing is over.
 
         Raises:
-            StorageError: it could not be written, or not before `out_of_time` became true on some rank.
+            StorageError: the checkpoint could not be written, or `out_of_time` became true on some rank before.
+            LostRunError: this group of processes may no longer write the run.
         """
         while self.phase != "idle":
             time.sleep(POLL_S)
@@ -151,7 +163,7 @@ class Saver:
             self.advance(writing, failed)
 
     def close(self) -> None:
-        """Gives up what is being written."""
+        """Cancels the write in progress."""
         self._cancel.set()
         self._coordinator.shutdown(wait=False, cancel_futures=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -168,28 +180,28 @@ class Saver:
             for stem, images in self._images.items()
             for index, image in enumerate(images)
         ]
-        self._patiently(self._check)
+        self._retried(self._check)
         written = self._pool.map(self._write_part, named)
         return dict(zip((file for file, _ in named), written, strict=True))
 
     def _write_part(self, named: tuple[str, PartImage]) -> dict[str, Any]:
-        return self._patiently(lambda: self._writing.write_part(self._name, *named))
+        return self._retried(lambda: self._writing.write_part(self._name, *named))
 
     def _commit(self, files: dict[str, dict[str, Any]]) -> None:
         draft = self._draft
-        self._patiently(self.before_manifest)
-        ratios = self._patiently(lambda: self._owned(lambda: self._writing.write_ratios(draft.ratios)))
+        self._retried(self.before_manifest)
+        ratios = self._retried(lambda: self._owned(lambda: self._writing.write_ratios(draft.ratios)))
         manifest = draft.about | {"files": files, "ratios": ratios}
-        self._patiently(lambda: self._owned(lambda: self._writing.commit(self._name, dict(manifest), draft.values)))
+        self._retried(lambda: self._owned(lambda: self._writing.commit(self._name, dict(manifest), draft.values)))
         try:
             self._owned(lambda: self._writing.retain(self._name))
         except LostRunError:
             raise
-        except StorageError as error:  # what is too much will be cleared by the next one
-            log.warning("old checkpoints could not be cleared: %s", error)
+        except StorageError as error:  # the next save deletes them
+            log.warning("old checkpoints could not be deleted: %s", error)
 
     def _owned(self, action: Callable[[], T]) -> T:
-        """The result of `action`, where the run is still this group's to write."""
+        """The result of `action`, after a check that this group of processes may still write the run."""
         self._check()
         return action()
 
@@ -197,8 +209,8 @@ class Saver:
         if self._lease is not None:
             self._lease.check()
 
-    def _patiently(self, action: Callable[[], T]) -> T:
-        return patiently(action, self._settings.retry_s, self._cancel, time.monotonic)
+    def _retried(self, action: Callable[[], T]) -> T:
+        return retried(action, self._settings.retry_s, self._cancel, time.monotonic)
 
     def _fail(self) -> None:
         error = self._job.exception() if self._job is not None and self._job.done() else None
@@ -210,7 +222,7 @@ class Saver:
         for one in errors:
             if isinstance(one, LostRunError):
                 raise one
-        raise StorageError(f"{errors[0]} Training stopped; {self._intact()}, and the same command goes on from it.")
+        raise StorageError(f"{errors[0]} Training stopped; {self._intact()}, and the same command resumes from it.")
 
     def _intact(self) -> str:
         if self.last_saved is None:

@@ -1,4 +1,4 @@
-"""How the ranks of a run agree on a stop."""
+"""Agreement of the ranks of a run on a stop."""
 
 import threading
 from collections.abc import Callable
@@ -18,17 +18,17 @@ POLL_EVERY_S = 0.5
 
 
 class Stopped(Exception):
-    """All ranks left what they were doing, at the same place, because one was asked to stop."""
+    """All ranks left their work at the same step, because one was asked to stop."""
 
 
 class StopPoll:
-    """Lets all ranks leave a long chain together, between two steps, soon after any of them was asked to stop.
+    """Ends a long chain on all ranks between the same two steps, soon after any rank was asked to stop.
 
-    Ranks agree at fixed steps, so many apart that agreeing costs nothing beside them.
+    The ranks communicate every fixed number of steps. The number is large enough to make the cost negligible.
 
     Args:
         stop: of this process.
-        world: this process's place.
+        world: rank and size of this process.
     """
 
     def __init__(self, stop: StopSignal, world: World):
@@ -36,7 +36,7 @@ class StopPoll:
         self._every, self._count = 1, 0
 
     def __call__(self) -> None:
-        """To be called after every step of a chain, on all ranks.
+        """Call it after every step of a chain, on all ranks.
 
         Raises:
             Stopped: a rank was asked to stop.
@@ -46,25 +46,25 @@ class StopPoll:
             raise Stopped
 
     def pace(self, step_s: float) -> None:
-        """Takes the mean seconds of a step, the same number on all ranks."""
+        """Sets the number of steps between two agreements from the mean seconds of a step, equal on all ranks."""
         self._every = max(1, round(POLL_EVERY_S / max(step_s, 1e-6)))
         self._count = 0
 
 
 def on_first(world: World, stop: StopSignal, action: Callable[[Callable[[], None]], T]) -> T:
-    """Rank 0 acts, however long it takes, while the others wait and listen (collective).
+    """Runs an action on rank 0, for any length of time, while the other ranks wait (collective).
 
     Args:
-        world: this process's place.
+        world: rank and size of this process.
         stop: a stop of any rank ends the action.
-        action: takes a function to be called now and then, which raises where it has to end.
+        action: takes a function that it must call regularly. That function raises when the action has to end.
 
     Returns:
-        What the action returned, on every rank.
+        The result of the action, on every rank.
 
     Raises:
         Interrupted: a rank was asked to stop.
-        EbmscaleError: what the action raised, on every rank.
+        EbmscaleError: the error of the action, on every rank.
     """
     cancelled = threading.Event()
 
@@ -82,10 +82,10 @@ def on_first(world: World, stop: StopSignal, action: Callable[[Callable[[], None
             acting, stopping = (bool(flag) for flag in world.sum(flags.to(world.device)) > 0)
             if stopping:
                 cancelled.set()
-                stop.event.set()  # the rank that was asked may be another one than the one that acts
+                stop.event.set()  # another rank than rank 0 may have been asked
     error = world.broadcast(job.exception() if job is not None else None)
     if isinstance(error, Stopped | Interrupted) or (error is None and stopping):
-        raise Interrupted("Stopped before training began; nothing was lost: run the same command to begin again.")
+        raise Interrupted("Stopped before training began; nothing was lost. Run the same command to begin again.")
     if error is not None:
         raise error
     result: T = world.broadcast(job.result() if job is not None else None)

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live rich view on a terminal, plain lines elsewhere."""
+"""The display of a training run: a live view on a terminal, plain lines elsewhere."""
 
 import time
 from typing import Any
@@ -18,11 +18,11 @@ EVENTS_SHOWN = 8
 
 
 class View:
-    """Shows a run's progress on rank 0; on other ranks, and with `quiet`, it shows nothing.
+    """Shows the progress of a run on rank 0. On other ranks, and with `quiet`, it shows nothing.
 
     Args:
-        console: where to; a terminal gets the live view, anything else plain lines.
-        quiet: show nothing.
+        console: the output. A terminal gets the live view, any other output plain lines.
+        quiet: whether to show nothing.
     """
 
     def __init__(self, console: Terminal | None = None, quiet: bool = False):
@@ -37,7 +37,7 @@ class View:
         self._mark = (0, time.perf_counter())
 
     def start(self, run: Run) -> None:
-        """Names the run and begins the display."""
+        """Prints the name of the run and starts the display."""
         self._quiet = self._quiet or not run.world.is_first
         self._mark = (run.samples_seen, time.perf_counter())
         if self._quiet:
@@ -57,11 +57,11 @@ class View:
             self._live.start()
 
     def event(self, run: Run, event: dict[str, Any]) -> None:
-        """A measurement of evidence, with its decision."""
+        """Shows a measurement of evidence, with its decision."""
         self._line(run, describe_event(run.samples_seen, event))
 
     def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
-        """An interval's metrics."""
+        """Shows the metrics of an interval."""
         now = time.perf_counter()
         if run.samples_seen > self._mark[0]:  # a resume may begin with the metrics of the interval before it
             self._rate = (run.samples_seen - self._mark[0]) / max(now - self._mark[1], 1e-9)
@@ -80,10 +80,10 @@ class View:
         self._plain(f"{run.samples_seen:>9,} samples  {self._rate:7.0f}/s  ETA {left:5.0f} s  {mse}{parts}")
 
     def batch(self, run: Run, batch: Batch) -> None:
-        """A batch that is about to be trained."""
+        """Called before a batch is trained."""
 
     def bad(self, run: Run, bad: dict[str, Any]) -> None:
-        """An update that was left out, with what the guard saw."""
+        """Shows an update that was skipped, with the losses that the guard compared."""
         loss = "" if bad["ratio_loss"] is None else f", ratio loss {bad['ratio_loss']:.4g}"
         text = f"{run.samples_seen:>9,} samples  {bad['action']}: squared error {bad['squared_error']:.4g}{loss}"
         self._line(run, f"{text} (usually {bad['usual_squared_error']:.4g}, {bad['usual_ratio_loss']:.4g})")
@@ -117,7 +117,7 @@ class View:
             if "train/mse" in metrics:
                 table.add_row("train mse", f"{metrics['train/mse']:.4f}")
             if "train/ratio_loss" in metrics:
-                table.add_row("ratio loss", f"{metrics['train/ratio_loss']:.4f} (1.3863 says nothing)")
+                table.add_row("ratio loss", f"{metrics['train/ratio_loss']:.4f} (1.3863 at chance)")
             parts = "  ".join(f"{part} {times[f'{part}_s']:.1f}" for part in PARTS)
             table.add_row("seconds in", parts)
         parts_shown: list[Any] = [self._progress] if self._progress is not None else []

@@ -1,4 +1,4 @@
-"""The fixed bridge between normal densities, where everything is known in closed form, in float64."""
+"""The fixed bridge between normal densities, where all quantities have a closed form, in float64."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_the_loss_is_the_mean_over_ratios_and_that_of_chance_where_they_say_noth
 
 
 def test_the_ratios_of_the_bridge_are_where_the_loss_is_least() -> None:
-    """Along a Gaussian bridge the exact log ratios beat any scaling or shift of themselves."""
+    """Along a Gaussian bridge the exact log ratios have a lower loss than scaled or shifted ones."""
     marks = waymarks(normal(20_000, 4)[:, :1], MEAN + SD * normal(20_000, 5)[:, :1], 2)
     a = torch.linspace(0, 1, 3, dtype=torch.float64)
     sides = [torch.distributions.Normal(a[m] * MEAN, (1 - a[m] ** 2 * (1 - SD**2)).sqrt()) for m in range(3)]

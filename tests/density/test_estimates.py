@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebmscale.density.estimates import bisect, bridge, conditional_ess, importance_estimate, pooled, tilted_mean
+from ebmscale.density.estimates import (
+    bennett_ratio,
+    conditional_ess,
+    importance_estimate,
+    largest_step,
+    pooled,
+    tilted_mean,
+)
 
 EVEN = torch.full((1, 8), -math.log(8), dtype=torch.float64)
 
@@ -33,17 +40,17 @@ def test_it_is_the_usual_one_for_even_weights() -> None:
 
 @given(edge=st.floats(1e-9, 0.999), room=st.floats(1.0, 50.0))
 def test_bisection_finds_the_edge(edge: float, room: float) -> None:
-    found = float(bisect(lambda s: s <= edge, one(room)))
+    found = float(largest_step(lambda s: s <= edge, one(room)))
     assert found <= edge
     assert found == pytest.approx(edge, rel=1e-9)
 
 
 def test_bisection_takes_all_the_room_there_is() -> None:
-    assert float(bisect(lambda s: s <= 2.0, one(0.7))) == pytest.approx(0.7)
+    assert float(largest_step(lambda s: s <= 2.0, one(0.7))) == pytest.approx(0.7)
 
 
 def test_the_tilted_mean_of_two_points() -> None:
-    """Values 0 and 1 under weights 1 and e^s: the logistic function; a weight of zero may sit at -infinity."""
+    """Values 0 and 1 under weights 1 and e^s: the logistic function. A point of weight zero may have the value -inf."""
     increment = torch.tensor([[0.0, 1.0, -math.inf]], dtype=torch.float64)
     log_weights = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64).log()
     assert float(tilted_mean(increment, log_weights, one(1.7))) == pytest.approx(1 / (1 + math.exp(-1.7)))
@@ -69,10 +76,10 @@ def test_importance_estimates_of_a_log_normal() -> None:
 
 
 def test_the_bridge_between_two_gaussians() -> None:
-    """N(0, 1) against c N(2, 1), known to differ by log c, where neither side alone sees the other well."""
+    """N(0, 1) against c N(2, 1), known to differ by log c, where the two densities overlap little."""
     generator = torch.Generator().manual_seed(0)
     lower, upper = (torch.randn(4, 5000, generator=generator, dtype=torch.float64) + shift for shift in (0.0, 2.0))
     even = torch.full((4, 5000), 1 / 5000, dtype=torch.float64)
     differences = [2 * z - 2 + 1.3 for z in (lower, upper)]
-    found = bridge(differences[0], even, differences[1], even, torch.zeros(4, dtype=torch.float64))
+    found = bennett_ratio(differences[0], even, differences[1], even, torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(found, torch.full((4,), 1.3).double(), rtol=0, atol=0.1)

@@ -67,7 +67,7 @@ def test_the_true_ratio_is_calibrated_and_a_doubled_one_is_not() -> None:
 
 
 def test_kl_bound_of_the_true_ratio_has_the_closed_form_and_an_honest_standard_error() -> None:
-    """Over 1,000 repetitions: mean within 4 standard errors of 0.32, and the spread is the one that was promised."""
+    """Over 1,000 repetitions: mean within 4 standard errors of 0.32, and the spread is the reported standard error."""
     found = np.array(
         [
             kl_lower_bound(log_ratio(f_q + SHIFT), log_ratio(f_p))

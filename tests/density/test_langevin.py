@@ -67,7 +67,7 @@ def test_temperature_samples_the_density_to_the_power_of_one_over_it() -> None:
 
 
 def test_noise_scale_is_a_hidden_temperature() -> None:
-    """Noise scaled by c gives c^2 times the variance of the untouched chain."""
+    """Noise scaled by c multiplies the variance of the chain by c^2."""
     settings = LangevinSettings(num_steps=2000, step_size=0.5, noise_scale=0.3)
     plain = dataclasses.replace(settings, noise_scale=1.0)
     assert variance_after(settings, 1.0) == pytest.approx(0.09 * variance_after(plain, 1.0), rel=1e-12)

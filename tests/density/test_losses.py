@@ -96,7 +96,7 @@ def test_chance_is_the_loss_of_a_ratio_that_says_nothing(m: float) -> None:
 
 
 def test_n2ce_with_much_noise_has_the_gradient_of_maximum_likelihood() -> None:
-    """-E_q[grad f] + E_p[r grad f], which it reaches with an error that falls as 1 / M."""
+    """The gradient tends to -E_q[grad f] + E_p[r grad f], with an error that falls as 1 / M."""
     c = torch.tensor([0.1, 0.4, -0.3], dtype=torch.float64)
     features_q, features_p = (torch.stack([torch.ones_like(z), z, z.square()]) for z in (Z_Q, Z_P))
     wanted = -features_q.mean(1) + (quadratic(c, Z_P).exp() * features_p).mean(1)

@@ -1,4 +1,4 @@
-"""Moves leave their density as it is: detailed balance to the last digit, reversibility, and moments; in float64."""
+"""Kernels leave a density invariant: detailed balance up to rounding, reversibility, and moments; in float64."""
 
 import math
 
@@ -33,7 +33,7 @@ def one_move(z: Tensor, momentum: Tensor, settings: MoveSettings, scale: Tensor 
 
 
 def test_mala_is_in_detailed_balance() -> None:
-    """p(z) m(z'|z) a(z, z') = p(z') m(z|z') a(z', z) for every pair, m the Langevin proposal's own density."""
+    """p(z) m(z'|z) a(z, z') = p(z') m(z|z') a(z', z) for every pair; m is the density of the Langevin proposal."""
     noise = draws()
     z, momentum = noise.normal(DIM), noise.normal(DIM)
     settings = MoveSettings("mala")

@@ -126,7 +126,7 @@ def test_no_parameter_gradient_in_a_chain(prior: RatioSequence, z: Tensor) -> No
 
 
 def test_the_normaliser_of_a_known_ratio_is_left_out() -> None:
-    """f = z . a gives N(a, I) with log Z = |a|^2 / 2: the log density given is normalised once that is taken off."""
+    """f = z . a gives N(a, I) with log Z = |a|^2 / 2: log_density minus log Z is normalised."""
     network = nn.Sequential(nn.Linear(DIM, 1, bias=False), nn.Flatten(0)).double()
     a = network[0].weight.detach()[0]
     prior = RatioSequence(StandardNormal(DIM), network).append(network.state_dict())

@@ -1,4 +1,4 @@
-"""Systematic resampling is unbiased, and as even as whole numbers can be."""
+"""Systematic resampling is unbiased, and every count is the expected count rounded down or up."""
 
 import pytest
 import torch

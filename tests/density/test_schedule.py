@@ -1,4 +1,4 @@
-"""The stage scheduler on paper: scenarios as tables, and what holds for every history."""
+"""The stage scheduler: scenarios as tables, and properties that hold for every history."""
 
 import math
 from dataclasses import replace

@@ -55,14 +55,14 @@ def test_the_normaliser_of_a_product_of_gaussians(kind: str, resample_below: flo
 
 
 def test_langevin_moves_come_close() -> None:
-    """Without accept or reject the estimate is off by the step's error, which is small for a small step."""
+    """Without an accept-reject step the estimate has a bias, which is small for a small step."""
     z, noise = particles(16, 500)
     walked = anneal([LEG], z, noise, Annealing(moves=MoveSettings("langevin", num_moves=5, step_size=0.2)))
     assert pooled(walked.log_z.sum(1))[0] == pytest.approx(LOG_Z, abs=0.1)
 
 
 def test_annealed_importance_sampling_is_unbiased() -> None:
-    """By a plan that other particles made, the mean of Z over repetitions is Z, even with four particles each."""
+    """With a plan from other particles, the mean of the estimates is Z, even with four particles each."""
     settings = Annealing(ess=0.5, resample_below=0.0, moves=MoveSettings("mala", num_moves=1))
     z, noise = particles(1, 200)
     plans = [plan._replace(**{name: part.expand(6000, *part.shape[1:]) for name, part in plan._asdict().items()})

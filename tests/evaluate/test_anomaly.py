@@ -1,4 +1,4 @@
-"""Detection measured by torchmetrics, with scikit-learn as the oracle and cases that can be counted by hand."""
+"""Detection measured by torchmetrics, against scikit-learn and cases that are counted by hand."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_four_images_by_hand():
 @settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(2, 300), st.sampled_from([1.0, 1e4]), st.booleans())
 def test_agrees_with_scikit_learn(seed, num, scale, tied):
-    """Also for scores in the thousands, on which a sigmoid would be flat, and for ties."""
+    """Also for ties, and for scores in the thousands, for which a sigmoid is constant."""
     source = np.random.default_rng(seed)
     labels = np.arange(num) % 3 == 0
     score = (source.standard_normal(num) + labels) * scale

@@ -40,7 +40,7 @@ PIXELS = Features("FD-pixels", 64, "0" * 64, None, lambda images: images.flatten
 
 
 def test_psnr_of_known_errors():
-    """An error of the whole range everywhere is 0 dB; a tenth of it, 20 dB; none counts as 100 dB."""
+    """An error of the whole range at every pixel is 0 dB, a tenth of the range is 20 dB, no error is 100 dB."""
     assert psnr(torch.tensor([4.0, 0.04, 0.0], dtype=torch.float64)).tolist() == pytest.approx(
         [0.0, 20.0, 100.0], abs=1e-9
     )
@@ -84,7 +84,7 @@ def test_anomalies_are_the_class_that_was_held_out(make_model, digits):
     expected = average_precision_score(torch.cat(labels) == 1, torch.cat(joint))
     assert found.values["auprc_joint"] == pytest.approx(expected, abs=1e-6)
     assert set(found.values) >= {"auprc_prior", "auroc_prior", "auprc_reconstruction", "auroc_joint"}
-    assert found.values["num_anomalies"] == 182  # all there are
+    assert found.values["num_anomalies"] == 182  # all anomalies of the set
     assert found.protocol["held_out"] == {"label": "1", "protocol": "pooled"}
     assert found.protocol["chance_auprc"] == 182 / found.protocol["num_images"]
 

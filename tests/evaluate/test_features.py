@@ -1,4 +1,4 @@
-"""Features: the layout and the preprocessing of the standard network, and classifiers that are trained and kept."""
+"""Features: layout and preprocessing of the standard network, and classifiers that are trained and saved."""
 
 import json
 
@@ -101,7 +101,7 @@ def test_pixels_are_scaled_as_the_graph_does():
 
 
 def test_pooling_branches_differ_from_the_usual_network():
-    assert torch.equal(_average(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 4, 4))  # zeros round about do not count
+    assert torch.equal(_average(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 4, 4))  # the padding does not count
     with torch.random.fork_rng():
         torch.manual_seed(0)
         block = BlockE(4, by_maximum=True).eval()
@@ -115,13 +115,13 @@ def test_pooling_branches_differ_from_the_usual_network():
 
 def test_other_files_are_refused(tmp_path, inception_file):
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(StorageError, match="no file of weights"):
+    with pytest.raises(StorageError, match="not a file of weights"):
         open_features(str(tmp_path / "text.pth"))
     torch.save({"a": torch.zeros(3)}, tmp_path / "small.pth")
     with pytest.raises(StorageError, match="472 of 472 tensors are missing or of another shape"):
         open_features(str(tmp_path / "small.pth"))
     torch.save([1], tmp_path / "list.pth")
-    with pytest.raises(StorageError, match="no table of tensors"):
+    with pytest.raises(StorageError, match="does not hold a table of tensors"):
         open_features(str(tmp_path / "list.pth"))
     with pytest.raises(StorageError, match="does not exist"):
         open_features(str(tmp_path / "absent.pth"))

@@ -73,7 +73,7 @@ def test_agrees_with_torchmetrics_on_features():
 
 
 def test_singular_covariances_are_exact():
-    """A feature that is constant on both sides, as a dead unit is, and two that are equal."""
+    """A feature that is constant on both sides, such as a dead unit, and two equal features."""
     points = [points_with([0.0, side], np.diag([1.0, 4.0]), seed=side) for side in (0, 1)]
     wide = [np.column_stack([side, np.full(len(side), 7.0), side[:, 0]]) for side in points]
     assert frechet_distance(*map(moments_of, wide)) == pytest.approx(1.0, abs=1e-6)
@@ -83,7 +83,7 @@ def test_singular_covariances_are_exact():
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 40))
 def test_parts_make_the_moments_of_the_whole(seed, parts):
-    """Far from zero, where sums of squares would lose everything."""
+    """Features far from zero, where a sum of squares would lose all digits."""
     points = np.random.default_rng(seed).standard_normal((60, 3)) + 1e7
     moments = moments_of(points, parts)
     assert moments.count == 60

@@ -38,7 +38,9 @@ def test_the_same_points_are_perfect_and_distant_ones_are_nothing():
     points = torch.from_numpy(np.random.default_rng(0).standard_normal((60, 4)))
     same = compare_manifolds(points, points.clone(), ALONE)
     assert (same.precision, same.recall, same.coverage) == (1.0, 1.0, 1.0)
-    assert same.density == pytest.approx(1.0, abs=0.15)  # itself, and those of which it is a nearer neighbour than k
+    assert same.density == pytest.approx(
+        1.0, abs=0.15
+    )  # counts itself, and the points for which it is nearer than the k-th neighbour
     assert compare_manifolds(points, points + 1e3, ALONE) == Manifold(0.0, 0.0, 0.0, 0.0)
 
 

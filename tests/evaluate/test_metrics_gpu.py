@@ -1,4 +1,4 @@
-"""Metrics on a GPU: what a CPU gives, up to rounding."""
+"""Metrics on a GPU equal those on a CPU up to rounding."""
 
 import pytest
 import torch

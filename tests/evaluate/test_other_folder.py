@@ -1,4 +1,4 @@
-"""A run that was trained with relative addresses is evaluated from another folder, or told what to give."""
+"""A run with relative addresses is evaluated from another folder, or the message says which option to give."""
 
 import os
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_a_run_finds_its_data_from_any_folder(
 
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["data"]["url"] == digits_url
-    saved["data"]["url"] = "data/digits"  # as runs were saved before
+    saved["data"]["url"] = "data/digits"  # as earlier versions saved runs
     (run / "config.yaml").write_text(yaml.safe_dump(saved))
     with pytest.raises(DataError, match=r"trained on data/digits, an address relative .*with --data"):
         CliRunner().invoke(cli, words, catch_exceptions=False)

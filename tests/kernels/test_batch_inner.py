@@ -1,4 +1,4 @@
-"""The generator with the batch inside equals the generator, in every form, precision and layout."""
+"""The generator with the batch as the innermost axis equals the generator, for every architecture and precision."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ebmscale.kernels import forms
 from ebmscale.kernels.batch_inner import BatchInnerGenerator
-from ebmscale.networks import FORMS, Generator, build_generator
+from ebmscale.networks import ARCHITECTURES, Generator, build_generator
 from ebmscale.seeds import torch_generator
 
 DIM = 5
@@ -56,7 +56,7 @@ def test_images_and_gradients_are_the_generators(form: str, dtype: torch.dtype, 
 
 
 def test_every_form_is_known() -> None:
-    for name, form in FORMS.items():
+    for name, form in ARCHITECTURES.items():
         assert BatchInnerGenerator.supports(Generator(DIM, (3, form.size, form.size), 1, name))
     assert not BatchInnerGenerator.supports(nn.Linear(2, 2))
 
@@ -75,7 +75,7 @@ def test_loaded_weights_are_those_of_the_generator_loaded_from(dtype: torch.dtyp
         for weight in second.parameters():
             weight.mul_(-1.5).add_(0.01)
     form = BatchInnerGenerator(first)
-    for num_rows in (4, 9, 4):  # kernels and their layouts of the weights go with the number of rows
+    for num_rows in (4, 9, 4):  # kernels and their layouts of the weights depend on the number of rows
         assert_equal(first, form, latents(num_rows, dtype))
     form.load(second)
     assert_equal(second, form, latents(4, dtype))

@@ -1,4 +1,4 @@
-"""Which chains are captured, with a stand-in for the capture; and on a GPU that a graph is the chain."""
+"""Which chains are captured, with a stand-in for the capture. On a GPU: a graph equals the chain."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The prior's score written out equals autograd's, in float64, for every activation, depth and number of stages."""
+"""The score in closed form equals that of autograd, in float64, for every activation, depth and number of stages."""
 
 import math
 
@@ -18,7 +18,7 @@ DIM = 5
 
 
 class WideNormal:
-    """N(0, 4 I): a base that the closed form has to differentiate."""
+    """N(0, 4 I): a base density that needs autograd in the closed form."""
 
     dim = DIM
 

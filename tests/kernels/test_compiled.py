@@ -1,11 +1,11 @@
-"""The layers that a GPU's form of the generator replaces, against those that they replace; on a GPU the whole form."""
+"""The replacement layers of the compiled generator against the original ones; on a GPU the whole generator."""
 
 import pytest
 import torch
 from torch import nn
 
 from ebmscale.kernels import forms
-from ebmscale.kernels.compiled import Columns, with_columns
+from ebmscale.kernels.compiled import TransposedAsProduct, with_products
 from ebmscale.networks import Generator, build_generator
 
 DIM = 6
@@ -21,13 +21,13 @@ def make(form: str, shape: tuple[int, int, int], device: str = "cpu", dtype: tor
     [(8, 3, 3, 1, 1, (5, 6)), (8, 3, 4, 2, 1, (5, 6)), (1, 1, 4, 2, 1, (1, 1)), (5, 2, 5, 3, 0, (4, 2))],
 )
 @pytest.mark.parametrize("rows", [1, 3])
-def test_columns_are_the_transposed_convolution(
+def test_the_product_is_the_transposed_convolution(
     channels: int, outputs: int, kernel: int, stride: int, padding: int, size: tuple[int, int], rows: int
 ) -> None:
     layer = nn.ConvTranspose2d(channels, outputs, kernel, stride, padding).double()
     x = torch.randn(rows, channels, *size, dtype=torch.float64, requires_grad=True)
     other = x.detach().clone().to(memory_format=torch.channels_last).requires_grad_(True)
-    wanted, got = layer(x), Columns(layer)(other)
+    wanted, got = layer(x), TransposedAsProduct(layer)(other)
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     (wanted**2).sum().backward()
     (got**2).sum().backward()
@@ -35,12 +35,12 @@ def test_columns_are_the_transposed_convolution(
 
 
 @pytest.mark.parametrize(("form", "shape"), [("svhn", (3, 32, 32)), ("cifar10", (3, 32, 32)), ("mnist", (1, 28, 28))])
-def test_a_generator_with_columns_is_the_generator_as_its_weights_change(
+def test_a_generator_with_products_is_the_generator_as_its_weights_change(
     form: str, shape: tuple[int, int, int]
 ) -> None:
     generator = make(form, shape)
-    other = with_columns(generator)
-    assert sum(isinstance(layer, Columns) for layer in other) >= 1
+    other = with_products(generator)
+    assert sum(isinstance(layer, TransposedAsProduct) for layer in other) >= 1
     z = torch.randn(4, DIM)
     for _ in range(2):
         torch.testing.assert_close(other(z), generator(z), rtol=1e-5, atol=1e-5)

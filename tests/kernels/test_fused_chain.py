@@ -13,7 +13,7 @@ import torch
 
 WORKER = str(Path(__file__).with_name("fused_worker.py"))
 TOLERANCE = {"fp32": 1e-5, "bf16": 0.02}
-"""Relative difference of the chains' moves; in bf16 that of rounded weights and activations."""
+"""Relative difference of the displacements of chains. In bf16 weights and activations are rounded."""
 
 CASES = [
     {"dim": 5, "hidden": [20, 17], "stages": 1, "steps": 1, "chains": 1, "dtype": "fp32"},

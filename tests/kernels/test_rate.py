@@ -1,4 +1,4 @@
-"""FLOPs as counted are those of the formula, whichever operator computes them."""
+"""Counted FLOPs equal those of the formula, for every operator."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The normaliser of a stack of ratios: its value, and the same on any number of workers."""
+"""The normaliser of a ratio sequence: its value, and its independence of the number of workers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Pieces of tensors: whatever ranks hold, together they save every element once, and any others read it back."""
+"""Pieces of tensors: the ranks together save every element once, and any other number of ranks reads it back."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_a_snapshot_is_not_touched_by_later_updates() -> None:
     live.zero_()
     (saved,) = parse_part("w", image.bytes())
     assert torch.equal(saved.values, torch.ones(4))
-    image.fill([piece("w", live)])  # the memory serves the next snapshot
+    image.fill([piece("w", live)])  # the memory is reused for the next snapshot
     assert torch.equal(parse_part("w", image.bytes())[0].values, live)
     assert image.layout == layout_of([piece("w", live)])
 

@@ -1,4 +1,4 @@
-"""Residuals of normal images, in closed form, and the score that rests on them."""
+"""Residuals of normal images, in closed form, and the score that uses them."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_the_energy_of_the_usual_error_is_half_the_dimensions_and_grows_with_the
 
 
 def test_the_same_error_is_less_unusual_where_errors_are_usual() -> None:
-    """Edges are noisy and the ground is not: what is counted is the error relative to its place."""
+    """Edges are noisy and the background is not: the score counts the error relative to its expected value."""
     reconstruction = torch.cat([torch.full((5_000, *SHAPE), -1.0), torch.zeros(5_000, *SHAPE)])
     scale = torch.where(reconstruction < -0.5, 0.05, 0.5)
     found = measure_residuals(reconstruction + scale * draw(*reconstruction.shape), reconstruction, World.alone())

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from ebmscale.networks import FORMS, LOG_STD_BOUND, build_encoder
+from ebmscale.networks import ARCHITECTURES, LOG_STD_BOUND, build_encoder
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("form", FORMS)
-def test_it_starts_as_the_standard_normal(form: str, channels: int) -> None:
-    size = FORMS[form].size
-    encoder = build_encoder((channels, size, size), 5, 4, form, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_starts_as_the_standard_normal(architecture: str, channels: int) -> None:
+    size = ARCHITECTURES[architecture].size
+    encoder = build_encoder((channels, size, size), 5, 4, architecture, generator=torch.Generator().manual_seed(0))
     mean, log_std = encoder(torch.randn(2, channels, size, size))
     assert torch.equal(mean, torch.zeros(2, 5))
     assert torch.equal(log_std, torch.zeros(2, 5))

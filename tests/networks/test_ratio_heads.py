@@ -1,4 +1,4 @@
-"""Waves beside the coordinates of a perceptron: frequencies, seeds, stacked weights, and what they are good for."""
+"""Random Fourier features as inputs of a perceptron: frequencies, seeds, stacked weights, and their effect."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_without_waves_the_network_is_what_it_was() -> None:
 
 
 def test_a_square_wave_is_learned_sooner() -> None:
-    """Five periods over the standard normal's middle: the loss after few updates, with waves and without."""
+    """Five periods near the centre of the standard normal: the loss after few updates, with waves and without."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(4096, 2, generator=generator)
     target = (z[:, 0] * 8).sin().sign()

@@ -1,4 +1,4 @@
-"""Every method of sampling against a prior that is a known Gaussian, and what it says of itself."""
+"""Every method of sampling against a prior that is a known Gaussian, and its diagnostics."""
 
 from dataclasses import replace
 from pathlib import Path

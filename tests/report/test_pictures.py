@@ -1,4 +1,4 @@
-"""Grids are exact to the pixel; charts are SVG that stands alone and does not change from one drawing to the next."""
+"""Grids are exact to the pixel. Charts are self-contained SVG, with the same bytes every time."""
 
 import base64
 import io
@@ -71,7 +71,7 @@ CHARTS = {
     "empty timeline": lambda: pictures.timeline([], [], {}, 0),
     "chain": lambda: pictures.chain_chart(trace(20)),
     "chain of one step": lambda: pictures.chain_chart(trace(1)),
-    "shares": lambda: pictures.share_chart([0, 10, 20], {"a": [0.5, 0.2], "b": [0.5, 0.8]}),
+    "shares": lambda: pictures.fraction_chart([0, 10, 20], {"a": [0.5, 0.2], "b": [0.5, 0.8]}),
     "speed": lambda: pictures.speed_chart([0, 10], [3.0]),
 }
 

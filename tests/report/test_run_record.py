@@ -1,11 +1,11 @@
-"""A run's record read back: what the decisions were, and curves that break where a new ratio starts."""
+"""The record of a run: its decisions, and curves that break where a new ratio starts."""
 
 import math
 
 import pytest
 
 from ebmscale.report.pictures import Curve, Mark
-from ebmscale.report.run_record import Record, kind_of, shares
+from ebmscale.report.run_record import RunRecord, fractions, kind_of
 from ebmscale.training.metrics import PARTS
 
 
@@ -29,7 +29,7 @@ EVENTS = [
     event(70, 2, "Finish", started=70),
     {"samples_seen": 80, "stage": 2, "num_frozen": 1, "held_out_mse": 0.1},
 ]
-RECORD = Record(EVENTS, [])
+RECORD = RunRecord(EVENTS, [])
 
 
 def test_kinds():
@@ -54,17 +54,17 @@ def test_stages_and_end():
 
 
 def test_nothing_recorded():
-    empty = Record([], [])
+    empty = RunRecord([], [])
     assert (empty.end, empty.wall_s, empty.starts(), empty.marks(), empty.evidence("loss")) == (0, None, {}, [], [])
 
 
 def test_time():
     line = {"time": {"total_s": 4.0, "posterior_s": 2.0, "ratio_s": 1.0}}
-    record = Record([], [{"samples_seen": 100} | line, {"samples_seen": 300} | line])
+    record = RunRecord([], [{"samples_seen": 100} | line, {"samples_seen": 300} | line])
     assert record.edges() == [0, 100, 300]
     assert record.speeds() == [25, 50]
     assert record.wall_s == 8
     seconds = record.seconds()
     assert list(seconds) == [*PARTS, "other"]
     assert (seconds["posterior"], seconds["other"], seconds["data"]) == ([2, 2], [1, 1], [0, 0])
-    assert shares(seconds)["posterior"] == [0.5, 0.5]
+    assert fractions(seconds)["posterior"] == [0.5, 0.5]

@@ -1,4 +1,4 @@
-"""The report of tiny runs: what the page holds, that it needs no other file, and how it looks in a browser."""
+"""The report of tiny runs: its content, that it needs no other file, and its layout in a browser."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from ebmscale.data.formats import Record, Source
 from ebmscale.data.pack import pack
 from ebmscale.errors import StorageError
 from ebmscale.report.pictures import image_grid
-from ebmscale.report.run_record import Record as RunRecord
+from ebmscale.report.run_record import RunRecord
 from ebmscale.report.run_report import write_report
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
@@ -144,7 +144,7 @@ def test_stopped_before_the_first_evidence(trained):
     page = page_of(run)
     assert "stopped at 25%" in page
     assert "50 of 200 samples" in page
-    assert "No evidence has been taken yet" in page
+    assert "No evidence has been measured yet" in page
     assert "No interval of metrics" in page
 
 
@@ -153,7 +153,7 @@ def test_a_record_beyond_the_checkpoint_and_numbers_that_are_not_finite(copied):
     event["evidence"] = dict.fromkeys(event["evidence"])
     copied.append(EVENTS_FILE, json.dumps(event) + "\n")
     page = page_of(copied)
-    assert "The record goes on for 500 samples" in page
+    assert "The record continues for 500 samples" in page
     assert "nan ± nan" in page
     assert "<td>RollBack</td>" in page
 

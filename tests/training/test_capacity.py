@@ -1,4 +1,4 @@
-"""Runs that a machine has no room for are refused in one sentence before anything is built."""
+"""Runs that do not fit a machine are refused in one sentence before anything is built."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as a storage holds them: what is chosen, what is kept, what happens to damaged ones."""
+"""The checkpoints of a run in a storage: which one is used, which are kept, and what happens to damaged ones."""
 
 import threading
 from pathlib import Path
@@ -14,7 +14,7 @@ from ebmscale.errors import DamagedError, StorageError
 from ebmscale.model.checkpoint import FOLDER, RATIO_FOLDER, position_of
 from ebmscale.model.pieces import PartImage, Span, piece, whole_spans
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import Cancelled, CheckpointStore, kept_by, name_of, patiently
+from ebmscale.training.checkpoint import Cancelled, CheckpointStore, kept_by, name_of, retried
 
 TOKEN = "0123456789ab"
 NET = {"w": torch.arange(6.0).view(2, 3)}
@@ -106,11 +106,11 @@ def test_the_newest_sound_checkpoint_is_taken(
         return saved.samples_seen
 
     assert CheckpointStore(storage).newest(everything) == 10
-    assert f"passing over checkpoint {20:012d}-{TOKEN}" in caplog.text
+    assert f"skipping checkpoint {20:012d}-{TOKEN}" in caplog.text
 
 
 def test_a_storage_that_cannot_be_read_is_not_damage(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Going back to an older checkpoint because of an outage would lose work."""
+    """A return to an older checkpoint because of an outage would lose work."""
     write(storage, 10)
     monkeypatch.setattr(Storage, "read_bytes", lambda self, path: refuse())
     with pytest.raises(StorageError, match="503") as caught:
@@ -130,7 +130,7 @@ def test_the_last_and_the_multiples_and_the_best_are_kept(storage: Storage) -> N
 
 
 def test_a_checkpoint_that_was_put_off_counts_for_the_multiple_before_it(storage: Storage) -> None:
-    """A slow storage makes them late; the first in each interval stays, whatever comes and goes after it."""
+    """A slow storage delays checkpoints. The first one in each interval is kept, for any later ones."""
     for position in (12, 22, 33, 43, 54, 61, 75, 86):
         write(storage, position, keep_every=30)
     assert positions(storage) == [33, 61, 75, 86]
@@ -164,7 +164,7 @@ def test_the_policy(names: list[str], last: int, every: int, best: int, seed: An
 
 
 class FakeTime(threading.Event):
-    """A clock that only waiting moves on."""
+    """A clock that advances only during waits."""
 
     now = 0.0
 
@@ -181,7 +181,7 @@ def test_a_failing_storage_is_tried_for_a_while_and_no_longer() -> None:
         raise StorageError("disk full")
 
     with pytest.raises(StorageError, match="disk full"):
-        patiently(fail, 100.0, time, lambda: time.now)
+        retried(fail, 100.0, time, lambda: time.now)
     assert tries == [0, 1, 3, 7, 15, 31, 61, 91]
 
 
@@ -193,7 +193,7 @@ def test_a_storage_that_recovers_is_forgiven_and_a_cancelled_write_ends() -> Non
             raise error
         return "written"
 
-    assert patiently(sometimes, 100.0, time, lambda: time.now) == "written"
+    assert retried(sometimes, 100.0, time, lambda: time.now) == "written"
     time.set()
     with pytest.raises(Cancelled):
-        patiently(sometimes, 100.0, time, lambda: time.now)
+        retried(sometimes, 100.0, time, lambda: time.now)

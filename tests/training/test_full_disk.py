@@ -65,7 +65,7 @@ def test_a_full_disk_ends_the_run_with_its_checkpoint_intact(tiny: RunConfig, di
     )
     store = CheckpointStore(run_storage(config))
     view = Filler(disk, store, clear=False)
-    with pytest.raises(StorageError, match=r"No space left on device.*is intact, and the same command goes on"):
+    with pytest.raises(StorageError, match=r"No space left on device.*is intact, and the same command resumes"):
         train(config, view, World.alone(), StopSignal())
     view.file.unlink()
     position = store.newest(lambda saved: saved.verify() or saved.samples_seen)

@@ -1,4 +1,4 @@
-"""Losses that are not finite, spikes, lost chains: skipped, set back, or the end; on one worker and on several."""
+"""Losses that are not finite, spikes, lost chains: skips, roll-backs and the end, on one worker and on several."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ebmscale.config import GuardBlock, RunConfig
-from ebmscale.density.losses import spoil
+from ebmscale.density.losses import nan_above_limit
 from ebmscale.density.schedule import StageState
 from ebmscale.errors import DivergenceError
 from ebmscale.model.checkpoint import position_of
@@ -36,7 +36,7 @@ def test_a_loss_above_its_limit_has_no_finite_gradient() -> None:
         (math.nan, math.inf, False),
         (5.0, math.inf, True),
     ]:
-        (gradient,) = torch.autograd.grad(spoil(2 * w, torch.tensor(watched), limit), w)
+        (gradient,) = torch.autograd.grad(nan_above_limit(2 * w, torch.tensor(watched), limit), w)
         assert (float(gradient) == 2.0) is fine
         assert bool(gradient.isfinite()) is fine
 
@@ -72,11 +72,11 @@ def test_every_way_back_lowers_the_rates_until_there_is_none() -> None:
     guard = Guard(GuardBlock(max_rollbacks=2, rate_factor=0.5))
     saved = GuardState(error=0.3, num_good=40, ratio_round=(2, 100))
     for number in (1, 2):
-        guard.check_rollbacks("it spiked")
+        guard.check_run_rollbacks("it spiked")
         guard.roll_back(saved, shift=50)
         assert guard.state == GuardState(0.3, 40, ratio_round=(2, 150), rollbacks=number, rate_scale=0.5**number)
     with pytest.raises(DivergenceError, match=r"it spiked, after .* 2 times"):
-        guard.check_rollbacks("it spiked")
+        guard.check_run_rollbacks("it spiked")
     other = Guard(GuardBlock())
     other.load_values(json.loads(json.dumps(guard.values())))
     assert other.state == guard.state
@@ -119,7 +119,7 @@ def test_a_bad_batch_is_left_out_and_its_samples_are_named(
 def test_a_run_that_spikes_again_and_again_goes_back_and_finishes(
     tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The samples go on from where they were: none comes twice, and the metrics' curve has no second past."""
+    """After a roll-back the samples continue: none comes twice, and the curve of metrics has no duplicate."""
     storage = train_with(tiny, monkeypatch, {2240, 2272, 2304}, math.nan)
     actions = [line["action"] for line in read_lines(storage, GUARD_FILE)]
     assert actions == ["skipped", "skipped", "roll back", "rolled back"]

@@ -1,4 +1,4 @@
-"""A storage that lists new files late: nothing is lost by that, and nothing is begun anew."""
+"""A storage that lists new files late: no checkpoint is lost, and no run restarts from the beginning."""
 
 import uuid
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ TOKENS = ("0123456789ab", "ba9876543210")
 
 
 class LateListings:
-    """Makes listings show a new name, or go on to show one that is gone, for some calls more."""
+    """Makes listings omit a new name, or keep a deleted one, for some calls."""
 
     def __init__(self, late: int):
         self.late = late
         self._shown: dict[tuple[str, str], tuple[list[str], int]] = {}
 
     def list(self, listed: Any, storage: Storage, path: str) -> list[str]:
-        """What `listed`, the real listing, is told late."""
+        """A late listing of `path`; `listed` makes the real one."""
         key = storage.url, path
         now = listed(storage, path)
         shown, left = self._shown.get(key, ([], self.late))
@@ -39,7 +39,7 @@ class LateListings:
 
 @pytest.fixture
 def lag() -> Iterator[Any]:
-    """A function that makes all listings late from then on."""
+    """A function that makes all later listings late."""
     with pytest.MonkeyPatch.context() as patch:
         listed = Storage.list
 
@@ -58,7 +58,7 @@ def write(store: CheckpointStore, name: str, num_ratios: int) -> None:
 
 
 def save(store: CheckpointStore, name: str, num_ratios: int) -> None:
-    """Writes one, and clears what is not kept."""
+    """Writes a checkpoint, and deletes those that are not kept."""
     write(store, name, num_ratios)
     store.retain(name)
 
@@ -105,7 +105,7 @@ def test_a_run_is_resumed_at_a_checkpoint_that_is_not_listed_yet(tiny: RunConfig
 
 
 def test_a_checkpoint_that_appears_between_two_looks_is_not_taken_for_a_leftover(lag: Any) -> None:
-    """An earlier version noted no names, so that only listings tell of what it wrote."""
+    """An earlier version wrote no `checkpoints.json`, so its checkpoints are known from listings only."""
     storage = Storage.at(f"memory://late/{uuid.uuid4().hex}")
     for position in (100, 200):
         save(CheckpointStore(storage), name_of(position, TOKENS[0]), 1)

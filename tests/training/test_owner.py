@@ -26,20 +26,20 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Does without the seconds that a living or a dead owner is given."""
+    """Sets the waits for a living or a dead owner to almost zero."""
     monkeypatch.setattr(claim, "PATIENCE_S", 0.05)
     monkeypatch.setattr(claim, "LEASE_S", 0.3)
 
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can tell from here whether a process lives."""
+    """Whether a process is alive is unknown."""
     monkeypatch.setattr(claim.Claim, "is_alive", lambda self, url: None)
 
 
 @pytest.fixture
 def stopped_heart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Owners that never beat, as one whose process stands still."""
+    """Owners whose counter never changes, as that of a stopped process."""
     monkeypatch.setattr(Lease, "_beat", lambda self: self._over.wait())
 
 
@@ -66,7 +66,7 @@ def test_a_living_owner_is_named_and_its_folder_refused(storage: Storage, quick:
         with pytest.raises(LostRunError, match=rf"is being written by {first.claim}; wait until it has ended"):
             second.take()
         first.check()
-    second.take()  # without a word: it has left
+    second.take()  # without a message: the first one has left
     second.check()
     second.release()
 
@@ -171,7 +171,7 @@ def test_a_folder_that_was_deleted_and_begun_anew_is_the_others(tmp_path: Path) 
 def test_a_storage_that_cannot_compare_has_one_owner_all_the_same(
     storage: Storage, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where both write the same number, the last one wins, and the first finds that out."""
+    """If both write the same number, the last one owns the folder, and the first one notices it."""
     first, second = Lease(storage), Lease(storage)
     first.take()
     storage.publish(f"{FOLDER}/000001.json", second.claim.model_dump_json().encode())

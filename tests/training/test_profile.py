@@ -1,4 +1,4 @@
-"""`profile=true` writes a trace that chrome reads and a table of every part, and training is none the worse."""
+"""`profile=true` writes a trace for Chrome and a table of every part, and does not change training."""
 
 import json
 from pathlib import Path

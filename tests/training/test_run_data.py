@@ -1,4 +1,4 @@
-"""A run knows the data set it began with, wherever that lies."""
+"""A run recognises its data set at any address."""
 
 import shutil
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from ebmscale.training.run_data import DATA_FILE, read_run_data
 
 @pytest.fixture
 def other(tmp_path: Path) -> str:
-    """A set of the same form as the digits."""
+    """A set with the same image shape as the digits."""
     images = np.random.default_rng(1).integers(0, 255, (900, 1, 8, 8), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     pack(open_source("npy", str(tmp_path / "images.npy")), Storage.at(tmp_path / "other"))
@@ -28,7 +28,7 @@ def other(tmp_path: Path) -> str:
 
 
 def started(config: RunConfig) -> RunConfig:
-    """A run with a checkpoint, and a budget to go on."""
+    """A run with a checkpoint, and a budget to continue."""
     run_until(changed(config, train={"max_samples": 320}))
     return changed(config, train={"max_samples": 640})
 
@@ -55,7 +55,7 @@ def test_another_set_is_accepted_where_that_is_asked_for(
 ) -> None:
     config = changed(started(tiny), data={"url": other, "accept_changed": True})
     run_until(config)
-    assert "it goes on with the new one, as data.accept_changed is true" in caplog.text
+    assert "it continues with the new one, as data.accept_changed is true" in caplog.text
     run_until(changed(config, data={"accept_changed": False}, train={"max_samples": 960}))  # it is now the run's set
     assert positions(config)[-1] == 960
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebmscale.networks import initialise
-from ebmscale.networks.architectures import ImageShape, find_form
+from ebmscale.networks.architectures import ImageShape, find_architecture
 from ebmscale.networks.blocks import ImageLayer
 from ebmscale.seeds import torch_generator
 
@@ -41,7 +41,7 @@ class Decoder(nn.Module):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         channels_in, layers = setting.latent_dim, list[nn.Module]()
-        for layer in find_form(setting.image_shape, setting.form).layers:
+        for layer in find_architecture(setting.image_shape, setting.form).layers:
             channels = layer.channels(setting.width, setting.image_shape[0])
             up = nn.ConvTranspose2d if layer.multiple else ImageLayer  # which is one that starts small
             layers += [up(channels_in, channels, layer.kernel, layer.stride, layer.padding), nn.LeakyReLU(SLOPE)]
