@@ -24,7 +24,7 @@ from ebmscale.training.opening import least_bf16_gain, with_precision
 from ebmscale.world import World
 
 LIVE_PARAMETERS = 1_000_000_000
-"""Up to so many parameters ZeRO 3 keeps gathered from the forward to the backward pass (DeepSpeed's own default)."""
+"""ZeRO 3 keeps at most this number of parameters gathered from the forward to the backward pass (its default)."""
 COLLECTIVES = (1, 3, 3, 2)
 """Collectives of an engine's step by ZeRO stage, counted in real steps.
 
@@ -143,8 +143,8 @@ def plan(config: RunConfig, workers: Sequence[int], network: Network | None = No
         DataError: there is no data set.
     """
     config = with_precision(config, least_bf16_gain(config, World.from_environment(config.device)))
-    refused = [sentence for size in workers if (sentence := refusal(config, size))]
-    sizes = [size for size in workers if not refusal(config, size)]
+    refused = [sentence for size in workers if (sentence := impossible_reason(config, size))]
+    sizes = [size for size in workers if not impossible_reason(config, size)]
     if not sizes:
         raise ConfigError(refused[0] if refused else "No number of workers was given, such as --workers 8,64.")
     shape, num_samples = _describe_data(config)
@@ -158,8 +158,8 @@ def plan(config: RunConfig, workers: Sequence[int], network: Network | None = No
     return Plan(forecasts, refused, assumptions(planned, measured), process, single)
 
 
-def refusal(config: RunConfig, size: int) -> str | None:
-    """A sentence on why a run cannot have so many workers; None if it can."""
+def impossible_reason(config: RunConfig, size: int) -> str | None:
+    """A sentence on why a run cannot have this number of workers; None if it can."""
     if size < 1:
         return f"{size} workers cannot train; give at least 1."
     for key, most in {
@@ -262,7 +262,7 @@ def assumptions(planned: PlannedRun, measured: UpdateTimes | None) -> list[str]:
 
 
 def _engines(planned: PlannedRun, size: int) -> list[EngineChoice]:
-    """The engines that the configuration allows on so many workers."""
+    """The engines that the configuration allows with this number of workers."""
     kind = planned.config.engine
     if kind == "plain" or (kind == "auto" and size == 1 and not planned.on_cuda):
         return [EngineChoice(None)]

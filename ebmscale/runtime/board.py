@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from ebmscale.model.timed_parts import PARTS
 from ebmscale.runtime.lost_workers import WorkerLoss, reason_to_stop
 
-SILENT_S = 15.0  # after so long without a beat, a worker counts as stopped or disconnected
+SILENT_S = 15.0  # after this time without a beat, a worker counts as stopped or disconnected
 RESTART_REASONS = ("preemption", "resize")
 """Reasons to save and exit after which the run continues with other workers."""
 

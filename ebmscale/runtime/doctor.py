@@ -14,7 +14,7 @@ from ebmscale.runtime.ray_access import MODE, TOKEN, TOKEN_PATH, exposed_file, t
 
 
 class Check(NamedTuple):
-    """One line of the doctor; `ok` is None where an optional part is absent."""
+    """One line of the doctor; `ok` is None if an optional part is absent."""
 
     what: str
     ok: bool | None

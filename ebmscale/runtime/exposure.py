@@ -111,7 +111,7 @@ def is_secret_file(path: Path) -> bool:
 
 
 def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the strings of a configuration with their keys; an address is given with its secrets."""
+    """Yields the strings of a configuration with their keys; an address includes its secrets."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{above}{name}.")

@@ -1,4 +1,4 @@
-"""Checks, before any worker starts, that every node which may run one can do what the run needs."""
+"""Checks, before any worker starts, that every node that may run one has access to storage, data and resources."""
 
 import uuid
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ _ERRORS: dict[str, type[EbmscaleError]] = {kind.__name__: kind for kind in (Conf
 
 
 class NodeCheck(NamedTuple):
-    """The result of one node: the name of an error's class and its sentence; both are empty where all checks pass."""
+    """The result of one node: the name of an error's class and its sentence; both are empty if all checks pass."""
 
     node: str
     error: str

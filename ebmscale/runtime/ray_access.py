@@ -1,4 +1,4 @@
-"""Access to Ray: where its token lies, who can read it, and how to start a Ray that nobody else can use.
+"""Access to Ray: where its token is, who can read it, and how to start a Ray that nobody else can use.
 
 Anyone who reaches a Ray cluster and knows its token can run any program on it, as the user who started it.
 """
@@ -117,7 +117,7 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
 
 
 def answer_refusal() -> bool:
-    """Turns the token on after a refusal; returns False where RAY_AUTH_MODE is set already or there is no token."""
+    """Turns the token on after a refusal; returns False if RAY_AUTH_MODE is set already or there is no token."""
     if os.environ.get(MODE) is not None or token_place() is None:
         return False
     os.environ[MODE] = "token"

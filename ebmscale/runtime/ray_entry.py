@@ -6,7 +6,7 @@ from ebmscale.runtime.worker_settings import Body
 
 
 def enter(parameters: dict[str, Any]) -> Any:
-    """Runs `parameters["body"]` with `parameters["settings"]`; where the body is None, runs `ray_worker`."""
+    """Runs `parameters["body"]` with `parameters["settings"]`; if the body is None, runs `ray_worker`."""
     body: Body | None = parameters["body"]
     if body is None:
         from ebmscale.runtime.ray_worker import ray_worker  # noqa: PLC0415 (with torch)

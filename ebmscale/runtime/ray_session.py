@@ -23,7 +23,7 @@ INSTALL = "pip install 'ebmscale[cluster]'"
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how often Ray Train checks its workers
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # after so long without an answer a worker is replaced
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # after this time without an answer a worker is replaced
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # then Ray Train chooses the number of workers again
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

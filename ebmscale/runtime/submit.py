@@ -17,10 +17,10 @@ from ebmscale.runtime.ray_access import answer_refusal
 from ebmscale.runtime.ray_session import INSTALL, import_ray, is_refusal, refusal
 from ebmscale.terminal import Terminal
 
-UNREACHABLE_S = 600.0  # after so long without the job server, following ends; the job continues
+UNREACHABLE_S = 600.0  # after this time without the job server, following ends; the job continues
 LONGEST_PAUSE_S = 15.0
 SHOWN_FILES = 5
-STOP_MARGIN_S = 60  # `ray job stop` waits so much longer than checkpoint.grace_s
+STOP_MARGIN_S = 60  # `ray job stop` waits this much longer than checkpoint.grace_s
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 

@@ -16,8 +16,8 @@ from ebmscale.training.run import Run
 
 BEAT_S = 1.0
 SOON_S = 0.1  # after a line: lines that follow at once are sent with it
-REPORT_BATCHES_S = 30.0  # the place of an earlier loss is known to about one beat
-ORPHANED_S = 60.0  # after so long without an answer the driver counts as lost: the worker saves and exits
+REPORT_BATCHES_S = 30.0  # the place of an earlier loss is known only to within about one beat
+ORPHANED_S = 60.0  # after this time without an answer the driver counts as lost: the worker saves and exits
 HUNG_EXIT_CODE = 13
 _CHAINS = ("posterior", "prior")
 
@@ -36,7 +36,7 @@ class BoardLink(Protocol):
 
 
 class Watch:
-    """Watches one worker from a thread of its own, from `start` to `close`.
+    """Watches one worker from its own thread, from `start` to `close`.
 
     Args:
         link: to the board.

@@ -176,7 +176,7 @@ class _TuneRun:
         return not self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:
-        """Waits until Tune has ended, or until so many seconds have passed."""
+        """Waits until Tune has ended, or until this number of seconds has passed."""
         self._thread.join(seconds)
 
     def check(self) -> None:

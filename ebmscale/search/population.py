@@ -75,7 +75,7 @@ def exploit(space: Space, config: RunConfig, number: int, records: Mapping[int, 
 
 
 def _place(record: TrialRecord, samples_seen: int) -> int | None:
-    """The place of a trial's first report after so many samples; None if there is none, or the trial has failed."""
+    """The place of a trial's first report at or after `samples_seen`; None if there is none or the trial failed."""
     reached = (int(report["samples_seen"]) for report in record.reports if report["samples_seen"] >= samples_seen)
     return next(reached, None) if record.status != "failed" else None
 

@@ -122,7 +122,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_config(folder: Path, millions: float) -> Path:
-    """Writes the configuration of a run with so many parameters, three quarters of them in the ratio network."""
+    """Writes the configuration of a run with this number of parameters, three quarters of them in the ratio network."""
     hidden, width = (round(math.sqrt(share * millions * MEGA)) for share in (0.75, 0.25 / 128))
     file = folder / f"{millions:g}-million.yaml"
     file.write_text(RUN.format(width=width, hidden=hidden, batch=BATCH, metrics=METRICS_EVERY * BATCH))

@@ -46,7 +46,7 @@ SHAPE = (3, 32, 32)
 BATCH = 100
 SHUFFLED = 5000  # samples in webdataset's buffer
 STREAMS, WINDOW = 64, 512
-NEAR_THE_END = 400  # samples of its window that every stream has given before the part `wait`
+NEAR_THE_END = 400  # samples of its window that every stream has delivered before the part `wait`
 WARM_UPDATES = 2
 
 SVHN = """

@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def run_workers(size: int, precision: str, width: int) -> dict[str, dict[str, float]]:
-    """The results of rank 0 of so many workers, by stage."""
+    """Runs `size` workers; returns the results of rank 0, by stage."""
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
     done = subprocess.run(
         [sys.executable, *several, __file__, "--worker", precision, "--width", str(width)],
