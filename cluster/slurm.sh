@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A run on a Slurm allocation: a Ray head on its first node, Ray nodes on the others, one training command.
+# A run on a Slurm allocation: a Ray head on the first node, Ray nodes on the others, and one training command.
 #   sbatch --nodes=4 --gpus-per-node=2 cluster/slurm.sh configs/mnist.yaml storage.url=/shared/runs [key=value ...]
-# 120 s before the time limit the run saves and the job is put back in the queue; the same command then goes on.
-# A preempted job is put back by Slurm itself. Storage and data must be reachable from every node.
+# 120 s before the time limit the run saves, and this script requeues the job, which then resumes.
+# Slurm itself requeues a preempted job. Every node must reach the storage and the data.
 #   PYTHON names the interpreter with ebmscale[cluster] on every node (default: .venv/bin/python, else python3).
 #SBATCH --job-name=ebmscale
 #SBATCH --nodes=2
@@ -16,7 +16,7 @@
 set -euo pipefail
 
 if [[ $# -eq 0 || -z ${SLURM_JOB_ID:-} ]]; then
-  echo "error: send me to Slurm with a configuration: sbatch cluster/slurm.sh CONFIG [key=value ...]" >&2
+  echo "error: submit this script to Slurm with a configuration: sbatch cluster/slurm.sh CONFIG [key=value ...]" >&2
   exit 2
 fi
 cd "${SLURM_SUBMIT_DIR:-.}"
@@ -29,7 +29,7 @@ cpus=${SLURM_CPUS_ON_NODE:-1}
 gpus=${SLURM_GPUS_ON_NODE:-0}
 workers=$((${#nodes[@]} * (gpus > 0 ? gpus : 1)))
 
-# Every job has a port and a token of its own, so that jobs that share a node stay apart.
+# Every job has its own port and token, so jobs on the same node do not interfere.
 port=$((20000 + SLURM_JOB_ID % 10000))
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')}
 
@@ -54,9 +54,9 @@ stop_all() {
 trap stop_all EXIT
 
 # shellcheck disable=SC2329 # called by the trap
-pass_on() { # the run saves and ends
+pass_on() { # the run saves and exits
   signalled=$1
-  echo "slurm: $1 received, the run saves and stops"
+  echo "slurm: $1 received, the run saves and exits"
   [[ -z $trainer ]] || kill -TERM "$trainer" 2>/dev/null || true
 }
 trap 'pass_on USR1' USR1
@@ -85,7 +85,7 @@ RAY_ADDRESS=$address:$port "$python" -m ebmscale train "$config" "ray.num_worker
 trainer=$!
 code=0
 [[ -z $signalled ]] || kill -TERM "$trainer"
-while :; do # a trap interrupts wait, so it is asked again until the run has ended
+while :; do # a trap interrupts wait, so this repeats it until the run has ended
   code=0
   wait "$trainer" || code=$?
   kill -0 "$trainer" 2>/dev/null || break
@@ -93,7 +93,7 @@ done
 trainer=
 
 if [[ $signalled == USR1 && $code -eq 130 ]]; then
-  echo "slurm: saved; back in the queue"
+  echo "slurm: saved; the job is requeued"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -1,4 +1,4 @@
-"""Train a small classifier on a packed set's labels; its 64 penultimate features are those of `FD-<name>`.
+"""Trains a small classifier on the labels of a packed set; its 64 penultimate features are those of `FD-<name>`.
 
     python tools/feature_net.py data/mnist features/mnist
     python tools/feature_net.py data/cifar10 features/cifar10 --width 32 --epochs 8
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="address of a packed, labelled set of images")
     parser.add_argument("out", help="folder or address for the classifier")
-    parser.add_argument("--name", help="the metric is FD-NAME (default: the set's name and -classifier)")
+    parser.add_argument("--name", help="name of the metric FD-NAME (default: the set's name with -classifier)")
     parser.add_argument("--width", type=int, default=Recipe.width)
     parser.add_argument("--epochs", type=float, default=Recipe.epochs)
     parser.add_argument("--batch-size", type=int, default=Recipe.batch_size)

@@ -1,4 +1,4 @@
-"""A dry run: one update of every kind, one save and one load, and from them what the whole run will need."""
+"""A dry run: one update of every kind, one save and one load. From these it forecasts what the whole run needs."""
 
 import shutil
 import time
@@ -27,7 +27,7 @@ WARM_BATCHES, TIMED_BATCHES = 3, 8
 
 
 class Seconds(NamedTuple):
-    """Time on the clock, and of this process on all cores."""
+    """Wall time, and processor time of this process on all cores."""
 
     wall_s: float
     cpu_s: float
@@ -35,17 +35,17 @@ class Seconds(NamedTuple):
 
 @dataclass(frozen=True)
 class Costs:
-    """Processor seconds of what a run is made of, measured, and what they come to for a run of any length.
+    """Measured processor seconds of the parts of a run, and the total for a run of any length.
 
     Attributes:
         config: the run.
-        begins: `samples_seen` from which on an update is another kind of work; the first is 0.
-        first: of an update in each of these, the prior being p_0.
-        last: of an update in each of these, in the last stage.
-        first_evidence: of a measurement of evidence under p_0.
-        last_evidence: of one in the last stage.
-        new_stage: of bringing the prior chains to the last stage's prior.
-        base: of fitting the base to the posteriors, once.
+        begins: `samples_seen` at the start of each span in which updates do the same work; the first is 0.
+        first: seconds of an update in each span under p_0.
+        last: seconds of an update in each span in the last stage.
+        first_evidence: seconds of a measurement of evidence under p_0.
+        last_evidence: seconds of one in the last stage.
+        new_stage: seconds to move the prior chains to the last stage's prior.
+        base: seconds to fit the base to the posteriors, once.
     """
 
     config: RunConfig
@@ -58,11 +58,11 @@ class Costs:
     base: float = 0.0
 
     def cpu_s(self, max_samples: int) -> float:
-        """Of a run of so many samples whose stages last their longest; a short run does not come to its last stages."""
+        """Seconds of a run of `max_samples` whose stages have their greatest length; a short run has fewer stages."""
         config, stages = self.config, self.config.stages
         seconds = age = 0.0
         spans = pairwise([*(begin for begin in self.begins if begin < max_samples), max_samples])
-        for (begin, end), one, other in zip(spans, self.first, self.last, strict=False):  # the last ones may not come
+        for (begin, end), one, other in zip(spans, self.first, self.last, strict=False):  # a short run has fewer spans
             of_span = _age(config, begin, end)
             seconds += (end - begin) / config.train.batch_size * (one + of_span * (other - one))
             age += (end - begin) / max_samples * of_span
@@ -76,7 +76,7 @@ class Costs:
         return seconds + self.new_stage * num_begun * (num_begun + 1) / 2 / config.most_stages
 
     def samples_within(self, cpu_s: float) -> int:
-        """The most whole batches, as samples and at least one, that a budget of processor seconds pays for."""
+        """The greatest number of samples, in whole batches and at least one, within a budget of processor seconds."""
         batch = self.config.train.batch_size
         most = 1
         while self.cpu_s(2 * most * batch) <= cpu_s:
@@ -90,10 +90,10 @@ class Forecast:
 
     Attributes:
         num_batches: updates in all.
-        first_batch_s: seconds of an update at the beginning, the prior being p_0.
+        first_batch_s: seconds of an update at the beginning, under p_0.
         last_batch_s: seconds of an update at the end, in the last stage, with all prior chains.
         evidence_s: seconds of one measurement of evidence in the last stage.
-        train_s: seconds of the whole run at most.
+        train_s: upper bound on the seconds of the whole run.
         costs: processor seconds of this process.
         memory_bytes: peak memory of this process, host or CUDA device.
         checkpoint_bytes: size of one checkpoint.
@@ -114,10 +114,10 @@ class Forecast:
 
 
 def dry_run(config: RunConfig, world: World) -> Forecast:
-    """Tries everything a run does, in a temporary folder; the run's own storage is only probed.
+    """Tries every operation of a run in a temporary folder; of the run's own storage it only checks the access.
 
     Raises:
-        EbmscaleError: what the run itself would raise.
+        EbmscaleError: any error that the run itself would raise.
     """
     storage = run_storage(config)
     storage.probe()
@@ -180,9 +180,9 @@ def _measure(run: Run, storage: Storage) -> Forecast:
 
 
 def _spans(run: Run) -> list[tuple[int, int]]:
-    """Where an update is the same work, as `samples_seen` at begin and end.
+    """The spans in which updates do the same work, as `samples_seen` at their begin and end.
 
-    The generator stops, or the ratios start.
+    A span ends where the ratios start or the generator stops.
     """
     config, end = run.config, run.config.train.max_samples
     changes = [config.stages.start_samples, config.generator_stops]
@@ -191,9 +191,10 @@ def _spans(run: Run) -> list[tuple[int, int]]:
 
 
 def _age(config: RunConfig, begin: int, end: int) -> float:
-    """How far updates from `begin` to `end` are from the first stage's cost to the last's, on average.
+    """The mean place of updates from `begin` to `end` between the first stage's cost (0) and the last's (1).
 
-    It is taken that every stage lasts its longest; the last one, whose prior has most ratios, lasts to the run's end.
+    It assumes that every stage has its greatest length, and that the last stage, whose prior has the most ratios,
+    lasts to the end of the run.
     """
     num_later, length = config.most_stages - 1, config.stages.max_samples
     if config.num_live or num_later < 1:
@@ -204,7 +205,7 @@ def _age(config: RunConfig, begin: int, end: int) -> float:
 
 
 def _batch_seconds(run: Run, begin: int) -> Seconds:
-    """Seconds of a batch from `begin` samples on, under the run's present prior."""
+    """Seconds of an update after `begin` samples, under the run's current prior."""
     batches = run.batches(begin)
 
     def update() -> None:
@@ -218,7 +219,7 @@ def _batch_seconds(run: Run, begin: int) -> Seconds:
 
 
 def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> Seconds:
-    """Mean seconds of an action on the clock; of processor time the least, which others on the machine raise least."""
+    """Mean wall seconds of an action, and its least processor seconds, which other processes affect least."""
     begin, cpu = time.perf_counter(), []
     for _ in range(repeats):
         cpu_begin = time.process_time()

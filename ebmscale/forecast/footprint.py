@@ -6,22 +6,22 @@ from torch import nn
 
 FP32 = 4
 MAX_BUCKET = 50_000_000
-"""Gradient elements that DeepSpeed reduces at once (as in `training/engine_deepspeed.py`)."""
+"""Gradient elements that DeepSpeed reduces at a time (as in `training/engine_deepspeed.py`)."""
 PERSISTENT = 100_000
-"""Parameters of fewer elements that ZeRO 3 leaves whole on every worker (DeepSpeed's own default)."""
+"""ZeRO 3 keeps parameters of fewer elements whole on every worker (DeepSpeed's own default)."""
 MMAP_BYTES = 32 * 2**20
-"""Smaller blocks go back to malloc when they are freed, not to the system (glibc on 64 bits)."""
+"""Blocks below this size return to malloc when they are freed, not to the system (glibc on 64 bits)."""
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Which engine is planned for: plain torch, or DeepSpeed with a ZeRO stage."""
+    """The engine of a forecast: plain torch, or DeepSpeed with a ZeRO stage."""
 
     zero_stage: int | None
 
     @property
     def name(self) -> str:
-        """As it is printed."""
+        """The name in tables."""
         return "plain" if self.zero_stage is None else f"ZeRO {self.zero_stage}"
 
 
@@ -31,9 +31,9 @@ class Footprint:
 
     Attributes:
         num_elements: parameters.
-        num_small: parameters in tensors that ZeRO 3 leaves whole.
+        num_small: parameters in tensors that ZeRO 3 keeps whole.
         num_in_heap: parameters in tensors that malloc keeps when they are freed.
-        half: bytes of a weight as the forward pass uses it.
+        half: bytes of a weight in the forward pass.
         engine: plain or a ZeRO stage.
         size: workers.
     """
@@ -47,7 +47,7 @@ class Footprint:
 
     @classmethod
     def of(cls, module: nn.Module, half: int, engine: EngineChoice, size: int) -> "Footprint":
-        """Of a module."""
+        """The footprint of a module."""
         counts = [parameter.numel() for parameter in module.parameters()]
         small, in_heap = (sum(n for n in counts if n < most) for most in (PERSISTENT, MMAP_BYTES // half))
         return cls(sum(counts), small, in_heap, half, engine, size)
@@ -70,21 +70,21 @@ class Footprint:
         return self.half * (self._part + self.num_small if self._stage == 3 else self.num_elements)
 
     def masters(self) -> int:
-        """fp32 weights that Adam updates, where they are not the module's own."""
+        """fp32 weights that Adam updates, if they are not the module's own."""
         if self.half == FP32 and self._stage in (0, 3):
             return 0
         return FP32 * self._part
 
     def moments(self) -> int:
-        """Adam's two."""
+        """Adam's two moments."""
         return 2 * FP32 * self._part
 
     def kept_gradients(self) -> int:
-        """What ZeRO 3 keeps between updates: gradients as they are reduced and as Adam takes them, and its bucket."""
+        """What ZeRO 3 keeps between updates: reduced gradients, gradients for Adam, and its bucket."""
         return 2 * FP32 * self._part + self.half * self._bucket if self._stage == 3 else 0
 
     def gradients(self) -> int:
-        """Gradients, and what ZeRO copies them through, at the end of the backward pass."""
+        """Gradients, and ZeRO's buffers for them, at the end of the backward pass."""
         whole = self.half * self.num_elements
         if self._stage == 3:
             return 2 * whole  # the gathered weights too
@@ -93,7 +93,7 @@ class Footprint:
         return whole
 
     def step(self) -> int:
-        """Gradients and their copies at Adam's update, which itself needs nothing."""
+        """Gradients and their copies during Adam's update, which itself needs no memory."""
         if self._stage == 3:
             return 0
         if self._stage:
@@ -103,16 +103,16 @@ class Footprint:
         return self.half * self.num_elements + copies + flat
 
     def refresh(self) -> int:
-        """The gathered weights and their copies, where they are sharded."""
+        """The gathered weights and their copies, if the weights are sharded."""
         return 2 * self.half * self.num_elements if self._stage == 3 else 0
 
     def kept_by_malloc(self) -> int:
-        """What set-up and, in ZeRO 3, gathering has freed without the system getting it back, on a host."""
+        """Memory that set-up and ZeRO 3 have freed, but that malloc has not returned to the system, on a host."""
         gathered = self.half if self._stage == 3 else 0
         return (2 * FP32 + gathered) * self.num_in_heap
 
     def setup(self) -> int:
-        """The initial weights, as they are given and as they are taken over."""
+        """The initial weights, and the engine's copies of them."""
         casts = self.half if self._stage == 3 or self.half != FP32 else 0
         flattened = FP32 if self.engine.zero_stage == 0 and self.half != FP32 else 0
         return (2 * FP32 + casts + flattened) * self.num_elements

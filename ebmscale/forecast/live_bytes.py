@@ -1,4 +1,4 @@
-"""How much memory a computation needs at its peak, found by running it on the meta device: no data, no time."""
+"""The peak memory of a computation, found by a run on the meta device, which needs no data and little time."""
 
 import weakref
 from typing import Any
@@ -10,13 +10,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make inside the mode, and lets go of those that are freed.
+    """Counts the bytes of all live tensors that operations make inside this mode.
 
-    What existed before is not counted, what an operation needs only inside itself is not seen.
+    It does not count earlier tensors, nor the memory that an operation uses only internally.
 
     Attributes:
-        now: bytes alive.
-        peak: the most that was ever alive.
+        now: bytes of live tensors.
+        peak: the greatest value of `now`.
     """
 
     def __init__(self) -> None:

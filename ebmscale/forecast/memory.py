@@ -1,6 +1,7 @@
-"""What a worker will hold in memory: formulas for what is kept; for the rest, the real computations on the meta device.
+"""Forecasts the memory of a worker: formulas for persistent data, and the real computations on the meta device.
 
-The formulas say what `training/` and DeepSpeed keep; `tests/forecast/test_plan.py` holds them against measured peaks.
+The formulas describe what `training/` and DeepSpeed keep; `tests/forecast/test_plan.py` compares them with measured
+peaks.
 
 Shapes: B rows of one worker, N chains of one worker, K stages, Z latent, C H W image.
 """
@@ -31,10 +32,10 @@ SIMULATED_STEPS = 2
 
 @dataclass(frozen=True)
 class Share:
-    """What the worker with the most to do has of a run.
+    """The share of a run of the worker with the largest share.
 
     Attributes:
-        size: workers.
+        size: the number of workers.
         num_streams: streams that it owns.
         num_rows: rows of a batch.
         num_ratio_rows: rows of a ratio update.
@@ -78,8 +79,9 @@ class Memory:
     """Bytes on one worker.
 
     Attributes:
-        kept: what is there all the time, by name.
-        passing: what the parts of an update, set-up and a checkpoint need besides, by name; one at a time.
+        kept: persistent memory, by name.
+        passing: additional memory of set-up, of a checkpoint and of each part of an update, by name; only one of
+            them is in use at a time.
     """
 
     kept: dict[str, int]
@@ -87,22 +89,22 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The most at any time."""
+        """The greatest total."""
         return sum(self.kept.values()) + max(self.passing.values())
 
 
 def forecast_memory(
     config: RunConfig, shape: ImageShape, num_samples: int, engine: EngineChoice, size: int, on_cuda: bool = False
 ) -> Memory:
-    """The memory of the worker that has the most to do, in the run's last stage.
+    """The memory of the worker with the largest share, in the run's last stage.
 
     Args:
         config: the run.
         shape: (C, H, W).
         num_samples: of the data set.
-        engine: that trains.
-        size: workers.
-        on_cuda: whether it computes on a CUDA device: then what stays in the host's memory is left out.
+        engine: of the training.
+        size: the number of workers.
+        on_cuda: whether it computes on a CUDA device; then the forecast leaves out the host's memory.
     """
     share, half = Share.of(config, size), 2 if config.precision == "bf16" else FP32
     model, network = build_on_meta(config, shape)
@@ -128,20 +130,20 @@ def forecast_memory(
         kept["freed, kept by malloc"] = networks[0].kept_by_malloc()
         kept["copy for checkpoints"] = -(-state // size) + kept["latents"]
     passing = _computations(config, shape, share, model, network)
-    if on_cuda and config.posterior.num_steps:  # a graph keeps what its chains pass through
+    if on_cuda and config.posterior.num_steps:  # a graph keeps the memory of its chains
         kept["graphs of posterior chains"] = passing["posterior"] + passing["evidence"]
     for part, net, width in (("generator", networks[0], half), ("ratio", ratio, FP32)):
-        backward = max(passing[part] - net.num_elements * width, 0)  # the gradients are counted by the footprint
+        backward = max(passing[part] - net.num_elements * width, 0)  # the footprint counts the gradients
         passing[part] = max(backward + net.gradients(), net.step())
     passing["weights to the sampling copy"] = networks[0].refresh()
     passing["set-up"] = networks[0].setup()
-    if engine.zero_stage != 3:  # there what was freed is not all given back, and is as much in an update
+    if engine.zero_stage != 3:  # in ZeRO 3 freed memory is only partly reused
         passing["set-up"] -= min(kept["its form in chains"] + kept.get("copy for checkpoints", 0), passing["set-up"])
     return Memory(kept, passing)
 
 
 def _form_elements(config: RunConfig, generator: nn.Module, on_cuda: bool) -> int:
-    """Weights in the layouts of `kernels.batch_inner`; of `auto`, which decides by the clock, the larger choice."""
+    """Weights in the layouts of `kernels.batch_inner`; for `auto`, which chooses by time, the larger choice."""
     is_plain = config.posterior.kernel == "plain" or on_cuda or not BatchInnerGenerator.supports(generator)
     return 0 if is_plain else BatchInnerGenerator.num_copied(generator)
 
@@ -149,7 +151,7 @@ def _form_elements(config: RunConfig, generator: nn.Module, on_cuda: bool) -> in
 def _computations(
     config: RunConfig, shape: ImageShape, share: Share, model: ImageModel, network: nn.Module
 ) -> dict[str, int]:
-    """Peak bytes of each part of an update in the last stage, gradients of parameters included."""
+    """Peak bytes of each part of an update in the last stage, including gradients of parameters."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     dim, sigma = config.model.latent_dim, config.model.sigma
     prior = RatioSequence(StandardNormal(dim), network)
@@ -208,7 +210,7 @@ def _computations(
 
 
 def peak_of(action: Callable[[], object]) -> int:
-    """Peak bytes of what an action on the meta device makes."""
+    """Peak bytes of the tensors that an action makes on the meta device."""
     with LiveBytes() as live:
         action()
     return live.peak
@@ -219,7 +221,7 @@ def _rows(count: int, dim: int) -> Tensor:
 
 
 def _data_bytes(config: RunConfig, share: Share, pixels: int, num_samples: int) -> int:
-    """Windows, batches read ahead, and small shards that are kept whole; a pixel is a byte."""
+    """Bytes of windows, of batches read ahead, and of small shards that are kept whole; a pixel is a byte."""
     windows = min(share.num_streams * config.data.shuffle_window, num_samples) * pixels
     batch = share.num_rows * pixels
     return windows + min(BATCHES_AHEAD * batch, AHEAD_BYTES + batch) + min(KEPT_BYTES, num_samples * pixels)

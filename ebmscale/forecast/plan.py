@@ -1,7 +1,6 @@
-"""Scaling on paper: what a run needs on many workers, from what one worker measures here and a stated network.
+"""Forecasts a run on many workers, from measurements of one worker here and a description of the network.
 
-The global batch is fixed: more workers share out the same rows, so a worker's part shrinks while what is moved between
-workers does not.
+The global batch is fixed. With more workers each worker has fewer rows, but sends as many bytes.
 """
 
 import math
@@ -25,23 +24,24 @@ from ebmscale.training.opening import least_bf16_gain, with_precision
 from ebmscale.world import World
 
 LIVE_PARAMETERS = 1_000_000_000
-"""Parameters that ZeRO 3 leaves gathered from the forward to the backward pass (DeepSpeed's own default)."""
+"""ZeRO 3 keeps at most this number of parameters gathered from the forward to the backward pass (its default)."""
 COLLECTIVES = (1, 3, 3, 2)
-"""Operations of an engine's step by ZeRO stage, counted in real ones; bf16 adds a check for overflow to stages 1 and 2,
-and ZeRO 3 gathers every tensor once."""
+"""Collectives of an engine's step by ZeRO stage, counted in real steps.
+
+bf16 adds a check for overflow to stages 1 and 2, and ZeRO 3 gathers every tensor once."""
 EVIDENCE_BYTES = 8
-"""A gathered log ratio, with what its serialisation adds."""
+"""Bytes of a gathered log ratio, including its serialisation."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """The network between workers: Gbit/s that each can send, and the latency of one message in microseconds."""
+    """The network between workers: the bandwidth of each worker in Gbit/s, and the latency of a message in us."""
 
     bandwidth_gbit: float = 10.0
     latency_us: float = 50.0
 
     def seconds(self, traffic: "Traffic", size: int) -> float:
-        """Time of messages that nothing is computed beside."""
+        """Seconds of messages without overlapping computation."""
         rounds = math.ceil(math.log2(size)) if size > 1 else 0
         return (
             traffic.num_bytes * 8 / (self.bandwidth_gbit * 1e9)
@@ -55,7 +55,7 @@ class Traffic:
 
     Attributes:
         parts: bytes by name.
-        num_collectives: operations that every worker takes part in.
+        num_collectives: collective operations.
     """
 
     parts: Mapping[str, float]
@@ -63,7 +63,7 @@ class Traffic:
 
     @property
     def num_bytes(self) -> float:
-        """All of them."""
+        """Bytes of all parts."""
         return sum(self.parts.values())
 
 
@@ -74,12 +74,12 @@ class WorkersForecast:
     Attributes:
         size: workers.
         engine: plain or a ZeRO stage.
-        share: of the worker with the most to do.
-        memory: on that worker; `process_bytes` of interpreter and libraries come on top, on the host.
+        share: of the worker with the largest share.
+        memory: on that worker, without the `process_bytes` of interpreter and libraries on the host.
         traffic: of a worker in an update.
         compute_s: seconds of an update without messages; None without a measurement.
         network_s: seconds of its messages.
-        efficiency: speed-up over one worker with the plain engine, divided by the workers.
+        efficiency: speed-up over one worker with the plain engine, divided by the number of workers.
         samples_per_s: of the run.
     """
 
@@ -104,9 +104,9 @@ class Plan:
     """Forecasts for every number of workers and every engine.
 
     Attributes:
-        forecasts: those that are possible.
-        refused: a sentence for every number of workers that is not.
-        assumptions: what the forecasts rest on, as sentences.
+        forecasts: of the possible numbers of workers.
+        refused: a sentence for every number of workers that is not possible.
+        assumptions: of the forecasts, as sentences.
         process_bytes: interpreter and libraries of a worker, on the host.
         single_s: seconds of an update on one worker with the plain engine, measured.
     """
@@ -119,8 +119,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is planned: a run with images of a shape, on a network."""
+class PlannedRun:
+    """The input of a forecast: a run, its images, and a network."""
 
     config: RunConfig
     shape: ImageShape
@@ -130,38 +130,38 @@ class Question:
 
 
 def plan(config: RunConfig, workers: Sequence[int], network: Network | None = None, measuring: bool = True) -> Plan:
-    """Plans a run on each of these numbers of workers.
+    """Forecasts a run on each of these numbers of workers.
 
     Args:
-        config: the run; its data set is packed if it is absent and the configuration says how.
+        config: the run; its data set is packed if it is absent and the configuration describes its source.
         workers: numbers of workers.
         network: between them.
-        measuring: whether to time updates here; without, memory and messages alone are planned.
+        measuring: whether to time updates here; otherwise the plan has only memory and messages.
 
     Raises:
         ConfigError: none of the numbers of workers is possible.
         DataError: there is no data set.
     """
     config = with_precision(config, least_bf16_gain(config, World.from_environment(config.device)))
-    refused = [sentence for size in workers if (sentence := refusal(config, size))]
-    sizes = [size for size in workers if not refusal(config, size)]
+    refused = [sentence for size in workers if (sentence := impossible_reason(config, size))]
+    sizes = [size for size in workers if not impossible_reason(config, size)]
     if not sizes:
         raise ConfigError(refused[0] if refused else "No number of workers was given, such as --workers 8,64.")
     shape, num_samples = _describe_data(config)
-    question = Question(config, shape, num_samples, network or Network(), on_cuda(config))
-    choices = {size: _engines(question, size) for size in sizes}
+    planned = PlannedRun(config, shape, num_samples, network or Network(), on_cuda(config))
+    choices = {size: _engines(planned, size) for size in sizes}
     stages = list(dict.fromkeys(engine.zero_stage for engines in choices.values() for engine in engines))
     process = process_bytes(config, shape, with_deepspeed=stages != [None])
     measured = measure(config, shape, max(sizes), stages) if measuring else None
-    forecasts = [forecast(question, engine, size, measured) for size in sizes for engine in choices[size]]
+    forecasts = [forecast(planned, engine, size, measured) for size in sizes for engine in choices[size]]
     single = None if measured is None else _compute_seconds(config, EngineChoice(None), Share.of(config, 1), measured)
-    return Plan(forecasts, refused, assumptions(question, measured), process, single)
+    return Plan(forecasts, refused, assumptions(planned, measured), process, single)
 
 
-def refusal(config: RunConfig, size: int) -> str | None:
-    """Why a run cannot have that many workers; None if it can."""
+def impossible_reason(config: RunConfig, size: int) -> str | None:
+    """A sentence on why a run cannot have this number of workers; None if it can."""
     if size < 1:
-        return f"{size} workers cannot train; name at least 1."
+        return f"{size} workers cannot train; give at least 1."
     for key, most in {
         "data.num_streams": config.data.num_streams,
         "train.batch_size": config.train.batch_size,
@@ -175,13 +175,13 @@ def refusal(config: RunConfig, size: int) -> str | None:
     return None
 
 
-def forecast(question: Question, engine: EngineChoice, size: int, measured: UpdateTimes | None) -> WorkersForecast:
-    """One number of workers with one engine."""
-    config = question.config
+def forecast(planned: PlannedRun, engine: EngineChoice, size: int, measured: UpdateTimes | None) -> WorkersForecast:
+    """Forecasts one number of workers with one engine."""
+    config = planned.config
     share = Share.of(config, size)
-    memory = forecast_memory(config, question.shape, question.num_samples, engine, size, question.on_cuda)
-    traffic = forecast_traffic(config, question.shape, engine, size)
-    network_s = question.network.seconds(traffic, size)
+    memory = forecast_memory(config, planned.shape, planned.num_samples, engine, size, planned.on_cuda)
+    traffic = forecast_traffic(config, planned.shape, engine, size)
+    network_s = planned.network.seconds(traffic, size)
     compute_s = efficiency = samples_per_s = None
     if measured is not None:
         compute_s = _compute_seconds(config, engine, share, measured)
@@ -192,16 +192,16 @@ def forecast(question: Question, engine: EngineChoice, size: int, measured: Upda
 
 
 def forecast_traffic(config: RunConfig, shape: ImageShape, engine: EngineChoice, size: int) -> Traffic:
-    """What a worker sends in an update of the generator and its ratio updates, evidence spread over updates."""
+    """What a worker sends in an update of the generator and its ratio updates, with a share of the evidence."""
     if size == 1:
         return Traffic({}, 0)
     half = 2 if config.precision == "bf16" else FP32
-    ring = (size - 1) / size  # of the whole, that a worker sends to gather it, or to reduce and scatter it
+    ring = (size - 1) / size  # the part that a worker sends in an all-gather or a reduce-scatter
     stage = engine.zero_stage or 0
     steps = (1, config.stages.updates_per_batch if config.most_stages else 0)
-    halves = (half, FP32)  # a ratio network is trained in fp32 always
+    halves = (half, FP32)  # a ratio network always trains in fp32
     parts = {"gradients": 0.0, "weights": 0.0, "sampling copy": 0.0}
-    num_collectives = 2.0  # whether every rank has its batch, and whether to stop
+    num_collectives = 2.0  # one checks that every rank has its batch, one whether to stop
     networks = build_on_meta(config, shape)
     copies = (1, max(config.num_live, 1))
     for module, num_copies, num_steps, width in zip(networks, copies, steps, halves, strict=True):
@@ -220,7 +220,7 @@ def forecast_traffic(config: RunConfig, shape: ImageShape, engine: EngineChoice,
 
 
 def _compute_seconds(config: RunConfig, engine: EngineChoice, share: Share, measured: UpdateTimes) -> float:
-    """Seconds of an update of this share without messages, evidence spread over updates."""
+    """Seconds of an update of this share without messages, with a share of the evidence."""
     between = max(config.stages.evidence_every / config.train.batch_size, 1.0)
     seconds = sum(
         timing.at(share.fraction) / (between if part == "evidence" else 1.0) for part, timing in measured.parts.items()
@@ -236,41 +236,41 @@ def _compute_seconds(config: RunConfig, engine: EngineChoice, share: Share, meas
     return max(seconds + extra, 0.0)
 
 
-def assumptions(question: Question, measured: UpdateTimes | None) -> list[str]:
-    """What a plan rests on."""
-    config, network = question.config, question.network
-    said = [
-        f"The global batch stays {config.train.batch_size:,} rows in {config.data.num_streams:,} streams whatever the "
-        "number of workers; a line describes the worker with the largest share, in the last stage.",
+def assumptions(planned: PlannedRun, measured: UpdateTimes | None) -> list[str]:
+    """The assumptions of a plan, as sentences."""
+    config, network = planned.config, planned.network
+    lines = [
+        f"The global batch is {config.train.batch_size:,} rows in {config.data.num_streams:,} streams for any number "
+        "of workers; a line describes the worker with the largest share, in the last stage.",
         f"Every worker sends {network.bandwidth_gbit:g} Gbit/s and a message takes {network.latency_us:g} us "
-        "(--bandwidth-gbit, --latency-us); a collective sends what a ring does in log2(workers) rounds, and nothing is "
-        "computed meanwhile.",
-        "Workers are alike and none is late; the storage keeps up with reading and with checkpoints.",
-        "Checkpoints are written from a copy of the worker's share of the state, and cost no time.",
+        "(--bandwidth-gbit, --latency-us); a collective sends as many bytes as a ring, in log2(workers) rounds, and "
+        "does not overlap with computation.",
+        "All workers are equally fast; the storage is fast enough for reading and for checkpoints.",
+        "Checkpoints are written in the background from a copy of the worker's share of the state, and cost no time.",
     ]
     if measured is None:
-        return [*said, "No time was measured (--no-measure), so there are no times here."]
-    said.append(
+        return [*lines, "No time was measured (--no-measure), so the plan has no times."]
+    lines.append(
         f"Times are measured here on one worker with {measured.num_threads} thread(s), for the whole batch and for "
-        f"{measured.fraction:.3g} of it, with a line between; other workers are as fast as this one."
+        f"{measured.fraction:.3g} of it, and are linear between them; other workers are as fast as this one."
     )
     if set(measured.engines) == {None} and config.engine != "plain":
-        said.append("DeepSpeed is not installed here, so the time that it takes itself is left out.")
+        lines.append("DeepSpeed is not installed here, so its own overhead is left out.")
     else:
-        said.append("What DeepSpeed's engines take beside the computation is measured here on one row.")
-    return said
+        lines.append("The overhead of DeepSpeed's engines is measured here on one row.")
+    return lines
 
 
-def _engines(question: Question, size: int) -> list[EngineChoice]:
-    """Those that the configuration allows on so many workers."""
-    kind = question.config.engine
-    if kind == "plain" or (kind == "auto" and size == 1 and not question.on_cuda):
+def _engines(planned: PlannedRun, size: int) -> list[EngineChoice]:
+    """The engines that the configuration allows with this number of workers."""
+    kind = planned.config.engine
+    if kind == "plain" or (kind == "auto" and size == 1 and not planned.on_cuda):
         return [EngineChoice(None)]
     return [EngineChoice(stage) for stage in range(4)]
 
 
 def _describe_data(config: RunConfig) -> tuple[ImageShape, int]:
-    """Shape and number of the images; they are packed first where the run would do so."""
+    """Shape and number of the images; packs the data set first if the run would do so."""
     data = open_storage(config.data)
     if config.data.format is not None and not data.exists("manifest.json"):
         pack(open_source(config.data.format, config.data.source or ""), data)
@@ -282,5 +282,5 @@ def _describe_data(config: RunConfig) -> tuple[ImageShape, int]:
 
 
 def on_cuda(config: RunConfig) -> bool:
-    """Whether the run would compute on a CUDA device here."""
+    """Whether the run uses a CUDA device here."""
     return config.device != "cpu" and torch.cuda.is_available()

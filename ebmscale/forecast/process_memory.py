@@ -1,4 +1,4 @@
-"""What a process has in the host's memory."""
+"""The memory of this process on the host."""
 
 import re
 import resource
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """What this process has in the host's memory now; its peak where the system does not tell."""
+    """The resident memory of this process now; its peak if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
@@ -15,9 +15,9 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """The most that this process has had in the host's memory.
+    """The peak resident memory of this process.
 
-    On Linux `ru_maxrss` is not that: a process begins with the peak of the one that started it.
+    On Linux `ru_maxrss` cannot be used: a process starts with the peak of its parent.
     """
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())

@@ -10,7 +10,7 @@ def forecast_table(plan: Plan) -> Table:
     """One line for every number of workers and engine."""
     table = Table(
         *("workers", "engine", "rows", "GB", "MB sent", "update", "network", "samples/s", "efficiency"),
-        title="plan: memory of a worker, what it sends in an update, and the time of one",
+        title="plan: memory of a worker, bytes sent in an update, and time of an update",
         padding=(0, 0),
         collapse_padding=True,
     )
@@ -39,25 +39,25 @@ def _times(line: WorkersForecast) -> tuple[str, str, str, str]:
 
 
 def breakdown_table(plan: Plan, config: RunConfig) -> Table:
-    """Where the memory goes, for the engine that the configuration chooses on each number of workers."""
+    """The parts of the memory, for the engine that the configuration selects on each number of workers."""
     stage = config.deepspeed.zero_stage
     chosen = {line.size: line for line in plan.forecasts if line.engine.zero_stage in (None, stage)}
     names = [f"{line.size:,} x {line.engine.name}" for line in chosen.values()]
-    table = Table("MB of a worker", *names, title="where its memory goes", padding=(0, 0), collapse_padding=True)
+    table = Table("MB of a worker", *names, title="parts of the memory", padding=(0, 0), collapse_padding=True)
     for column in table.columns[1:]:
         column.justify = "right"
     for name in next(iter(chosen.values())).memory.kept:
         table.add_row(name, *(f"{line.memory.kept[name] / 1e6:,.1f}" for line in chosen.values()))
     table.add_section()
     for name in next(iter(chosen.values())).memory.passing:
-        table.add_row(f"while in {name}", *(f"{line.memory.passing[name] / 1e6:,.1f}" for line in chosen.values()))
+        table.add_row(f"during {name}", *(f"{line.memory.passing[name] / 1e6:,.1f}" for line in chosen.values()))
     table.add_section()
     table.add_row("interpreter and libraries", *(f"{plan.process_bytes / 1e6:,.1f}" for _ in chosen))
     return table
 
 
 def assumption_lines(plan: Plan) -> list[str]:
-    """What the plan rests on, and the numbers of workers that are not possible."""
+    """The assumptions of the plan, and the numbers of workers that are not possible."""
     single = [] if plan.single_s is None else [f"one worker, plain engine, measured: {plan.single_s:.4f} s an update"]
     refused, assumed = (f"refused: {line}" for line in plan.refused), (f"assumed: {line}" for line in plan.assumptions)
     return [*single, *refused, *assumed]

@@ -1,4 +1,4 @@
-"""Seconds of an update's parts, measured with the real code in one worker, for two shares of the batch."""
+"""Measures seconds of the parts of an update with the real code in one worker, for two shares of the batch."""
 
 import importlib.util
 import math
@@ -29,29 +29,29 @@ UPDATE_PARTS = ("data", "posterior", "generator", "prior", "ratio")
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that a part takes with a fraction of the batch: `fixed` + `proportional` * fraction."""
+    """Seconds of a part for a fraction of the batch: `fixed` + `proportional` * fraction."""
 
     fixed: float
     proportional: float
 
     @classmethod
     def through(cls, whole: float, part: float, fraction: float) -> "Timing":
-        """The line through the seconds of a whole batch and of a fraction of it; neither term below zero."""
+        """The line through the seconds of a whole batch and of a fraction of it; both terms are at least zero."""
         if fraction >= 1:
             return cls(0.0, whole)
         proportional = min(max((whole - part) / (1 - fraction), 0.0), whole)
         return cls(whole - proportional, proportional)
 
     def at(self, fraction: float) -> float:
-        """Seconds."""
+        """Seconds for a fraction of the batch."""
         return self.fixed + self.proportional * fraction
 
 
 @dataclass(frozen=True)
 class EngineCost:
-    """Seconds of one forward pass, backward pass and step of a single row: `generator` and `ratio` network.
+    """Seconds of one forward pass, backward pass and step on a single row, for `generator` and `ratio` network.
 
-    `adam` is what a plain step takes of it: the part that ZeRO shares out.
+    `generator_adam` and `ratio_adam` are the seconds of the step alone: the part that ZeRO divides among workers.
     """
 
     generator: float
@@ -62,13 +62,13 @@ class EngineCost:
 
 @dataclass(frozen=True)
 class UpdateTimes:
-    """What was measured in one worker.
+    """Measurements of one worker.
 
     Attributes:
         parts: of an update in the last stage, and `evidence`, by name.
-        engines: of every ZeRO stage, None for the plain engine; without DeepSpeed only the plain one.
+        engines: costs by ZeRO stage, None for the plain engine; without DeepSpeed only the plain one.
         fraction: the smaller share of the batch.
-        num_threads: that computed.
+        num_threads: used for the computation.
     """
 
     parts: Mapping[str, Timing]
@@ -78,13 +78,13 @@ class UpdateTimes:
 
 
 def measure(config: RunConfig, shape: ImageShape, num_workers: int, zero_stages: list[int | None]) -> UpdateTimes:
-    """Measures one worker, on the configured device, with the plain engine and then each engine by itself.
+    """Measures one worker on the configured device: a run with the plain engine, then each engine by itself.
 
     Args:
         config: the run.
         shape: (C, H, W).
-        num_workers: the most workers that are planned for: the smaller share is that of one of them.
-        zero_stages: whose engines are measured where DeepSpeed is installed; the plain one (None) always is.
+        num_workers: the greatest number of workers in the plan; the smaller share is that of one of them.
+        zero_stages: of the engines to measure if DeepSpeed is installed; the plain one (None) is always measured.
     """
     world = World.from_environment(config.device)
     plain = config.model_copy(update={"engine": "plain"})
@@ -105,7 +105,7 @@ def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPD
     """
     with rehearsal(config, world) as run:
         go_to_last_stage(run)
-        batches = run.batches(config.stages.start_samples)  # before, there is no ratio to train
+        batches = run.batches(config.stages.start_samples)  # ratios train from here on
         _train(run, batches, WARM_UPDATES)
         world.barrier()
         run.timer.take()
@@ -123,7 +123,7 @@ def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPD
 
 
 def share_of_run(config: RunConfig, divisor: int) -> RunConfig:
-    """The same run with only what one of `divisor` workers has to do; it divides the number of streams."""
+    """The same run with the share of one of `divisor` workers; `divisor` divides the number of streams."""
     streams = config.data.num_streams // divisor
     held_out = max(config.stages.evidence_samples // divisor, math.ceil(LEAST_HELD_OUT / streams) * streams)
     stages = config.stages
@@ -144,7 +144,7 @@ def share_of_run(config: RunConfig, divisor: int) -> RunConfig:
 
 
 def engine_cost(config: RunConfig, shape: ImageShape, zero_stage: int | None, world: World) -> EngineCost:
-    """The cost of both engines beside the computation, from a single row."""
+    """The cost of both engines without the computation, measured on a single row."""
     kind: Literal["plain", "deepspeed"] = "plain" if zero_stage is None else "deepspeed"
     settings = EngineSettings(kind, zero_stage or 0, config.precision)  # type: ignore[arg-type]
     z = torch.zeros(1, config.model.latent_dim, device=world.device)
@@ -172,7 +172,7 @@ def _engine_seconds(
 
 
 def _scalar(output: Any) -> Tensor:
-    """The sum of everything that a network gives."""
+    """The sum of all outputs of a network."""
     if isinstance(output, Tensor):
         return output.sum()
     total: Tensor = sum(_scalar(part) for part in output if part is not None)  # type: ignore[assignment]
@@ -200,7 +200,7 @@ def _largest_divisor(number: int, most: int) -> int:
 
 
 def process_bytes(config: RunConfig, shape: ImageShape, with_deepspeed: bool) -> int:
-    """What interpreter and libraries take in the host's memory: this process after a run of next to nothing."""
+    """The memory of interpreter and libraries on the host: that of this process after a minimal run."""
     world = World.from_environment(config.device)
     narrow = {"generator_width": 1, "encoder_width": 1, "ratio_hidden": (1,)}
     streams = config.data.num_streams
@@ -213,5 +213,5 @@ def process_bytes(config: RunConfig, shape: ImageShape, with_deepspeed: bool) ->
 
 
 def has_deepspeed() -> bool:
-    """Whether it is installed."""
+    """Whether DeepSpeed is installed."""
     return importlib.util.find_spec("deepspeed") is not None

@@ -1,1 +1,1 @@
-"""What surrounds training: the body of a worker, the dry run, the doctor, and the inspection of what is stored."""
+"""Training on Ray: workers, sessions, jobs, the preflight and the watch; also the doctor."""

@@ -1,4 +1,4 @@
-"""What this machine can do, what is missing, and how to get it."""
+"""Reports what this machine can do, what is missing, and how to install it."""
 
 import importlib.util
 import os
@@ -13,24 +13,26 @@ from ebmscale.kernels.rate import bf16_gain
 from ebmscale.runtime.ray_access import MODE, TOKEN, TOKEN_PATH, exposed_file, token_place
 
 
-class Finding(NamedTuple):
-    """One line of the doctor: `ok` is None for what is optional and absent."""
+class Check(NamedTuple):
+    """One line of the doctor; `ok` is None if an optional part is absent."""
 
     what: str
     ok: bool | None
     detail: str
 
 
-def examine() -> Iterator[Finding]:
-    """Looks at the interpreter, the processor, the devices and the optional packages."""
-    yield Finding("python", True, f"{platform.python_version()} on {platform.machine()}")
-    yield Finding("torch", True, torch.__version__)
+def examine() -> Iterator[Check]:
+    """Checks the interpreter, the processor, the devices and the optional packages."""
+    yield Check("python", True, f"{platform.python_version()} on {platform.machine()}")
+    yield Check("torch", True, torch.__version__)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    yield Finding("processor", True, f"{cores} cores, {memory:.0f} GB of memory, {torch.get_num_threads()} threads")
+    yield Check("processor", True, f"{cores} cores, {memory:.0f} GB of memory, {torch.get_num_threads()} threads")
     gain = bf16_gain(torch.device("cpu"))
     faster = f"products are {gain:.2g} times as fast as in fp32"
-    yield Finding("bf16 on CPU", gain > 1 or None, faster if gain > 1 else f"{faster}: precision=fp32 is faster here")
+    yield Check(
+        "bf16 on CPU", gain > 1 or None, faster if gain > 1 else f"{faster}: use precision=fp32 here, which is faster"
+    )
     yield _cuda()
     yield _package("deepspeed", "engine=deepspeed", "pip install deepspeed")
     yield _package("ray", "cluster runs and searches", "pip install 'ebmscale[cluster]'")
@@ -39,31 +41,31 @@ def examine() -> Iterator[Finding]:
     yield _package("tensorboardX", "TensorBoard files", "pip install tensorboardX")
 
 
-def _cuda() -> Finding:
+def _cuda() -> Check:
     if not torch.cuda.is_available():
-        return Finding("CUDA", None, "no device: runs on the CPU")
+        return Check("CUDA", None, "no device: runs use the CPU")
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return Finding("CUDA", True, names)
+    return Check("CUDA", True, names)
 
 
-def _package(name: str, purpose: str, how: str) -> Finding:
+def _package(name: str, purpose: str, how: str) -> Check:
     if _has(name):
-        return Finding(name, True, f"{metadata.version(name)}, for {purpose}")
-    return Finding(name, None, f"missing, needed for {purpose}: {how}")
+        return Check(name, True, f"{metadata.version(name)}, for {purpose}")
+    return Check(name, None, f"missing, needed for {purpose}: {how}")
 
 
-def _ray_token() -> Finding:
-    """A cluster takes commands only from those who have its token."""
+def _ray_token() -> Check:
+    """A cluster accepts commands only with its token."""
     place, exposed = token_place(), exposed_file()
     if place is None:
-        return Finding(
+        return Check(
             "Ray's token", None, f"none: set {TOKEN_PATH} or {TOKEN} for a cluster that asks for one; a Ray on this "
-            "machine makes its own",
+            "machine makes its own token",
         )  # fmt: skip
     if exposed is not None:
-        return Finding("Ray's token", False, f"others on this machine can read {exposed}: chmod 600 {exposed}")
+        return Check("Ray's token", False, f"others on this machine can read {exposed}: chmod 600 {exposed}")
     off = f", but {MODE}={os.environ[MODE]} switches it off" if os.environ.get(MODE, "token") != "token" else ""
-    return Finding("Ray's token", not off or None, f"in {place}{off}")
+    return Check("Ray's token", not off or None, f"in {place}{off}")
 
 
 def _has(name: str) -> bool:

@@ -1,7 +1,7 @@
-"""What must not travel with a job: its command, variables and files lie open in the cluster's job list, logs and nodes.
+"""Finds secrets that a job would reveal: all users of the cluster can read a job's command, variables and files.
 
-Secrets are told by their names (`WANDB_API_KEY`) and by their form (`s3://user:password@host`, a signed address, a
-private key). Nothing here repeats a secret in a message.
+A secret is recognised by its name (`WANDB_API_KEY`) or by its form (`s3://user:password@host`, a signed address, a
+private key). No message repeats a secret.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 from ebmscale.errors import ConfigError
 
-WAY_ROUND = (
+PUT_ON_NODES = (
     "put it on the nodes instead: into the environment of `ray start` (on Kubernetes by a Secret), or into a file of "
     "mode 0600 such as ~/.aws/credentials"
 )
@@ -20,7 +20,7 @@ _SECRET_WORD = re.compile(
     r"(KEY|KEYS|SECRETS?|TOKENS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|CREDS?|SIGNATURE|COOKIE)$"
     r"|^(PASS|PWD|PAT|SAS|SIG|AUTH|BEARER|DSN)$"
 )
-_NAMES_A_FILE = {"FILE", "PATH", "DIR", "URI"}  # AWS_SHARED_CREDENTIALS_FILE says where, not what
+_NAMES_A_FILE = {"FILE", "PATH", "DIR", "URI"}  # AWS_SHARED_CREDENTIALS_FILE holds an address and no secret
 _HARMLESS = {"PWD", "OLDPWD", "SSH_AUTH_SOCK", "PAGER_KEY"}
 _USER_IN_ADDRESS = re.compile(r"://(?:[^\s/:@]*:(?!\d{1,5}(?:/|$))[^\s@]+|(?<=p://)[^\s/@]+|(?<=ps://)[^\s/@]+)@")
 _USER_ALONE = re.compile(r"(?:^|[\s=,;'\"])[^\s/:@=,;'\"]+:[^\s/@]+@[\w.-]+")
@@ -39,11 +39,11 @@ _SECRET_FILE = re.compile(
 )
 _EXAMPLE = re.compile(r".*\.(example|sample|template|dist|py|pyi|md|rst)", re.IGNORECASE)
 _SECRET_FOLDERS = {".ssh", ".aws", ".gnupg", ".kube", ".docker", ".azure", "gcloud", ".ray"}
-_SMALL_BYTES = 65_536  # of a file that may hold a key
+_SMALL_BYTES = 65_536  # larger JSON files are not searched for a private key
 
 
 def names_secret(name: str) -> bool:
-    """Whether a variable's or a field's name says that its value is a secret."""
+    """Whether the name of a variable or a field indicates that its value is a secret."""
     if name.upper() in _HARMLESS:
         return False
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).upper()
@@ -54,14 +54,14 @@ def names_secret(name: str) -> bool:
 
 
 def holds_secret(text: str) -> bool:
-    """Whether addresses in a text hold a user's password or a signature, or it holds a key of a known form."""
+    """Whether a text holds an address with a password or a signature, or a key of a known form."""
     if _USER_IN_ADDRESS.search(text) or _KNOWN_FORM.search(text):
         return True
     return any(names_secret(name) for name in _IN_QUERY.findall(text))
 
 
 def check_variable(name: str, value: str) -> None:
-    """Refuses a variable that the job would make known.
+    """Refuses a variable that the job would reveal.
 
     Raises:
         ConfigError: its name or its value looks like a secret.
@@ -69,13 +69,13 @@ def check_variable(name: str, value: str) -> None:
     by_value = holds_secret(value) or _USER_ALONE.search(value) or any(map(names_secret, _PAIR.findall(value)))
     if names_secret(name) or by_value:
         raise ConfigError(
-            f"--env {name} looks like a secret, and everybody who sees the cluster's job list or logs could read a "
-            f"job's variables; {WAY_ROUND}."
+            f"--env {name} looks like a secret, and everybody who sees the cluster's job list or logs can read a "
+            f"job's variables; {PUT_ON_NODES}."
         )
 
 
 def check_configuration(tree: Mapping[str, Any], text: str, words: list[str]) -> None:
-    """Refuses a configuration that the job's command would make known.
+    """Refuses a configuration with secrets, since the job's command shows it.
 
     Args:
         tree: the configuration as nested values.
@@ -83,23 +83,23 @@ def check_configuration(tree: Mapping[str, Any], text: str, words: list[str]) ->
         words: of the command line.
 
     Raises:
-        ConfigError: there is a secret in an address.
+        ConfigError: an address holds a secret.
     """
     for key, value in _leaves(tree):
         if holds_secret(value):
             raise ConfigError(
                 f"{key} holds a password, key or signature, and everybody who sees the cluster's job list or logs "
-                f"could read it there; give the address without it and {WAY_ROUND}."
+                f"can read it there; give the address without it and {PUT_ON_NODES}."
             )
     if holds_secret(text) or any(map(holds_secret, words)):
         raise ConfigError(
             "The configuration file or an override holds a password, key or signature, and everybody who sees the "
-            f"cluster's job list or logs could read it there; take it out and {WAY_ROUND}."
+            f"cluster's job list or logs can read it there; take it out and {PUT_ON_NODES}."
         )
 
 
 def is_secret_file(path: Path) -> bool:
-    """Whether a file is one that keeps secrets, by its name, its folder's, or a private key in it."""
+    """Whether a file holds secrets, by its name, the name of its folder, or a private key in it."""
     for one in {path, path.resolve()}:
         if _SECRET_FOLDERS.intersection(one.parts[-3:-1]):
             return True
@@ -111,7 +111,7 @@ def is_secret_file(path: Path) -> bool:
 
 
 def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """The texts of a configuration with their keys; of an address that hides its secrets, what it really is."""
+    """Yields the strings of a configuration with their keys; an address includes its secrets."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{above}{name}.")

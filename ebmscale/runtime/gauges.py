@@ -1,18 +1,18 @@
-"""A run's state for Prometheus: gauges on Ray's metrics endpoint, set by rank 0.
+"""The state of a run for Prometheus: rank 0 sets gauges on Ray's metrics endpoint.
 
-Ray puts `ray_` before each name: `ebmscale_samples_seen` is scraped as `ray_ebmscale_samples_seen`.
+Ray prefixes each name with `ray_`: Prometheus reads `ebmscale_samples_seen` as `ray_ebmscale_samples_seen`.
 """
 
 from typing import Any
 
 GAUGES = {
     "ebmscale_samples_seen": "Samples trained on",
-    "ebmscale_samples_per_s": "Samples trained on in a second, over the last interval of metrics",
-    "ebmscale_num_workers": "Workers that train",
+    "ebmscale_samples_per_s": "Samples trained on per second, over the last interval of metrics",
+    "ebmscale_num_workers": "Workers that train now",
     "ebmscale_stage": "Stage of the ratio sequence",
-    "ebmscale_ratio_loss": "Loss of the ratio on held-out latents (2 log 2 says nothing)",
+    "ebmscale_ratio_loss": "WorkerLoss of the ratio on held-out latents (2 log 2 is chance)",
     "ebmscale_auc": "Area under the curve of the ratio on held-out latents",
-    "ebmscale_kl_bound": "Lower bound in nats of the KL divergence that this stage still has to close",
+    "ebmscale_kl_bound": "Lower bound in nats on the KL divergence that remains for this stage",
     "ebmscale_held_out_mse": "Squared error of reconstructed held-out images",
     "ebmscale_data_wait_fraction": "Share of the time spent waiting for data",
     "ebmscale_checkpoint_stall_fraction": "Share of the time spent waiting for checkpoints",
@@ -21,7 +21,7 @@ _OF_EVIDENCE = {"ebmscale_ratio_loss": "loss", "ebmscale_auc": "auc", "ebmscale_
 
 
 class Gauges:
-    """The gauges of one run, in a process that Ray started.
+    """The gauges of one run, set in a process that Ray started.
 
     Args:
         run_name: the value of the tag `run`.
@@ -36,13 +36,13 @@ class Gauges:
         self._samples_seen: int | None = None
 
     def begin(self, samples_seen: int, num_workers: int) -> None:
-        """The run is open."""
+        """Sets the gauges when the run is open."""
         self._samples_seen = samples_seen
         self._gauges["ebmscale_samples_seen"].set(samples_seen)
         self._gauges["ebmscale_num_workers"].set(num_workers)
 
     def event(self, event: dict[str, Any]) -> None:
-        """A measurement of evidence."""
+        """Sets the gauges after a measurement of evidence."""
         self._gauges["ebmscale_stage"].set(event["stage"])
         self._gauges["ebmscale_held_out_mse"].set(event["held_out_mse"])
         for name, key in _OF_EVIDENCE.items():
@@ -50,7 +50,7 @@ class Gauges:
                 self._gauges[name].set(event["evidence"][key])
 
     def metrics(self, samples_seen: int, metrics: dict[str, Any]) -> None:
-        """An interval's metrics."""
+        """Sets the gauges after an interval of metrics."""
         times = metrics["time"]
         total = max(times["total_s"], 1e-9)
         self._gauges["ebmscale_samples_seen"].set(samples_seen)

@@ -1,4 +1,4 @@
-"""What a job uploads: the files of a folder that Ray would ship, and how large they are."""
+"""Lists the files of a folder that a job uploads, with their sizes."""
 
 import logging
 import os
@@ -9,18 +9,18 @@ from pathlib import Path
 from ebmscale.errors import ConfigError
 from ebmscale.runtime.exposure import is_secret_file
 
-MOST_BYTES = 500 * 2**20  # what Ray takes
+MOST_BYTES = 500 * 2**20  # Ray's limit
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Package:
-    """The files below a folder that are uploaded with a job, the largest first.
+    """The files below a folder that a job uploads, the largest first.
 
     Attributes:
         folder: the working directory.
         files: paths below it, and sizes in bytes.
-        withheld: paths of files that stay here because they look like secrets.
+        withheld: paths of files that are not uploaded, because they look like secrets.
     """
 
     folder: Path
@@ -29,44 +29,44 @@ class Package:
 
     @property
     def excludes(self) -> list[str]:
-        """What is withheld, as Ray takes it: patterns of .gitignore that mean these files and no others."""
+        """The withheld files for Ray: .gitignore patterns, each of which matches exactly one file."""
         return ["/" + re.sub(r"([\\\[\]*?!# ])", r"\\\1", str(path)) for path in self.withheld]
 
     @property
     def num_bytes(self) -> int:
-        """Before compression."""
+        """Total size before compression."""
         return sum(size for _, size in self.files)
 
     def holds(self, path: Path) -> bool:
-        """Whether a file is among them."""
+        """Whether the job uploads this file."""
         wanted = path.resolve()
         return any((self.folder / found).resolve() == wanted for found, _ in self.files)
 
     def summary(self) -> str:
-        """Number, size and the largest."""
+        """Number of files, total size, and the largest files."""
         largest = ", ".join(f"{path} {size / 1e6:.1f} MB" for path, size in self.files[:SHOWN])
         return f"{len(self.files)} files, {self.num_bytes / 1e6:.1f} MB; largest: {largest or 'none'}"
 
     def check(self) -> None:
-        """Refuses what Ray would refuse after a long upload.
+        """Refuses a folder that Ray would refuse after a long upload.
 
         Raises:
-            ConfigError: it is too large.
+            ConfigError: the folder is too large.
         """
         if self.num_bytes > MOST_BYTES:
             raise ConfigError(
-                f"The working directory {self.folder} has {self.summary()}, and Ray takes at most "
-                f"{MOST_BYTES / 1e6:.0f} MB; name what the job does not need in .rayignore or .gitignore."
+                f"The working directory {self.folder} has {self.summary()}, and Ray accepts at most "
+                f"{MOST_BYTES / 1e6:.0f} MB; list the files that the job does not need in .rayignore or .gitignore."
             )
 
 
 def examine_folder(folder: Path) -> Package:
-    """Lists a folder as Ray packs it, by Ray's own walk: without what .gitignore and .rayignore files name.
+    """Lists the files that Ray packs from a folder: all but those that .gitignore and .rayignore files name.
 
-    Files that look like secrets are told apart: everybody who may use the cluster could read them on its nodes.
+    Files that look like secrets are listed apart, since all users of the cluster could read them on its nodes.
 
     Raises:
-        ConfigError: it is no folder.
+        ConfigError: the path is no folder.
     """
     from ray._private import ray_constants  # noqa: PLC0415
     from ray._private.runtime_env import packaging  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Before any worker starts: can every node that may run one do what the run needs? One sentence where it cannot."""
+"""Checks, before any worker starts, that every node that may run one has access to storage, data and resources."""
 
 import uuid
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ CHECK_S = 120.0
 _ERRORS: dict[str, type[EbmscaleError]] = {kind.__name__: kind for kind in (ConfigError, DataError, StorageError)}
 
 
-class Finding(NamedTuple):
-    """What one node found: the name of an error's class and its sentence, both empty where all is well."""
+class NodeCheck(NamedTuple):
+    """The result of one node: the name of an error's class and its sentence; both are empty if all checks pass."""
 
     node: str
     error: str
@@ -25,30 +25,30 @@ class Finding(NamedTuple):
 
 
 def preflight(ray: Any, config: RunConfig, console: Terminal) -> None:
-    """Checks resources, and from every node that may run a worker the storage and the data.
+    """Checks the resources; checks storage and data from every node that may run a worker.
 
     Raises:
-        ConfigError: a node runs another ebmscale.
-        DataError: the shards cannot be read everywhere.
-        StorageError: the run's storage cannot be written everywhere, or is not the same place everywhere.
+        ConfigError: a node runs another version of ebmscale.
+        DataError: a node cannot read the shards.
+        StorageError: a node cannot write to the run's storage, or sees another place under its address.
     """
     storage, name = storage_of_run(config), f".ebmscale-preflight-{uuid.uuid4().hex}"
     storage.probe()
     storage.publish(name, name.encode())
     try:
-        findings = _ask_nodes(ray, config, name)
+        checks = _ask_nodes(ray, config, name)
     finally:
         storage.delete(name)
-    for finding in findings:
-        if finding.error:
-            raise _ERRORS.get(finding.error, EbmscaleError)(f"On the node {finding.node}: {finding.sentence}")
+    for check in checks:
+        if check.error:
+            raise _ERRORS.get(check.error, EbmscaleError)(f"On the node {check.node}: {check.sentence}")
     lack = lacking(config, ray.cluster_resources())
     if lack is not None:
-        console.print(f"{lack} waiting up to {config.ray.wait_s:.0f} s for more")
+        console.print(f"{lack} waiting up to {config.ray.wait_s:.0f} s for them")
 
 
 def lacking(config: RunConfig, have: dict[str, float]) -> str | None:
-    """What a cluster with these resources lacks for the fewest workers of a run, in a sentence; None if nothing."""
+    """Returns a sentence on what the cluster lacks for the run's least number of workers; None if it lacks nothing."""
     block = config.ray
     needs = {"CPU": block.cpus_per_worker, "GPU": float(block.gpus_per_worker or 0)}
     for kind, each in needs.items():
@@ -61,7 +61,7 @@ def lacking(config: RunConfig, have: dict[str, float]) -> str | None:
     return None
 
 
-def _ask_nodes(ray: Any, config: RunConfig, name: str) -> list[Finding]:
+def _ask_nodes(ray: Any, config: RunConfig, name: str) -> list[NodeCheck]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
     task = ray.remote(num_cpus=0, max_retries=1)(check_node)
@@ -72,32 +72,36 @@ def _ask_nodes(ray: Any, config: RunConfig, name: str) -> list[Finding]:
             place = node["NodeManagerAddress"]
             ref = task.options(scheduling_strategy=strategy).remote(config, name, place, ebmscale.__version__)
             asked.append((place, ref))
-    findings = []
+    checks = []
     for place, ref in asked:
         try:
-            findings.append(ray.get(ref, timeout=CHECK_S))
+            checks.append(ray.get(ref, timeout=CHECK_S))
         except ray.exceptions.RuntimeEnvSetupError as error:
             raise ConfigError(
                 f"The node {place} cannot set the job up: {' '.join(str(error).split())[:300]}."
             ) from error
         except ray.exceptions.GetTimeoutError:
-            raise StorageError(f"The node {place} did not finish its checks in {CHECK_S:.0f} s; look at it.") from None
+            raise StorageError(
+                f"The node {place} did not finish its checks in {CHECK_S:.0f} s; check that it works."
+            ) from None
         except ray.exceptions.RayTaskError as error:
             text = " ".join(str(error.cause).split())
             raise ConfigError(
                 f"The node {place} cannot run ebmscale ({type(error.cause).__name__}: {text}); install it there, or "
                 "send the code with `ebmscale submit`."
             ) from error
-        except ray.exceptions.RayError:  # the node went away since, and workers will not be placed there
+        except ray.exceptions.RayError:  # the node is gone, so Ray places no worker there
             continue
-    return findings
+    return checks
 
 
-def check_node(config: RunConfig, name: str, place: str, version: str) -> Finding:
-    """What this node has to say; `name` is a file that the driver has put into the run's storage."""
+def check_node(config: RunConfig, name: str, place: str, version: str) -> NodeCheck:
+    """Runs the checks on this node; `name` is a file that the driver has written to the run's storage."""
     try:
         if ebmscale.__version__ != version:
-            raise ConfigError(f"ebmscale {ebmscale.__version__} is installed, but this is {version}; install that.")
+            raise ConfigError(
+                f"ebmscale {ebmscale.__version__} is installed, but the driver runs {version}; install {version}."
+            )
         if config.num_threads > num_cpus():
             raise ConfigError(
                 f"num_threads is {config.num_threads:,}, and this machine has {num_cpus()} processors; lower it."
@@ -107,19 +111,19 @@ def check_node(config: RunConfig, name: str, place: str, version: str) -> Findin
         if not storage.exists(name):
             raise StorageError(
                 f"{storage.url} is a folder of that machine alone, and workers on several machines need one place; "
-                "choose a shared folder or an address such as s3://BUCKET/runs for storage.url."
+                "set storage.url to a shared folder or to an address such as s3://BUCKET/runs."
             )
         _read_some(open_storage(config.data), config)
     except EbmscaleError as error:
         kind = next((k for k in type(error).__mro__ if k.__name__ in _ERRORS), EbmscaleError)
-        return Finding(place, kind.__name__, str(error))
-    return Finding(place, "", "")
+        return NodeCheck(place, kind.__name__, str(error))
+    return NodeCheck(place, "", "")
 
 
 def _read_some(data: Storage, config: RunConfig) -> None:
-    """Reads a little of the first and the last shard, where there are shards already."""
+    """Reads the beginning of the first and the last shard, if the data set is packed already."""
     if config.data.format is not None and not data.exists("manifest.json"):
-        return  # packed when the run begins
+        return  # the run packs it when it starts
     manifest = Manifest.load(data)
     class_index(manifest, config.data.held_out)
     for shard in (manifest.shards[0], manifest.shards[-1]):
@@ -132,5 +136,5 @@ def _read_some(data: Storage, config: RunConfig) -> None:
 
 
 def storage_of_run(config: RunConfig) -> Storage:
-    """Where the run lives; as `training.run.run_storage`, without the weight of torch."""
+    """The storage of the run, as from `model.run_folder.run_storage`, but without an import of torch."""
     return open_storage(config.storage).child(config.run.name)

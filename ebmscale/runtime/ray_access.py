@@ -1,6 +1,6 @@
-"""Who may use a Ray: its token, where it is found and who can read it; and a Ray that nobody else can use.
+"""Access to Ray: where its token is, who can read it, and how to start a Ray that nobody else can use.
 
-Who reaches a Ray cluster and knows its token can run anything on it, as the user who started it.
+Anyone who reaches a Ray cluster and knows its token can run any program on it, as the user who started it.
 """
 
 import importlib
@@ -18,16 +18,16 @@ MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Where it is 0, Ray's processes know their machine as 127.0.0.1 and listen there alone, not on all interfaces."""
+"""If this variable is 0, Ray's processes use the address 127.0.0.1 and listen there alone, not on all interfaces."""
 
 
 def default_file() -> Path:
-    """Where Ray looks when the environment does not say."""
+    """The file that Ray reads when the environment names none."""
     return Path.home() / ".ray" / "auth_token"
 
 
 def token_place() -> str | None:
-    """Where Ray will find a token, in words; None where there is none."""
+    """The variable or file in which Ray will find a token; None if there is no token."""
     if os.environ.get(TOKEN):
         return TOKEN
     path = os.environ.get(TOKEN_PATH)
@@ -37,7 +37,7 @@ def token_place() -> str | None:
 
 
 def exposed_file() -> Path | None:
-    """The token's file where others than its owner can read it."""
+    """The token's file if users other than its owner can read it, else None."""
     place = token_place()
     if place is None or place == TOKEN or not Path(place).stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         return None
@@ -45,7 +45,7 @@ def exposed_file() -> Path | None:
 
 
 def ensure_token() -> None:
-    """Makes a token where there is none, and Ray's own file of it readable by its owner alone.
+    """Makes a token if there is none, and makes Ray's default file readable by its owner alone.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -65,7 +65,7 @@ def ensure_token() -> None:
 
 
 def _make(path: Path) -> None:
-    """Writes a token at once and whole, for whoever comes first."""
+    """Writes a new token in one atomic operation; keeps the file that another process wrote first."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".auth_token-") as file:  # of mode 0600
         file.write(os.urandom(32).hex())
@@ -76,10 +76,10 @@ def _make(path: Path) -> None:
 
 @contextmanager
 def private_ray() -> Iterator[None]:
-    """A Ray that is started inside listens on 127.0.0.1 alone, and asks everyone for the token.
+    """A Ray that starts inside this context listens on 127.0.0.1 alone, and requires the token.
 
     Raises:
-        ConfigError: there is no token, and none can be made.
+        ConfigError: there is no token, and it cannot be written.
     """
     ensure_token()
     with on_loopback(), _variables({MODE: "token"}):
@@ -90,7 +90,7 @@ def private_ray() -> Iterator[None]:
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Ray takes 127.0.0.1 for this machine's address inside, and not one of the network in its place."""
+    """Inside this context Ray uses 127.0.0.1 as this machine's address, and not an address of the network."""
     from ray._private import ray_constants  # noqa: PLC0415 (it has read the environment already)
 
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
@@ -103,7 +103,7 @@ def on_loopback() -> Iterator[None]:
 
 @contextmanager
 def _variables(values: dict[str, str]) -> Iterator[None]:
-    """The environment has these inside."""
+    """Sets these variables inside the context, and restores them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -117,7 +117,7 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
 
 
 def answer_refusal() -> bool:
-    """After a refusal: whether the token that is there is used from now on. RAY_AUTH_MODE, where set, is obeyed."""
+    """Turns the token on after a refusal; returns False if RAY_AUTH_MODE is set already or there is no token."""
     if os.environ.get(MODE) is not None or token_place() is None:
         return False
     os.environ[MODE] = "token"
@@ -126,7 +126,7 @@ def answer_refusal() -> bool:
 
 
 def _read_mode() -> None:
-    """Ray reads its environment once; this makes it read again."""
+    """Makes Ray read its environment again; by itself it reads it once."""
     raylet: Any = importlib.import_module("ray._raylet")  # it has no types
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()

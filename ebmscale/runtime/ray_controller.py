@@ -1,6 +1,6 @@
-"""What runs in Ray Train's controller: holds workers back until they may start, and judges how they failed.
+"""Callbacks of Ray Train's controller: they delay workers until they may start, and handle their failures.
 
-The controller is a process of its own that imports this module, so it does without torch.
+The controller is a separate process that imports this module, so this module does not import torch.
 """
 
 import time
@@ -13,13 +13,18 @@ RESIZE_POLL_S = 0.2
 
 
 def callbacks(board: Any, grace_s: float) -> list[Any]:
-    """What runs in Ray Train's controller."""
+    """The callbacks of Ray Train's controller.
+
+    Args:
+        board: handle of the board's actor.
+        grace_s: how long a resize waits for the current workers to save.
+    """
     import ray  # noqa: PLC0415
     from ray.train import UserCallback  # noqa: PLC0415
     from ray.train.v2._internal.execution.callback import ControllerCallback  # noqa: PLC0415
 
-    class Judge(UserCallback):
-        """Errors that no new worker would mend end the run; what others mean, the board decides."""
+    class FailureHandler(UserCallback):
+        """Ends the run for an error that new workers would meet again; the board decides about all others."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
@@ -30,11 +35,11 @@ def callbacks(board: Any, grace_s: float) -> list[Any]:
             if sentence is not None:
                 raise WorkersLostError(sentence)
 
-    class SaveFirst(ControllerCallback):
-        """The first workers wait for the preflight; later ones for those before to save, so growing loses nothing."""
+    class SaveBeforeResize(ControllerCallback):
+        """Delays the first workers until the preflight has passed, and later ones until the current ones have saved."""
 
         def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-            while not ray.get(board.is_clear.remote()):
+            while not ray.get(board.may_start.remote()):
                 time.sleep(RESIZE_POLL_S)
             deadline = time.monotonic() + grace_s
             if ray.get(board.all_left.remote()):
@@ -44,11 +49,11 @@ def callbacks(board: Any, grace_s: float) -> list[Any]:
                 time.sleep(RESIZE_POLL_S)
             ray.get(board.end_group.remote())
 
-    return [Judge(), SaveFirst()]
+    return [FailureHandler(), SaveBeforeResize()]
 
 
 def failure_of(error: BaseException) -> Failure:
-    """How a worker failed, from what Ray says of it."""
+    """Translates Ray's exception into how a worker failed."""
     from ray.exceptions import RayActorError  # noqa: PLC0415
 
     inner = getattr(error, "health_check_failure", error)

@@ -1,4 +1,4 @@
-"""Where Ray Train enters a worker. Driver and controller name this function, and do without torch and our training."""
+"""The entry point of a worker. Driver and controller refer to it, so it does not import torch or the training room."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from ebmscale.runtime.worker_settings import Body
 
 
 def enter(parameters: dict[str, Any]) -> Any:
-    """Runs `parameters["body"]`, or where it is None the body of every run, with `parameters["settings"]`."""
+    """Runs `parameters["body"]` with `parameters["settings"]`; if the body is None, runs `ray_worker`."""
     body: Body | None = parameters["body"]
     if body is None:
         from ebmscale.runtime.ray_worker import ray_worker  # noqa: PLC0415 (with torch)

@@ -1,4 +1,4 @@
-"""Training on Ray: places workers by Ray Train, follows them, and turns what happens into results and errors."""
+"""Training on Ray: Ray Train places the workers; this module follows them and returns results or raises errors."""
 
 import tempfile
 import threading
@@ -29,19 +29,19 @@ def train_on_ray(
     all_ranks: bool = False,
     body: Body | None = None,
 ) -> str:
-    """Trains or resumes a run on Ray, and goes on without a person when workers are lost or come back.
+    """Trains or resumes a run on Ray; continues by itself when workers are lost or return.
 
     Args:
         config: of the run, with `ray.num_workers` above 0.
-        console: where the run's progress is shown.
-        all_ranks: whether ranks other than the first are shown as well.
+        console: shows the run's progress.
+        all_ranks: whether to show ranks other than the first as well.
         body: what a worker does instead of training.
 
     Returns:
         The run's address.
 
     Raises:
-        EbmscaleError: what the workers raised; `WorkersLostError` when they could not be kept alive.
+        EbmscaleError: an error of the workers; `WorkersLostError` if they could not be kept alive.
     """
     note_for_jobs(config, console)
     config = config.with_absolute_addresses()
@@ -59,20 +59,20 @@ def train_in_session(
     all_ranks: bool = False,
     body: Body | None = None,
     report: Report | None = None,
-    meanwhile: Callable[[], str | None] = lambda: None,
+    stop_reason: Callable[[], str | None] = lambda: None,
     check: Callable[[], None] = lambda: None,
 ) -> str:
-    """`train_on_ray` where Ray is connected and the run's devices are settled.
+    """`train_on_ray` with Ray connected and the run's devices chosen.
 
     Args:
         ray: connected.
         config: of the run.
-        console: where the run's progress is shown.
-        all_ranks: whether ranks other than the first are shown as well.
+        console: shows the run's progress.
+        all_ranks: whether to show ranks other than the first as well.
         body: what a worker does instead of training.
-        report: what rank 0 hands its events and metrics to.
-        meanwhile: called while the workers train; may say for which reason they are to save and leave.
-        check: done while Ray Train's controller starts, which takes as long; no worker begins before it is over.
+        report: receives the events and metrics of rank 0.
+        stop_reason: called while the workers train; returns why they have to save and exit, or None.
+        check: runs while Ray Train's controller starts, which takes as long; no worker starts before it returns.
     """
     board = ray.remote(num_cpus=0, max_restarts=0)(Board).options(**here(ray)).remote(config.ray.max_failures)
     settings = WorkerSettings(config, board, all_ranks, report)
@@ -82,10 +82,10 @@ def train_in_session(
     except BaseException:
         fit.give_up()
         raise
-    board.clear.remote()
+    board.allow_start.remote()
     with StopSignal().listening() as stop:
         while True:
-            _follow(ray, fit, board, config, console, stop, meanwhile)
+            _follow(ray, fit, board, config, console, stop, stop_reason)
             reason = fit.result()
             if reason == FINISHED:
                 return storage_of_run(config).url
@@ -96,9 +96,9 @@ def train_in_session(
 
 
 class _Fit:
-    """One run of Ray Train, in a thread of its own: Ray would take SIGINT for itself in the main thread.
+    """One run of Ray Train, in its own thread, since Ray would handle SIGINT itself in the main thread.
 
-    The thread imports Ray Train, and with it torch, while the main thread has other things to wait for.
+    The thread imports Ray Train and torch while the main thread runs the checks.
     """
 
     def __init__(self, config: RunConfig, settings: WorkerSettings, body: Body | None):
@@ -121,20 +121,20 @@ class _Fit:
             self._made.set()
 
     def give_up(self) -> None:
-        """Starts nothing any more; waits for the imports, since a process that ends amid them crashes."""
+        """Prevents the start; waits for the imports to end, since a process that exits during them crashes."""
         self._given_up = True
         self._made.wait()
 
     @property
     def is_over(self) -> bool:
-        """Whether there is a result."""
+        """Whether the run of Ray Train has ended."""
         return not self._thread.is_alive()
 
     def result(self) -> str:
-        """`FINISHED`, or in words why other workers are needed.
+        """`FINISHED`, or a text on why other workers are needed.
 
         Raises:
-            EbmscaleError: what ended the run.
+            EbmscaleError: the error that ended the run.
         """
         if self._error is None:
             return str(self._value)
@@ -157,7 +157,7 @@ def _trainer(config: RunConfig, settings: WorkerSettings, body: Body | None) -> 
     resources: dict[str, float] = {"CPU": block.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     run_config: Any = train.RunConfig(
         name=config.run.name,
-        storage_path=str(Path(tempfile.gettempdir()) / "ebmscale-ray-train"),  # it stays empty: checkpoints are ours
+        storage_path=str(Path(tempfile.gettempdir()) / "ebmscale-ray-train"),  # stays empty
         failure_config=train.FailureConfig(max_failures=-1, max_preemption_failures=-1),
         callbacks=callbacks(settings.board, config.checkpoint.grace_s),
         logging_config=train.LoggingConfig("ERROR"),
@@ -165,7 +165,7 @@ def _trainer(config: RunConfig, settings: WorkerSettings, body: Body | None) -> 
     return TorchTrainer(
         enter,
         train_loop_config={"body": body, "settings": settings},
-        torch_config=torch_config(_longest(config)),
+        torch_config=torch_config(_collective_timeout_s(config)),
         scaling_config=train.ScalingConfig(
             num_workers=block.num_workers,
             use_gpu=gpus > 0,
@@ -183,9 +183,9 @@ def _follow(
     config: RunConfig,
     console: Terminal,
     stop: StopSignal,
-    meanwhile: Callable[[], str | None],
+    stop_reason: Callable[[], str | None],
 ) -> None:
-    """Prints what the workers say until Ray Train is done."""
+    """Prints the workers' lines until Ray Train has ended."""
     over = False
     while not over:
         over = fit.is_over
@@ -193,19 +193,19 @@ def _follow(
             news = ray.get(board.read.remote(), timeout=60)
         except ray.exceptions.RayError as error:
             raise WorkersLostError(
-                f"The Ray cluster was lost ({type(error).__name__}); run the same command to go on from the last "
+                f"The Ray cluster was lost ({type(error).__name__}); run the same command to resume from the last "
                 "checkpoint."
             ) from error
         for line in news.lines:
             console.print(line)
-        for reason in (stop.name, meanwhile()):
+        for reason in (stop.name, stop_reason()):
             if reason is not None:
                 board.request.remote(reason)
         if over:
             return
         if stop.name is not None and news.num_workers == 0:
             raise Interrupted(
-                f"Stopped by {stop.name}, with nothing saved since the last checkpoint: run the same command to go on."
+                f"Stopped by {stop.name}, with nothing saved since the last checkpoint; run the same command to resume."
             )
         if news.num_workers == 0 and news.idle_s > config.ray.wait_s:
             raise WorkersLostError(_too_few(ray, config))
@@ -215,15 +215,15 @@ def _follow(
 def _too_few(ray: Any, config: RunConfig) -> str:
     have = ray.cluster_resources()
     return (
-        f"No {config.ray.least_workers} worker(s) could be had for {config.ray.wait_s:.0f} s: each needs "
+        f"{config.ray.least_workers} worker(s) could not start within {config.ray.wait_s:.0f} s: each needs "
         f"{config.ray.cpus_per_worker:g} CPUs and {config.ray.gpus_per_worker or 0} GPUs, and the cluster has "
         f"{have.get('CPU', 0):g} and {have.get('GPU', 0):g}; add nodes or lower ray.num_workers, then run the same "
-        "command to go on."
+        "command to resume."
     )
 
 
-def _longest(config: RunConfig) -> int:
-    """Seconds that a collective operation may take: longer than the watch waits for anything."""
+def _collective_timeout_s(config: RunConfig) -> int:
+    """The limit of a collective operation in seconds, which is above every limit of the watch."""
     limits = config.ray.limits
     longest = max(limits.setup_s, limits.update_s, limits.chain_s, limits.checkpoint_s)
     unlimited = 0 in (limits.setup_s, limits.update_s, limits.chain_s, limits.checkpoint_s)

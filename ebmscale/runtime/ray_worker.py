@@ -1,4 +1,4 @@
-"""What Ray Train runs in each worker: the same body as on one machine, with a watch and gauges beside it."""
+"""The body of a worker on Ray: the same training as on one machine, with a watch and gauges."""
 
 import contextlib
 import logging
@@ -11,10 +11,10 @@ from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch
 from ebmscale.errors import EbmscaleError, Interrupted
 from ebmscale.model.timed_parts import PARTS
-from ebmscale.runtime.board import LEAVING, Beat, Order
+from ebmscale.runtime.board import RESTART_REASONS, Beat, WorkerOrder
 from ebmscale.runtime.gauges import Gauges
 from ebmscale.runtime.ray_session import this_place
-from ebmscale.runtime.scheduling import come_first
+from ebmscale.runtime.scheduling import use_default_scheduling
 from ebmscale.runtime.watch import LineWriter, Watch
 from ebmscale.runtime.worker import run_worker
 from ebmscale.runtime.worker_settings import FINISHED, Report, WorkerSettings
@@ -25,12 +25,12 @@ from ebmscale.training.reports import evidence_report, interval_report
 from ebmscale.training.run import Run
 from ebmscale.training.view import View
 
-CALL_S = 20.0  # for the board to answer
+CALL_S = 20.0  # limit for the board to answer
 LINE_WIDTH = 200
 
 
 class RemoteBoard:
-    """The board in another process; see `watch.BoardLink`."""
+    """Calls the board in its process; see `watch.BoardLink`."""
 
     def __init__(self, actor: Any):
         self._actor = actor
@@ -44,7 +44,7 @@ class RemoteBoard:
         """See `Board.join`."""
         return self._call("join", attempt)
 
-    def beat(self, beat: Beat) -> Order:
+    def beat(self, beat: Beat) -> WorkerOrder:
         """See `Board.beat`."""
         return self._call("beat", beat)
 
@@ -66,10 +66,10 @@ class RemoteBoard:
 
 
 class Reporter:
-    """Hands on what a run measures, as a search takes it.
+    """Passes the measurements of a run to a search.
 
     Args:
-        report: takes it.
+        report: receives them.
     """
 
     def __init__(self, report: Report):
@@ -77,21 +77,21 @@ class Reporter:
         self._last = 0
 
     def start(self, run: Run) -> None:
-        """The run is open."""
+        """Called when the run is open."""
         self._last = run.samples_seen
 
     def event(self, run: Run, event: dict[str, Any]) -> None:
-        """A measurement of evidence."""
+        """Called after a measurement of evidence."""
         self._report(evidence_report(run.samples_seen, event))
 
     def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
-        """An interval's metrics."""
+        """Called after an interval of metrics."""
         num, self._last = run.samples_seen - self._last, run.samples_seen
         self._report(interval_report(run.samples_seen, metrics, num))
 
 
 class WorkerView(View):
-    """Shows a run on rank 0 as anywhere, sets the gauges, and keeps the watch informed."""
+    """Shows the run on rank 0 as `View` does, sets the gauges, and informs the watch."""
 
     def __init__(self, console: Terminal, watch: Watch, all_ranks: bool, run_name: str, report: Report | None = None):
         super().__init__(console)
@@ -102,7 +102,7 @@ class WorkerView(View):
         self._gauges: Gauges | None = None
 
     def start(self, run: Run) -> None:
-        """Set-up is over."""
+        """Called when the run is open."""
         super().start(run)
         self._watch.begin(run)
         if self._reporter is not None:
@@ -114,12 +114,12 @@ class WorkerView(View):
             self._watch.say(f"[rank {run.world.rank}] joined on {this_place()}, {run.world.device}")
 
     def batch(self, run: Run, batch: Batch) -> None:
-        """A batch is about to be trained."""
+        """Called before each update."""
         super().batch(run, batch)
         self._watch.batch(batch.start, batch.keys)
 
     def event(self, run: Run, event: dict[str, Any]) -> None:
-        """A measurement of evidence."""
+        """Called after a measurement of evidence."""
         super().event(run, event)
         if self._gauges is not None:
             self._gauges.event(event)
@@ -127,7 +127,7 @@ class WorkerView(View):
             self._reporter.event(run, event)
 
     def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
-        """An interval's metrics."""
+        """Called after an interval of metrics."""
         super().metrics(run, metrics)
         if self._gauges is not None:
             self._gauges.metrics(run.samples_seen, metrics)
@@ -141,10 +141,10 @@ class WorkerView(View):
 
 
 def ray_worker(settings: WorkerSettings) -> str:
-    """Trains in one of Ray's workers.
+    """Trains in one worker of Ray.
 
     Returns:
-        `finished`, or for which of the cluster's reasons it has saved and left.
+        `finished`, or the reason of the cluster for which it has saved and exited.
 
     Raises:
         EbmscaleError: as `run_worker`.
@@ -157,36 +157,36 @@ def ray_worker(settings: WorkerSettings) -> str:
     watch = Watch(board, attempt, rank, size, this_place(), config.ray.limits, stop, _preempted)
     console = _console(watch, rank, settings.all_ranks)
     watch.start()
-    come_first()
+    use_default_scheduling()
     try:
         view = WorkerView(console, watch, settings.all_ranks, config.run.name, settings.report)
         run_worker(config, console, view, stop, Launch(*board.join(attempt)))
         return FINISHED
     except Interrupted as error:
         reason = board.reason() or "another worker"
-        if reason in LEAVING:
+        if reason in RESTART_REASONS:
             return reason
         raise Interrupted(str(error).replace("another worker", reason)) from None
     except EbmscaleError:
         raise
     except Exception as error:
-        if not _is_of_others(error):
-            watch.say(clean(f"rank {rank} fails:\n{traceback.format_exc()}"))
+        if not _is_lost_connection(error):
+            watch.say(clean(f"rank {rank} failed:\n{traceback.format_exc()}"))
         raise
     finally:
         watch.close()
-        with contextlib.suppress(Exception):  # without a board there is nobody to tell
+        with contextlib.suppress(Exception):  # the board may be gone
             board.leave(attempt, rank)
 
 
-def _is_of_others(error: Exception) -> bool:
-    """Whether an error only says that another worker is gone."""
+def _is_lost_connection(error: Exception) -> bool:
+    """Whether an error only reports that another worker is gone."""
     text = str(error).lower()
     return any(word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
 
 
 def _take_device(config: RunConfig) -> None:
-    """Makes LOCAL_RANK the number of the device that Ray gave this worker, and the compilers' threads its cores."""
+    """Sets LOCAL_RANK to the number of the device that Ray gave this worker, and limits threads to its cores."""
     cores = str(max(1, int(config.ray.cpus_per_worker)))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(config.num_threads or cores)
@@ -197,7 +197,7 @@ def _take_device(config: RunConfig) -> None:
 
 
 def _console(watch: Watch, rank: int, all_ranks: bool) -> Terminal:
-    """Where this worker's lines and log go: to the driver, from rank 0 alone or from all."""
+    """A console that sends this worker's lines and log to the driver; only rank 0 logs unless `all_ranks` is set."""
     writer = LineWriter(watch.say, "" if rank == 0 else f"[rank {rank}] ")
     console = Terminal(file=writer, width=LINE_WIDTH)
     ours = logging.getLogger("ebmscale")
@@ -208,10 +208,10 @@ def _console(watch: Watch, rank: int, all_ranks: bool) -> Terminal:
 
 
 def _preempted() -> bool:
-    """Whether Ray has said that a machine of this group will be taken away."""
+    """Whether Ray has announced that it will take away a machine of this group."""
     try:
         from ray.train.v2._internal.execution.context import get_train_context  # noqa: PLC0415
 
         return get_train_context().preemption_context.preemption_info is not None
-    except Exception:  # the public call is a collective one, which a thread cannot make
+    except Exception:  # the public call is collective, so this thread cannot use it
         return False

@@ -1,7 +1,7 @@
-"""Whose turn it is on a machine's cores: Ray's own processes wait until a training thread's is over.
+"""Scheduling policies on Linux: Ray's own processes do not interrupt training threads.
 
-Ray keeps a dozen processes on a node that wake a hundred times a second for next to nothing, and each time push a
-training thread off its core. Under Linux's SCHED_BATCH they wait for the end of its turn, some milliseconds.
+Ray runs a dozen processes on a node. Each wakes about a hundred times a second for little work, and preempts a training
+thread each time. Under SCHED_BATCH they wait until the thread's time slice ends, which takes some milliseconds.
 """
 
 import os
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def children_wait_their_turn() -> Iterator[None]:
-    """Processes that are started inside, and theirs, do not interrupt others (Linux; elsewhere nothing happens)."""
+def children_use_batch_scheduling() -> Iterator[None]:
+    """Processes that start inside this context, and their children, run under SCHED_BATCH (on Linux only)."""
     if not hasattr(os, "SCHED_BATCH"):
         yield
         return
@@ -23,8 +23,8 @@ def children_wait_their_turn() -> Iterator[None]:
         _schedule(before)
 
 
-def come_first() -> None:
-    """This thread, and those that it starts, are scheduled as usual again, whatever they inherited."""
+def use_default_scheduling() -> None:
+    """Moves this thread, and those that it starts, from an inherited SCHED_BATCH back to the default policy."""
     if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH:
         _schedule(os.SCHED_OTHER)
 

@@ -1,4 +1,4 @@
-"""A worker's watch: a thread that tells the board what the worker is at, and ends the process where it hangs."""
+"""The watch of a worker: a thread that reports the worker's state to the board, and ends the process if it hangs."""
 
 import logging
 import os
@@ -10,22 +10,22 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ebmscale.config import LimitsBlock
-from ebmscale.runtime.board import SETUP, Beat, Order
+from ebmscale.runtime.board import SETUP, Beat, WorkerOrder
 from ebmscale.stop import StopSignal
 from ebmscale.training.run import Run
 
 BEAT_S = 1.0
-SOON_S = 0.1  # after a line was said: what is said with it goes along
-CAREFUL_S = 30.0  # where workers were lost is known to about a beat
-ORPHANED_S = 60.0  # without an answer a worker has no driver any more: it saves and leaves the run to another
+SOON_S = 0.1  # after a line: lines that follow at once are sent with it
+REPORT_BATCHES_S = 30.0  # the place of an earlier loss is known only to within about one beat
+ORPHANED_S = 60.0  # after this time without an answer the driver counts as lost: the worker saves and exits
 HUNG_EXIT_CODE = 13
 _CHAINS = ("posterior", "prior")
 
 
 class BoardLink(Protocol):
-    """How a worker reaches the board; a call that fails raises."""
+    """A worker's connection to the board; a call that fails raises."""
 
-    def beat(self, beat: Beat) -> Order:
+    def beat(self, beat: Beat) -> WorkerOrder:
         """See `Board.beat`."""
 
     def batch(self, attempt: str, rank: int, start: int, keys: tuple[str, ...] | None) -> None:
@@ -36,17 +36,17 @@ class BoardLink(Protocol):
 
 
 class Watch:
-    """Watches one worker from a thread of its own, from `start` to `close`.
+    """Watches one worker from its own thread, from `start` to `close`.
 
     Args:
         link: to the board.
-        attempt: names the group of workers that was started together.
+        attempt: name of the group of workers that started together.
         rank: of this worker.
-        size: of its world.
+        size: number of workers in its world.
         where: its machine and process.
-        limits: seconds that a piece of work may take.
-        stop: is asked when the board says so.
-        preempted: whether this worker has been told that a machine will be taken away.
+        limits: of each kind of work, in seconds.
+        stop: receives a stop that the board requests.
+        preempted: whether the cluster has announced that it will take away a machine.
         end: ends this process at once.
     """
 
@@ -72,9 +72,9 @@ class Watch:
         self._start: int | None = None
         self._piece = (SETUP, time.monotonic())
         self._heard = time.monotonic()  # when the board last answered
-        self._seen = -1  # samples_seen at the beat before
-        self._careful_until = -1
-        self._passed = time.monotonic()  # when the place up to which care was asked for was last seen to be ahead
+        self._seen = -1  # samples_seen at the previous beat
+        self._report_batches_until = -1
+        self._passed = time.monotonic()  # when `_report_batches_until` was last ahead
         self._reporting = False
         self._lines: list[str] = []
         self._lock = threading.Lock()
@@ -83,36 +83,36 @@ class Watch:
         self._thread = threading.Thread(target=self._go, name="watch", daemon=True)
 
     def start(self) -> None:
-        """Begins to watch."""
+        """Starts the thread."""
         self._thread.start()
 
     def begin(self, run: Run) -> None:
-        """Set-up is over: the run is open."""
+        """Called when the run is open, after the set-up."""
         self._run, self._start = run, run.samples_seen
 
     def batch(self, start: int, keys: list[str]) -> None:
-        """A batch is about to be trained; where workers were lost before, and for a while after, the board is told."""
-        if self._careful_until < 0:
+        """Called before each update; reports the batch up to some time after the place where workers were lost."""
+        if self._report_batches_until < 0:
             return
         now = time.monotonic()
-        if start <= self._careful_until:
+        if start <= self._report_batches_until:
             self._passed = now
-        careful = now - self._passed < CAREFUL_S
-        if careful or self._reporting:
-            self._reporting = careful
+        reports = now - self._passed < REPORT_BATCHES_S
+        if reports or self._reporting:
+            self._reporting = reports
             try:
-                self._link.batch(self._attempt, self._rank, start, tuple(keys) if careful else None)
-            except Exception:  # the board is gone, and this process soon will be
+                self._link.batch(self._attempt, self._rank, start, tuple(keys) if reports else None)
+            except Exception:  # the board is gone, and this process will end soon
                 logging.getLogger(__name__).debug("no board", exc_info=True)
 
     def say(self, text: str) -> None:
-        """Prints lines where the driver is."""
+        """Has the driver print these lines."""
         with self._lock:
             self._lines.extend(text.splitlines())
         self._said.set()
 
     def close(self) -> None:
-        """Ends watching; what was said is delivered."""
+        """Ends the thread after it has sent all lines."""
         self._closed.set()
         self._said.set()
         if self._thread.is_alive():
@@ -145,12 +145,12 @@ class Watch:
             run.samples_seen if run is not None else 0, self._piece[0], lines, self._preempted(),
         )  # fmt: skip
         order = self._link.beat(beat)
-        self._careful_until = order.careful_until
+        self._report_batches_until = order.report_batches_until
         if order.stop is not None:
             self._stop.request(order.stop)
 
     def _piece_now(self) -> tuple[str, float]:
-        """The piece of work that the worker is in, and since when. Between two, it is still in the one before."""
+        """The piece of work that the worker does, and when it began. Between two pieces it is the previous one."""
         if self._run is None:
             return self._piece
         current: tuple[str, float] | None = self._run.timer.current
@@ -189,7 +189,7 @@ def _stacks(but: int) -> str:
 
 
 class LineWriter:
-    """A text file whose lines go to a function, for a console or a logging handler."""
+    """A text file that passes its lines to a function, for a console or a logging handler."""
 
     def __init__(self, say: Callable[[str], None], prefix: str = ""):
         self._say = say
@@ -197,15 +197,15 @@ class LineWriter:
         self._rest = ""
 
     def write(self, text: str) -> int:
-        """Takes text; whole lines go on at once."""
+        """Accepts text, and passes on whole lines at once."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             self._say(f"{self._prefix}{line}")
         return len(text)
 
     def flush(self) -> None:
-        """Lines go on when they are whole."""
+        """Does nothing: a line is passed on when it is whole."""
 
     def isatty(self) -> bool:
-        """It is no terminal."""
+        """This is no terminal."""
         return False

@@ -20,13 +20,13 @@ def run_worker(
 
     Args:
         config: of the run.
-        console: where its progress is shown.
-        view: shows it; made for the console where none is given.
-        stop: through which others may ask it to stop.
-        launch: what started this worker, where a launcher starts it again by itself.
+        console: shows its progress.
+        view: shows the run; by default one for the console.
+        stop: lets others request a stop.
+        launch: identifies the launcher, if one restarts this worker by itself.
 
     Returns:
-        The run's address, and this worker's place.
+        The run's address, and this worker's world.
     """
     world = World.from_environment(config.device)
     with (stop or StopSignal()).listening() as listening:

@@ -1,4 +1,4 @@
-"""What a worker on Ray is started with. Nothing here needs torch."""
+"""The settings of a worker on Ray. This module does not import torch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,17 +9,17 @@ FINISHED = "finished"
 
 
 Report = Callable[[dict[str, float]], None]
-"""Takes numbers by name, with `samples_seen`."""
+"""Receives numbers by name, with `samples_seen` among them."""
 
 
 class WorkerSettings(NamedTuple):
-    """What a worker is started with.
+    """The settings of a worker.
 
     Attributes:
         config: of the run.
         board: handle of the board's actor.
-        all_ranks: whether ranks other than the first say what they do as well.
-        report: takes what rank 0 measures, where a search wants it.
+        all_ranks: whether to show ranks other than the first as well.
+        report: receives the measurements of rank 0, for a search.
     """
 
     config: RunConfig
@@ -29,4 +29,4 @@ class WorkerSettings(NamedTuple):
 
 
 Body = Callable[[WorkerSettings], str]
-"""What a worker does; gives `FINISHED`, or for which of the cluster's reasons it left."""
+"""What a worker does; returns `FINISHED`, or the reason of the cluster for which it exited."""

@@ -1,1 +1,1 @@
-"""A search for good settings as plain values: what may be tried, what was found, what to try next. No Ray here."""
+"""Searches for settings: spaces, proposals, records, the driver on Ray Tune, a trial's process and the live table."""

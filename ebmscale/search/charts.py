@@ -1,4 +1,4 @@
-"""A search's charts (SVG): parallel coordinates, importances, courses of the trials, and a Pareto front."""
+"""Charts of a search (SVG): parallel coordinates, importances, the metrics of all trials, and a Pareto front."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter
 
 from ebmscale.report.pictures import STYLE, _legend_above, _new_chart, _svg
 
-COLOURS = matplotlib.colormaps["viridis_r"]  # dark is good
+COLOURS = matplotlib.colormaps["viridis_r"]  # dark means good
 PALE = "#c9c9c9"
 AXIS_WIDTH, CHART_HEIGHT = 1.35, 3.6  # inches
 HEADING_CHARS = 16
@@ -23,8 +23,8 @@ class Axis(NamedTuple):
 
     Attributes:
         name: its heading.
-        values: one for every trial, None where the trial has none.
-        choices: the values in their order, where they are no numbers on a range.
+        values: one for every trial, None if the trial has none.
+        choices: the values in their order, if they are not numbers of a range.
         log: whether the scale is logarithmic.
     """
 
@@ -36,7 +36,7 @@ class Axis(NamedTuple):
 
 @matplotlib.rc_context(STYLE)
 def parallel_coordinates(axes: Sequence[Axis], goodness: Sequence[float | None]) -> bytes:
-    """A line for every trial across all axes; dark is good, grey has no value.
+    """A line for every trial across all axes; dark means good, grey means no value.
 
     Args:
         axes: from left to right.
@@ -53,7 +53,7 @@ def parallel_coordinates(axes: Sequence[Axis], goodness: Sequence[float | None])
             {"color": PALE, "lw": 1.0} if value is None else {"color": COLOURS(value), "lw": 1.6, "alpha": 0.9}
         )
         known = np.flatnonzero(~np.isnan(y))
-        chart.plot(known, y[known], linestyle=(0, (1, 2)), **style)  # past axes that the trial is not on
+        chart.plot(known, y[known], linestyle=(0, (1, 2)), **style)  # dotted across axes where the trial has no value
         chart.plot(np.arange(len(axes)), y, marker="o", ms=3, clip_on=False, **style)
     chart.set(xlim=(-0.1, len(axes) - 0.9), ylim=(-0.08, 1.02))
     chart.axis("off")
@@ -61,7 +61,7 @@ def parallel_coordinates(axes: Sequence[Axis], goodness: Sequence[float | None])
 
 
 def _draw_axis(chart: Axes, place: int, axis: Axis) -> list[float | None]:
-    """Draws an axis; the heights of the trials on it."""
+    """Draws an axis; returns the height of each trial on it."""
     chart.plot([place, place], [0, 1], color="#666666", lw=1)
     head, _, tail = axis.name.rpartition(".")
     heading = f"{head}.\n{tail}" if len(axis.name) > HEADING_CHARS and head else axis.name
@@ -103,7 +103,7 @@ def importance_chart(importances: Mapping[str, float]) -> bytes:
 def courses_chart(
     courses: Sequence[tuple[Sequence[float], Sequence[float]]], goodness: Sequence[float | None], label: str
 ) -> bytes:
-    """An objective's metric over the samples of every trial."""
+    """The metric of an objective over the samples seen, for every trial."""
     figure, axes = _new_chart("samples seen", label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     order = sorted(range(len(courses)), key=lambda t: (goodness[t] is not None, goodness[t] or 0.0))
@@ -121,7 +121,7 @@ def courses_chart(
 def pareto_chart(
     points: Sequence[tuple[float, float]], numbers: Sequence[int], front: Sequence[int], labels: tuple[str, str]
 ) -> bytes:
-    """Two objectives against each other; the front is marked and numbered."""
+    """A scatter plot of two objectives; the trials of the front are marked and numbered."""
     figure, axes = _new_chart(*labels)
     for number, (x, y) in zip(numbers, points, strict=True):
         axes.scatter(x, y, s=22, color="#d55e00" if number in front else PALE)
@@ -134,7 +134,7 @@ def pareto_chart(
 
 
 def goodness(values: Sequence[float | None], sign: int) -> list[float | None]:
-    """Ranks of values as numbers in [0, 1], 1 for the best; `sign` is 1 where smaller is better."""
+    """Ranks of values as numbers in [0, 1], 1 for the best; `sign` is 1 if smaller is better."""
     known = sorted({sign * value for value in values if value is not None}, reverse=True)
     scale = Normalize(0, max(len(known) - 1, 1))
     return [None if value is None else float(scale(known.index(sign * value))) for value in values]

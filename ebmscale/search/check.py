@@ -1,4 +1,4 @@
-"""A space against the configuration that it varies: what cannot work is refused before anything starts."""
+"""Checks a space against the configuration that it varies, and refuses it before anything starts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,38 +15,38 @@ from ebmscale.search.trial import folder_of
 from ebmscale.training.reports import AT_EVIDENCE, AT_INTERVAL
 
 FIXED = ("run.name", "storage", "ray", "checkpoint", "metrics", "device", "num_threads", "data.url")
-"""Keys that say where and how, and not what is computed."""
+"""Keys that do not change what a run computes, only where and how."""
 
-TRIES = 20  # combinations of the other values with which a value is tried
+TRIES = 20  # combinations of the other values that are checked with a value
 
 
 def base_config(config: RunConfig, space: Space) -> RunConfig:
     """The configuration with the space's overrides.
 
     Raises:
-        ConfigError: they do not fit.
+        ConfigError: the overrides are not valid.
     """
     return with_values(config, space.overrides, "overrides")
 
 
 def trial_config(config: RunConfig, space: Space, number: int, generation: int, values: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a trial's run, which lies below the search.
+    """The configuration of a trial's run, whose storage is inside that of the search.
 
     Args:
         config: of the search, with the overrides.
         space: of the search.
         number: of the trial.
-        generation: how often it took over a checkpoint.
+        generation: the number of checkpoints that the trial has taken over.
         values: of the space's keys.
 
     Raises:
-        ConfigError: the values do not go together.
+        ConfigError: the values are not valid together.
     """
     made = with_values(config, values, f"trial {number}")
     storage = made.storage.model_copy(update={"url": config.storage.url.below(f"{config.run.name}/trials")})
     run = made.run.model_copy(update={"name": folder_of(number, generation)})
     checkpoint = made.checkpoint
-    if space.scheduler == "pbt":  # every place where trials are compared must be there to be taken over
+    if space.scheduler == "pbt":  # a checkpoint must exist at every place where trials are compared
         every = interval(space, made)
         tree = checkpoint.model_dump() | {"every_samples": every, "keep_last": made.train.max_samples // every + 2}
         checkpoint = CheckpointBlock.model_validate(tree)
@@ -54,15 +54,15 @@ def trial_config(config: RunConfig, space: Space, number: int, generation: int, 
 
 
 def check_space(config: RunConfig, space: Space, evaluated: Callable[[], list[str]] = list) -> None:
-    """Tries every value in the configuration, and looks for every objective among what runs report.
+    """Checks every value in the configuration, and checks that runs report every objective.
 
     Args:
         config: with the overrides.
-        space: what is to be tried.
-        evaluated: names what can be measured on a finished run.
+        space: to check.
+        evaluated: returns the names of values that can be measured on a finished run.
 
     Raises:
-        ConfigError: something cannot work, in a sentence.
+        ConfigError: a part of the space cannot work; the sentence says which.
     """
     for key in space.space:
         _check_key(key, space)
@@ -81,14 +81,14 @@ def _check_key(key: str, space: Space) -> None:
     known = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     if key not in known:
         match = nearest_key(key, known)
-        hint = f"did you mean {match}?" if match else "give a key of the configuration, such as train.ratio.rate."
+        hint = f"did you mean {match}?" if match else "use a key of the configuration, such as train.ratio.rate."
         raise ConfigError(f"space: unknown key {key}; {hint}")
     if any(key == fixed or key.startswith(fixed + ".") for fixed in FIXED):
         raise ConfigError(f"space: {key} does not change what a run computes; leave it out.")
     if space.scheduler == "pbt" and key not in MUTABLE:
         raise ConfigError(
-            f"space: {key} cannot change within a run, as scheduler pbt changes values; use scheduler asha, or keys "
-            f"among {', '.join(MUTABLE)}."
+            f"space: {key} cannot change within a run, but scheduler pbt changes values within a run; use scheduler "
+            f"asha, or keys among {', '.join(MUTABLE)}."
         )
 
 
@@ -100,7 +100,7 @@ def _check_objectives(space: Space, evaluated: Callable[[], list[str]]) -> None:
             if place == 0 and space.scheduler != "none":
                 raise ConfigError(
                     f"objectives: {objective.metric} is measured when a trial has finished, so scheduler "
-                    f"{space.scheduler} cannot judge by it; list another one first, or use scheduler none."
+                    f"{space.scheduler} cannot judge by it; list another objective first, or use scheduler none."
                 )
         if objective.metric not in known:
             match = nearest_key(objective.metric, known)
@@ -109,7 +109,7 @@ def _check_objectives(space: Space, evaluated: Callable[[], list[str]]) -> None:
 
 
 def _check_value(config: RunConfig, space: Space, key: str, value: Any) -> None:
-    """Some combination of the other values must go together with this one."""
+    """Requires that the value is valid with at least one combination of the other values."""
     rng, tree = np.random.default_rng(0), config.model_dump(mode="json")
     problem: ConfigError | None = None
     met = False
@@ -132,7 +132,9 @@ def _check_value(config: RunConfig, space: Space, key: str, value: Any) -> None:
         else:
             return
     if not met:
-        raise ConfigError(f"space.{key}: no trial would have it, since no value before it meets its `when`.")
+        raise ConfigError(
+            f"space.{key}: no trial would have it, since no values of earlier keys meet its `when`; change `when`."
+        )
     assert problem is not None
     raise ConfigError(f"space.{key}: the value {value} cannot be used ({str(problem).removeprefix('trial 0: ')})")
 
@@ -147,7 +149,9 @@ def _check_schedule(config: RunConfig, space: Space) -> None:
         if interval(space, config) >= budget:
             raise ConfigError(f"pbt.every_samples must be below train.max_samples ({budget}).")
     if space.scheduler == "asha" and (space.asha.first_samples or 0) >= budget:
-        raise ConfigError(f"asha.first_samples must be below train.max_samples ({budget}), or nothing is stopped.")
+        raise ConfigError(
+            f"asha.first_samples must be below train.max_samples ({budget}); otherwise no trial is stopped."
+        )
     if config.ray.num_workers and (space.resources.cpus or space.resources.gpus):
         raise ConfigError(
             "resources.cpus and resources.gpus are for trials of one process; with ray.num_workers above 0 set "

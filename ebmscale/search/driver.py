@@ -1,8 +1,8 @@
-"""A search on Ray Tune: its trials are placed, watched and started again by Tune; everything else is in the ledger.
+"""A search on Ray Tune: Tune places, watches and restarts the trials; the ledger keeps the state and decides.
 
-Tune keeps no state that matters. It is made anew from the search's records by every start of the command, asks the
-ledger for the next trial, and passes on what trials say. It never stops a trial by force: a trial is told to stop and
-leaves by itself, so its workers and their resources come back at once.
+The state of Tune is never read. Every start of the command makes a new Tune, which asks the ledger for the next trial
+and passes on the messages of trials. Tune never kills a trial: a trial that has to stop exits by itself, so its workers
+and their resources are free at once.
 """
 
 import shutil
@@ -27,8 +27,8 @@ from ebmscale.search.check import base_config, check_space
 from ebmscale.search.ledger import Ledger
 from ebmscale.search.space import Space
 from ebmscale.search.trial import SearchStore
-from ebmscale.search.trial_process import CALL_S, Desk, Measure, TrialSetup
-from ebmscale.search.tuner import apply_settings, make_judge, make_tuner
+from ebmscale.search.trial_process import CALL_S, Mailbox, Measure, TrialSetup
+from ebmscale.search.tuner import apply_settings, make_stop_rule, make_tuner
 from ebmscale.search.view import SearchView
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
@@ -37,7 +37,7 @@ from ebmscale.training.owner import Lease
 from ebmscale.training.run_data import DATA_FILE, check_run_data
 
 READ_S = 0.5
-STALE_ROUNDS = 3  # starts of Tune in which nothing at all got further
+STALE_STARTS = 3  # starts of Tune in a row without any progress
 
 
 def search(
@@ -47,23 +47,23 @@ def search(
     measure: Measure | None = None,
     evaluated: Callable[[], list[str]] = list,
 ) -> Ledger:
-    """Makes the trials that are missing from a search, or all of them; the same call goes on after any end.
+    """Runs all trials of a search that are not done; the same call resumes the search after any interruption.
 
     Args:
-        config: that is varied; the search lies at `storage.url`/`run.name`.
-        space: what is tried.
-        console: where it is shown.
+        config: that the search varies; the search is stored at `storage.url`/`run.name`.
+        space: of the values.
+        console: shows the search.
         measure: measures finished runs, for objectives that begin with `evaluate/`.
-        evaluated: the names it knows.
+        evaluated: returns the names of the values that `measure` knows.
 
     Returns:
         The ledger with the records of all trials.
 
     Raises:
-        ConfigError: the space does not fit the configuration (nothing is started then), or the search found there.
-        StorageError: the search's storage refuses.
+        ConfigError: the space does not fit the configuration or the stored search; no trial has started.
+        StorageError: the search's storage fails.
         WorkersLostError: trials cannot be kept running.
-        Interrupted: a signal; the trials have saved.
+        Interrupted: a signal stopped the search; the trials have saved.
     """
     config = base_config(config, space)
     check_space(config, space, evaluated)
@@ -90,49 +90,49 @@ def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | 
     apply_settings()
     _pack(config, ledger.store)
     with ray_session(config.ray) as ray:
-        settled = _settled(config, space, ray)
+        settled = _with_resources(config, space, ray)
         if given_address(config.ray) is not None:
             preflight(ray, settled, console)
-        ledger.consult(make_judge(space, config))
-        desk = ray.remote(num_cpus=0, max_restarts=0)(Desk).options(**here(ray)).remote()
+        ledger.use_stop_rule(make_stop_rule(space, config))
+        mailbox = ray.remote(num_cpus=0, max_restarts=0)(Mailbox).options(**here(ray)).remote()
         with StopSignal().listening() as stop:
             stale = 0
             while ledger.left:
                 before = ledger.progress()
-                rounds = _Round(ray, settled, trial_space, ledger, desk, measure)
-                _follow(rounds, settled, ledger, stop)
+                tune_run = _TuneRun(ray, settled, trial_space, ledger, mailbox, measure)
+                _follow(tune_run, settled, ledger, stop)
                 stale = 0 if ledger.progress() != before else stale + 1
-                if stale == STALE_ROUNDS:
+                if stale == STALE_STARTS:
                     raise WorkersLostError(
-                        f"{ledger.left} trial(s) cannot be kept running ({rounds.error or 'nothing gets further'}); "
-                        "run the same command to go on."
+                        f"{ledger.left} trial(s) cannot be kept running ({tune_run.error or 'none makes progress'}); "
+                        "run the same command to resume."
                     )
-                ledger.hand_out_again()
+                ledger.reissue_unfinished()
 
 
 def with_features(space: Space) -> Space:
-    """The space with the address of its features absolute, as trials may run in other folders.
+    """The space with an absolute address of its features, since trials may run in other folders.
 
     Raises:
-        ConfigError: nothing is there.
+        ConfigError: nothing exists at the address.
     """
     block = space.evaluate
     if block.features is None:
         return space
     if not Storage.at(block.features).exists():
         raise ConfigError(
-            f"evaluate.features is {block.features}, and there is nothing at {block.features.absolute()}; a relative "
-            "address counts from the folder where the command runs."
+            f"evaluate.features is {block.features}, but {block.features.absolute()} does not exist; a relative "
+            "address starts at the folder where the command runs."
         )
     evaluate = block.model_copy(update={"features": block.features.absolute()})
     return space.model_copy(update={"evaluate": evaluate})
 
 
 def _pack(config: RunConfig, store: SearchStore) -> None:
-    """Packs the data set once, where trials would all begin with it, and refuses another one than the search's.
+    """Packs the data set once for all trials; refuses a data set other than the search's own.
 
     Raises:
-        DataError: it is another one, or is unusable.
+        DataError: it is another data set, or cannot be used.
     """
     data = open_storage(config.data)
     if config.data.format is not None and not data.exists("manifest.json"):
@@ -141,8 +141,8 @@ def _pack(config: RunConfig, store: SearchStore) -> None:
     store.storage.publish(DATA_FILE, noted.model_dump_json(indent=1).encode())
 
 
-def _settled(config: RunConfig, space: Space, ray: Any) -> RunConfig:
-    """The configuration with the device and the threads of a trial's processes settled."""
+def _with_resources(config: RunConfig, space: Space, ray: Any) -> RunConfig:
+    """Returns the configuration with the device and the number of threads of a trial's processes."""
     asked = space.resources
     if not config.ray.num_workers and asked.gpus is not None:
         config = config.model_copy(update={"device": "cuda" if asked.gpus else "cpu"})
@@ -150,22 +150,24 @@ def _settled(config: RunConfig, space: Space, ray: Any) -> RunConfig:
     return with_devices(config.model_copy(update={"num_threads": threads}), ray)
 
 
-class _Round:
-    """One run of Tune, in a thread of its own: it would take SIGINT for itself in the main thread."""
+class _TuneRun:
+    """One run of Tune, in its own thread, since Tune would handle SIGINT itself in the main thread."""
 
-    def __init__(self, ray: Any, config: RunConfig, space: Space, ledger: Ledger, desk: Any, measure: Measure | None):
+    def __init__(
+        self, ray: Any, config: RunConfig, space: Space, ledger: Ledger, mailbox: Any, measure: Measure | None
+    ):
         self.fatal: EbmscaleError | None = None
         self.error = ""
         self.stopping = False
-        self.ray, self._ledger, self._desk = ray, ledger, desk
-        self._folder = Path(tempfile.mkdtemp(prefix="ebmscale-ray-tune-"))  # for this user alone: addresses are in it
-        setup = TrialSetup(ledger.store, config, space, desk, uuid.uuid4().hex, measure)
+        self.ray, self._ledger, self._mailbox = ray, ledger, mailbox
+        self._folder = Path(tempfile.mkdtemp(prefix="ebmscale-ray-tune-"))  # only this user can read it
+        setup = TrialSetup(ledger.store, config, space, mailbox, uuid.uuid4().hex, measure)
         self._tuner = make_tuner(ray, self, setup, self._folder, _most_trials(ray, config, space))
         self._thread = threading.Thread(target=self._go, name="ray-tune", daemon=True)
         self._thread.start()
 
     def __reduce__(self) -> Any:
-        """Tune saves what it is made of, and never reads it again; this stays here."""
+        """Pickles as a plain object: Tune saves its parts, but never reads them."""
         return object, ()
 
     @property
@@ -174,41 +176,41 @@ class _Round:
         return not self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:
-        """Waits until it has ended, at most so long."""
+        """Waits until Tune has ended, or until this number of seconds has passed."""
         self._thread.join(seconds)
 
     def check(self) -> None:
-        """Raises what ends the search."""
+        """Raises the error that ends the search, if there is one."""
         if self.fatal is not None:
             raise self.fatal
         try:
-            self.ray.get(self._desk.wish.remote(), timeout=CALL_S)
+            self.ray.get(self._mailbox.stop_reason.remote(), timeout=CALL_S)
         except self.ray.exceptions.RayError as error:
             raise WorkersLostError(
-                f"The Ray cluster was lost ({type(error).__name__}); run the same command to go on."
+                f"The Ray cluster was lost ({type(error).__name__}); run the same command to resume."
             ) from error
 
-    def ask_to_leave(self, reason: str) -> None:
-        """Begins no trial any more, and asks those at work to save and leave."""
+    def request_stop(self, reason: str) -> None:
+        """Starts no more trials, and asks the running ones to save and exit."""
         if not self.stopping:
             self.stopping = True
-            self._desk.request.remote(reason)
+            self._mailbox.request_stop.remote(reason)
 
     def next_trial(self) -> int | None:
-        """The number of the trial to begin."""
-        record = None if self.stopping else self._carefully(self._ledger.next_trial)
+        """The number of the trial to start; None if there is none."""
+        record = None if self.stopping else self._keep_error(self._ledger.next_trial)
         return None if record is None else record.number
 
-    def said(self, number: int, message: dict[str, Any]) -> None:
-        """Takes what a trial says, and puts down what it is asked."""
-        self._carefully(lambda: self._take(number, message))
+    def received(self, number: int, message: dict[str, Any]) -> None:
+        """Records the message of a trial in the ledger, and puts the trial's order into the mailbox."""
+        self._keep_error(lambda: self._record(number, message))
 
     def died(self, number: int, how: str) -> None:
-        """The process of a trial is gone."""
+        """Records that the process of a trial is gone."""
         if not self.stopping:
-            self._carefully(lambda: self._ledger.died(number, how))
+            self._keep_error(lambda: self._ledger.died(number, how))
 
-    def _take(self, number: int, message: dict[str, Any]) -> None:
+    def _record(self, number: int, message: dict[str, Any]) -> None:
         if message["kind"] == "begin":
             self._ledger.begun(number, message["place"], message["samples_seen"])
         elif message["kind"] == "end":
@@ -216,10 +218,10 @@ class _Round:
         else:
             order = self._ledger.reported(number, message["report"])
             if order is not None:
-                self.ray.get(self._desk.give.remote(number, order))
+                self.ray.get(self._mailbox.put_order.remote(number, order))
 
-    def _carefully(self, action: Callable[[], Any]) -> Any:
-        """What ends the search is kept for the main thread; Tune would take it for a trial's failure."""
+    def _keep_error(self, action: Callable[[], Any]) -> Any:
+        """Keeps an error that ends the search for the main thread; Tune would treat it as a failure of the trial."""
         if self.fatal is not None:
             return None
         try:
@@ -237,26 +239,26 @@ class _Round:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _follow(rounds: _Round, config: RunConfig, ledger: Ledger, stop: StopSignal) -> None:
-    """Waits until Tune is done, or something ends the search."""
+def _follow(tune_run: _TuneRun, config: RunConfig, ledger: Ledger, stop: StopSignal) -> None:
+    """Waits until Tune has ended, or an error or a signal ends the search."""
     deadline: float | None = None
-    while not rounds.is_over:
-        rounds.wait(READ_S)
-        rounds.check()
+    while not tune_run.is_over:
+        tune_run.wait(READ_S)
+        tune_run.check()
         if stop.name is not None:
-            rounds.ask_to_leave(stop.name)
+            tune_run.request_stop(stop.name)
             deadline = deadline or time.monotonic() + config.checkpoint.grace_s
             if time.monotonic() > deadline:
                 break
-    rounds.check()
+    tune_run.check()
     if stop.name is not None:
         raise Interrupted(
-            f"Stopped by {stop.name}; {ledger.left} of {ledger.wanted} trials are left: run the same command to go on."
+            f"Stopped by {stop.name}; {ledger.left} of {ledger.wanted} trials are left: run the same command to resume."
         )
 
 
 def _most_trials(ray: Any, config: RunConfig, space: Space) -> int | None:
-    """Trials at a time: as asked, and no more than there is room for where their workers are placed one by one."""
+    """Trials at a time: `max_trials`; for trials of several workers, no more than the cluster has resources for."""
     block, most = config.ray, space.resources.max_trials
     if not block.num_workers:
         return most

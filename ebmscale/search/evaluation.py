@@ -1,7 +1,7 @@
-"""What a search may ask of a finished run: values of `ebmscale evaluate`, on held-out images that are no test images.
+"""Objectives that are measured on a finished run: values of `ebmscale evaluate`, without the test images.
 
-An objective is named `evaluate/METRIC/VALUE`, such as `evaluate/anomaly/auprc_joint`. `evaluate/frechet/FD` is the
-Frechet distance, whatever the features that it is named after.
+The name of an objective is `evaluate/METRIC/VALUE`, such as `evaluate/anomaly/auprc_joint`. `evaluate/frechet/FD` is
+the Frechet distance with any features.
 """
 
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ VALUES = {
 
 
 def names() -> list[str]:
-    """What can be asked for."""
+    """The names of all objectives of this kind."""
     return [f"{EVALUATED}{metric}/{value}" for metric, values in VALUES.items() for value in values]
 
 
 def check(space: Space, config: RunConfig) -> None:
-    """Refuses what could not be measured on any trial.
+    """Refuses objectives that cannot be measured on any trial.
 
     Args:
-        space: whose objectives are looked at.
+        space: whose objectives are checked.
         config: of the search, with the overrides.
 
     Raises:
-        ConfigError: a Frechet distance without features, or anomalies where there are none among the images.
+        ConfigError: a Frechet distance without features, or anomaly scores on images without anomalies.
     """
     asked = {objective.metric.split("/")[1] for objective in space.objectives if objective.metric.startswith(EVALUATED)}
     held_out = config.data.held_out
@@ -44,30 +44,30 @@ def check(space: Space, config: RunConfig) -> None:
         raise ConfigError("objectives: evaluate/frechet needs features; give evaluate.features in the space.")
     if "anomaly" in asked and (held_out.label is None or held_out.protocol == "pooled"):
         raise ConfigError(
-            "objectives: evaluate/anomaly needs a class that is held out, and some of it that is not the test's; set "
-            "data.held_out.label, and data.held_out.protocol to official, for instance in the space's overrides."
+            "objectives: evaluate/anomaly needs a class that is held out, and images of it outside the test part; set "
+            "data.held_out.label, and set data.held_out.protocol to official, for instance in the space's overrides."
         )
     if "anomaly" in asked and space.evaluate.split != "validation":
-        raise ConfigError("objectives: evaluate/anomaly needs evaluate.split validation; train has no anomalies.")
+        raise ConfigError("objectives: evaluate/anomaly needs evaluate.split=validation, since train has no anomalies.")
 
 
 def measure_run(
     run: Storage, wanted: Sequence[str], block: EvaluateBlock, data: Storage | None = None
 ) -> dict[str, float]:
-    """The wanted values of a run's newest checkpoint.
+    """Measures the wanted values on a run's newest checkpoint.
 
     Args:
         run: its storage.
-        wanted: of `names`.
-        block: on which images.
-        data: where its set lies; where not given, its configuration says so.
+        wanted: names among `names()`.
+        block: selects the images.
+        data: storage of the data set; by default that of the run's configuration.
     """
-    from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (a driver does without scipy and pillow)
+    from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (a driver needs no scipy or pillow)
     from ebmscale.evaluate.metrics import measure  # noqa: PLC0415
 
     device = device_of()
     model = open_model(run).to(device)
-    data = data or data_of(model.config, "put it back there, and give the same command again")
+    data = data or data_of(model.config, "put it back there, and run the same command again")
     found: dict[str, float] = {}
     for metric in sorted({name.split("/")[1] for name in wanted}):
         network = open_features(block.features, device) if metric == "frechet" and block.features else None

@@ -1,4 +1,4 @@
-"""What a search found, as files beside its trials: a table (CSV, parquet), the best configuration, an HTML page."""
+"""Writes the results of a search beside its trials: a table (CSV, parquet), the best configuration, an HTML page."""
 
 import csv
 import io
@@ -11,22 +11,22 @@ from ebmscale.search.ledger import short
 from ebmscale.search.objectives import best, score
 from ebmscale.search.page import PAGE_FILE, search_page
 from ebmscale.search.space import Space
-from ebmscale.search.trial import Record, SearchStore
+from ebmscale.search.trial import SearchStore, TrialRecord
 
 CSV_FILE, PARQUET_FILE, BEST_FILE = "trials.csv", "trials.parquet", "best.yaml"
 
 
-def write_search(store: SearchStore, config: RunConfig, space: Space, records: Sequence[Record]) -> list[str]:
+def write_search(store: SearchStore, config: RunConfig, space: Space, records: Sequence[TrialRecord]) -> list[str]:
     """Writes the files of a search.
 
     Args:
-        store: where.
-        config: that was varied, with the space's overrides.
-        space: what was tried.
+        store: of the search.
+        config: that the search varied, with the space's overrides.
+        space: of the values.
         records: of all trials.
 
     Returns:
-        The addresses of those that were written; there is no best configuration where no trial has finished.
+        The addresses of the files; there is no best configuration if no trial has finished.
     """
     records = sorted(records, key=lambda record: record.number)
     rows = [table_row(space, record) for record in records]
@@ -41,8 +41,8 @@ def write_search(store: SearchStore, config: RunConfig, space: Space, records: S
     return [store.storage.url_of(name) for name in (BEST_FILE, PAGE_FILE, CSV_FILE, PARQUET_FILE) if name in files]
 
 
-def table_row(space: Space, record: Record) -> dict[str, Any]:
-    """A trial as one row: its values, its objectives, and the last of every number that it reported."""
+def table_row(space: Space, record: TrialRecord) -> dict[str, Any]:
+    """A trial as one row: its values, its objectives, and the last value of every number that it reported."""
     last: dict[str, float] = {}
     for report in record.reports:
         last |= report
@@ -62,14 +62,14 @@ def table_row(space: Space, record: Record) -> dict[str, Any]:
     }
 
 
-def best_yaml(store: SearchStore, config: RunConfig, space: Space, winner: Record) -> bytes:
-    """The configuration of the best trial, as a run of its own, ready for `ebmscale train`."""
+def best_yaml(store: SearchStore, config: RunConfig, space: Space, winner: TrialRecord) -> bytes:
+    """The configuration of the best trial, as a separate run for `ebmscale train`."""
     found = ", ".join(f"{o.name} {short(score(o, winner))}" for o in space.objectives)
     made = with_values(config, winner.values, f"trial {winner.number}")
     run = made.run.model_copy(update={"name": f"{config.run.name}-best"})
     head = f"# Trial {winner.number} of {store.storage.url}: {found}\n"
     if winner.origins:
-        head += "# Its values are those of its last generation; it began with others, and with other trials' weights.\n"
+        head += "# The values are those of its last generation; its weights come from other trials and values too.\n"
     return (head + made.model_copy(update={"run": run}).dump()).encode()
 
 

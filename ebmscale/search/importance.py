@@ -1,4 +1,4 @@
-"""Which keys of a space matter: their importances, from the trials that can be compared."""
+"""Importances of the keys of a space, computed from the trials that can be compared."""
 
 import importlib.util
 import math
@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from ebmscale.search.objectives import EVALUATED, score
 from ebmscale.search.propose import INSTALL, as_parameters
 from ebmscale.search.space import Space
-from ebmscale.search.trial import Record
+from ebmscale.search.trial import TrialRecord
 
 LEAST_TRIALS = 6
 SEED = 0
 
 
-def comparable(space: Space, records: Sequence[Record]) -> tuple[int | None, list[tuple[Record, float]]]:
-    """Trials with values of the first objective that can be compared, and the samples at which.
+def comparable(space: Space, records: Sequence[TrialRecord]) -> tuple[int | None, list[tuple[TrialRecord, float]]]:
+    """Returns the place of comparison in samples, and the trials there with their values of the first objective.
 
-    Where a scheduler stops trials, that is the place that all have reached; None is the end of finished trials.
+    If a scheduler has stopped trials, the place is the last that all have reached. None means the end of the finished
+    trials.
     """
     first = space.objectives[0]
     known = [record for record in records if record.status in ("finished", "stopped") and record.reports]
@@ -29,11 +30,11 @@ def comparable(space: Space, records: Sequence[Record]) -> tuple[int | None, lis
     return at, [(record, value) for record, value in values if value is not None]
 
 
-def importance(space: Space, records: Sequence[Record]) -> dict[str, float]:
-    """The share of the first objective's variance that each key explains: Optuna's functional ANOVA.
+def importance(space: Space, records: Sequence[TrialRecord]) -> dict[str, float]:
+    """The share of the first objective's variance that each key explains, by Optuna's functional ANOVA.
 
-    Of trials that can be compared; none where these are too few, where values changed within trials, or without
-    Optuna. Keys that only some of these trials have are left out.
+    It uses the trials that can be compared. The result is empty if there are too few, if values changed within trials,
+    or if Optuna is not installed. Keys that only some of these trials have are left out.
     """
     _, known = comparable(space, records)
     values = [value for _, value in known]
@@ -53,8 +54,8 @@ def _is_there() -> bool:
     return importlib.util.find_spec("optuna") is not None
 
 
-def importance_note(space: Space, records: Sequence[Record]) -> str:
-    """What the page says of them."""
+def importance_note(space: Space, records: Sequence[TrialRecord]) -> str:
+    """The page's text on the importances."""
     at, known = comparable(space, records)
     if space.scheduler == "pbt":
         return "Values changed within trials, so no importances are given."
@@ -62,9 +63,9 @@ def importance_note(space: Space, records: Sequence[Record]) -> str:
         return f"Importances need {LEAST_TRIALS} trials that can be compared; there are {len(known)}."
     if not _is_there():
         return f"Importances need Optuna: {INSTALL}."
-    where = "at their end" if at is None else f"at {at:,} samples, which all have reached"
+    where = "at their end" if at is None else f"at {at:,} samples, which all of them have reached"
     return (
         f"Importances are shares of the variance over {len(known)} trials {where} (functional ANOVA). With few trials "
-        "they are a hint and no more. Keys that only some of these trials have are left out. Dotted lines pass axes of "
-        "keys that a trial does not have."
+        "they are only a hint. Keys that only some of these trials have are left out. A line is dotted across the axes "
+        "of keys that the trial does not have."
     )

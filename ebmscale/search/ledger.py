@@ -1,4 +1,4 @@
-"""The ledger of a search: the one writer of its records. It says which trial comes next, and what becomes of one."""
+"""The ledger of a search: it alone writes the records, chooses the next trial, and decides which trials continue."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -8,28 +8,28 @@ from ebmscale.search.objectives import score
 from ebmscale.search.population import exploit
 from ebmscale.search.propose import num_trials, propose
 from ebmscale.search.space import Space
-from ebmscale.search.trial import Attempt, Record, SearchStore
+from ebmscale.search.trial import Attempt, SearchStore, TrialRecord
 
-Judge = Callable[[int, int, float], bool]
-"""Whether a trial is to be stopped: its number, its samples_seen, its score (smaller is better)."""
+StopRule = Callable[[int, int, float], bool]
+"""Whether to stop a trial: a function of its number, its samples_seen and its score (smaller is better)."""
 
 
-class Order(NamedTuple):
-    """What a trial is asked to do: `stop` for good, `move` to another's checkpoint, or `leave` to be resumed."""
+class TrialOrder(NamedTuple):
+    """What a trial has to do: `stop` for good, `move` to another trial's checkpoint, or `leave` and resume later."""
 
     kind: Literal["stop", "move", "leave"]
     reason: str
 
 
 class Ledger:
-    """See the module. Every change is in the storage before it has an effect.
+    """See the module. Every change is written to the storage before it has an effect.
 
     Args:
         store: the search's files.
         config: of the search, with the overrides.
-        space: what is tried.
-        tell: takes what happens, as lines for a person.
-        check: called before a record is written; raises where the search is not this process's to write.
+        space: of the values.
+        tell: receives lines on what happens, for a person.
+        check: called before a record is written; raises if another process owns the search.
     """
 
     def __init__(
@@ -43,65 +43,65 @@ class Ledger:
         self.store, self.config, self.space = store, config, space
         self.records = store.records()
         self._tell, self._check = tell, check
-        self._judge: Judge = lambda number, samples_seen, value: False
-        self._handed_out: set[int] = set()
+        self._stop_rule: StopRule = lambda number, samples_seen, value: False
+        self._issued: set[int] = set()
 
     @property
     def wanted(self) -> int:
-        """Trials in the end."""
+        """The number of trials of the complete search."""
         return num_trials(self.space)
 
     @property
     def left(self) -> int:
-        """Trials that are not done, begun or not."""
+        """The number of trials that are not done, whether they have started or not."""
         return self.wanted - sum(r.status != "running" for r in self.records.values() if r.number < self.wanted)
 
-    def consult(self, judge: Judge) -> None:
-        """Lets a judge stop trials from now on (scheduler asha); it is told of what was reported so far."""
-        self._judge = judge
+    def use_stop_rule(self, rule: StopRule) -> None:
+        """Uses this rule to stop trials from now on (scheduler asha); passes it all reports so far."""
+        self._stop_rule = rule
         for record in sorted(self.records.values(), key=lambda one: one.number):
             for report in record.reports:
-                self._verdict(record, report)
+                self._should_stop(record, report)
 
     def progress(self) -> tuple[int, int]:
-        """Trials done and samples seen: a search that stands still has the same ones again."""
+        """The number of trials done and of samples seen; both stay the same while the search makes no progress."""
         return self.wanted - self.left, sum(record.samples_seen for record in self.records.values())
 
-    def hand_out_again(self) -> None:
-        """Trials that are not done may be handed out once more, since no process works on them."""
-        self._handed_out.clear()
+    def reissue_unfinished(self) -> None:
+        """Lets `next_trial` return the trials that are not done again, since no process works on them."""
+        self._issued.clear()
 
-    def next_trial(self) -> Record | None:
-        """A trial to work on: one that was broken off, else a new one; None where all have been handed out."""
+    def next_trial(self) -> TrialRecord | None:
+        """The next trial to work on: an interrupted one, else a new one; None if all have been issued."""
         for number in range(self.wanted):
             record = self.records.get(number)
-            if number in self._handed_out or (record is not None and record.status != "running"):
+            if number in self._issued or (record is not None and record.status != "running"):
                 continue
             if record is None:
-                record = Record(number=number, values=propose(self.space, self.config, number, self.records))
+                record = TrialRecord(number=number, values=propose(self.space, self.config, number, self.records))
                 self._write(record)
                 self.records[number] = record
-            self._handed_out.add(number)
+            self._issued.add(number)
             return record
         return None
 
     def begun(self, number: int, place: str, samples_seen: int) -> None:
-        """A process works on a trial, from this sample on."""
+        """Records that a process works on a trial from this sample on."""
         record = self.records[number]
         record.attempts.append(Attempt(place=place, samples_seen=samples_seen))
         self._write(record)
         again = f" again, from {samples_seen:,} samples" if len(record.attempts) > 1 else ""
         self._tell(f"trial {number} runs on {place}{again}: {describe(record.values)}")
 
-    def reported(self, number: int, report: dict[str, float]) -> Order | None:
-        """Takes a report; what the trial is asked to do about it."""
+    def reported(self, number: int, report: dict[str, float]) -> TrialOrder | None:
+        """Records a report; returns the trial's order, or None to continue."""
         record = self.records[number]
         if record.status != "running":
-            return Order("leave", "it is done")
+            return TrialOrder("leave", "it is done")
         if not record.add(report):
             return None
         record.deaths = 0
-        if self._verdict(record, report):
+        if self._should_stop(record, report):
             return self._stop(record)
         move = exploit(self.space, self.config, number, self.records) if self.space.scheduler == "pbt" else None
         if move is None:
@@ -111,10 +111,10 @@ class Ledger:
         self._write(record)
         reason = f"takes over trial {move.origin.donor} at {move.origin.samples_seen:,} samples"
         self._tell(f"trial {number} {reason}: {describe(move.values)}")
-        return Order("move", reason)
+        return TrialOrder("move", reason)
 
     def ended(self, number: int, error: str | None, measured: dict[str, float]) -> None:
-        """A trial trained to its end, or ended with an error."""
+        """Records that a trial has finished, or has failed with an error."""
         record = self.records[number]
         if record.status != "running":
             return
@@ -124,7 +124,7 @@ class Ledger:
         self._tell(f"trial {number} {f'failed: {error}' if error else f'finished: {found}'}")
 
     def died(self, number: int, how: str) -> None:
-        """The process of a trial is gone; after too many such ends without progress the trial has failed."""
+        """Records that the process of a trial is gone; after too many deaths without progress the trial has failed."""
         record = self.records[number]
         if record.status != "running":
             return
@@ -133,23 +133,25 @@ class Ledger:
             self.ended(number, f"Its process died {record.deaths} times with no progress between ({how}).", {})
             return
         self._write(record)
-        self._tell(f"trial {number} lost its process at {record.samples_seen:,} samples ({how}); it is started again")
+        self._tell(
+            f"trial {number} lost its process at {record.samples_seen:,} samples ({how}); it will be started again"
+        )
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: TrialRecord) -> None:
         self._check()
         self.store.write(record)
 
-    def _verdict(self, record: Record, report: dict[str, float]) -> bool:
+    def _should_stop(self, record: TrialRecord, report: dict[str, float]) -> bool:
         first = self.space.objectives[0]
         if self.space.scheduler != "asha" or first.metric not in report:
             return False
         value = score(first, record, until=report["samples_seen"])
         if value is None:
             return False
-        stops = self._judge(record.number, int(report["samples_seen"]), first.sign * value)
+        stops = self._stop_rule(record.number, int(report["samples_seen"]), first.sign * value)
         return stops and not (record.number == 0 and self.space.has_default)
 
-    def _stop(self, record: Record) -> Order | None:
+    def _stop(self, record: TrialRecord) -> TrialOrder | None:
         first, budget = self.space.objectives[0], self.config.train.max_samples
         if record.samples_seen >= budget:
             self._write(record)
@@ -159,14 +161,14 @@ class Ledger:
         record.status = "stopped"
         self._write(record)
         self._tell(f"trial {record.number} is stopped: {record.reason}")
-        return Order("stop", record.reason)
+        return TrialOrder("stop", record.reason)
 
 
 def describe(values: dict[str, Any]) -> str:
-    """Values in a few words."""
+    """Values as short text."""
     return ", ".join(f"{key} {short(value)}" for key, value in values.items())
 
 
 def short(value: Any) -> str:
-    """A value in a few characters."""
+    """A value as short text."""
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

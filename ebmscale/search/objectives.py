@@ -1,17 +1,17 @@
-"""What a trial is worth: the objectives' values from its reports, the best trials, and the Pareto front."""
+"""Values of the objectives of a trial, the best trials, and the Pareto front."""
 
 import math
 from collections.abc import Iterable, Sequence
 
 from ebmscale.search.space import Objective, Space
-from ebmscale.search.trial import Record
+from ebmscale.search.trial import TrialRecord
 
 EVALUATED = "evaluate/"
-"""Begins the names of what is measured on a finished run."""
+"""Prefix of objectives that are measured on a finished run."""
 
 
-def score(objective: Objective, record: Record, until: float = math.inf) -> float | None:
-    """The objective's value in a trial, from its reports up to `until` samples; None where nothing tells."""
+def score(objective: Objective, record: TrialRecord, until: float = math.inf) -> float | None:
+    """The objective's value in a trial, from its reports up to `until` samples; None if no report has it."""
     if objective.metric.startswith(EVALUATED):
         return record.measured.get(objective.metric)
     found = [
@@ -27,20 +27,20 @@ def score(objective: Objective, record: Record, until: float = math.inf) -> floa
     return values[-1] if objective.over == "last" else min(values, key=lambda value: objective.sign * value)
 
 
-def scores(space: Space, record: Record) -> list[float | None]:
+def scores(space: Space, record: TrialRecord) -> list[float | None]:
     """The values of all objectives."""
     return [score(objective, record) for objective in space.objectives]
 
 
-def ranked(space: Space, records: Iterable[Record]) -> list[Record]:
+def ranked(space: Space, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The finished trials that have a value of the first objective, best first."""
     first = space.objectives[0]
     known = [(score(first, record), record) for record in records if record.status == "finished"]
     return [r for _, r in sorted(((first.sign * v, r) for v, r in known if v is not None), key=lambda pair: pair[0])]
 
 
-def pareto(space: Space, records: Iterable[Record]) -> list[Record]:
-    """The finished trials than which none is at least as good in every objective and better in one."""
+def pareto(space: Space, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The finished trials that no other trial dominates."""
     known = [(record, scores(space, record)) for record in ranked(space, records)]
     signs = [objective.sign for objective in space.objectives]
     points = [
@@ -52,11 +52,11 @@ def pareto(space: Space, records: Iterable[Record]) -> list[Record]:
 
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether a point (smaller is better) is at least as good everywhere and better somewhere."""
+    """Whether a point (smaller is better) is at least as good in every objective and better in one."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
 
 
-def best(space: Space, records: Iterable[Record]) -> Record | None:
-    """The best trial; with several objectives, of the Pareto front by the first one."""
+def best(space: Space, records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The best trial; with several objectives, the best of the Pareto front in the first one."""
     front = ranked(space, records) if len(space.objectives) == 1 else pareto(space, records)
     return front[0] if front else None

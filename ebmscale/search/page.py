@@ -1,4 +1,4 @@
-"""The HTML page of a search: what mattered, how the trials went, which was best."""
+"""The HTML page of a search: importances, the trials and their metrics, and the best trial."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ from ebmscale.search.importance import importance, importance_note
 from ebmscale.search.ledger import short
 from ebmscale.search.objectives import pareto, score, scores
 from ebmscale.search.space import Space
-from ebmscale.search.trial import Record, SearchStore
+from ebmscale.search.trial import SearchStore, TrialRecord
 from ebmscale.version import __version__
 
 PAGE_FILE = "search.html"
@@ -25,18 +25,18 @@ def search_page(
     store: SearchStore,
     config: RunConfig,
     space: Space,
-    records: Sequence[Record],
-    winner: Record | None,
+    records: Sequence[TrialRecord],
+    winner: TrialRecord | None,
     best_text: str,
 ) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
         store: of the search.
-        config: that was varied.
-        space: what was tried.
+        config: that the search varied.
+        space: of the values.
         records: of all trials, by number.
-        winner: the best of them.
+        winner: the best trial.
         best_text: its configuration as YAML.
     """
     first = space.objectives[0]
@@ -61,7 +61,7 @@ def search_page(
     )
 
 
-def _figures(space: Space, records: Sequence[Record], winner: Record | None) -> list[KeyFigure]:
+def _figures(space: Space, records: Sequence[TrialRecord], winner: TrialRecord | None) -> list[KeyFigure]:
     first = space.objectives[0]
     counts = Counter(record.status for record in records)
     note = ", ".join(f"{count} {status}" for status, count in counts.most_common())
@@ -73,14 +73,16 @@ def _figures(space: Space, records: Sequence[Record], winner: Record | None) -> 
         figures.append(KeyFigure(f"Best {first.name}", short(score(first, winner)), f"trial {winner.number}"))
     if space.has_default and records:
         figures.append(
-            KeyFigure("The configuration's own", short(score(first, records[0])), f"trial 0, {records[0].status}")
+            KeyFigure(
+                "The configuration's own values", short(score(first, records[0])), f"trial 0, {records[0].status}"
+            )
         )
     seen = sum(record.samples_seen for record in records)
     figures.append(KeyFigure("Samples trained", f"{seen:,}", "over all trials"))
     return figures
 
 
-def _coordinates(space: Space, records: Sequence[Record], good: Sequence[float | None]) -> Picture:
+def _coordinates(space: Space, records: Sequence[TrialRecord], good: Sequence[float | None]) -> Picture:
     axes = []
     for key, parameter in space.space.items():
         choices = None if parameter.choice is None else [_name(value) for value in parameter.choice]
@@ -92,13 +94,13 @@ def _coordinates(space: Space, records: Sequence[Record], good: Sequence[float |
     return Picture(
         _uri(charts.parallel_coordinates(axes, good)),
         "Parallel coordinates",
-        "A line is a trial; finished ones from yellow (worst) to dark (best by the first objective), others grey. It "
-        "has no point on the axis of a key that its trial does not have.",
+        "Each line is a trial. Finished trials go from yellow (worst in the first objective) to dark (best), others "
+        "are grey. A line has no point on the axis of a key that the trial does not have.",
     )
 
 
 def _pictures(
-    space: Space, records: Sequence[Record], good: Sequence[float | None], front: Sequence[Record]
+    space: Space, records: Sequence[TrialRecord], good: Sequence[float | None], front: Sequence[TrialRecord]
 ) -> list[Picture]:
     found = []
     importances = importance(space, records)
@@ -113,7 +115,7 @@ def _pictures(
         ]  # fmt: skip
         if any(x for x, _ in lines):
             found.append(
-                Picture(_uri(charts.courses_chart(lines, good, objective.metric)), f"Course of {objective.metric}")
+                Picture(_uri(charts.courses_chart(lines, good, objective.metric)), f"{objective.metric} over samples")
             )
     if len(space.objectives) > 1:
         pairs = [(record.number, scores(space, record)[:2]) for record in records if record.status == "finished"]
@@ -121,11 +123,13 @@ def _pictures(
         labels = (space.objectives[0].name, space.objectives[1].name)
         points, numbers = [pair for _, pair in known], [number for number, _ in known]
         chart = charts.pareto_chart(points, numbers, [record.number for record in front], labels)
-        found.append(Picture(_uri(chart), "Pareto front", "of the first two objectives; numbers are trials"))
+        found.append(
+            Picture(_uri(chart), "Pareto front", "of the first two objectives; the numbers are those of the trials")
+        )
     return found
 
 
-def _row(space: Space, record: Record) -> dict[str, Any]:
+def _row(space: Space, record: TrialRecord) -> dict[str, Any]:
     values = [short(_name(record.values[key])) if key in record.values else "-" for key in space.space]
     return {
         "number": record.number,

@@ -1,8 +1,9 @@
-"""Population-based training, decided from records: who takes over whose checkpoint, and with which values.
+"""Population-based training from records: which trial takes over which checkpoint, and with which values.
 
-A trial is compared when it passes a multiple of the interval: at the newest multiple where another trial has been too,
-at work or done, with what every trial had there. So one that is faster than the others is not spared. It then goes on
-from the donor's checkpoint at that same place, and what it reported after it counts no more.
+A trial is compared whenever it passes a multiple of the interval. The comparison is at the newest multiple that another
+trial, running or done, has reached too. It uses the value of every trial at that place, so a trial that is faster than
+the others is compared as well. A trial among the worst continues from the donor's checkpoint of that place; its reports
+after that place are dropped.
 """
 
 import math
@@ -17,18 +18,18 @@ from ebmscale.errors import DamagedError, NotFoundError
 from ebmscale.model.checkpoint import FOLDER, position_of
 from ebmscale.search.objectives import score
 from ebmscale.search.space import Objective, Parameter, PbtBlock, Space
-from ebmscale.search.trial import Origin, Record
+from ebmscale.search.trial import Origin, TrialRecord
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 
 WAIT_S, WAIT_STEP_S = 60.0, 1.0
 
 MUTABLE = tuple(mutable_keys(RunConfig))
-"""Keys whose change leaves the shapes and the meaning of a checkpoint alone."""
+"""Keys that may change while the checkpoint keeps its shapes and its meaning."""
 
 
 class Exploit(NamedTuple):
-    """A trial goes on from another one's checkpoint, with other values."""
+    """The move of a trial to another trial's checkpoint, with new values."""
 
     origin: Origin
     values: dict[str, Any]
@@ -39,11 +40,11 @@ def interval(space: Space, config: RunConfig) -> int:
     return space.pbt.every_samples or max(config.train.max_samples // 10, 1)
 
 
-def exploit(space: Space, config: RunConfig, number: int, records: Mapping[int, Record]) -> Exploit | None:
-    """What becomes of a trial whose last report has just come; None where it goes on as it is.
+def exploit(space: Space, config: RunConfig, number: int, records: Mapping[int, TrialRecord]) -> Exploit | None:
+    """Decides after a trial's last report whether it moves; None if it continues unchanged.
 
     Args:
-        space: what may be tried.
+        space: of the values.
         config: of the search.
         number: of the trial.
         records: of all trials.
@@ -73,14 +74,14 @@ def exploit(space: Space, config: RunConfig, number: int, records: Mapping[int, 
     return Exploit(origin, explore(space, donor.values, rng))
 
 
-def _place(record: Record, samples_seen: int) -> int | None:
-    """Where a trial reported first after so many samples; None where it did not, or has failed."""
+def _place(record: TrialRecord, samples_seen: int) -> int | None:
+    """The place of a trial's first report at or after `samples_seen`; None if there is none or the trial failed."""
     reached = (int(report["samples_seen"]) for report in record.reports if report["samples_seen"] >= samples_seen)
     return next(reached, None) if record.status != "failed" else None
 
 
-def _values(objective: Objective, places: Mapping[int, int], records: Mapping[int, Record]) -> dict[int, float]:
-    """What trials had at their places; smaller is better."""
+def _values(objective: Objective, places: Mapping[int, int], records: Mapping[int, TrialRecord]) -> dict[int, float]:
+    """The values of trials at their places; smaller is better."""
     values = {number: score(objective, records[number], until=place) for number, place in places.items()}
     return {number: objective.sign * value for number, value in values.items() if value is not None}
 
@@ -90,7 +91,7 @@ def _num_moved(pbt: PbtBlock, num: int) -> int:
 
 
 def explore(space: Space, values: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Values near these."""
+    """Returns values near these: PBT's perturbation."""
 
     def choose(key: str, parameter: Parameter) -> Any:
         if key not in values or rng.random() < space.pbt.resample:
@@ -112,17 +113,17 @@ def explore(space: Space, values: Mapping[str, Any], rng: np.random.Generator) -
 def take_over(
     origin: Origin, donor: Storage, run: Storage, wait_s: float = WAIT_S, sleep: Callable[[float], None] = time.sleep
 ) -> int | None:
-    """Copies the donor's checkpoint nearest to the agreed place into a run that has none yet.
+    """Copies the donor's checkpoint nearest to the recorded place into a run without checkpoints.
 
     Args:
-        origin: what was agreed.
-        donor: the storage of its run.
-        run: the storage of the new one.
-        wait_s: how long the donor may take to write it.
+        origin: the donor and the place.
+        donor: the storage of the donor's run.
+        run: the storage of the new run.
+        wait_s: how long the donor may take to write the checkpoint.
         sleep: waits that many seconds.
 
     Returns:
-        Its samples_seen; None where the donor has no valid one.
+        Its samples_seen; None if the donor has no valid checkpoint.
     """
     store = CheckpointStore(donor)
     while wait_s > 0 and not any(position_of(name) >= origin.samples_seen for name in store.finished()):
@@ -138,7 +139,7 @@ def take_over(
 
 
 def _copy(name: str, donor: Storage, run: Storage) -> None:
-    """The manifest last, and verified, so that a copy that was broken off is no checkpoint."""
+    """Copies and verifies a checkpoint; the manifest is last, so that an interrupted copy is no checkpoint."""
     saved = CheckpointStore(donor).open(name)
     saved.verify()
     manifest = donor.read_bytes(f"{FOLDER}/{name}/manifest.json")

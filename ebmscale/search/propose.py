@@ -1,7 +1,7 @@
-"""What to try next: the values of trial n, as a function of the space, n, and the trials that are recorded.
+"""Proposes the values of trial n, as a function of the space, n, and the recorded trials.
 
-No state is kept between two calls, and each has randomness of its own from (seed, n). So a search that goes on after
-a crash proposes what it would have proposed: its records are the searcher's whole state.
+No state is kept between two calls, and each call draws its randomness from (seed, n). The records are the whole state,
+so a search that resumes after a crash proposes the same values as without the crash.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from ebmscale.config import RunConfig, value_at
 from ebmscale.errors import ConfigError
 from ebmscale.search.objectives import scores
 from ebmscale.search.space import Parameter, Space
-from ebmscale.search.trial import Record
+from ebmscale.search.trial import TrialRecord
 
 INSTALL = "pip install 'ebmscale[search]'"
 STARTUP = 5  # trials drawn at random before Optuna's model is used
@@ -25,31 +25,33 @@ def check_searcher(space: Space) -> None:
     """Refuses a searcher that cannot work here.
 
     Raises:
-        ConfigError: Optuna is not installed; the space is no grid, or has fewer points than trials are asked for.
+        ConfigError: Optuna is not installed; the space is no grid, or has fewer points than `num_trials`.
     """
     if space.searcher == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError(f"searcher optuna needs Optuna, which is not installed: {INSTALL}.")
     if space.searcher == "grid":
         for key, parameter in space.space.items():
             if parameter.grid is None:
-                raise ConfigError(f"space.{key}: a grid needs points for a range; add `points: 3`, or list a choice.")
+                raise ConfigError(
+                    f"space.{key}: a grid needs the number of points of a range; add `points: 3`, or list a choice."
+                )
         size = sum(1 for _ in grid(space))
         if space.num_trials is not None and space.num_trials > size:
             raise ConfigError(f"num_trials is {space.num_trials}, but the grid has {size} points; lower it.")
 
 
 def num_trials(space: Space) -> int:
-    """How many trials there are in the end."""
+    """The number of trials of the complete search."""
     return space.num_trials if space.num_trials is not None else sum(1 for _ in grid(space))
 
 
-def propose(space: Space, config: RunConfig, number: int, records: Mapping[int, Record]) -> dict[str, Any]:
+def propose(space: Space, config: RunConfig, number: int, records: Mapping[int, TrialRecord]) -> dict[str, Any]:
     """The values of trial `number`.
 
     Args:
-        space: what may be tried.
-        config: whose own values the first trial has.
-        number: counted from 0.
+        space: of the values.
+        config: the first trial has its values.
+        number: of the trial, from 0.
         records: of all trials so far.
     """
     if space.searcher == "grid":
@@ -74,8 +76,8 @@ def default_values(space: Space, config: RunConfig) -> dict[str, Any]:
         value = value_at(tree, key)
         if not parameter.holds(value):
             raise ConfigError(
-                f"space.{key}: the configuration's own value {value} lies outside, and default_first makes it the "
-                "first trial; widen the range, or set default_first: false."
+                f"space.{key}: the configuration's own value {value} is outside the range, but default_first makes it "
+                "the first trial; widen the range, or set default_first: false."
             )
         return value
 
@@ -83,7 +85,7 @@ def default_values(space: Space, config: RunConfig) -> dict[str, Any]:
 
 
 def grid(space: Space) -> Iterator[dict[str, Any]]:
-    """Every combination of active values, the last key changing fastest."""
+    """Yields every combination of active values; the last key changes fastest."""
     keys = list(space.space)
 
     def below(place: int, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -100,8 +102,8 @@ def grid(space: Space) -> Iterator[dict[str, Any]]:
     return below(0, {})
 
 
-def _from_optuna(space: Space, number: int, records: Mapping[int, Record]) -> dict[str, Any]:
-    """Optuna's tree-structured Parzen estimator, with the recorded trials as its history."""
+def _from_optuna(space: Space, number: int, records: Mapping[int, TrialRecord]) -> dict[str, Any]:
+    """Values from Optuna's tree-structured Parzen estimator, with the recorded trials as its history."""
     import optuna  # noqa: PLC0415 (an extra)
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -126,8 +128,8 @@ def _from_optuna(space: Space, number: int, records: Mapping[int, Record]) -> di
     return space.draw(choose)
 
 
-def as_parameters(space: Space, record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A record's values and their ranges, by key, as Optuna has them."""
+def as_parameters(space: Space, record: TrialRecord) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of a record and their distributions, by key, in Optuna's form."""
     from optuna import distributions  # noqa: PLC0415
 
     params: dict[str, Any] = {}
@@ -146,8 +148,8 @@ def as_parameters(space: Space, record: Record) -> tuple[dict[str, Any], dict[st
     return params, known
 
 
-def _as_optuna(space: Space, record: Record) -> Any:
-    """A record as a trial of Optuna; smaller values are better."""
+def _as_optuna(space: Space, record: TrialRecord) -> Any:
+    """The record as a trial of Optuna; smaller values are better."""
     from optuna.trial import TrialState, create_trial  # noqa: PLC0415
 
     params, known = as_parameters(space, record)
@@ -156,7 +158,7 @@ def _as_optuna(space: Space, record: Record) -> Any:
     if any(math.isnan(value) for value in values) or record.status in ("running", "failed"):
         state = TrialState.RUNNING if record.status == "running" else TrialState.FAIL
         return create_trial(state=state, params=params, distributions=known)
-    if record.status == "stopped" and len(values) == 1:  # judged by how far it got, and how good it was there
+    if record.status == "stopped" and len(values) == 1:  # Optuna uses its last place and the value there
         steps = {record.samples_seen: values[0]}
         return create_trial(state=TrialState.PRUNED, params=params, distributions=known, intermediate_values=steps)
     return create_trial(state=TrialState.COMPLETE, params=params, distributions=known, values=values)

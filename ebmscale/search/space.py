@@ -1,8 +1,8 @@
-"""What a search may try: the file given with `--space`, strict as the configuration of a run is.
+"""The space of a search: the file given with `--space`, with the same strict checks as a run's configuration.
 
 space:
   posterior.start: {choice: [base, encoder]}
-  posterior.num_steps: {int: [5, 40], when: {posterior.start: base}}     # only where the one above was so chosen
+  posterior.num_steps: {int: [5, 40], when: {posterior.start: base}}     # only if the key above has this value
   train.ratio.rate: {loguniform: [1.0e-4, 1.0e-2]}
 objectives: [{metric: held_out_mse, direction: min}]
 """
@@ -24,10 +24,10 @@ _KINDS = ("choice", "uniform", "loguniform", "integer")
 
 
 class Parameter(Block):
-    """The values of one key: exactly one of `choice`, `uniform`, `loguniform` and `int`, ends included.
+    """The values of one key: exactly one of `choice`, `uniform`, `loguniform` and `int`; ranges include their ends.
 
-    `when` makes it a part of a trial only where keys listed before it have one of the given values. A grid takes
-    `points` values of a range.
+    With `when`, a trial has this key only if keys listed before it have one of the given values. A grid uses `points`
+    values of a range.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
@@ -48,7 +48,7 @@ class Parameter(Block):
             if not self.choice:
                 raise ValueError("the choice is empty; list the values to try")
             if self.points is not None:
-                raise ValueError("points belongs to a range; a choice lists its values")
+                raise ValueError("points is for a range, and a choice lists its values; leave points out")
             return self
         low, high = self.ends
         if low >= high:
@@ -66,7 +66,7 @@ class Parameter(Block):
 
     @property
     def grid(self) -> list[Any] | None:
-        """The values that a grid takes; None for a range without `points`."""
+        """The values in a grid; None for a range without `points`."""
         if self.choice is not None:
             return list(self.choice)
         low, high = self.ends
@@ -77,7 +77,7 @@ class Parameter(Block):
         return list(dict.fromkeys(self.at(i / (self.points - 1)) for i in range(self.points)))
 
     def at(self, fraction: float) -> Any:
-        """The value at a fraction in [0, 1] of the way through; a uniform fraction gives a draw."""
+        """The value at a fraction in [0, 1] of the range or choice; a uniform random fraction gives a random value."""
         if self.choice is not None:
             return self.choice[min(int(fraction * len(self.choice)), len(self.choice) - 1)]
         low, high = self.ends
@@ -88,12 +88,12 @@ class Parameter(Block):
         return self.rounded(low + fraction * (high - low))
 
     def rounded(self, value: float) -> float:
-        """A value of a range to four digits, so that tables show what was tried."""
+        """A value of a range rounded to four digits, so that tables show the exact value."""
         low, high = self.ends
         return min(max(float(f"{value:.4g}"), low), high)
 
     def holds(self, value: Any) -> bool:
-        """Whether this value may be tried."""
+        """Whether the range or choice contains this value."""
         if self.choice is not None:
             return self.place(value) is not None
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -102,7 +102,7 @@ class Parameter(Block):
         return low <= value <= high and (self.integer is None or float(value).is_integer())
 
     def place(self, value: Any) -> int | None:
-        """Which of the choices a value is."""
+        """The index of a value in the choice; None if it is not in it."""
         places = [i for i, one in enumerate(self.choice or ()) if _plain(one) == _plain(value)]
         return places[0] if places else None
 
@@ -116,9 +116,9 @@ class Parameter(Block):
 
 
 class Objective(Block):
-    """What is made small or large: a reported metric, its `last` or `best` value in a trial.
+    """A quantity to minimise or maximise: the `last` or `best` value of a reported metric in a trial.
 
-    With `reach` it is the time to a target instead: the samples seen when the metric first was that good.
+    With `reach` it is the time to a target instead: the samples seen when the metric first reached that value.
     """
 
     metric: str
@@ -128,12 +128,12 @@ class Objective(Block):
 
     @property
     def name(self) -> str:
-        """As tables call it."""
+        """The name in tables."""
         return self.metric if self.reach is None else f"samples until {self.metric} {self.reach:g}"
 
     @property
     def sign(self) -> int:
-        """1 where smaller values of the objective are better, else -1."""
+        """1 if smaller values of the objective are better, else -1."""
         return 1 if self.direction == "min" or self.reach is not None else -1
 
     def reached(self, value: float) -> bool:
@@ -143,10 +143,10 @@ class Objective(Block):
 
 
 class ResourcesBlock(Block):
-    """What a trial gets where it trains in one process (not given: `ray.cpus_per_worker`, and a GPU as `device` says).
+    """The resources of a trial in one process; by default `ray.cpus_per_worker`, and a GPU according to `device`.
 
-    Trials of several workers take what the configuration's `ray` block says. As many trials run together as the
-    cluster has room for, and at most `max_trials`.
+    Trials of several workers use the configuration's `ray` block. As many trials run at a time as the cluster has
+    resources for, and at most `max_trials`.
     """
 
     cpus: PositiveFloat | None = None
@@ -155,10 +155,11 @@ class ResourcesBlock(Block):
 
 
 class AshaBlock(Block):
-    """Asynchronous successive halving, its clock in samples: at `first_samples`, times `reduction`, times
-    `reduction` squared, ..., a trial goes on only among the best 1/`reduction` of those that got there.
+    """Asynchronous successive halving, with samples as its clock.
 
-    Not given, `first_samples` is a ninth of a trial's budget.
+    The rungs are at `first_samples`, `first_samples` * `reduction`, `first_samples` * `reduction`^2, and so on. At a
+    rung a trial continues only if it is among the best 1/`reduction` of those that reached it. By default
+    `first_samples` is a ninth of a trial's budget.
     """
 
     first_samples: Positive | None = None
@@ -166,9 +167,12 @@ class AshaBlock(Block):
 
 
 class PbtBlock(Block):
-    """Population-based training: every `every_samples` samples (not given: a tenth of the budget), a trial among the
-    worst `quantile` takes over the checkpoint and the values of one among the best, and changes the values: drawn
-    anew with probability `resample`, else times 0.8 or 1.2, or to a neighbour in a choice.
+    """Population-based training.
+
+    Trials are compared every `every_samples` samples, by default a tenth of the budget. A trial among the worst
+    `quantile` takes over the checkpoint and the values of one among the best `quantile`. Then each value changes: with
+    probability `resample` it is drawn again; otherwise it is multiplied by 0.8 or 1.2, or moves to a neighbour in a
+    choice.
     """
 
     every_samples: Positive | None = None
@@ -177,9 +181,9 @@ class PbtBlock(Block):
 
 
 class EvaluateBlock(Block):
-    """On what the objectives that begin with `evaluate/` are measured, once a trial has finished.
+    """The images and features for objectives that begin with `evaluate/`, measured when a trial has finished.
 
-    `features` is an address, for the Frechet distance alone. The test split is for the winner, not for the search.
+    `features` is an address; only the Frechet distance uses it. The test split is for the winner, not for the search.
     """
 
     split: Literal["validation", "train"] = "validation"
@@ -192,13 +196,13 @@ class Space(Block):
     """The whole file.
 
     Attributes:
-        searcher: how values are chosen; optuna learns from the trials that are done (TPE).
-        scheduler: what stops or changes trials under way; it judges by the first objective.
-        num_trials: how many there are in the end; a grid has all its points where this is not given.
-        default_first: the first trial has the configuration's own values (not of a grid); ASHA never stops it, so the
-            others can be measured against it in the end.
+        searcher: how values are chosen; optuna uses the trials that are done (TPE).
+        scheduler: stops or changes running trials, by the first objective.
+        num_trials: the number of trials; by default a grid has all its points.
+        default_first: whether the first trial has the configuration's own values (not for a grid); ASHA never stops
+            it, so that the others can be compared with it.
         overrides: keys of the configuration that are the same in all trials.
-        max_failures: how often the process of a trial may die with no progress between.
+        max_failures: the number of deaths of a trial's process without progress that the search accepts.
     """
 
     searcher: Literal["random", "grid", "optuna"] = "random"
@@ -229,7 +233,7 @@ class Space(Block):
         if len({objective.name for objective in self.objectives}) < len(self.objectives):
             raise ValueError("an objective is listed twice")
         if self.num_trials is None and self.searcher != "grid":
-            raise ValueError("num_trials is missing; say how many trials there are to be")
+            raise ValueError("num_trials is missing; set it to the number of trials")
         return self
 
     @property
@@ -238,7 +242,7 @@ class Space(Block):
         return self.default_first and self.searcher != "grid"
 
     def draw(self, choose: Callable[[str, Parameter], Any]) -> dict[str, Any]:
-        """The values of a trial: `choose` gives one for every parameter that the values before it leave active."""
+        """The values of a trial: `choose` returns one for every parameter that is active given the values before it."""
         values: dict[str, Any] = {}
         for key, parameter in self.space.items():
             if parameter.applies(values):
@@ -246,7 +250,7 @@ class Space(Block):
         return values
 
     def dump(self) -> dict[str, Any]:
-        """As plain values, which `parse_space` reads."""
+        """The space as plain values, for `parse_space`."""
         tree = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         overrides = {key: clean(value) if isinstance(value, str) else value for key, value in tree["overrides"].items()}
         return tree | {"overrides": overrides}
@@ -260,7 +264,7 @@ def load_space(path: str | Path) -> Space:
     """Reads a space from a YAML file.
 
     Raises:
-        ConfigError: the file is missing or is not YAML, a key is unknown, a value is wrong, a range empty.
+        ConfigError: the file is missing or is not YAML, a key is unknown, a value is wrong, or a range is empty.
     """
     return parse_space(load_yaml(path, f"the space {path}", ConfigError), str(path))
 
@@ -276,7 +280,7 @@ def parse_space(tree: Any, source: str = "space") -> Space:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples and lists are the same; true is not 1."""
+    """Makes tuples equal to lists, and true unequal to 1."""
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return (bool, value) if isinstance(value, bool) else value

@@ -1,8 +1,8 @@
-"""The record of a trial: one small JSON file in the search's storage, from which any process can go on.
+"""The record of a trial: one small JSON file in the search's storage, from which any process can resume the trial.
 
 URL/NAME/search.yaml              the configuration and the space
 URL/NAME/records/0003.json        values, state, reports of trial 3
-URL/NAME/trials/0003/             its run, as any run; 0003-1 after it first took over another's checkpoint
+URL/NAME/trials/0003/             its run, like any run; 0003-1 after it has taken over another trial's checkpoint
 """
 
 from typing import Any, Literal
@@ -20,32 +20,32 @@ SEARCH_FILE, RECORDS, TRIALS = "search.yaml", "records", "trials"
 
 
 class Attempt(Block):
-    """A process that worked on a trial: where, and from which sample on."""
+    """A process that worked on a trial: its place, and the samples seen at its start."""
 
     place: str
     samples_seen: Count
 
 
 class Origin(Block):
-    """Where a generation of a trial comes from: another trial's checkpoint at about `samples_seen`."""
+    """The origin of a generation of a trial: another trial's checkpoint at about `samples_seen`."""
 
     donor: Count
     folder: FileName
     samples_seen: Count
 
 
-class Record(BaseModel):
-    """What is known of a trial.
+class TrialRecord(BaseModel):
+    """The state and the results of a trial.
 
     Attributes:
         values: by key of the configuration.
         status: `running` until it is `finished`, `stopped` by the scheduler, or `failed`.
-        reason: of a stop or a failure, in a sentence.
+        reason: of a stop or a failure, as a sentence.
         origins: of its generations after the first.
         attempts: the processes that worked on it.
-        deaths: of its processes, since it last got further.
+        deaths: of its processes, since its last progress.
         reports: numbers by name, with `samples_seen`, oldest first.
-        measured: what was measured once it had finished.
+        measured: values measured after it had finished.
     """
 
     number: Count
@@ -68,7 +68,7 @@ class Record(BaseModel):
 
     @property
     def folder(self) -> str:
-        """The name of its present run."""
+        """The name of its current run."""
         return folder_of(self.number, len(self.origins))
 
     def folder_at(self, samples_seen: int) -> str:
@@ -77,11 +77,11 @@ class Record(BaseModel):
 
     @property
     def samples_seen(self) -> int:
-        """Of the last report."""
+        """The samples seen at the last report."""
         return int(self.reports[-1]["samples_seen"]) if self.reports else 0
 
     def add(self, report: dict[str, float]) -> bool:
-        """Takes a report, unless it is a repetition after a resume; whether it was new."""
+        """Adds a report, unless it is a repetition after a resume; returns whether it was new."""
         if self.reports and report["samples_seen"] < self.samples_seen:
             return False
         if self.reports and report["samples_seen"] == self.samples_seen:
@@ -92,7 +92,7 @@ class Record(BaseModel):
         return True
 
     def move(self, origin: Origin, values: dict[str, Any]) -> None:
-        """Begins a generation with these values, at a place that it may have passed already."""
+        """Starts a generation with these values; drops the reports after its place."""
         self.origins.append(origin)
         self.values = values
         self.reports = [report for report in self.reports if report["samples_seen"] <= origin.samples_seen]
@@ -104,7 +104,7 @@ def folder_of(number: int, generation: int) -> str:
 
 
 class SearchFile(Stored):
-    """`search.yaml`: the configuration and the space, as they are dumped."""
+    """`search.yaml`: the configuration and the space."""
 
     config: dict[str, Any]
     space: dict[str, Any]
@@ -114,17 +114,17 @@ class SearchStore:
     """The files of one search.
 
     Args:
-        storage: where they lie.
+        storage: of the files.
     """
 
     def __init__(self, storage: Storage):
         self.storage = storage
 
     def claim(self, config: RunConfig, space: Space) -> None:
-        """Writes down what is searched.
+        """Writes `search.yaml`.
 
         Raises:
-            ConfigError: a search of something else lies there.
+            ConfigError: the storage holds a search with another configuration or space.
         """
         tree = {"config": config.model_dump(mode="json"), "space": space.dump()}
         if self.storage.exists(SEARCH_FILE):
@@ -134,23 +134,23 @@ class SearchStore:
             if changed:
                 raise ConfigError(
                     f"The search {self.storage.url} was made with other values of {', '.join(changed)}; choose another "
-                    "run.name, or set them back to go on with it."
+                    "run.name, or set them back to resume it."
                 )
         self.storage.publish(SEARCH_FILE, write_yaml(tree).encode())
 
     def load(self) -> tuple[RunConfig, Space]:
-        """What is searched.
+        """Reads the configuration and the space.
 
         Raises:
-            ConfigError: there is no search.
+            ConfigError: the storage holds no search.
         """
         if not self.storage.exists(SEARCH_FILE):
             raise ConfigError(f"There is no search at {self.storage.url}; `ebmscale tune` prints its address.")
         tree, source = self._tree(), self.storage.url_of(SEARCH_FILE)
         return config_of(tree["config"], source), parse_space(tree["space"], source)
 
-    def records(self) -> dict[int, Record]:
-        """All records by number; those that the storage does not list yet are found by their names."""
+    def records(self) -> dict[int, TrialRecord]:
+        """All records by number; a record that the storage does not list yet is found by its name."""
         names = {name for name in self.storage.list(RECORDS) if name.endswith(".json")}
         number = 0
         while (name := f"{number:04d}.json") in names or self.storage.exists(f"{RECORDS}/{name}"):
@@ -158,12 +158,12 @@ class SearchStore:
             number += 1
         return {record.number: record for record in (self._read(name) for name in sorted(names))}
 
-    def read(self, number: int) -> Record:
+    def read(self, number: int) -> TrialRecord:
         """A trial's record."""
         return self._read(f"{number:04d}.json")
 
-    def write(self, record: Record) -> None:
-        """Writes a record, as a whole."""
+    def write(self, record: TrialRecord) -> None:
+        """Writes a record in one atomic operation."""
         self.storage.publish(f"{RECORDS}/{record.number:04d}.json", record.model_dump_json(indent=1).encode())
 
     def run(self, folder: str) -> Storage:
@@ -171,15 +171,15 @@ class SearchStore:
         return self.storage.child(f"{TRIALS}/{folder}")
 
     def _tree(self) -> dict[str, Any]:
-        """The search as it was written down."""
+        """Reads `search.yaml` as plain values."""
         where = self.storage.url_of(SEARCH_FILE)
         tree = read_yaml(read_file(self.storage, SEARCH_FILE, DOCUMENT_BYTES), where, DamagedError)
         return as_form(tree, SearchFile, where).model_dump()
 
-    def _read(self, name: str) -> Record:
+    def _read(self, name: str) -> TrialRecord:
         path = f"{RECORDS}/{name}"
         try:
-            record = read_document(self.storage, path, Record, non_finite=True)
+            record = read_document(self.storage, path, TrialRecord, non_finite=True)
             if f"{record.number:04d}.json" != name:
                 raise DamagedError(f"it is of trial {record.number}")
         except NotFoundError:
@@ -187,7 +187,7 @@ class SearchStore:
         except DamagedError as error:
             raise DamagedError(
                 f"{self.storage.url_of(path)} is damaged: it is no record of a trial ({str(error).rstrip('.')}); "
-                "delete it, and the trial is made again."
+                "delete it, and the search will run the trial again."
             ) from None
         return record
 
@@ -200,7 +200,7 @@ _MAY_MOVE = (
 
 
 def _changed(old: Any, new: dict[str, Any]) -> list[str]:
-    """Keys whose change makes another search; trials may be added, and be run elsewhere."""
+    """Changed keys that make another search; the number of trials and the place where they run may change."""
     before, after = _leaves(old), _leaves(new)
     allowed = [f"space.{key}" for key in _MAY_CHANGE] + [f"config.{key}" for key in _MAY_MOVE]
     return sorted(

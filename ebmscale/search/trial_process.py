@@ -1,7 +1,7 @@
-"""What the process of a trial does: trains the trial's run as any run, reports, and does what it is asked to.
+"""The process of a trial: it trains the trial's run like any run, reports to the driver, and obeys its orders.
 
-It decides nothing and writes no record. Each report waits for the ledger beside the driver, so what was reported is
-recorded before training goes on, and before any checkpoint that knows of it.
+It makes no decision and writes no record. Each report waits until the driver's ledger has recorded it. So a report is
+recorded before training continues, and before any later checkpoint.
 """
 
 import json
@@ -23,11 +23,11 @@ from ebmscale.runtime.ray_session import import_ray, this_place
 from ebmscale.runtime.ray_train import train_in_session
 from ebmscale.runtime.ray_worker import Reporter
 from ebmscale.search.check import trial_config
-from ebmscale.search.ledger import Order
+from ebmscale.search.ledger import TrialOrder
 from ebmscale.search.objectives import EVALUATED
 from ebmscale.search.population import take_over
 from ebmscale.search.space import EvaluateBlock, Space
-from ebmscale.search.trial import Record, SearchStore, folder_of
+from ebmscale.search.trial import SearchStore, TrialRecord, folder_of
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.terminal import Terminal
@@ -44,70 +44,71 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 CALL_S = 60.0
+MESSAGE = "trial_message"  # the key of a result of Tune
 
 Measure = Callable[[Storage, list[str], EvaluateBlock, Storage], dict[str, float]]
-"""What is measured on a finished run: its storage, the wanted names, on which images, and the set; their values."""
+"""Measures a finished run: a function of its storage, the wanted names, the images and the data set."""
 
 
-class Desk:
-    """Between the driver and the processes of trials, in a process of its own: orders one way, reports the other."""
+class Mailbox:
+    """Holds messages in a separate process: orders of the driver for trials, and reports of a trial's workers."""
 
     def __init__(self) -> None:
-        self._wish: str | None = None
-        self._orders: dict[int, Order] = {}
-        self._posted: dict[int, list[dict[str, float]]] = {}
+        self._stop_reason: str | None = None
+        self._orders: dict[int, TrialOrder] = {}
+        self._reports: dict[int, list[dict[str, float]]] = {}
 
-    def request(self, reason: str) -> None:
-        """All trials are to save and leave."""
-        self._wish = self._wish or reason
+    def request_stop(self, reason: str) -> None:
+        """Asks all trials to save and exit."""
+        self._stop_reason = self._stop_reason or reason
 
-    def wish(self) -> str | None:
-        """Why they are."""
-        return self._wish
+    def stop_reason(self) -> str | None:
+        """Why all trials have to save and exit; None to continue."""
+        return self._stop_reason
 
-    def give(self, number: int, order: Order) -> None:
-        """Puts an order down for a trial."""
+    def put_order(self, number: int, order: TrialOrder) -> None:
+        """Stores an order for a trial."""
         self._orders[number] = order
 
-    def take(self, number: int) -> Order | None:
-        """The order for a trial, once."""
+    def take_order(self, number: int) -> TrialOrder | None:
+        """Returns the order for a trial, and removes it."""
         return self._orders.pop(number, None)
 
-    def post(self, number: int, report: dict[str, float]) -> None:
-        """Takes a report from the first of a trial's workers."""
-        self._posted.setdefault(number, []).append(report)
+    def put_report(self, number: int, report: dict[str, float]) -> None:
+        """Stores a report from rank 0 of a trial's workers."""
+        self._reports.setdefault(number, []).append(report)
 
-    def posted(self, number: int) -> list[dict[str, float]]:
-        """The reports since the last call."""
-        return self._posted.pop(number, [])
+    def take_reports(self, number: int) -> list[dict[str, float]]:
+        """Returns the reports since the last call, and removes them."""
+        return self._reports.pop(number, [])
 
 
 class TrialSetup(NamedTuple):
-    """What every trial is started with.
+    """The settings that all trials share.
 
     Attributes:
         store: the search's files.
-        config: of the search, with the overrides and the devices settled.
-        space: what is tried.
-        desk: handle of the desk's actor.
-        launch: names the driver that starts the trials.
-        measure: measures finished runs, where an objective needs it.
+        config: of the search, with the overrides and the devices.
+        space: of the values.
+        mailbox: handle of the mailbox's actor.
+        launch: identifies the driver that starts the trials.
+        measure: measures finished runs, if an objective needs it.
     """
 
     store: SearchStore
     config: RunConfig
     space: Space
-    desk: Any
+    mailbox: Any
     launch: str
     measure: Measure | None
 
 
 def run_trial(setup: TrialSetup, number: int) -> None:
-    """Works on a trial until it is done, or is asked to leave.
+    """Works on a trial until it is done, or has to exit.
 
     Raises:
-        StorageError: the storage refuses; to be tried again by another process.
-        WorkersLostError: the same of its workers.
+        StorageError: the storage fails; another process tries the trial again.
+        WorkersLostError: the trial's workers are lost; another process tries the trial again.
     """
     link = _Link(setup, number)
     while True:
@@ -129,8 +130,8 @@ def run_trial(setup: TrialSetup, number: int) -> None:
             return
 
 
-def _go(setup: TrialSetup, record: Record, link: "_Link") -> Order | None:
-    """Trains the present generation; an order where it was broken off."""
+def _go(setup: TrialSetup, record: TrialRecord, link: "_Link") -> TrialOrder | None:
+    """Trains the current generation; returns the order that ended it early, or None."""
     number, generation = record.number, len(record.origins)
     config = trial_config(setup.config, setup.space, number, generation, record.values)
     run = run_storage(config)
@@ -140,7 +141,7 @@ def _go(setup: TrialSetup, record: Record, link: "_Link") -> Order | None:
             take_over(record.origins[-1], setup.store.run(folder_of(number, generation - 1)), run, wait_s=0)
     names = CheckpointStore(run).finished()
     link.begin(position_of(names[0]) if names else 0)
-    order = link.catch_up(run, record)
+    order = link.report_missed(run, record)
     if order is not None:
         return order
     if config.ray.num_workers:
@@ -154,34 +155,34 @@ def _go(setup: TrialSetup, record: Record, link: "_Link") -> Order | None:
     return order
 
 
-def _train_here(config: RunConfig, link: "_Link", launch: Launch) -> Order | None:
+def _train_here(config: RunConfig, link: "_Link", launch: Launch) -> TrialOrder | None:
     stop = StopSignal()
     with link.watching(stop.request):
         try:
             train(config, TrialView(link, stop), World(0, 1, device_of(config.device)), stop, launch)
         except Interrupted:
-            return link.left()
-    return link.order  # one that came with the last batch
+            return link.exit_order()
+    return link.order  # an order may arrive with the last batch
 
 
-def _train_on_workers(config: RunConfig, link: "_Link") -> Order | None:
+def _train_on_workers(config: RunConfig, link: "_Link") -> TrialOrder | None:
     ray = import_ray()
-    link.posted()  # the workers of an earlier generation may have left some
+    link.take_reports()  # drops those of an earlier generation
 
-    def meanwhile() -> str | None:
-        for report in link.posted():
+    def stop_reason() -> str | None:
+        for report in link.take_reports():
             link.report(report)
-        return link.order.reason if link.order is not None else link.wish()
+        return link.order.reason if link.order is not None else link.stop_reason()
 
     try:
-        train_in_session(ray, config, Terminal(quiet=True), report=link.poster(), meanwhile=meanwhile)
+        train_in_session(ray, config, Terminal(quiet=True), report=link.report_sender(), stop_reason=stop_reason)
     except Interrupted:
-        return link.left()
+        return link.exit_order()
     return link.order
 
 
 class TrialView(View):
-    """Shows nothing, and reports what the run measures."""
+    """Shows nothing, and reports the measurements of the run."""
 
     def __init__(self, link: "_Link", stop: StopSignal):
         super().__init__(quiet=True)
@@ -189,16 +190,16 @@ class TrialView(View):
         self._reporter = Reporter(self._report)
 
     def start(self, run: Run) -> None:
-        """The run is open."""
+        """Called when the run is open."""
         super().start(run)
         self._reporter.start(run)
 
     def event(self, run: Run, event: dict[str, Any]) -> None:
-        """A measurement of evidence."""
+        """Called after a measurement of evidence."""
         self._reporter.event(run, event)
 
     def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
-        """An interval's metrics."""
+        """Called after an interval of metrics."""
         self._reporter.metrics(run, metrics)
 
     def _report(self, report: dict[str, float]) -> None:
@@ -208,42 +209,42 @@ class TrialView(View):
 
 
 @dataclass(frozen=True)
-class _Post:
-    """Puts reports down at the desk; made for another process."""
+class _ReportSender:
+    """Puts reports into the mailbox; a value that can be sent to another process."""
 
-    desk: Any
+    mailbox: Any
     number: int
 
     def __call__(self, report: dict[str, float]) -> None:
         import ray  # noqa: PLC0415
 
-        ray.get(self.desk.post.remote(self.number, report), timeout=CALL_S)
+        ray.get(self.mailbox.put_report.remote(self.number, report), timeout=CALL_S)
 
 
 class _Link:
-    """A trial's side of the conversation with the driver."""
+    """The connection of a trial to the driver."""
 
     def __init__(self, setup: TrialSetup, number: int):
-        self._desk, self._number = setup.desk, number
+        self._mailbox, self._number = setup.mailbox, number
         self._intervals = any(objective.metric in AT_INTERVAL for objective in setup.space.objectives)
-        self.order: Order | None = None
+        self.order: TrialOrder | None = None
 
     def begin(self, samples_seen: int) -> None:
         self.order = None
-        self._say({"kind": "begin", "place": this_place(), "samples_seen": samples_seen})
+        self._send({"kind": "begin", "place": this_place(), "samples_seen": samples_seen})
 
-    def report(self, report: dict[str, float]) -> Order | None:
-        """Hands in a report; what is asked then."""
+    def report(self, report: dict[str, float]) -> TrialOrder | None:
+        """Sends a report; returns the driver's order, or None to continue."""
         if self.order is None and (self._intervals or report.keys() - set(AT_INTERVAL) - {"samples_seen"}):
-            self._say({"kind": "report", "report": report})
-            self.order = self._call("take", self._number)
+            self._send({"kind": "report", "report": report})
+            self.order = self._call("take_order", self._number)
         return self.order
 
     def end(self, error: str | None, measured: dict[str, float] | None = None) -> None:
-        self._say({"kind": "end", "error": error, "measured": measured or {}})
+        self._send({"kind": "end", "error": error, "measured": measured or {}})
 
-    def catch_up(self, run: Storage, record: Record) -> Order | None:
-        """Hands in what a process before this one wrote into the run and could not report any more."""
+    def report_missed(self, run: Storage, record: TrialRecord) -> TrialOrder | None:
+        """Reports measurements that an earlier process wrote to the run but did not report."""
         for event in read_lines(run, EVENTS_FILE, EventLine):
             if event["samples_seen"] > record.samples_seen:
                 order = self.report(evidence_report(event["samples_seen"], event))
@@ -251,36 +252,38 @@ class _Link:
                     return order
         return None
 
-    def left(self) -> Order:
-        """Why training was broken off."""
-        return self.order or Order("leave", self.wish() or "its process was asked to stop")
+    def exit_order(self) -> TrialOrder:
+        """The order that ended training early."""
+        return self.order or TrialOrder("leave", self.stop_reason() or "its process was asked to stop")
 
-    def wish(self) -> str | None:
-        return self._call("wish")
+    def stop_reason(self) -> str | None:
+        """Why all trials have to save and exit; None to continue."""
+        return self._call("stop_reason")
 
-    def posted(self) -> list[dict[str, float]]:
-        return self._call("posted", self._number)
+    def take_reports(self) -> list[dict[str, float]]:
+        """The reports of this trial's workers since the last call."""
+        return self._call("take_reports", self._number)
 
-    def poster(self) -> _Post:
-        return _Post(self._desk, self._number)
+    def report_sender(self) -> _ReportSender:
+        return _ReportSender(self._mailbox, self._number)
 
     @contextmanager
     def watching(self, request: Callable[[str], object]) -> Iterator[None]:
-        """While inside, a wish of the driver's becomes a request to stop."""
+        """Inside this context, calls `request` when the driver asks all trials to exit."""
         over = threading.Event()
 
         def watch() -> None:
             while not over.wait(POLL_S):
                 try:
-                    wish = self.wish()
-                except Exception:  # the driver is gone, and so will be this process
-                    log.debug("no desk", exc_info=True)
+                    reason = self.stop_reason()
+                except Exception:  # the driver is gone, and this process will end soon
+                    log.debug("no mailbox", exc_info=True)
                     continue
-                if wish is not None:
-                    request(wish)
+                if reason is not None:
+                    request(reason)
                     return
 
-        thread = threading.Thread(target=watch, name="desk", daemon=True)
+        thread = threading.Thread(target=watch, name="mailbox", daemon=True)
         thread.start()
         try:
             yield
@@ -288,15 +291,15 @@ class _Link:
             over.set()
             thread.join(timeout=CALL_S)
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         from ray import tune  # noqa: PLC0415
 
-        tune.report({"said": json.dumps(message)})
+        tune.report({MESSAGE: json.dumps(message)})
 
     def _call(self, method: str, *arguments: Any) -> Any:
         import ray  # noqa: PLC0415
 
         try:
-            return ray.get(getattr(self._desk, method).remote(*arguments), timeout=CALL_S)
-        except ray.exceptions.RayError as error:  # says nothing about the trial
+            return ray.get(getattr(self._mailbox, method).remote(*arguments), timeout=CALL_S)
+        except ray.exceptions.RayError as error:  # no fault of the trial
             raise WorkersLostError(f"the search's driver does not answer ({type(error).__name__})") from error

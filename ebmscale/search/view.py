@@ -1,4 +1,4 @@
-"""What a person sees while a search runs: a live table on a terminal, plain lines elsewhere."""
+"""Shows a running search: a live table on a terminal, plain lines elsewhere."""
 
 import time
 from typing import Any
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ebmscale.search.ledger import Ledger, describe, short
 from ebmscale.search.objectives import pareto, scores
-from ebmscale.search.trial import Record
+from ebmscale.search.trial import TrialRecord
 from ebmscale.terminal import Terminal, shown
 
 LINES_SHOWN = 4
@@ -22,7 +22,7 @@ class SearchView:
     """Shows a search from `start` to `close`.
 
     Args:
-        console: where to.
+        console: where it is shown.
     """
 
     def __init__(self, console: Terminal):
@@ -32,11 +32,11 @@ class SearchView:
         self._lines: list[str] = []
 
     def start(self, ledger: Ledger) -> None:
-        """Says what is searched, and begins the display."""
+        """Prints the search's address and size, and starts the display."""
         self._ledger = ledger
         done = ledger.wanted - ledger.left
         begun = sum(record.status == "running" and bool(record.attempts) for record in ledger.records.values())
-        state = f", {done} done, {begun} to go on with" if ledger.records else ""
+        state = f", {done} done, {begun} to resume" if ledger.records else ""
         space = ledger.space
         text = f"search {ledger.store.storage.url}: {ledger.wanted} trials{state}; {space.searcher}, {space.scheduler}"
         self._console.print(text)
@@ -45,13 +45,13 @@ class SearchView:
             self._live.start()
 
     def line(self, text: str) -> None:
-        """Something has happened."""
+        """Shows a line on an event."""
         self._lines = [*self._lines, f"{time.strftime('%H:%M:%S')} {text}"][-LINES_SHOWN:]
         if self._live is None:
             self._console.print(text)
 
     def close(self) -> None:
-        """Ends the display, and with it the table, which may have had room for some trials only."""
+        """Ends the display and removes its table, which may show only some of the trials."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -64,7 +64,7 @@ class SearchView:
 
 
 def trials_table(ledger: Ledger, most: int | None = None) -> Table:
-    """The trials; where there are more than `most`, those at work and the newest."""
+    """A table of the trials; of more than `most`, it shows the running and the newest ones."""
     space, budget = ledger.space, ledger.config.train.max_samples
     done = ledger.wanted - ledger.left
     table = Table(title=f"{done} of {ledger.wanted} trials done", title_justify="left")
@@ -85,7 +85,7 @@ def trials_table(ledger: Ledger, most: int | None = None) -> Table:
 
 
 def front_table(ledger: Ledger) -> Table:
-    """The trials than which none is better in every objective."""
+    """A table of the Pareto front."""
     space = ledger.space
     table = Table(title="Pareto front", title_justify="left")
     table.add_column("trial", justify="right")
@@ -97,7 +97,7 @@ def front_table(ledger: Ledger) -> Table:
     return table
 
 
-def _row(ledger: Ledger, record: Record, budget: int) -> list[Any]:
+def _row(ledger: Ledger, record: TrialRecord, budget: int) -> list[Any]:
     values = [short(record.values.get(key)) for key in ledger.space.space]
     seen = f"{record.samples_seen:,} {record.samples_seen / budget:.0%}"
     status = record.status if record.attempts or record.status != "running" else "waiting"
@@ -107,6 +107,6 @@ def _row(ledger: Ledger, record: Record, budget: int) -> list[Any]:
 
 
 def _heading(key: str, keys: list[str]) -> str:
-    """The last part of a key, where that is enough."""
+    """The last part of a key if that is unique, else the last two parts."""
     last = key.rsplit(".", 1)[-1]
     return last if sum(other.rsplit(".", 1)[-1] == last for other in keys) == 1 else ".".join(key.split(".")[-2:])

@@ -131,7 +131,7 @@ def test_a_warning_makes_the_run_save(allocation: Allocation, number: signal.Sig
     log = allocation.log.read_text()
     assert log.count("saved") == 1
     assert ("scontrol requeue 4242" in log) == requeued
-    assert ("back in the queue" in out) == requeued
+    assert ("the job is requeued" in out) == requeued
     wait_until(lambda: allocation.group_is_gone(job), "the end of every process")
 
 

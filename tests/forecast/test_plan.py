@@ -16,7 +16,7 @@ from ebmscale.errors import ConfigError
 from ebmscale.forecast.footprint import EngineChoice
 from ebmscale.forecast.live_bytes import LiveBytes
 from ebmscale.forecast.memory import Share, forecast_memory
-from ebmscale.forecast.plan import Network, Traffic, forecast_traffic, plan, refusal
+from ebmscale.forecast.plan import Network, Traffic, forecast_traffic, impossible_reason, plan
 from ebmscale.forecast.timing import Timing, share_of_run
 from ebmscale.model.build import build_on_meta
 
@@ -90,10 +90,10 @@ def test_the_largest_share_is_that_of_the_data_order(tiny: RunConfig, size: int)
 
 
 def test_more_workers_than_streams_are_refused_in_a_sentence(tiny: RunConfig) -> None:
-    sentence = refusal(tiny, 5)
+    sentence = impossible_reason(tiny, 5)
     assert sentence is not None
     assert "5 workers cannot share data.num_streams=4" in sentence
-    assert refusal(tiny, 4) is None
+    assert impossible_reason(tiny, 4) is None
     with pytest.raises(ConfigError, match="cannot share"):
         plan(tiny, [8, 64])
 

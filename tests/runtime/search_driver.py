@@ -15,9 +15,9 @@ WAIT_S = 60.0
 _follow = ray_search._follow
 
 
-def follow_and_count(rounds: Any, *arguments: Any) -> None:
-    _follow(rounds, *arguments)
-    ray = rounds.ray
+def follow_and_count(tune_run: Any, *arguments: Any) -> None:
+    _follow(tune_run, *arguments)
+    ray = tune_run.ray
     total, deadline = ray.cluster_resources()["CPU"], time.monotonic() + WAIT_S
     while ray.available_resources().get("CPU", 0.0) < total and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ebmscale.search.trial import Record, SearchStore
+from ebmscale.search.trial import SearchStore, TrialRecord
 from ebmscale.storage import Storage
 from tests.conftest import TINY
 from tests.runtime.local_cluster import config_file
@@ -45,7 +45,7 @@ def store_at(url: str | Path, **how: Any) -> SearchStore:
     return SearchStore(Storage.at(url, **how))
 
 
-def check_complete(store: SearchStore, num: int, lines: list[str]) -> dict[int, Record]:
+def check_complete(store: SearchStore, num: int, lines: list[str]) -> dict[int, TrialRecord]:
     """So many trials, each done once, with one report a place, whatever came between; their records."""
     records = store.records()
     assert sorted(records) == list(range(num))

@@ -36,9 +36,9 @@ def test_lines_are_read_once_and_in_order(board):
 
 
 def test_workers_may_start_when_every_check_is_done(board):
-    assert not board.is_clear()
-    board.clear()
-    assert board.is_clear()
+    assert not board.may_start()
+    board.allow_start()
+    assert board.may_start()
 
 
 def test_a_stop_reaches_every_worker_and_a_person_goes_first(board):
@@ -92,10 +92,10 @@ def test_losses_end_the_run_when_there_were_too_many(board):
 
 
 def test_after_a_loss_batches_are_reported_until_it_is_passed(board):
-    assert board.beat(beat()).careful_until < 0
+    assert board.beat(beat()).report_batches_until < 0
     board.beat(beat(1, samples_seen=704))
     board.lost({1: DIED})
-    assert board.beat(beat(attempt="b")).careful_until == 704
+    assert board.beat(beat(attempt="b")).report_batches_until == 704
 
 
 def test_a_batch_that_kills_again_and_again_is_named(clock):

@@ -1,10 +1,10 @@
-from ebmscale.runtime.lost_workers import REPEATS, Loss, reason_to_stop
+from ebmscale.runtime.lost_workers import REPEATS, WorkerLoss, reason_to_stop
 
 KEYS = tuple(f"train-{i:05d}" for i in range(10))
 
 
-def crash(position: int, start: int = 960, exact: bool = True, **other) -> Loss:
-    return Loss("rank 1 died", start, position, exact, keys=KEYS, **other)
+def crash(position: int, start: int = 960, exact: bool = True, **other) -> WorkerLoss:
+    return WorkerLoss("rank 1 died", start, position, exact, keys=KEYS, **other)
 
 
 def test_bad_luck_is_put_up_with():
@@ -43,5 +43,5 @@ def test_a_checkpoint_between_gives_a_new_budget():
 
 
 def test_losses_before_anything_was_trained_count_too():
-    assert reason_to_stop([Loss("rank 0 died")] * 2, max_failures=2) is None
-    assert "its start" in str(reason_to_stop([Loss("rank 0 died")] * 3, max_failures=2))
+    assert reason_to_stop([WorkerLoss("rank 0 died")] * 2, max_failures=2) is None
+    assert "its start" in str(reason_to_stop([WorkerLoss("rank 0 died")] * 3, max_failures=2))

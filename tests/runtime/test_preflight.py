@@ -37,9 +37,9 @@ def test_a_sound_node_finds_nothing_and_leaves_nothing(config, tmp_path):
 
 
 def test_a_folder_of_one_machine_is_told_from_a_shared_one(config):
-    finding = check(config())
-    assert finding.error == "StorageError"
-    assert "a folder of that machine alone" in finding.sentence
+    result = check(config())
+    assert result.error == "StorageError"
+    assert "a folder of that machine alone" in result.sentence
 
 
 @pytest.mark.usefixtures("shared")
@@ -51,16 +51,16 @@ def test_a_folder_of_one_machine_is_told_from_a_shared_one(config):
     ],
 )
 def test_what_cannot_be_reached_is_named(config, override, error, words):
-    finding = check(config(override))
-    assert (finding.error, words in finding.sentence) == (error, True), finding
+    result = check(config(override))
+    assert (result.error, words in result.sentence) == (error, True), result
 
 
 @pytest.mark.usefixtures("shared")
 def test_shards_that_are_gone_are_a_data_error(config, digits_url, tmp_path):
     Storage.at(tmp_path / "data").publish("manifest.json", Storage.at(digits_url).read_bytes("manifest.json"))
-    finding = check(config(f"data.url={tmp_path / 'data'}"))
-    assert finding.error == "DataError"
-    assert ".tar" in finding.sentence
+    result = check(config(f"data.url={tmp_path / 'data'}"))
+    assert result.error == "DataError"
+    assert ".tar" in result.sentence
 
 
 @pytest.mark.usefixtures("shared")

@@ -17,7 +17,7 @@ from ebmscale.model.run_folder import run_storage
 from ebmscale.search.driver import _pack, search
 from ebmscale.search.space import parse_space
 from ebmscale.search.trial import SearchStore
-from ebmscale.search.tuner import make_judge
+from ebmscale.search.tuner import make_stop_rule
 from ebmscale.storage import Storage
 from ebmscale.training import claim
 from ebmscale.training.owner import Lease
@@ -84,7 +84,7 @@ def test_what_cannot_be_searched_is_refused_before_ray_is_imported(
 
 def asha(**changes: Any) -> Any:
     config, space = make(scheduler="asha", asha={"first_samples": 1000, "reduction": 2}, **changes)
-    return make_judge(space, config)
+    return make_stop_rule(space, config)
 
 
 REPORTS = [
@@ -107,7 +107,7 @@ def test_halving_goes_on_as_if_nothing_had_happened(cut: int) -> None:
 
 def test_without_asha_nobody_is_stopped() -> None:
     config, space = make()
-    assert not make_judge(space, config)(0, 10**9, 1e9)
+    assert not make_stop_rule(space, config)(0, 10**9, 1e9)
 
 
 def test_a_search_has_one_driver(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

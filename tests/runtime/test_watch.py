@@ -141,13 +141,13 @@ def test_batches_are_reported_where_workers_were_lost_before_and_for_a_while_aft
     wait_until(lambda: board._group.members)
     one.watch.batch(0, ["a"])
     assert board._group.members[0].batch is None
-    board._careful_until = 64
-    wait_until(lambda: one.watch._careful_until == 64)
+    board._report_batches_until = 64
+    wait_until(lambda: one.watch._report_batches_until == 64)
     one.watch.batch(64, ["b", "c"])
     assert board._group.members[0].batch == (64, ("b", "c"))
     one.watch.batch(96, ["d"])  # where they were lost is known to about a second
     assert board._group.members[0].batch == (96, ("d",))
-    monkeypatch.setattr(module, "CAREFUL_S", 0.0)
+    monkeypatch.setattr(module, "REPORT_BATCHES_S", 0.0)
     one.watch.batch(128, ["e"])
     assert board._group.members[0].batch is None  # so that no loss from here on is taken for one at 96
 

@@ -8,7 +8,7 @@ import yaml
 from ebmscale.config import RunConfig, load_config
 from ebmscale.search.check import base_config
 from ebmscale.search.space import Space, parse_space
-from ebmscale.search.trial import Record, SearchStore
+from ebmscale.search.trial import SearchStore, TrialRecord
 from ebmscale.storage import Storage
 
 ROOT = Path(__file__).parents[2]
@@ -35,11 +35,11 @@ def make(**changes: Any) -> tuple[RunConfig, Space]:
     return base_config(DIGITS, space), space
 
 
-def record(number: int, *values: float, **changes: Any) -> Record:
+def record(number: int, *values: float, **changes: Any) -> TrialRecord:
     """A finished trial that reported these values of the objective, each after another 1,000 samples."""
     reports = [{"samples_seen": 1000.0 * (i + 1), "held_out_mse": value} for i, value in enumerate(values)]
     fields = {"values": {"posterior.start": "encoder", "train.ratio.rate": 1e-3}, "status": "finished"} | changes
-    return Record(number=number, reports=reports, **fields)
+    return TrialRecord(number=number, reports=reports, **fields)
 
 
 @pytest.fixture

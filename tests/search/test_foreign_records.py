@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ebmscale.documents import read_yaml, write_yaml
 from ebmscale.errors import DamagedError
 from ebmscale.search.ledger import Ledger
-from ebmscale.search.trial import RECORDS, SEARCH_FILE, Record, SearchStore
+from ebmscale.search.trial import RECORDS, SEARCH_FILE, SearchStore, TrialRecord
 from ebmscale.storage import Storage
 from tests.foreign import FEW, documents, result_or_error
 from tests.search.conftest import make, record
@@ -47,8 +47,8 @@ def test_a_record_of_another_form_is_refused(tmp_path: Path, change: dict[str, o
 
 def test_a_record_is_read_back(tmp_path: Path) -> None:
     store = SearchStore(Storage.at(tmp_path))
-    store.write(Record.model_validate(SOUND))
-    assert store.read(3).model_dump_json() == Record.model_validate(SOUND).model_dump_json()
+    store.write(TrialRecord.model_validate(SOUND))
+    assert store.read(3).model_dump_json() == TrialRecord.model_validate(SOUND).model_dump_json()
 
 
 @FEW

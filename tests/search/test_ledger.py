@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ebmscale.errors import ConfigError, DamagedError, LostRunError
 from ebmscale.search.ledger import Ledger
-from ebmscale.search.trial import Record, SearchStore
+from ebmscale.search.trial import SearchStore, TrialRecord
 from ebmscale.storage import Storage
 from tests.search.conftest import POPULATION, make
 
@@ -91,7 +91,7 @@ def test_the_configurations_own_values_are_tried_to_the_end(store: SearchStore) 
     config, space = make(scheduler="asha")
     ledger = Ledger(store, config, space)
     heard: list[Any] = []
-    ledger.consult(lambda *said: not heard.append(said))
+    ledger.use_stop_rule(lambda *said: not heard.append(said))
     for number in range(2):
         ledger.next_trial()
         order = ledger.reported(number, report(1000, 0.4))
@@ -102,7 +102,7 @@ def test_the_configurations_own_values_are_tried_to_the_end(store: SearchStore) 
 def test_a_stopped_trial_is_recorded_before_it_is_told(store: SearchStore) -> None:
     config, space = make(scheduler="asha", default_first=False)
     ledger = Ledger(store, config, space)
-    ledger.consult(lambda number, samples_seen, value: value > 0.5)
+    ledger.use_stop_rule(lambda number, samples_seen, value: value > 0.5)
     ledger.next_trial()
     assert ledger.reported(0, report(1000, 0.4)) is None
     order = ledger.reported(0, report(2000, 0.6))
@@ -118,7 +118,7 @@ def test_a_stopped_trial_is_recorded_before_it_is_told(store: SearchStore) -> No
 def test_a_trial_at_its_end_is_not_stopped(store: SearchStore) -> None:
     config, space = make(scheduler="asha", default_first=False)
     ledger = Ledger(store, config, space)
-    ledger.consult(lambda number, samples_seen, value: True)
+    ledger.use_stop_rule(lambda number, samples_seen, value: True)
     ledger.next_trial()
     assert ledger.reported(0, report(9000, 1.0)) is None
 
@@ -129,7 +129,7 @@ def test_a_judge_is_told_what_was_reported_before(store: SearchStore) -> None:
     ledger.next_trial()
     ledger.reported(0, report(1000, 0.4))
     heard: list[Any] = []
-    Ledger(store, config, space).consult(lambda *said: bool(heard.append(said)))
+    Ledger(store, config, space).use_stop_rule(lambda *said: bool(heard.append(said)))
     assert heard == [(0, 1000, -0.4)]  # smaller is better
 
 
@@ -162,7 +162,7 @@ def test_another_search_in_the_same_place_is_refused(store: SearchStore) -> None
 
 
 def test_a_damaged_record_is_named(store: SearchStore) -> None:
-    store.write(Record(number=3, values={}))
+    store.write(TrialRecord(number=3, values={}))
     store.storage.publish("records/0003.json", b"{")
     with pytest.raises(DamagedError, match=r"0003.json is damaged"):
         store.records()

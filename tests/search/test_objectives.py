@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ebmscale.config import RunConfig, with_values
 from ebmscale.search.objectives import best, pareto, ranked, score
 from ebmscale.search.space import Objective
-from ebmscale.search.trial import Record
+from ebmscale.search.trial import TrialRecord
 from ebmscale.stop import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.reports import AT_EVIDENCE, AT_INTERVAL, evidence_report, interval_report
@@ -79,7 +79,7 @@ def test_every_name_that_may_be_an_objective_is_reported(tiny: RunConfig) -> Non
 
 
 def test_a_repeated_report_adds_nothing() -> None:
-    trial = Record(number=0, values={})
+    trial = TrialRecord(number=0, values={})
     assert trial.add({"samples_seen": 10.0, "auc": 0.5})
     assert not trial.add({"samples_seen": 10.0, "auc": 0.5})
     assert trial.add({"samples_seen": 10.0, "train/mse": 1.0})  # another part of the same moment

@@ -122,7 +122,7 @@ OFFICIAL = {"overrides": {"data.held_out": {"label": "1", "protocol": "official"
         ("evaluate/frechet/FD", {"evaluate": {"features": "net"}}, None),
         (ANOMALY, {}, "needs a class that is held out"),
         (ANOMALY, {"overrides": {"data.held_out": {"label": "1", "protocol": "pooled"}}}, "protocol to official"),
-        (ANOMALY, OFFICIAL | {"evaluate": {"split": "train"}}, "train has no anomalies"),
+        (ANOMALY, OFFICIAL | {"evaluate": {"split": "train"}}, "since train has no anomalies"),
         (ANOMALY, OFFICIAL, None),
     ],
 )

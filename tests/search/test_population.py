@@ -13,7 +13,7 @@ from ebmscale.model.checkpoint import position_of
 from ebmscale.model.run_folder import run_storage
 from ebmscale.search.check import trial_config
 from ebmscale.search.population import MUTABLE, exploit, explore, take_over
-from ebmscale.search.trial import Origin, Record
+from ebmscale.search.trial import Origin, TrialRecord
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
@@ -27,12 +27,12 @@ from tests.search.conftest import POPULATION, make
 VALUES = {"train.ratio.rate": 1e-3, "stages.updates_per_batch": 4}
 
 
-def trial(number: int, *values: float, **changes: Any) -> Record:
+def trial(number: int, *values: float, **changes: Any) -> TrialRecord:
     reports = [{"samples_seen": 1250.0 * (i + 1), "held_out_mse": value} for i, value in enumerate(values)]
-    return Record(number=number, reports=reports, **{"values": VALUES} | changes)
+    return TrialRecord(number=number, reports=reports, **{"values": VALUES} | changes)
 
 
-def decide(number: int, *trials: Record) -> Any:
+def decide(number: int, *trials: TrialRecord) -> Any:
     config, space = make(**POPULATION)
     return exploit(space, config, number, {one.number: one for one in trials})
 
@@ -80,7 +80,7 @@ def test_one_that_is_ahead_goes_back_to_where_it_can_be_compared() -> None:
         [trial(0, *[0.1] * 8), trial(1, *[0.6] * 7, 0.6)],  # 9,000 is the end, and 10,000 would be a place
     ],
 )
-def test_nobody_moves(trials: list[Record]) -> None:
+def test_nobody_moves(trials: list[TrialRecord]) -> None:
     assert decide(1, *trials) is None
 
 

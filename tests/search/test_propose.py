@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ebmscale.errors import ConfigError
 from ebmscale.search.propose import default_values, grid, num_trials, propose
 from ebmscale.search.space import Space
-from ebmscale.search.trial import Record
+from ebmscale.search.trial import TrialRecord
 from tests.search.conftest import make, record
 
 GRID: dict[str, Any] = {
@@ -25,13 +25,13 @@ GRID: dict[str, Any] = {
 
 def search(space: Space, config: Any, stops: set[int]) -> list[dict[str, Any]]:
     """One trial after another; after the given ones everything but what was written down is forgotten."""
-    records: dict[int, Record] = {}
+    records: dict[int, TrialRecord] = {}
     for number in range(num_trials(space)):
         values = propose(space, config, number, records)
         worth = abs(values["train.ratio.rate"] - 2e-3) + (values["posterior.start"] == "base")
         records[number] = record(number, worth, values=values)
         if number in stops:
-            records = {n: Record.model_validate_json(r.model_dump_json()) for n, r in records.items()}
+            records = {n: TrialRecord.model_validate_json(r.model_dump_json()) for n, r in records.items()}
     return [one.values for one in records.values()]
 
 
@@ -62,7 +62,7 @@ def test_optuna_draws_near_what_was_good() -> None:
     """Of one parameter with a sharp optimum, drawn 25 times after 20 random trials, most lie within its decade."""
     space_tree = {"train.ratio.rate": {"loguniform": [1e-6, 1e-1]}}
     config, space = make(searcher="optuna", num_trials=45, default_first=False, space=space_tree)
-    records: dict[int, Record] = {}
+    records: dict[int, TrialRecord] = {}
     for number in range(45):
         values = propose(space, config, number, records)
         distance = abs(values["train.ratio.rate"] / 1e-3 - 1)

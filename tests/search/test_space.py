@@ -80,7 +80,7 @@ def test_what_is_no_space_is_refused(changes: dict[str, Any], words: str) -> Non
         ({"objectives": [{"metric": "kl_bond", "direction": "min"}]}, "nothing reports kl_bond; did you mean kl_bound"),
         ({"objectives": [{"metric": "evaluate/FD", "direction": "min"}]}, "nothing reports evaluate/FD"),
         ({"overrides": {"train.max_sample": 1}}, "unknown key train.max_sample"),
-        ({"searcher": "grid"}, "a grid needs points"),
+        ({"searcher": "grid"}, "a grid needs the number of points"),
         ({"scheduler": "pbt"}, "posterior.start cannot change within a run"),
         ({"scheduler": "asha", "asha": {"first_samples": 100000}}, "asha.first_samples must be below"),
         ({"space": {"model.sigma": {"uniform": [0.4, 0.5]}}}, "own value 0.3 lies outside"),

@@ -1,9 +1,9 @@
-"""What an update by Adam costs on a CPU: torch's three ways, and DeepSpeed's own, which is compiled at first use.
+"""The cost of an Adam update on a CPU: torch's three forms, and DeepSpeed's own, which is compiled at first use.
 
     DS_ACCELERATOR=cpu python tools/bench/adam.py [--deepspeed]
 
-LEBM's SVHN generator (3.4 M parameters), fp32, one thread; milliseconds of processor time are the least of the repeats,
-which alternate.
+LEBM's SVHN generator (3.4 M parameters), fp32, one thread. The repeats alternate between the forms; the table shows the
+least processor time in milliseconds.
 """
 
 import argparse
@@ -18,7 +18,7 @@ RATE, BETAS, REPEATS = 1e-4, (0.5, 0.999), 8
 
 
 def make(name: str) -> torch.optim.Optimizer:
-    """An optimiser of a generator of its own, with gradients."""
+    """An optimiser of a new generator, with gradients."""
     generator = build_generator(100, (3, 32, 32), 64, "svhn", generator=torch_generator(0, "generator"))
     drawn, parameters = torch_generator(0, "gradient"), list(generator.parameters())
     for parameter in parameters:
@@ -35,7 +35,9 @@ def make(name: str) -> torch.optim.Optimizer:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--deepspeed", action="store_true", help="DeepSpeed's CPU Adam too (minutes to compile)")
+    parser.add_argument(
+        "--deepspeed", action="store_true", help="measure DeepSpeed's CPU Adam too (compiling takes minutes)"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     names = ["one by one", "foreach", "fused", *(["deepspeed"] if arguments.deepspeed else [])]

@@ -1,9 +1,9 @@
-"""The updates of the SVHN preset in plain PyTorch, in one process: what the whole system is compared with.
+"""The updates of the SVHN preset in plain PyTorch, in one process, as a baseline for the whole system.
 
     python tools/bench/bare.py --updates 10 [--share 0.5] [--core 0]
 
-Images lie in memory; there are no ranks, no storage, and nothing is measured but the time. `--share` is the part of
-the batch, of the chains and of the ratio's batch that one of several workers would have. Prints one line of JSON.
+Images are in memory; there are no ranks and no storage, and only the time is measured. `--share` is the part of the
+batch, of the chains and of the ratio's batch that one of several workers has. Prints one line of JSON.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WARM = 2  # updates left out
 
 
 class Bare:
-    """Networks, optimisers and latents; `share` is the part of the batch that it takes."""
+    """Networks, optimisers and latents; `share` is the part of the batch in this process."""
 
     def __init__(self, share: float) -> None:
         torch.manual_seed(0)
@@ -86,7 +86,7 @@ def step(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor) -> N
 
 
 def main() -> None:
-    """Wall and CPU seconds of an update, the first ones left out."""
+    """Prints wall and CPU seconds of an update, without the first ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--share", type=float, default=1.0)

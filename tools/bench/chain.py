@@ -1,11 +1,11 @@
-"""What a prior chain costs by its number of ratios K: autograd, written out, and on a GPU fused.
+"""The cost of a prior chain by its number of ratios K: with autograd, with the score written out, and fused on a GPU.
 
     python tools/bench/chain.py --threads 1 --chains 512 --steps 20
     python tools/bench/chain.py --device cuda --chains 1024 --steps 60
 
-The rows alternate within a repeat, so that a busy machine slows all alike; times are the least of the repeats (of
-processor time on a CPU). `of one network` is the cost of another ratio, (t_K - t_1) / (K - 1), over the cost of one
-network by itself, t_1 less the chain without any.
+The rows alternate within a repeat, so that other load on the machine affects all rows. Times are the least of the
+repeats (of processor time on a CPU). `of one network` is the cost of one more ratio, (t_K - t_1) / (K - 1), divided by
+the cost of one network, t_1 - t_0.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def make_prior(num_stages: int, dim: int, device: torch.device) -> RatioSequence
 def forms(
     prior: RatioSequence, z: Tensor, noise: Tensor, settings: LangevinSettings
 ) -> dict[str, Callable[[], object]]:
-    """How the chain can be run here."""
+    """The forms of the chain that this device supports."""
 
     def by(target: Target) -> Callable[[], object]:
         return lambda: run_chain(target, start(target, z), noise, settings, evaluate_end=False)

@@ -1,19 +1,19 @@
-"""What saving to S3 costs a training run: time, memory, and how long a restore takes.
+"""The cost of saving to S3 for a training run: time, memory, and the time of a restore.
 
     python tools/bench/checkpoint.py                                  134 M parameters: 1.6 GB with Adam's moments
     python tools/bench/checkpoint.py --millions 5 --minutes 1 --interval 10 --checkpoints 10
 
-A real run (digits, the real loop, one process, one torch thread; batches and chains short, so that updates are quick)
-saves to an S3 server on loopback (Ceph's, see tests/s3_server.py), which needs the same machine's processors. It is
-compared with the same run whose saving is taken out. Four parts, one after another:
+A real run (digits, the real loop, one process, one torch thread, small batches and short chains for quick updates)
+saves to an S3 server on loopback (Ceph's, see tests/s3_server.py), which uses the same machine's processors. It is
+compared with the same run without saving. There are four parts:
 
-    stall     how long the loop is held up by a checkpoint every `--interval` seconds, and the wall time of both runs
-    memory    the highest resident memory of both runs: what saving needs, against the size of the state
-    flat      resident memory over `--checkpoints` checkpoints, one begun as soon as the one before is written, of a
-              smaller state, since the server is slow to give back the memory of deleted objects
-    restore   opening the run again, without the opening of a new run; and a plain s3fs download of the same objects
+    stall     the stall of the loop with a checkpoint every `--interval` seconds, and the wall time of both runs
+    memory    the peak resident memory of both runs, and their difference in units of the state's size
+    flat      resident memory over `--checkpoints` checkpoints, each of which begins when the previous one is written;
+              the state is smaller, since the server is slow to release the memory of deleted objects
+    restore   the time to open the run minus that to open a new run, and a plain s3fs download of the same objects
 
-Needs about 12 times the state's size in memory, most of it for the server's store.
+It needs about 12 times the state's size in memory, most of it for the server's store.
 """
 
 import argparse
@@ -65,13 +65,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, default=134.0, help="parameters of both networks")
     parser.add_argument("--interval", type=float, default=60.0, help="seconds between checkpoints")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of each of the two runs that are compared")
-    parser.add_argument("--checkpoints", type=int, default=50, help="of the part flat; 0 leaves it out")
+    parser.add_argument("--minutes", type=float, default=5.0, help="length of each of the two runs")
+    parser.add_argument(
+        "--checkpoints", type=int, default=50, help="number of checkpoints in the part flat; 0 leaves it out"
+    )
     parser.add_argument("--flat-millions", type=float, default=20.0, help="parameters in the part flat")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args()
     if missing := missing_programs():
-        parser.error(f"no S3 server: install the Debian packages of {', '.join(missing)}")
+        parser.error(f"there is no S3 server: install the Debian packages of {', '.join(missing)}")
     with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder), arguments.millions):
         numbers = measure(Path(folder), arguments)
     if arguments.json:
@@ -80,7 +82,7 @@ def main() -> None:
 
 @contextmanager
 def s3_server(folder: Path, millions: float) -> Iterator[None]:
-    """A server with an empty bucket, large enough for six checkpoints; the environment says how to reach it."""
+    """A server with an empty bucket and room for six checkpoints; sets the environment variables for its clients."""
     server = S3Server(folder / "ceph", store_bytes=int(max(2e9, 6 * millions * MEGA * STATE_BYTES)))
     os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": server.url}
     try:
@@ -92,7 +94,7 @@ def s3_server(folder: Path, millions: float) -> Iterator[None]:
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All parts; prints what they give."""
+    """Runs all parts and prints their results."""
     child = functools.partial(run_child, folder, write_config(folder, arguments.millions))
     first = child("train", "without", WARM_BATCHES * 3)
     batch_s = first["batch_s"]
@@ -120,7 +122,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_config(folder: Path, millions: float) -> Path:
-    """A run with that many parameters, three quarters of them in the ratio network."""
+    """Writes the configuration of a run with this number of parameters, three quarters of them in the ratio network."""
     hidden, width = (round(math.sqrt(share * millions * MEGA)) for share in (0.75, 0.25 / 128))
     file = folder / f"{millions:g}-million.yaml"
     file.write_text(RUN.format(width=width, hidden=hidden, batch=BATCH, metrics=METRICS_EVERY * BATCH))
@@ -130,7 +132,7 @@ def write_config(folder: Path, millions: float) -> Path:
 def run_child(
     folder: Path, config_file: Path, part: str, name: str, num_batches: int, *overrides: str, **environment: str
 ) -> dict[str, Any]:
-    """A part in a process of its own, whose resident memory is sampled all the while."""
+    """Runs a part in its own process, and samples the resident memory of that process."""
     out = folder / "numbers.json"
     command = [sys.executable, str(CHILD), part, str(config_file), str(out)]
     settings = [f"run.name={name}", f"train.max_samples={num_batches * BATCH}", *overrides]
@@ -145,7 +147,7 @@ def run_child(
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process, 0 where it has ended."""
+    """Resident memory of a process, 0 if it has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -153,7 +155,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def stall(without: dict[str, Any], saving: dict[str, Any]) -> dict[str, Any]:
-    """What saving costs the loop; the last checkpoint, which the end of the run waits for, does not count."""
+    """The cost of saving for the loop, without the last checkpoint, for which the end of the run waits."""
     return {
         "checkpoints": len(saving["write_s"]),
         "stalled_share": saving["checkpoint_s"] / saving["parts_s"],
@@ -164,7 +166,7 @@ def stall(without: dict[str, Any], saving: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory(without: dict[str, Any], saving: dict[str, Any]) -> dict[str, Any]:
-    """The highest resident memory while updates were made, without and with saving, and the state's size."""
+    """The peak resident memory during the updates, without and with saving, and the state's size."""
     highest = []
     for run in (without, saving):
         start, end = run["trained"]
@@ -174,7 +176,7 @@ def memory(without: dict[str, Any], saving: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat(many: dict[str, Any]) -> dict[str, Any]:
-    """The highest resident memory of each checkpoint, from its begin to the next one's."""
+    """The peak resident memory of each checkpoint, from its begin to that of the next one."""
     begun = [*many["begun"], math.inf]
     peaks = [
         max((size for at, size in many["memory"] if start <= at < end), default=0)
@@ -195,10 +197,10 @@ def print_stall(numbers: dict[str, Any]) -> None:
     begin_s, write_s = numbers["begin_s"], numbers["write_s"]
     print(
         f"stall    {numbers['stalled_share']:.2%} of the updates' time in the part `checkpoint`; "
-        f"{len(write_s)} checkpoints, the loop held up for {fmean(begin_s):.2f} s each (longest {max(begin_s):.2f} s), "
+        f"{len(write_s)} checkpoints, each stalls the loop for {fmean(begin_s):.2f} s (longest {max(begin_s):.2f} s), "
         f"written in {fmean(write_s):.1f} s\n"
         f"         wall time of the same updates {before:.1f} s without saving, {after:.1f} s with it "
-        f"({after / before - 1:+.1%}; the server works on the same processors)",
+        f"({after / before - 1:+.1%}; the server uses the same processors)",
         flush=True,
     )
 
@@ -229,7 +231,7 @@ def print_restore(numbers: dict[str, Any]) -> None:
     print(
         f"restore  {size:,.0f} MB in {numbers['num_objects']} objects: "
         f"{numbers['restore_s']:.1f} s more than a new run, of which {numbers['transfer_s']:.1f} s transfer: "
-        f"{numbers['restore_s'] - numbers['transfer_s']:.1f} s beside it\n"
+        f"{numbers['restore_s'] - numbers['transfer_s']:.1f} s without it\n"
         f"         transfer at {own / MEGA:,.0f} MB/s; plain s3fs "
         + ", ".join(f"{rate / MEGA:,.0f} MB/s {name}" for name, rate in rates.items())
         + f": {own / best:.0%} of the faster",

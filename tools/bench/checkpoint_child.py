@@ -1,8 +1,8 @@
-"""What `checkpoint.py` measures in a process of its own: a training run, and the opening of a run.
+"""The child process of `checkpoint.py`: it measures a training run, or the opening of a run.
 
     python tools/bench/checkpoint_child.py train|restore CONFIG OUT.json [KEY=VALUE]...
 
-A run with the name `without` does everything but saving. CHECKPOINTS in the environment limits how many are saved.
+A run named `without` does not save. The environment variable CHECKPOINTS limits the number of checkpoints.
 """
 
 import json
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def train(config: RunConfig) -> dict[str, Any]:
-    """Trains; gives the times of updates, of the loop's stalls, and of writing."""
+    """Trains; returns the times of updates, of the loop's stalls, and of writing."""
     begin_s: list[float] = []
     begun: list[float] = []
     written: list[float] = []
@@ -87,7 +87,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 
 
 class BatchTimes(View):
-    """Notes when each update begins."""
+    """Records when each update begins."""
 
     def __init__(self, num_batches: int):
         super().__init__(quiet=True)
@@ -110,9 +110,9 @@ class BatchTimes(View):
 
 
 def restore(config: RunConfig) -> dict[str, Any]:
-    """Opens a new run, then the saved one, then downloads the same objects with s3fs alone; the best of a few times."""
+    """Opens a new run, then the saved one, then downloads the same objects with s3fs alone; keeps the best times."""
     new = config.model_copy(update={"run": config.run.model_copy(update={"name": "new"})})
-    seconds(lambda: open_run(new, World.alone(), StopSignal()).close())  # connects, and imports what it needs
+    seconds(lambda: open_run(new, World.alone(), StopSignal()).close())  # connects, and imports modules
     new_s, open_s, transfer_s, plain_s = [], [], [], defaultdict(list)
     for _ in range(RESTORES):
         new_s.append(seconds(lambda: open_run(new, World.alone(), StopSignal()).close()))
@@ -132,7 +132,7 @@ def restore(config: RunConfig) -> dict[str, Any]:
 
 
 class Read(NamedTuple):
-    """One object that was read."""
+    """The read of one object."""
 
     url: str
     start: float
@@ -142,7 +142,7 @@ class Read(NamedTuple):
 
 @contextmanager
 def noted_reads() -> Iterator[list[Read]]:
-    """The reads of checkpoints and frozen ratios meanwhile."""
+    """Records the reads of checkpoints and frozen ratios inside this context."""
     reads: list[Read] = []
     read_bytes = Storage.read_bytes
 
@@ -172,7 +172,7 @@ def plain_downloads(urls: list[str]) -> dict[str, Callable[[], Any]]:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long it takes."""
+    """Seconds of a call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -1,9 +1,9 @@
-"""One figure of what settings do: a panel for every comparison, a dot for every seed, a bar at the mean of a row.
+"""Draws the effects of settings: a panel for every comparison, a dot for every seed, a bar at the mean of a row.
 
     python tools/bench/effects.py runs/compare-effect-*/comparison.json --out tools/bench/effects.png
 
-The files are those of `ebmscale compare` (configs/compare/effect_*.yaml). Above the Frechet distance, below the error
-of reconstructions.
+The files are those of `ebmscale compare` (configs/compare/effect_*.yaml). The upper panels show the Frechet distance,
+the lower ones the error of reconstructions.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Bytes of an image, and images a second on one core, for each encoding: `python tools/bench/encodings.py ARRAYS.npz`.
 
-The images are the set's own, and the same enlarged (so smoother than real ones of that size).
+The images are those of the set, also enlarged (enlarged images are smoother than real ones of that size).
 """
 
 import sys
@@ -15,7 +15,7 @@ from ebmscale.data.encode import ENCODERS
 from ebmscale.data.formats import open_source
 
 NUM = {32: 8000, 64: 2000, 256: 200}  # images of each side
-BLOCK_BYTES = 512  # of a tar: a header is one, a payload is filled up to whole ones
+BLOCK_BYTES = 512  # of a tar: a header is one block, a payload is padded to whole blocks
 
 
 def best_s(work: Callable[[], object], repeats: int = 3) -> float:

@@ -1,7 +1,7 @@
-"""LEBM's training loop (Pang et al. 2020) in plain PyTorch and fp32: what ours is compared with.
+"""LEBM's training loop (Pang et al. 2020) in plain PyTorch and fp32, as a baseline.
 
-Transposed convolutions for the generator and a perceptron for the energy E, the prior p(z) ~ exp(-E(z)) N(z; 0, I);
-every batch runs short chains from p_0 for the prior and for the posterior, then updates both networks.
+The generator has transposed convolutions, and the energy E is a perceptron; the prior is p(z) ~ exp(-E(z)) N(z; 0, I).
+Every batch runs short chains from p_0 for the prior and for the posterior, then updates both networks.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ SLOPE = 0.2
 
 
 class Setting(NamedTuple):
-    """What the loop trains, and how."""
+    """The settings of the loop."""
 
     image_shape: ImageShape
     form: str | None
@@ -36,14 +36,16 @@ class Setting(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Latents (B, Z) to images (B, C, H, W), the latent as a 1x1 image as in LEBM's code."""
+    """Latents (B, Z) to images (B, C, H, W); the latent is a 1x1 image, as in LEBM's code."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         channels_in, layers = setting.latent_dim, list[nn.Module]()
         for layer in find_architecture(setting.image_shape, setting.form).layers:
             channels = layer.channels(setting.width, setting.image_shape[0])
-            up = nn.ConvTranspose2d if layer.multiple else ImageLayer  # which is one that starts small
+            up = (
+                nn.ConvTranspose2d if layer.multiple else ImageLayer
+            )  # a transposed convolution with small initial weights
             layers += [up(channels_in, channels, layer.kernel, layer.stride, layer.padding), nn.LeakyReLU(SLOPE)]
             channels_in = channels
         self.layers = nn.Sequential(*layers[:-1], nn.Tanh())
@@ -70,7 +72,7 @@ class Energy(nn.Module):
 
 
 class LebmLoop:
-    """Both networks, their optimisers, and one batch's work."""
+    """Both networks, their optimisers, and the update on one batch."""
 
     def __init__(self, setting: Setting, seed: int = 0) -> None:
         self.setting = setting
@@ -81,7 +83,7 @@ class LebmLoop:
         self.adam_e = torch.optim.Adam(self.energy.parameters(), setting.energy_rate, (0.5, 0.999))
 
     def update(self, x: Tensor) -> None:
-        """One batch of images x (B, C, H, W)."""
+        """One update on images x (B, C, H, W)."""
         setting = self.setting
         z_prior = self._prior_chain(torch.randn(len(x), setting.latent_dim))
         z_posterior = self._posterior_chain(torch.randn(len(x), setting.latent_dim), x)

@@ -1,15 +1,16 @@
-"""What Ray and the rest of the system cost, how two workers scale, and how soon a run begins and recovers.
+"""The overhead of Ray and of the whole system, the scaling of two workers, and the times to start and to recover.
 
     python tools/bench/on_ray.py overhead   the whole system against a bare PyTorch loop of the same updates
-    python tools/bench/on_ray.py scaling    two workers of one core against one, and what the two cores themselves allow
+    python tools/bench/on_ray.py scaling    two workers of one core against one, and the limit of the two cores
     python tools/bench/on_ray.py latency    seconds to the first update, and from kill -9 to the next one
 
-The preset is SVHN's (3.4 million parameters, 20 posterior steps, batches of 100) on random images, one thread a worker,
-a checkpoint every 8 updates; in fp32 and with the fastest form of the generator in chains, unless the options say else
-(the bare loop is always plain fp32). Variants run in turn, so that other load on the machine meets all alike; every
-measurement is added to results.jsonl in --folder, and the table shows medians of all that are there. Beside the wall
-time it shows CPU seconds: of the busiest worker, and of all processes of the run over the cores it had (with Ray's
-own), which load by others hardly changes; and how much of the machine others took. Needs ray[default] and two cores.
+The preset is SVHN's (3.4 million parameters, 20 posterior steps, batches of 100) on random images, with one thread a
+worker and a checkpoint every 8 updates. By default it is in fp32, with the fastest form of the generator in chains. The
+bare loop is always plain fp32. Variants alternate, so that other load on the machine affects all of them. Every
+measurement is added to results.jsonl in --folder, and the table shows the medians of all measurements in that file:
+the wall time; the CPU seconds of the busiest worker; the CPU seconds of all processes of the run, including Ray's own,
+divided by its cores; and the share of the machine that other processes took. CPU seconds depend little on other load.
+It needs ray[default] and two cores.
 """
 
 import argparse
@@ -48,7 +49,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Bench(NamedTuple):
-    """Where data, runs and results lie, and how the system computes; the bare loop is plain fp32."""
+    """The folder of data, runs and results, and the computation of the system; the bare loop is plain fp32."""
 
     folder: Path
     precision: str
@@ -56,12 +57,12 @@ class Bench(NamedTuple):
 
     @property
     def computation(self) -> str:
-        """As results name it."""
+        """The name in the results."""
         return f"{self.precision}, {self.kernel} kernel"
 
 
 def settings(bench: Bench, name: str, num_updates: int, num_workers: int, interval: int = INTERVAL) -> dict[str, Any]:
-    """The configuration whose updates `bare` does as well: a first stage, without its evidence."""
+    """The configuration with the same updates as `bare`: a first stage without evidence."""
     never = BATCH * 10**6
     return {
         "run": {"name": name},
@@ -90,7 +91,7 @@ def settings(bench: Bench, name: str, num_updates: int, num_workers: int, interv
 
 
 def make_data(folder: Path) -> None:
-    """Random images in shards, once."""
+    """Packs random images, unless they are packed already."""
     if (folder / "data" / "manifest.json").exists():
         return
     images = np.random.default_rng(0).integers(0, 256, (bare.NUM_IMAGES, 3, 8, 8), np.uint8).repeat(4, 2).repeat(4, 3)
@@ -100,7 +101,7 @@ def make_data(folder: Path) -> None:
 
 
 def measure_bare(num_updates: int, num_processes: int) -> dict[str, float]:
-    """The bare loop in fresh processes side by side, a core each, which share a batch without a word to each other."""
+    """The bare loop in new processes, each on its own core with its share of a batch, without communication."""
     command = [sys.executable, str(bare.__file__), "--updates", str(num_updates), "--share", str(1 / num_processes)]
     window = Window("")
     started = [
@@ -124,7 +125,7 @@ def measure_bare(num_updates: int, num_processes: int) -> dict[str, float]:
 
 
 def measure_system(bench: Bench, num_updates: int, num_workers: int, num_cores: int) -> dict[str, float]:
-    """A run with a Ray of its own, all of it on the first cores, from its first line of metrics to the last but one."""
+    """A run with its own Ray on the first cores, measured from its first line of metrics to the last but one."""
     mark = uuid.uuid4().hex
     path = bench.folder / f"{mark}.yaml"
     path.write_text(yaml.safe_dump(settings(bench, f"{num_workers}-{mark}", num_updates, num_workers)))
@@ -132,7 +133,7 @@ def measure_system(bench: Bench, num_updates: int, num_workers: int, num_cores: 
     with running(command, **{MARK: mark}) as run:
         run.wait_for(LINE, 600)
         window = Window(mark)
-        num_lines = num_updates // INTERVAL - 2  # with the last line the workers may be gone
+        num_lines = num_updates // INTERVAL - 2  # after the last line the workers may be gone
         for _ in range(num_lines):
             run.wait_for(LINE, 600)
         found = window.close(num_lines * INTERVAL, num_cores)
@@ -142,19 +143,19 @@ def measure_system(bench: Bench, num_updates: int, num_workers: int, num_cores: 
 
 
 class Window:
-    """CPU seconds of a run's processes, which a mark in their environment tells, and of all else, while it is open."""
+    """CPU seconds of a run's processes, which have a mark in their environment, and of all others, while it is open."""
 
     def __init__(self, mark: str):
         self._mark = f"{MARK}={mark}\0".encode()
         self._wall, self._busy, self._ours = time.perf_counter(), busy_seconds(), self._processes()
 
     def close(self, num_updates: int, num_cores: int, gone_s: float = 0.0) -> dict[str, float]:
-        """What an update took in it, and the share of the machine that others took.
+        """The cost of an update in this window, and the share of the machine that other processes took.
 
         Args:
-            num_updates: that were made.
-            num_cores: that the run had.
-            gone_s: CPU seconds of processes that are ours and have ended.
+            num_updates: of the run in this window.
+            num_cores: of the run.
+            gone_s: CPU seconds of the run's processes that have ended.
         """
         ours = self._processes()
         wall_s, busy_s = time.perf_counter() - self._wall, busy_seconds() - self._busy
@@ -179,13 +180,13 @@ class Window:
 
 
 def cpu_seconds(process: Path) -> float:
-    """Of a process's folder in /proc, so far."""
+    """CPU seconds so far of the process with this folder in /proc."""
     fields = (process / "stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def busy_seconds() -> float:
-    """Of all cores together, so far."""
+    """CPU seconds so far of all cores together."""
     user, nice, system, _idle, _wait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq) / TICKS
 
@@ -200,8 +201,8 @@ VARIANTS: dict[str, Callable[[Bench, int], dict[str, float]]] = {
 BARE, TWO_BARE, CONFINED, ONE, TWO = VARIANTS
 
 
-def take_turns(bench: Bench, names: list[str], rounds: int, num_updates: int) -> dict[str, dict[str, float]]:
-    """Measures variants in turn, and gives medians of all that the folder has of them; prints both."""
+def measure_alternately(bench: Bench, names: list[str], rounds: int, num_updates: int) -> dict[str, dict[str, float]]:
+    """Measures the variants alternately; prints and returns the medians of all their measurements in the folder."""
     file = bench.folder / "results.jsonl"
     for _ in range(rounds):
         for name in names:
@@ -225,15 +226,15 @@ def take_turns(bench: Bench, names: list[str], rounds: int, num_updates: int) ->
 
 
 def overhead(bench: Bench, rounds: int, num_updates: int) -> None:
-    """Bare and system in turn."""
-    found = take_turns(bench, [BARE, ONE], rounds, num_updates)
+    """Measures the bare loop and the system alternately."""
+    found = measure_alternately(bench, [BARE, ONE], rounds, num_updates)
     for what, key in (("wall", "wall_s"), ("CPU of the worker", "worker_cpu_s")):
         print(f"system against bare, {what}: {found[ONE][key] / found[BARE][key]:.3f} (aim: at most 1.03)")
 
 
 def scaling(bench: Bench, rounds: int, num_updates: int) -> None:
-    """One worker and two in turn, and what the cores allow."""
-    found = take_turns(bench, list(VARIANTS), rounds, num_updates)
+    """Measures one worker, two workers and the limit of the cores alternately."""
+    found = measure_alternately(bench, list(VARIANTS), rounds, num_updates)
     for what, one, two in (
         ("bare: the machine's ceiling", BARE, TWO_BARE),
         ("system, one core against two", CONFINED, TWO),
@@ -252,7 +253,7 @@ def scaling(bench: Bench, rounds: int, num_updates: int) -> None:
 
 
 def latency(bench: Bench, rounds: int, _num_updates: int) -> None:
-    """On a running cluster of two nodes, with a small model, so that the figures are Ray's and not the update's."""
+    """Times of a run on a cluster of two nodes; the model is small, so that they show Ray and not the update."""
     cluster = LocalCluster(Path(tempfile.mkdtemp(prefix="ebm", dir="/tmp")) / "c")
     cluster.up(2, "--cpus", "1")
     found: list[tuple[float, float]] = []
@@ -296,10 +297,10 @@ def main() -> None:
     parts: dict[str, Callable[[Bench, int, int], None]] = {"overhead": overhead, "scaling": scaling, "latency": latency}
     parser.add_argument("what", choices=parts)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=20, help="of each run, an even number of at least 8")
-    parser.add_argument("--folder", type=Path, help="for data, runs and results (default: a temporary one)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the system")
-    parser.add_argument("--kernel", choices=["auto", "plain"], default="auto", help="of its posterior chains")
+    parser.add_argument("--updates", type=int, default=20, help="updates of each run, an even number of at least 8")
+    parser.add_argument("--folder", type=Path, help="folder for data, runs and results (default: a temporary one)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the system")
+    parser.add_argument("--kernel", choices=["auto", "plain"], default="auto", help="kernel of its posterior chains")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ebmscale-bench-") as temporary:
         folder = given.folder or Path(temporary)

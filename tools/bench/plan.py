@@ -1,9 +1,9 @@
-"""Forecasts of `ebmscale plan` against measured figures: time of an update and memory, with 1 and 2 real workers.
+"""Compares forecasts of `ebmscale plan` with measurements: time of an update and memory, with 1 and 2 real workers.
 
     python tools/bench/plan.py CONFIG [key=value ...]     e.g. configs/digits.yaml, which needs no download
 
-Bandwidth and latency between the two workers are measured first, with all-reduces of a large and a small tensor, and
-given to the plan. Every worker has one thread. Updates are those of the last stage, as in the plan.
+First it measures bandwidth and latency between the two workers, with all-reduces of a large and a small tensor, for the
+plan. Every worker has one thread. Updates are those of the last stage, as in the plan.
 """
 
 import argparse
@@ -45,12 +45,12 @@ def measure_network() -> dict[str, float]:
         for _ in range(REPEATS):
             dist.all_reduce(tensor)
         seconds[size] = (time.perf_counter() - begin) / REPEATS
-    bits = LARGE * 4 * 8  # what each of two workers sends
+    bits = LARGE * 4 * 8  # sent by each of the two workers
     return {"bandwidth_gbit": bits / (seconds[LARGE] - seconds[SMALL]) / 1e9, "latency_us": seconds[SMALL] * 1e6}
 
 
 def start_workers(size: int, *arguments: str) -> dict[str, float]:
-    """Runs this file's worker in `size` processes of one thread; what rank 0 printed."""
+    """Runs this file's worker in `size` processes of one thread; returns the result that rank 0 printed."""
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
     done = subprocess.run(
         [sys.executable, *several, __file__, *arguments],
@@ -70,7 +70,7 @@ def answer(value: dict[str, Any]) -> None:
 
 
 def compare(found: Plan, config: RunConfig, measured: dict[int, dict[str, float]]) -> None:
-    """The table."""
+    """Prints the table."""
     print("| workers | engine | update s, forecast | measured | ratio | MB, forecast | measured peak | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for line in found.forecasts:
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--updates", type=int, default=10, help="timed with each number of workers")
+    parser.add_argument("--updates", type=int, default=10, help="updates to time with each number of workers")
     parser.add_argument("--worker", choices=["updates", "network"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     overrides = [*options.overrides, "num_threads=1", "device=cpu", "metrics.tensorboard=false"]

@@ -1,12 +1,12 @@
-"""What a step of the posterior chain costs on a GPU: step by step or as a CUDA graph, generator plain or compiled.
+"""The cost of a step of the posterior chain on a GPU: step by step or as a CUDA graph, generator plain or compiled.
 
     python tools/bench/posterior.py --width 256 --batch 512
     python tools/bench/posterior.py --width 128 --batch 128
     python tools/bench/posterior.py --form svhn --width 64 --batch 100 --dim 100
 
-Random images and weights, the prior p_0 and two ratios of 200-200, bf16; milliseconds a step are the least of the
-repeats, which alternate between the rows. The rate counts torch's FLOPs of the plain generator's forward and backward
-pass, and is compared with the card's bf16 matrix rate as measured in the same process.
+Images and weights are random; the prior is p_0 with two ratios of 200-200; the precision is bf16. The repeats alternate
+between the rows, and the table shows the least milliseconds a step. The rate counts torch's FLOPs of the plain
+generator's forward and backward pass, and is compared with the card's bf16 matrix rate, measured in the same process.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        parser.error("this machine has no CUDA device, and the chains that are timed are a GPU's")
+        parser.error("this machine has no CUDA device, but this benchmark needs one")
     device, batch, dim = torch.device("cuda"), arguments.batch, arguments.dim
     source = torch_generator(0, "generator")
     generator = build_generator(dim, SHAPE, arguments.width, arguments.form, generator=source).requires_grad_(False)

@@ -1,13 +1,13 @@
-"""Processor seconds to LEBM's quality: its plain fp32 loop, and `ebmscale train` for a fraction of its time.
+"""Processor seconds to LEBM's quality: of its plain fp32 loop, and of `ebmscale train`.
 
     python tools/bench/quality.py --plain-s 400 --seed 0 posterior.num_steps=20 posterior.step_size=0.1
     python tools/bench/quality.py --samples 100000 --seed 0 stages.start_samples=36000
 
-Both train at the settings of a comparison (configs/compare/mnist.yaml): LEBM's loop (tools/bench/lebm.py) at those of
-row `lebm`, images in memory, the generator's rate falling along the run's cosine, until it has used up its processor
-seconds; ours at those of row `adaptive`, as a process whose seconds count from its start. The models are measured
-alike: mean squared error of reconstructions by the model's own posterior chain, Frechet distance of samples by its
-own prior chain, on the same images. Every run adds a line of JSON to --out; --table prints what is there.
+Both use the settings of a comparison (configs/compare/mnist.yaml). LEBM's loop (tools/bench/lebm.py) uses those of row
+`lebm`, with images in memory and the generator's rate on the run's cosine, until it has used its processor seconds.
+`ebmscale train` uses those of row `adaptive`, as a process whose seconds count from its start. Both models are measured
+in the same way on the same images: mean squared error of reconstructions by the model's own posterior chain, Frechet
+distance of samples by its own prior chain. Every run adds a line of JSON to --out; --table prints these lines.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from tools.bench.lebm import LebmLoop, Setting
 
 
 class Ratio(nn.Module):
-    """f(z) = -E(z), as the prior wants it."""
+    """The log ratio f(z) = -E(z), for the prior."""
 
     def __init__(self, energy: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Ratio(nn.Module):
 
 
 def setting_of(config: RunConfig, shape: tuple[int, int, int]) -> Setting:
-    """LEBM's loop at a run's settings."""
+    """The settings of LEBM's loop that match a run's."""
     model, train = config.model, config.train
     return Setting(
         *(shape, model.form, model.latent_dim, model.generator_width, model.sigma, model.ratio_hidden),
@@ -65,7 +65,7 @@ def setting_of(config: RunConfig, shape: tuple[int, int, int]) -> Setting:
 
 
 def train_plain(config: RunConfig, plain_s: float) -> tuple[LatentModel, int, float]:
-    """LEBM's loop until it has used up `plain_s` processor seconds: the model, samples seen, seconds used."""
+    """Runs LEBM's loop for `plain_s` processor seconds; returns the model, the samples seen and the seconds used."""
     data = Storage.at(config.data.url)
     manifest = Manifest.load(data)
     chosen = select(manifest, "train", config.data.validation_fraction, config.data.held_out)
@@ -91,7 +91,7 @@ def train_plain(config: RunConfig, plain_s: float) -> tuple[LatentModel, int, fl
 
 
 def train_ours(config: RunConfig, folder: Path) -> tuple[LatentModel, int, float]:
-    """`ebmscale train` in a process of its own: the model, samples seen, processor seconds of the whole process."""
+    """Runs `ebmscale train` in its own process; returns the model, the samples seen and its processor seconds."""
     file = folder / f"{config.run.name}.yaml"
     file.write_text(config.dump())
     before = _children_s()
@@ -109,7 +109,7 @@ def _children_s() -> float:
 def measured(
     trained: tuple[LatentModel, int, float], config: RunConfig, features: Features, split: str, num: int
 ) -> dict[str, Any]:
-    """What training took, and the model's error and distance."""
+    """The cost of the training, and the model's error and distance."""
     model, samples, used = trained
     data = Storage.at(config.data.url)
     found = evaluate(model, data, ["reconstruction"], split=split)
@@ -118,7 +118,7 @@ def measured(
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Every run, and the least seconds of ours that were at least as good as LEBM's loop, over its seconds."""
+    """A line for every run, and the least seconds of ours at equal or better quality over those of LEBM's loop."""
     rows = [f"{'loop':8} seed {'samples':>9} {'CPU s':>7} {'MSE':>7} {'FD':>7}"]
     rows += ["{name:8} {seed:4} {samples:9,} {cpu_s:7.1f} {mse:7.4f} {fd:7.1f}".format(**line) for line in lines]
     for plain in (line for line in lines if line["name"] == "LEBM"):
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--num-samples", type=int, default=5000, help="of the Frechet distance")
     parser.add_argument("--out", type=Path, default=Path("quality.jsonl"))
-    parser.add_argument("--table", action="store_true", help="print what is there")
+    parser.add_argument("--table", action="store_true", help="print the lines of --out")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="other settings")
     given = parser.parse_args()
     if given.table:

@@ -1,9 +1,9 @@
-"""Eight Gaussians on a ring: does the scheduler take N(0, I) to the ring, and what does one long stage reach?
+"""Eight Gaussians on a ring: the adaptive stages from N(0, I) to the ring, compared with one long stage.
 
     python tools/bench/ring.py --seeds 3
 
-Samples of the ring are handed to `StageTrainer` as if they were posterior latents; nothing else is trained. In two
-dimensions both densities can be normalised on a grid, so KL(q || p_k) is known, and not only bounded.
+`StageTrainer` gets samples of the ring in place of posterior latents; nothing else is trained. In two dimensions both
+densities can be normalised on a grid, so KL(q || p_k) is known exactly.
 
 Shapes: N points, G grid points.
 """
@@ -57,12 +57,12 @@ STAGES = StagesBlock(
 
 
 SINGLE_CHAINS = CHAINS.model_copy(update={"equilibrate": "langevin", "equilibrate_steps": 0})
-"""One stage alone draws from p_0 and never needs its chains."""
+"""A single stage draws from p_0 and does not use its chains."""
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One line of the table: what a stage ended with.
+    """One line of the table: the end of a stage.
 
     Attributes:
         stage: k, from 1.
@@ -146,7 +146,7 @@ def make_trainer(
 
 
 def single_stage(num_updates: int) -> StagesBlock:
-    """One stage of the whole budget: full rate for a fifth of it, then the cosine to zero."""
+    """One stage with the whole budget: the full rate for a fifth of it, then the cosine to zero."""
     num_samples = num_updates // STAGES.updates_per_batch * BATCH
     settle = round(0.8 * num_samples / STAGES.evidence_every) * STAGES.evidence_every
     once = {"max_stages": 1, "max_samples": num_samples, "settle_samples": settle, "patience": num_updates}

@@ -1,9 +1,9 @@
-"""What the size of unadjusted Langevin steps does to samples of a prior that can be drawn from exactly.
+"""The error of unadjusted Langevin chains by step size, on a prior with exact samples.
 
     python tools/bench/steps.py runs/compare-fashion_mnist/adaptive-seed0 features/fashion_mnist --sizes 0.2,0.3,0.4
 
-Latents are drawn from the run's base p_0 and moved by chains of p_0 itself, which exact chains would leave in
-distribution as they are; the Frechet distance of their images to the test part is printed before and after.
+It draws latents from the run's base p_0 and moves them by chains on p_0 itself. Exact chains would keep their
+distribution. It prints the Frechet distance of their images to the test part before and after the chains.
 """
 
 import argparse

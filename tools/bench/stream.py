@@ -1,15 +1,14 @@
-"""How fast do shuffled batches of 32x32 colour images come out of shards, and does training have to wait for them?
+"""The rate of shuffled batches of 32x32 colour images from shards, and the time that training waits for them.
 
     python tools/bench/stream.py --data ../shared/data/cifar10/cifar10.npz --seconds 5
     python tools/bench/stream.py --data ../shared/data/cifar10/cifar10.npz --part wait
 
-The part `speed` runs on one core, its ways side by side in one run.
-Compared are this package, webdataset's own pipeline over the same tars, and reading the same files from end to end
-and doing nothing with them. Without `--data` the images are random, which is the same for raw bytes.
+The part `speed` runs on one core. It compares this package, webdataset's own pipeline over the same tars, and a plain
+read of the same files, in one run. Without `--data` the images are random, which makes no difference for raw bytes.
 
 The part `wait` trains with the SVHN preset in one torch thread and one reader thread, from a folder and from an S3
-server on loopback (Ceph's, see tests/s3_server.py), and says which share of the updates' time went into waiting for a
-batch. It begins where all windows end while the updates run, so that the reader has the most to do.
+server on loopback (Ceph's, see tests/s3_server.py). It prints the share of the updates' time that was spent waiting for
+a batch. It starts where all windows end during the measured updates, which is the most work for the reader.
 """
 
 import argparse
@@ -47,7 +46,7 @@ SHAPE = (3, 32, 32)
 BATCH = 100
 SHUFFLED = 5000  # samples in webdataset's buffer
 STREAMS, WINDOW = 64, 512
-NEAR_THE_END = 400  # samples of its window that every stream has given before the part `wait`
+NEAR_THE_END = 400  # samples of its window that every stream has delivered before the part `wait`
 WARM_UPDATES = 2
 
 SVHN = """
@@ -63,12 +62,12 @@ num_threads: 1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="cifar10.npz; random images where there is none")
+    parser.add_argument("--data", type=Path, help="cifar10.npz (default: random images)")
     parser.add_argument("--num", type=int, default=50_000, help="images")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement")
     parser.add_argument("--encodings", default="raw,png,jpeg")
     parser.add_argument("--part", choices=("speed", "wait"), default="speed")
-    parser.add_argument("--updates", type=int, default=8, help="measured ones of the part wait")
+    parser.add_argument("--updates", type=int, default=8, help="measured updates of the part wait")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.part == "wait":
@@ -85,7 +84,7 @@ def main() -> None:
 
 
 def report_wait(source: Source, num_updates: int) -> None:
-    """Train from a folder, then from S3 where a server is installed."""
+    """Trains from a folder, then from S3 if a server is installed."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         measure_wait("folder", source, str(folder / "shards"), folder / "runs-folder", num_updates)
@@ -103,7 +102,7 @@ def report_wait(source: Source, num_updates: int) -> None:
 
 
 def measure_wait(name: str, source: Source, url: str, runs: Path, num_updates: int) -> None:
-    """Pack, open a run, train some updates, and print the share of their time that was spent waiting."""
+    """Packs, opens a run, trains some updates, and prints the share of their time that was spent waiting."""
     storage = Storage.at(url)
     manifest = pack(source, storage, encoding="raw")
     run = open_run(parse_config(SVHN.replace("DATA", url).replace("RUNS", str(runs))), World.alone(), StopSignal())
@@ -130,7 +129,7 @@ def measure_wait(name: str, source: Source, url: str, runs: Path, num_updates: i
 
 
 def report(encoding: str, storage: Storage, manifest: Manifest, seconds: float) -> None:
-    """Measure in turns, so that a busy machine slows all of them, and print the medians."""
+    """Measures alternately, so that other load affects all ways, and prints the medians."""
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
     stream = ImageStream(
         storage,
@@ -162,7 +161,7 @@ def report(encoding: str, storage: Storage, manifest: Manifest, seconds: float) 
 
 
 def rate(images: Iterator[int], seconds: float) -> float:
-    """Images a second; what was read ahead before does not count."""
+    """Images a second, without those that were read ahead before."""
     for _ in itertools.islice(images, 70):
         pass
     start, num_images = time.perf_counter(), 0
@@ -197,7 +196,7 @@ def decode_image(payload: bytes) -> np.ndarray:
 
 
 def plain_reads(storage: Storage, manifest: Manifest) -> Iterator[int]:
-    """The same files from end to end, a mebibyte at a time."""
+    """Reads the same files from end to end, one mebibyte at a time."""
     while True:
         for shard in manifest.shards:
             with open(storage.url_of(shard.file), "rb", buffering=0) as file:

@@ -1,13 +1,13 @@
-"""One update at LEBM's SVHN setting: a plain PyTorch loop in fp32 against ours, on the same threads in one run.
+"""One update at LEBM's SVHN setting: a plain PyTorch loop in fp32 and ours, on the same threads in one run.
 
     python tools/bench/update.py --threads 1 --repeats 5
 
-The plain loop is Pang et al. 2020 as `lebm.LebmLoop` writes it: posterior chains of 20 steps, prior chains of 60
-steps, an update of the generator, an update of the energy. Ours makes the same passes: the prior is p_0 and one frozen
-ratio of the same network, 100 prior chains of 60 steps that start from p_0, one ratio update of 100 + 100 latents. Both
-do the same FLOPs as counted by torch's formulas (the benchmark stops where they differ by more than 1 %; products
-with padding count there, whether a kernel makes them or not). Updates alternate, so that a busy machine slows both;
-seconds are of processor time, the least and the median of the repeats.
+The plain loop is that of Pang et al. 2020, in `lebm.LebmLoop`: posterior chains of 20 steps, prior chains of 60 steps,
+an update of the generator, an update of the energy. Ours makes the same passes: the prior is p_0 with one frozen ratio
+of the same network; 100 prior chains of 60 steps start from p_0; one ratio update has 100 + 100 latents. Both have the
+same FLOPs by torch's formulas, and the benchmark stops if they differ by more than 1 %. The formulas count products
+with padding, even if a kernel skips them. Updates alternate, so that other load affects both. Seconds are processor
+time, the least and the median of the repeats.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def open_ours(folder: Path, precision: str, kernel: str) -> Run:
 
 
 def make_update(run: Run) -> Callable[[], None]:
-    """One `train_batch` a call."""
+    """Returns a function that makes one update."""
     batches = run.batches()
 
     def update() -> None:
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--precisions", default="bf16,fp32")
-    parser.add_argument("--kernels", default="plain,auto", help="of the posterior chains (posterior.kernel)")
+    parser.add_argument("--kernels", default="plain,auto", help="kernels of the posterior chains (posterior.kernel)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -151,7 +151,7 @@ def _print(
             f"{statistics.median(ratios):6.3f} {rate / 1e9:8.0f} {rate / rates[key[0]]:8.1%}"
         )
         if abs(counted[key] / counted[base] - 1) > 0.01:
-            raise SystemExit(f"{key} does {counted[key]:,} FLOPs and the plain loop {counted[base]:,}.")
+            raise SystemExit(f"{key} has {counted[key]:,} FLOPs, but the plain loop has {counted[base]:,}.")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Bytes of weights, gradients and optimiser that a worker holds, by ZeRO stage, on one worker and on two real ones.
+"""Bytes of weights, gradients and optimiser in a worker, by ZeRO stage, with one and with two real workers.
 
     python tools/bench/zero.py [--width 64]
 
-Trains LEBM's SVHN generator, whose size --width sets, by DeepSpeed on random images. All storages of tensors in the
-process are counted, what was there before the engine left out: between two updates, and at the moment when Adam is
-called, when gradients are there besides. The training state is all of that in ZeRO 3; in the other stages all but the
-module's own weights, which they do not shard.
+It trains LEBM's SVHN generator, whose size --width sets, by DeepSpeed on random images. It counts all storages of
+tensors in the process, without those from before the engine: between two updates, and when Adam is called, when
+gradients exist too. In ZeRO 3 the training state is all of them. In the other stages it is all but the module's own
+weights, which these stages do not shard.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def held_bytes(stage: int, precision: str, width: int, world: World) -> dict[str
 
 
 def main() -> None:
-    """Starts both numbers of workers, and prints the table."""
+    """Measures with one and with two workers, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--worker", choices=["fp32", "bf16"], help=argparse.SUPPRESS)
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def run_workers(size: int, precision: str, width: int) -> dict[str, dict[str, float]]:
-    """What rank 0 of so many workers found, by stage."""
+    """Runs `size` workers; returns the results of rank 0, by stage."""
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
     done = subprocess.run(
         [sys.executable, *several, __file__, "--worker", precision, "--width", str(width)],

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ebmscale.runtime.scheduling import children_wait_their_turn, come_first
+from ebmscale.runtime.scheduling import children_use_batch_scheduling, use_default_scheduling
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has SCHED_BATCH")
 POLICY = "import os; print(os.sched_getscheduler(0))"
@@ -15,19 +15,19 @@ def policy_of_a_child() -> int:
     return int(subprocess.run([sys.executable, "-c", POLICY], capture_output=True, check=True).stdout)
 
 
-def test_what_is_started_inside_waits_and_what_is_started_later_does_not() -> None:
+def test_children_started_inside_use_batch_scheduling_and_later_ones_do_not() -> None:
     before = os.sched_getscheduler(0)
-    with children_wait_their_turn():
+    with children_use_batch_scheduling():
         assert policy_of_a_child() == os.SCHED_BATCH
     assert os.sched_getscheduler(0) == before
     assert policy_of_a_child() == before
 
 
-def test_a_thread_that_comes_first_no_longer_waits_and_neither_does_what_it_starts() -> None:
+def test_a_thread_returns_to_default_scheduling_and_so_do_its_children() -> None:
     def inside() -> tuple[int, int, int]:
-        with children_wait_their_turn():
+        with children_use_batch_scheduling():
             waiting = os.sched_getscheduler(0)
-            come_first()
+            use_default_scheduling()
             return waiting, os.sched_getscheduler(0), policy_of_a_child()
 
     with ThreadPoolExecutor(1) as pool:
@@ -37,7 +37,7 @@ def test_a_thread_that_comes_first_no_longer_waits_and_neither_does_what_it_star
 def test_another_policy_than_the_inherited_one_is_left_alone() -> None:
     def inside() -> int:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        come_first()
+        use_default_scheduling()
         return os.sched_getscheduler(0)
 
     with ThreadPoolExecutor(1) as pool:
