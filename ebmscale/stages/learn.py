@@ -22,7 +22,7 @@ from ebmscale.seeds import torch_generator
 from ebmscale.stages.beginning import begin, start_from_moments
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.record import Memorised, StageRecord
-from ebmscale.stages.scheduler import Budget, Verdict, after, explore
+from ebmscale.stages.scheduler import MOMENTS_SAY, Budget, Verdict, after, explore
 from ebmscale.stages.settings import StageSettings
 from ebmscale.stages.source import Chosen, Grown, Source
 from ebmscale.stages.supplies import Negatives
@@ -144,8 +144,9 @@ def train(
         DivergenceError: its loss is not finite.
     """
     settings = course.settings.trainer
-    if not trainer.curve:
-        trainer.measure()
+    if not trainer.curve and trainer.measure() < MOMENTS_SAY:
+        trainer.settle("the moments alone tell the two sides apart")
+        trainer.settles_for = 0
     while not trainer.is_done:
         loss = trainer.run(settings.evidence_every)
         if not math.isfinite(loss):

@@ -18,6 +18,8 @@ from ebmscale.stages.trainer import EXPLORES, Measured
 CHANCE = 2 * math.log(2)
 LEAST_ROOM = 0.3
 """No stage begins where there is time for less than this share of the one before."""
+MOMENTS_SAY = 0.35
+"""A held-out loss of the moments' ratio below this many nats: it is a stage of its own, in closed form."""
 SATURATED = 0.02
 """A held-out loss below this many nats: the two sides are told apart, and more updates would only sharpen that."""
 ROOM = 0.7
@@ -60,16 +62,17 @@ def explore(
         (loss < SATURATED, Verdict(False, "the two sides are told apart")),
         (updates < settings.min_updates * EXPLORES, Verdict(True, "the stage is young")),
         (updates >= settings.max_updates * EXPLORES, Verdict(False, "the stage has had its updates")),
-        (going >= other, Verdict(True, found)),
+        (going > other, Verdict(True, found)),
         (budget.left - whole + budget.stage < ROOM * whole, Verdict(True, "no time for another stage")),
     ]
     return next((verdict for holds, verdict in ends if holds), Verdict(False, found))
 
 
 def elasticity(curve: Sequence[Measured]) -> float:
-    """d log D / d log t over the last half of the curve, D the fall of the loss below chance; 0 where it rises."""
-    known = [(one.updates, CHANCE - one.loss) for one in curve if one.updates > 0 and one.loss < CHANCE]
-    known = [one for one in known if one[0] >= 0.4 * known[-1][0]]
+    """d log D / d log t over the last part of the curve, D the fall of the loss below chance; 0 where there is none."""
+    known = [(one.updates, CHANCE - one.loss) for one in curve if one.updates >= max(0.4 * curve[-1].updates, 1)]
+    if any(fall <= 0 for _, fall in known):
+        return 0.0
     if len(known) < 3:
         return 1.0
     x, y = ([math.log(value) for value in column] for column in zip(*known, strict=True))
@@ -80,7 +83,7 @@ def elasticity(curve: Sequence[Measured]) -> float:
 
 def next_share(records: Sequence[StageRecord], loss: float) -> float:
     """What a new stage is expected to add for the same work, as a share of what this one does."""
-    kept = [one for one in records if one.gain > 0 and one.nats > 0]
+    kept = [one for one in records if one.gain > 0 and one.nats > 0 and one.work > 0]
     if len(kept) >= 2:
         before, last = kept[-2:]
         return min((last.nats / last.work) / (before.nats / before.work), 1.0)

@@ -81,7 +81,8 @@ def test_many_dimensions_are_crossed_from_the_moments() -> None:
     """40 dimensions and 5 nats: 1,681 weights against 4,800 samples; from zero, as many updates find far less."""
     q = 0.4 + 0.8 * normal(6000, 40)
     true = 40 * 0.5 * (0.64 - 1 - 2 * math.log(0.8) + 0.16)
-    found, zero = (fit_ratio(StandardNormal(40), q, seed=1, start=start, **QUICK) for start in ("moments", "zero"))
+    found = fit_ratio(StandardNormal(40), q, seed=1, **QUICK)
+    zero = fit_ratio(StandardNormal(40), q, seed=1, start="zero", **{**QUICK, "max_stages": 1})
     assert found.kl == pytest.approx(true, rel=0.08)
     assert zero.stages[0].nats < 0.9 * found.stages[0].nats
 

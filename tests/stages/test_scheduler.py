@@ -47,6 +47,17 @@ def test_a_narrow_gap_asks_for_one_long_stage_and_a_wide_one_for_several() -> No
     assert next_share([], narrow[-1].loss) < 0.3 < next_share([], wide[-1].loss)
 
 
+def test_a_stage_that_learns_nothing_ends_when_it_has_had_its_least() -> None:
+    nothing = [Measured(at, CHANCE + 0.001) for at in range(0, 500, 50)]
+    assert not explore(nothing, [], UNLIMITED, SETTINGS).goes_on
+    assert explore(nothing[:2], [], UNLIMITED, SETTINGS).goes_on
+
+
+def test_a_stage_in_closed_form_says_nothing_of_the_work_of_others() -> None:
+    records = [record(nats=9.0, work=0.0), record(stage=2, nats=2.0, work=1e6)]
+    assert next_share(records, CHANCE / 2) == pytest.approx(0.25)
+
+
 def test_the_record_says_what_a_new_stage_is_worth() -> None:
     records = [record(nats=8.0, work=2e6), record(stage=2, nats=2.0, work=1e6)]
     assert next_share(records, 0.01) == pytest.approx(0.5)

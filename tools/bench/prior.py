@@ -34,6 +34,7 @@ from ebmscale.stages.from_base import FromBase
 from ebmscale.stages.learn import Course, Learned, learn
 from ebmscale.stages.particles import measure_normalisers
 from ebmscale.stages.record import StageRecord
+from ebmscale.stages.sampler import agreement, sample
 from ebmscale.stages.settings import StageSettings, TrainerSettings
 from ebmscale.stages.supplies import total
 from ebmscale.stages.targets import Parts, Posteriors, Target
@@ -95,6 +96,7 @@ def fit(a: argparse.Namespace, data: dict[str, Posteriors], seed: int) -> dict[s
         "set": a.set, "start": a.start, "budget": a.budget, "part": a.part, "seed": seed, "hidden": hidden,
         "base_s": base_s, "tried": tried, "seconds": seconds, "ended": learned.verdict.reason,
         "table": table(base, learned, held_out, data[a.part].repeats, draws),
+        "samples": checked(base, learned, held_out, draws) if a.check else [],
         "records": [asdict(record) for record in learned.records],
     }  # fmt: skip
 
@@ -115,6 +117,21 @@ def table(base: Base, learned: Learned, held_out: Tensor, repeats: int, draws: D
             "of_latents": float(value.std()) / len(value) ** 0.5,
             "of_log_z": measured[stage - 1].error if stage else 0.0,
             "nats_by_its_own_log_z": float(value.mean()) - (own.log_z if own else 0.0),
+        })  # fmt: skip
+    return rows
+
+
+def checked(base: Base, learned: Learned, held_out: Tensor, draws: Draws) -> list[dict[str, Any]]:
+    """After each stage: how samples were drawn, and whether their mean log density is that of held-out draws."""
+    x = (base.coordinates(held_out) if isinstance(base, MomentBase) else held_out)[:4000]
+    rows = []
+    for stage in range(1, learned.sequence.num_stages + 1):
+        sequence = learned.sequence.prefix(stage)
+        found = sample(sequence, 2048, draws)
+        agrees = agreement(sequence, found.z, x, min(found.unique, found.ancestors))
+        rows.append({
+            "stage": stage, "method": found.method, "reason": found.reason, "unique": found.unique,
+            "ancestors": found.ancestors, **asdict(agrees), "holds": agrees.holds,
         })  # fmt: skip
     return rows
 
@@ -141,6 +158,7 @@ def main() -> None:
     parser.add_argument("--hidden", default="", help="widths, with commas")
     parser.add_argument("--bound", type=float, default=None)
     parser.add_argument("--quadratic", action="store_true")
+    parser.add_argument("--check", action="store_true", help="draw samples after each stage and compare log densities")
     parser.add_argument("--single", action="store_true")
     parser.add_argument("--updates", type=int, default=0)
     parser.add_argument("--max-stages", type=int, default=8)
