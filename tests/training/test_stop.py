@@ -13,7 +13,7 @@ from ebmscale.model.checkpoint import position_of
 from ebmscale.model.run_folder import run_storage
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
-from ebmscale.training import guard as guard_module
+from ebmscale.training import stopping as stopping_module
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.loop import train
 from ebmscale.training.stopping import Stopped, StopPoll
@@ -39,7 +39,7 @@ class StopInPart(StopSignal):
 
         self.run: Any = None
         monkeypatch.setattr("ebmscale.training.opening.StopPoll", Poll)
-        monkeypatch.setattr(guard_module, "POLL_EVERY_S", 0.0)
+        monkeypatch.setattr(stopping_module, "POLL_EVERY_S", 0.0)
 
     def view(self) -> View:
         stop = self
