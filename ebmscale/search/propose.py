@@ -76,7 +76,7 @@ def default_values(space: Space, config: RunConfig) -> dict[str, Any]:
         value = value_at(tree, key)
         if not parameter.holds(value):
             raise ConfigError(
-                f"space.{key}: the configuration's own value {value} is outside the range, but default_first makes it "
+                f"space.{key}: the configuration's own value {value} is not in the space, but default_first makes it "
                 "the first trial; widen the range, or set default_first: false."
             )
         return value

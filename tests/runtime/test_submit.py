@@ -83,7 +83,7 @@ def test_a_signal_ends_the_following_and_says_that_the_job_goes_on(monkeypatch, 
 
     client = Client(connections=(5, 5))
     monkeypatch.setattr(*((module.time, "sleep") if place == "sleep" else (client, place)), interrupt)
-    with pytest.raises(Interrupted, match="the job goes on: `ebmscale submit --attach job-1`"):
+    with pytest.raises(Interrupted, match="the job continues: `ebmscale submit --attach job-1`"):
         follow(client, "job-1", lambda text: None)
 
 

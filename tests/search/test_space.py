@@ -83,7 +83,7 @@ def test_what_is_no_space_is_refused(changes: dict[str, Any], words: str) -> Non
         ({"searcher": "grid"}, "a grid needs the number of points"),
         ({"scheduler": "pbt"}, "posterior.start cannot change within a run"),
         ({"scheduler": "asha", "asha": {"first_samples": 100000}}, "asha.first_samples must be below"),
-        ({"space": {"model.sigma": {"uniform": [0.4, 0.5]}}}, "own value 0.3 lies outside"),
+        ({"space": {"model.sigma": {"uniform": [0.4, 0.5]}}}, "own value 0.3 is not in the space"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_configuration_is_refused(changes: dict[str, Any], words: str) -> None:
