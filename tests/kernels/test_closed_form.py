@@ -132,7 +132,7 @@ class OtherNet(nn.Module):
 def test_networks_that_are_not_known_go_by_autograd_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     prior = RatioSequence(StandardNormal(DIM), OtherNet()).append({"weight": normal(DIM)})
     assert closed_form_target(prior) is None
-    prior_chain._say.cache_clear()
+    prior_chain._log_choice.cache_clear()
     settings = LangevinSettings(3, 0.3)
     z, noise = normal(4, DIM), normal(4, 3, DIM, seed=2)
     with caplog.at_level("INFO", logger="ebmscale"):

@@ -53,7 +53,9 @@ def lag() -> Iterator[Any]:
 def write(store: CheckpointStore, name: str, num_ratios: int) -> None:
     """A checkpoint as the saver writes it, with ratios that depend on their number alone."""
     ratios = store.write_ratios([{"w": torch.full((2,), float(stage))} for stage in range(num_ratios)])
-    about = {"files": {}, "ratios": ratios, "metrics": {}, "stage": 1, "tensors": {}, "good": True}
+    position = position_of(name)
+    about = {"samples_seen": position, "stage": 1, "good": True, "metrics": {}, "ratios": ratios}
+    about |= {"files": {}, "tensors": {}}
     store.commit(name, about, {"state": {}, "clock": {}})
 
 
