@@ -57,8 +57,8 @@ def pack(
     from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
     from ebmscale.data.packed import packed_manifest  # noqa: PLC0415
 
-    storage = output_folder(url)
     source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
+    storage = output_folder(url)
     with progress_on(console) as progress:
         task = progress.add_task(f"packing {format_name}")
 
