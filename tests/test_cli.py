@@ -214,7 +214,7 @@ def test_a_signal_saves_and_says_how_to_go_on(config: Path, tmp_path: Path, numb
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert f"Stopped by {number.name}" in errors
-    assert "run the same command to go on" in errors
+    assert "run the same command to continue" in errors
     saved = newest_position(run)
     done = call("train", config, f"train.max_samples={saved + 320}")
     assert f"resumed at {saved:,} samples" in done.stdout

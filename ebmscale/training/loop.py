@@ -109,7 +109,7 @@ def _train(config: RunConfig, view: View, world: World, stop: StopSignal, lease:
     if not done:
         raise Interrupted(
             f"Stopped by {stop.name or 'another worker'}; saved at {run.samples_seen:,} of "
-            f"{config.train.max_samples:,} samples: run the same command to go on."
+            f"{config.train.max_samples:,} samples: run the same command to continue."
         )
     return run.storage.url
 
