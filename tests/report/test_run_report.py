@@ -119,7 +119,7 @@ def test_same_run_same_page(reported):
 def test_missing_data_set_is_said(copied):
     rewrite(copied, "config.yaml", lambda text: re.sub(r"(\n  url: .*)digits", r"\1gone", text))
     page = page_of(copied)
-    assert "gone does not exist" in page
+    assert "gone, and there is no set any more" in page
     assert re.findall(r'<section id="(\w+)"', page) == SECTIONS
     assert "<figcaption>reconstructions" not in page
     assert "posterior chain:" not in page
