@@ -80,7 +80,11 @@ def test_the_overrides_of_a_space_are_saved_without_secrets():
 
 @pytest.mark.parametrize(
     "text",
-    ["data.url http://user:PASSW0RD@h/d", "data.url=[http://user:PASSW0RD@h/d", "data.urll=http://user:PASSW0RD@h/d"],
+    [
+        "data.url http://user:PASSW0RD@h/d",
+        "train.batch_size=[http://user:PASSW0RD@h/d",
+        "data.urll=http://user:PASSW0RD@h/d",
+    ],
 )
 def test_a_wrong_override_shows_no_secret(text):
     with pytest.raises(ConfigError) as error:

@@ -210,7 +210,7 @@ KINDS = (
     Kind("kill -9 in mid-upload", "ends", _kill_at("PUT", PART, "middle")),
     Kind("kill -9 between parts and manifest", "ends", _kill_at("PUT", MANIFEST, "begin")),
     Kind("kill -9 after the manifest, unanswered", "ends", _kill_at("PUT", MANIFEST, "end")),
-    Kind("kill -9 while old checkpoints are deleted", "ends", _kill_at("POST", r"\?delete", "end")),
+    Kind("kill -9 while old checkpoints are deleted", "ends", _kill_at("DELETE", MANIFEST, "end")),
     Kind("stop signal, 5 s of grace", "ends", _stop),
     Kind("taken over from another machine", "ends", _taken_over),
     Kind("a second writer", "passes", _rival),

@@ -43,6 +43,7 @@ def assert_survived(result: Result) -> None:
     assert not [check for check in result.checks if not check.ok]
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.xdist_group("s3")
 @pytest.mark.timeout(1200)

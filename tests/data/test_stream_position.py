@@ -102,5 +102,5 @@ def memory_at_rest(stream) -> int:
     """Bytes held once the thread that reads ahead has as much as it may, and waits."""
     ahead = stream._ahead
     with ahead._changed:
-        ahead._changed.wait_for(lambda: ahead._ended or not ahead._may_go_on(), timeout=PATIENCE_S)
+        ahead._changed.wait_for(lambda: ahead._ended or not ahead._may_continue(), timeout=PATIENCE_S)
     return tracemalloc.get_traced_memory()[0]

@@ -72,7 +72,7 @@ def test_every_address_of_a_configuration_is_made_whole(tiny: RunConfig, monkeyp
 def test_a_search_finds_its_features_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = Space.model_construct(evaluate=EvaluateBlock(features=Address("features/digits")))
     (tmp_path / "features" / "digits").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="a relative address counts from the folder where the command runs"):
+    with pytest.raises(ConfigError, match="a relative address starts at the folder where the command runs"):
         with_features(space)
     monkeypatch.chdir(tmp_path)
     assert with_features(space).evaluate.features == str(tmp_path / "features" / "digits")

@@ -169,7 +169,7 @@ def test_credentials_stay_out(copied):
     rewrite(copied, "config.yaml", lambda text: text.replace("source: null", f"source: {secret}"))
     page = page_of(copied)
     assert "password" not in page
-    assert "s3://bucket/digits" in page
+    assert "s3://***@bucket/digits" in page
 
 
 def test_colour_images(trained, tmp_path):
