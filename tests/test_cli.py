@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -123,6 +124,7 @@ def test_the_doctor_reports(tmp_path: Path) -> None:
 
 def test_a_dry_run_forecasts_and_leaves_nothing(config: Path, tmp_path: Path) -> None:
     done = call("train", config, "--dry-run")
+    assert re.search(r"[1-9][\d,]* generator and encoder, [1-9][\d,]* a ratio", done.stdout), done.stdout
     assert "the run will need" in done.stdout
     assert "a checkpoint" in done.stdout
     assert not (tmp_path / "runs" / "tiny" / "config.yaml").exists()

@@ -127,5 +127,5 @@ def _fan_in(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d | LatentToGrid) ->
 
 
 def count_parameters(module: nn.Module) -> int:
-    """The number of trainable numbers in `module`."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    """The number of weights in `module`, also of those that are not being trained."""
+    return sum(parameter.numel() for parameter in module.parameters())
