@@ -11,8 +11,13 @@ from pathlib import Path
 TEMPORARY = ".tmp"  # ending of what an interrupted `replace_file` may leave behind
 
 
-def replace_file(target: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, rename over it, flush the folder."""
+def replace_file(target: Path, data: bytes, make_folders: bool = True) -> None:
+    """Write beside the target, flush to disk, rename over it, flush the folder.
+
+    With `make_folders` false a missing folder is a FileNotFoundError, so that a deleted one is not made again.
+    """
+    if make_folders:
+        target.parent.mkdir(parents=True, exist_ok=True)
     with _written_beside(target, data) as temporary:
         temporary.replace(target)
     _flush_folder(target.parent)
@@ -20,6 +25,7 @@ def replace_file(target: Path, data: bytes) -> None:
 
 def create_file(target: Path, data: bytes) -> None:
     """Write beside the target and link it there; FileExistsError if the target exists."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     with _written_beside(target, data) as temporary:
         try:
             target.hardlink_to(temporary)
@@ -55,7 +61,6 @@ def remove_file(target: Path) -> None:
 @contextmanager
 def _written_beside(target: Path, data: bytes) -> Iterator[Path]:
     """A file with this content beside the target, flushed to disk; it is deleted afterwards unless it was renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:

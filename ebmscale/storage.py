@@ -223,17 +223,17 @@ class Storage:
         names = {found.rstrip("/").rpartition("/")[2] for found in self._try("list", path, ask)}
         return sorted(name for name in names if not (name.startswith(".") and name.endswith(TEMPORARY)))
 
-    def publish(self, path: str, data: bytes) -> None:
+    def publish(self, path: str, data: bytes, make_folders: bool = True) -> None:
         """Write a whole file: a reader sees the old content or the new one and nothing between, also after a crash.
 
         An upload to S3 carries the data's MD5, and the server refuses data that do not match it. On any remote storage
-        the size is checked afterwards.
+        the size is checked afterwards. With `make_folders` false a local folder that was deleted is not made again.
         """
         target = self.local_path(path)
 
         def write(fs: Any, place: str) -> None:
             if target is not None:
-                replace_file(target, data)
+                replace_file(target, data, make_folders)
                 return
             if self.url.is_web:
                 raise NotImplementedError

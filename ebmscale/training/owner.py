@@ -112,7 +112,7 @@ class Lease:
         storage = replace(self.storage, retries=0)
         with suppress(StorageError):  # then the next process finds this one dead, or waits
             self._check(storage)
-            storage.publish(_beat_file(self._number), RELEASED)
+            storage.publish(_beat_file(self._number), RELEASED, make_folders=False)
         held.discard(self.claim.id)
         self.lost = self.lost or LostRunError(f"This process has left the {self._what} {self.storage.url}.")
 
@@ -159,7 +159,7 @@ class Lease:
         while True:
             try:
                 self._check(storage)
-                storage.publish(_beat_file(self._number), str(count).encode())
+                storage.publish(_beat_file(self._number), str(count).encode(), make_folders=False)
             except LostRunError:
                 return
             except StorageError as error:  # the next check notices if another process took over

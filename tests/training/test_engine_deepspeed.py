@@ -17,7 +17,7 @@ from engine_worker import PHASES, PLAIN, PLAIN_BF16, ZERO, ZERO_BF16, label
 
 from tests.conftest import PATIENCE_S
 
-pytestmark = pytest.mark.deepspeed
+pytestmark = [pytest.mark.deepspeed, pytest.mark.xdist_group("engines")]  # one set of ranks serves all
 
 # After 20 updates weights have moved by up to 0.05. In bf16 gradients have 8 bits, and so even the plain engine
 # differs between one process and two, by about 1e-3.

@@ -18,6 +18,8 @@ from ebmscale.model.run_folder import run_storage
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 
+pytestmark = pytest.mark.xdist_group("topologies")  # one series of runs serves all
+
 ENGINES = ["plain", "zero0", "zero1", "zero2", "zero3"]
 LEGS = [(1, ["train", *ENGINES]), (4, ENGINES), (2, ENGINES[::-1]), (1, ["zero3", "plain"])]
 WORKER = Path(__file__).with_name("topology_worker.py")
