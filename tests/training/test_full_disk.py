@@ -111,12 +111,12 @@ class FullOnce:
             patch.setattr(Storage, name, self._instead_of(getattr(Storage, name), refuse))
 
     def _instead_of(self, method: Callable[..., None], refuse: Callable[[str], bool]) -> Callable[..., None]:
-        def write(storage: Storage, path: str, data: bytes) -> None:
+        def write(storage: Storage, path: str, data: bytes, **options: bool) -> None:
             kind = re.sub(r"\d{12}-[0-9a-f]{12}|(?<=tfevents).*|-\d{3}-[0-9a-f]{12}", "", path)
             if kind not in self.refused and not path.startswith(".ebmscale-probe") and refuse(path):
                 self.refused.add(kind)
                 raise StorageError("Cannot write (No space left on device).")
-            method(storage, path, data)
+            method(storage, path, data, **options)
 
         return write
 

@@ -126,10 +126,10 @@ def fail_parts(monkeypatch: pytest.MonkeyPatch, fails: Any) -> None:
     """Makes the storage refuse parts of checkpoints while `fails()`."""
     publish = Storage.publish
 
-    def refuse(self: Storage, path: str, data: bytes) -> None:
+    def refuse(self: Storage, path: str, data: bytes, **options: bool) -> None:
         if "checkpoints/" in path and fails():
             raise StorageError("Cannot write (No space left on device); free some.")
-        publish(self, path, data)
+        publish(self, path, data, **options)
 
     monkeypatch.setattr(Storage, "publish", refuse)
 
