@@ -86,7 +86,7 @@ def learn(
     after_part: Callable[[Learned, Trainer], None] = lambda learned, trainer: None,
     resume: Callable[[Trainer], None] | None = None,
 ) -> Learned:
-    """Stages until one says nothing, or another would not pay.
+    """Learn stages until a stage is not significant, or until another would not pay.
 
     Args:
         learned: the base, or what an earlier call left; the sequence's network is the form of all.

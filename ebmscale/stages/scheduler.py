@@ -96,7 +96,7 @@ def after(record: StageRecord, budget: Budget, settings: StageSettings) -> Verdi
     if record.gain <= 0:
         return Verdict(False, f"{said}: no gain above 0 adds to the bound")
     if record.nats <= settings.significance * record.nats_error:
-        return Verdict(False, f"{said}: it says nothing beyond {settings.significance:g} standard errors")
+        return Verdict(False, f"{said}: it is not significant at {settings.significance:g} standard errors")
     if record.stage >= settings.max_stages:
         return Verdict(False, f"{said}; the last of {settings.max_stages} stages")
     if record.nats < settings.min_gain:
