@@ -1,18 +1,12 @@
 """One value for every place where files lie: a local folder, `memory://`, or any address that fsspec opens.
 
 A `Storage` is an address and nothing more: it holds no open connection, so it can be pickled, forked and compared.
-The filesystem behind it is looked up at each use, in the process and thread that use it (fsspec keeps one per
-process, thread and set of options), and its listing cache is dropped before every question about what exists.
+The filesystem behind it is looked up at each use, and its listing cache is dropped before every question about what
+exists. How a request is made, limited in time and repeated is in `filesystem`.
 
 A name is only a name: nothing in it is a pattern, a chain or an escape, even where the storage has such characters.
-
-A request that fails for a temporary reason (time-outs, lost connections, busy servers, truncated bodies) is repeated
-after pauses that double and vary at random. Any other failure becomes one `StorageError`. Every request has a time
-limit, and a stop ends every wait (see `waits`).
 """
 
-import base64
-import hashlib
 import os
 import threading
 import uuid
@@ -21,36 +15,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import fsspec
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential_jitter
-
 from ebmscale.address import Address
 from ebmscale.config import AddressBlock
-from ebmscale.errors import ConfigError, DamagedError, NotFoundError, StorageError
-from ebmscale.faults import (
-    TruncatedRead,
-    Unopenable,
-    describe,
-    is_missing,
-    is_storage_failure,
-    is_transient,
-    sentence,
-    status,
-)
+from ebmscale.errors import ConfigError, DamagedError, StorageError
+from ebmscale.faults import TruncatedRead, describe, is_missing, status
+from ebmscale.filesystem import READS_AT_ONCE, Requester, read_part, read_whole, upload_options
 from ebmscale.local_files import TEMPORARY, append_file, create_file, remove_file, replace_file
 from ebmscale.places import S3, linked, place_of, problem_of, remove
-from ebmscale.waits import InterruptibleFilesystem, TooSlow, Wait
 
 T = TypeVar("T")
 
 RETRIES = 8  # about 26 s of pauses in all
-FIRST_PAUSE_S, LONGEST_PAUSE_S, JITTER_S = 0.1, 20.0, 0.2
-READS_AT_ONCE = 16  # requests of `read_ranges` in flight, where the storage is remote
-LARGEST_PUT = 5 * 2**30  # bytes that S3 takes in one request
-REQUEST_S, TOTAL_S = 40.0, 120.0  # for one request, and for it with all its repetitions;
-SLOWEST_BYTES_S = 200_000  # both grow by the time that the bytes take at this rate
 LONGEST_WEB_S = 300.0  # for a whole file by HTTP, as a server may claim any size
-INTERRUPTIBLE = (*S3, "http", "https", "memory")  # a stop can interrupt these clients
 
 
 class Range(NamedTuple):
@@ -132,32 +108,13 @@ class Storage:
 
     def read_bytes(self, path: str) -> bytes:
         """The whole content of a file."""
-
-        def read(fs: Any, place: str) -> bytes:
-            try:
-                return fs.cat_file(place)
-            except TooSlow:
-                size = fs.info(place)["size"] or 0
-                limit_s = REQUEST_S + size / SLOWEST_BYTES_S
-                if limit_s < 2 * REQUEST_S:
-                    raise
-                return fs.within(min(limit_s, LONGEST_WEB_S) if self.url.is_web else limit_s).cat_file(place)
-
-        return self._try("read", path, read)
+        longest_s = LONGEST_WEB_S if self.url.is_web else None
+        return self._request("read", path, lambda fs, place: read_whole(fs, place, longest_s))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """`length` bytes from byte `start` on; fewer only where the file ends before."""
-
-        def read(fs: Any, place: str) -> bytes:
-            try:
-                data = fs.cat_file(place, start=start, end=start + length)
-            except Exception as error:
-                if status(error) == 416:  # the file ends before `start`
-                    return b""
-                raise
-            return data if len(data) == length else _check_short(data, start, length, fs.info(place)["size"])
-
-        return self._try("read", path, read, what=f"bytes {start} to {start + length - 1} of ", num_bytes=length)
+        what = f"bytes {start} to {start + length - 1} of "
+        return self._request("read", path, lambda fs, place: read_part(fs, place, start, length), what, length)
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
         """`read_range` of each; requests to a remote storage are in flight together."""
@@ -168,7 +125,7 @@ class Storage:
             together = {"batch_size": READS_AT_ONCE} if fs.async_impl else {}
             return fs.cat_ranges(paths, [one.start for one in ranges], ends, on_error="return", **together)
 
-        answers = self._try("read", "", read, num_bytes=sum(one.length for one in ranges))
+        answers = self._request("read", "", read, num_bytes=sum(one.length for one in ranges))
         return [
             answer if isinstance(answer, bytes) and len(answer) == one.length else self.read_range(*one)
             for answer, one in zip(answers, ranges, strict=True)
@@ -188,7 +145,7 @@ class Storage:
             fs.invalidate_cache()
             return fs.info(place)["size"]
 
-        return self._try("read", path, ask)
+        return self._request("read", path, ask)
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or a folder is there; an unreachable storage is an error, never False."""
@@ -203,7 +160,7 @@ class Storage:
                 return False
             return True
 
-        return self._try("read", path, ask)
+        return self._request("read", path, ask)
 
     def list(self, path: str = "") -> list[str]:
         """The sorted names directly below `path`, files and folders; none if nothing has been written yet."""
@@ -220,7 +177,7 @@ class Storage:
                 return linked(place, places)
             return [found for found in places if found.strip("/") != place.strip("/")]
 
-        names = {found.rstrip("/").rpartition("/")[2] for found in self._try("list", path, ask)}
+        names = {found.rstrip("/").rpartition("/")[2] for found in self._request("list", path, ask)}
         return sorted(name for name in names if not (name.startswith(".") and name.endswith(TEMPORARY)))
 
     def publish(self, path: str, data: bytes, make_folders: bool = True) -> None:
@@ -237,13 +194,13 @@ class Storage:
                 return
             if self.url.is_web:
                 raise NotImplementedError
-            fs.pipe_file(place, data, **self._upload_options(data))
+            fs.pipe_file(place, data, **upload_options(self.url, data))
             fs.invalidate_cache()
             size = fs.info(place)["size"]
             if size != len(data):
                 raise TruncatedRead(f"{size} bytes arrived of {len(data)}")
 
-        self._try("write", path, write, num_bytes=len(data))
+        self._request("write", path, write, num_bytes=len(data))
 
     def create(self, path: str, data: bytes) -> None:
         """Write a whole file where there is none; an existing file is not changed.
@@ -258,12 +215,12 @@ class Storage:
                 if target is not None:
                     create_file(target, data)
                 else:
-                    fs.pipe_file(place, data, mode="create", **self._upload_options(data))
+                    fs.pipe_file(place, data, mode="create", **upload_options(self.url, data))
             except Exception as error:
                 if not isinstance(error, FileExistsError) and status(error) not in (409, 412):
                     raise
 
-        self._try("write", path, write)
+        self._request("write", path, write)
 
     def append(self, path: str, data: str | bytes) -> None:
         """Append to a file, which is made if missing. A remote file is written anew, so it may have one writer only."""
@@ -273,7 +230,7 @@ class Storage:
             old = self.read_bytes(path) if self.exists(path) else b""
             self.publish(path, old + data)
             return
-        self._try("write", path, lambda fs, place: append_file(target, data))
+        self._request("write", path, lambda fs, place: append_file(target, data))
 
     def delete(self, path: str) -> None:
         """Delete a file, or a folder with everything below it; nothing happens where there is none."""
@@ -290,7 +247,7 @@ class Storage:
 
         target = self.local_path(path)
         if self.exists(path):
-            self._try("delete", path, delete)
+            self._request("delete", path, delete)
 
     def sweep(self, path: str = "") -> None:
         """Delete the temporary files of killed writers directly below a local folder; no writer may be active."""
@@ -317,58 +274,10 @@ class Storage:
         if not same:
             raise StorageError(f"{self.url} returned other bytes than were written; choose another {key}.")
 
-    def _try(self, action: str, path: str, work: Callable[[Any, str], T], what: str = "", num_bytes: int = 0) -> T:
-        """The result of `work(filesystem, place)`; temporary failures are tried again, others become one sentence."""
-        url, longer_s = self.url_of(path), num_bytes / SLOWEST_BYTES_S
-        wait = Wait(REQUEST_S + longer_s, self.stop)
-        retrying = Retrying(
-            retry=retry_if_exception(is_transient),
-            stop=stop_after_attempt(self.retries + 1) | stop_after_delay(TOTAL_S + longer_s),
-            wait=wait_exponential_jitter(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S, jitter=JITTER_S),
-            sleep=wait.sleep,
-            reraise=True,
-        )
-
-        def attempt() -> T:
-            fs = self._open(url)
-            return work(InterruptibleFilesystem(fs, wait), place_of(fs, url))
-
-        in_thread = not url.is_local and url.scheme not in INTERRUPTIBLE
-        try:
-            return retrying(lambda: wait.in_thread(attempt) if in_thread else attempt())
-        except Exception as error:
-            if not is_storage_failure(error):
-                raise
-            number = retrying.statistics.get("attempt_number", 1)
-            tries = f", {number} tries" if number > 1 else ""
-            kind = NotFoundError if action == "read" and is_missing(error) else StorageError
-            raise kind(sentence(f"{action} {what}{url}", error, tries)) from error
-
-    def _upload_options(self, data: bytes) -> dict[str, Any]:
-        """The options of an upload by one request that let the server check it."""
-        if self.url.scheme not in S3 or len(data) >= LARGEST_PUT:
-            return {}
-        digest = hashlib.md5(data, usedforsecurity=False).digest()
-        return {"ContentMD5": base64.b64encode(digest).decode(), "chunksize": LARGEST_PUT}
-
-    def _open(self, url: Address) -> Any:
-        """The filesystem of fsspec; it tries once, since `_try` tries again."""
-        kind = fsspec.get_filesystem_class(url.scheme or "file")
-        options = dict(self.options)
-        try:
-            if url.scheme in S3:
-                config = {"retries": {"total_max_attempts": 1}, "max_pool_connections": READS_AT_ONCE}
-                options = {"use_listings_cache": False, "config_kwargs": config} | options
-            elif url.is_web:
-                options = {"encoded": True, "client_kwargs": _web_options()} | options
-            elif not url.is_local:
-                options = kind._get_kwargs_from_urls(url.real) | options
-            fs = kind(**options)
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # options that are missing or wrong
-            raise Unopenable(f"{kind.__name__} of fsspec cannot be opened: {describe(error)}") from error
-        if url.scheme in S3:
-            fs.retries = 1
-        return fs
+    def _request(self, action: str, path: str, work: Callable[[Any, str], T], what: str = "", num_bytes: int = 0) -> T:
+        """The result of `work(filesystem, place)`; see `Requester.request`."""
+        requester = Requester(self.options, self.retries, self.stop)
+        return requester.request(action, self.url_of(path), work, what, num_bytes)
 
 
 def open_storage(block: AddressBlock) -> Storage:
@@ -380,22 +289,5 @@ def open_storage(block: AddressBlock) -> Storage:
     return Storage.at(block.url, retries=block.retries, **options)
 
 
-def _web_options() -> dict[str, Any]:
-    """Turns off the client's own time limits, since `Wait` limits each request."""
-    import aiohttp  # noqa: PLC0415 (slow to import)
-
-    return {"timeout": aiohttp.ClientTimeout(total=None)}
-
-
 def _capital(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:] if sentence.startswith("the ") else sentence
-
-
-def _check_short(data: bytes, start: int, length: int, size: int) -> bytes:
-    """`data` if the file has no more there, else an OSError."""
-    expected = max(0, min(length, size - start))
-    if len(data) < expected:
-        raise TruncatedRead(f"{len(data)} bytes came where {expected} were asked for")
-    if len(data) > expected:
-        raise OSError(f"the server sends {len(data)} bytes where {expected} were asked for: it serves no byte ranges")
-    return data

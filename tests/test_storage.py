@@ -154,8 +154,8 @@ class FailingFileSystem(fsspec.AbstractFileSystem):
 def failing(monkeypatch):
     """A function that sets the failures to come and gives the storage."""
     fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
-    monkeypatch.setattr("ebmscale.storage.FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr("ebmscale.storage.JITTER_S", 0.001)
+    monkeypatch.setattr("ebmscale.filesystem.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("ebmscale.filesystem.JITTER_S", 0.001)
 
     def script(*failures):
         FailingFileSystem.script = list(failures)

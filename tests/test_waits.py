@@ -39,8 +39,8 @@ def server(tmp_path):
 @pytest.fixture
 def hasty(monkeypatch):
     """Time limits for people in a hurry."""
-    monkeypatch.setattr("ebmscale.storage.REQUEST_S", 0.3)
-    monkeypatch.setattr("ebmscale.storage.TOTAL_S", 0.5)
+    monkeypatch.setattr("ebmscale.filesystem.REQUEST_S", 0.3)
+    monkeypatch.setattr("ebmscale.filesystem.TOTAL_S", 0.5)
 
 
 class StuckFileSystem(fsspec.AbstractFileSystem):
@@ -82,7 +82,7 @@ def test_a_server_that_does_not_answer_is_given_up(server, hasty, mood, read):
 
 
 def test_a_large_file_gets_the_time_that_it_needs(server, hasty, monkeypatch):
-    monkeypatch.setattr("ebmscale.storage.SLOWEST_BYTES_S", 1000)  # 10 kB may take 10 s
+    monkeypatch.setattr("ebmscale.filesystem.SLOWEST_BYTES_S", 1000)  # 10 kB may take 10 s
     server.mood = "silent"
     storage = Storage.at(server.url)
     threading.Thread(target=lambda: (server.hung.wait(), setattr(server, "mood", "quick"))).start()

@@ -13,6 +13,7 @@ from test_resume import changed, final_files, history, run_until
 import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.errors import LostRunError, StorageError
+from ebmscale.filesystem import upload_options
 from ebmscale.model.checkpoint import position_of
 from ebmscale.model.run_folder import run_storage
 from ebmscale.stop import StopSignal
@@ -75,8 +76,7 @@ def test_the_commands_open_a_run_in_s3(server, tiny: RunConfig, tmp_path: Path) 
 
 def test_the_server_refuses_what_arrives_damaged(server, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage.at("s3://bucket/digest", retries=1)
-    options = Storage._upload_options
-    monkeypatch.setattr(Storage, "_upload_options", lambda self, data: options(self, data + b"!"))
+    monkeypatch.setattr("ebmscale.storage.upload_options", lambda url, data: upload_options(url, data + b"!"))
     with pytest.raises(StorageError, match="Cannot write"):
         storage.publish("file", b"content")
     assert not storage.exists("file")
