@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from ebmscale.cli import cli
 from ebmscale.compare import RunFailed, compare, load_comparison, make_jobs
-from ebmscale.compare import runs as module
+from ebmscale.compare import commands as commands_module
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, LostRunError
 from ebmscale.evaluate.metrics import Measured
@@ -89,7 +89,7 @@ class Commands:
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     fake = Commands(tmp_path)
-    monkeypatch.setattr(module._Commands, "run", fake)
+    monkeypatch.setattr(commands_module.Commands, "run", fake)
     return fake
 
 
@@ -177,14 +177,14 @@ def test_what_is_done_is_kept_and_other_settings_are_refused(file: Path, command
 def test_a_run_that_fails_is_a_row_that_says_why_and_the_command_fails(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module._Commands, "run", Commands(tmp_path, failing="plain"))
+    monkeypatch.setattr(commands_module.Commands, "run", Commands(tmp_path, failing="plain"))
     done = CliRunner().invoke(cli, ["compare", str(file), "--seeds", "1"])
     assert isinstance(done.exception, EbmscaleError)
     assert done.exception.exit_code == 1
     assert "1 of 2 runs failed, the first with: error: Training diverged" in str(done.exception)
     assert "| plain | 0 | - | - | - | - | error: Training diverged \\| at once. |" in done.output
     assert "| staged | 1 | 0.5000 | 640 |" in done.output
-    monkeypatch.setattr(module._Commands, "run", again := Commands(tmp_path))
+    monkeypatch.setattr(commands_module.Commands, "run", again := Commands(tmp_path))
     run_comparison(file, seeds=1)
     assert again.calls == ["train plain-seed0", "evaluate plain-seed0"]  # a failure is tried again
 
@@ -209,10 +209,10 @@ def test_a_budget_of_seconds_gives_a_row_the_samples_that_its_forecast_pays_for(
 
 def test_a_command_that_fails_gives_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunFailed, match=r"error: cannot read the configuration .*none\.yaml"):
-        module._Commands().run("train", "/nonexistent/none.yaml")
-    monkeypatch.setattr(module.sys, "executable", "false")  # ends without a word
+        commands_module.Commands().run("train", "/nonexistent/none.yaml")
+    monkeypatch.setattr(commands_module.sys, "executable", "false")  # ends without a word
     with pytest.raises(RunFailed, match="ended with exit code 1"):
-        module._Commands().run("train", "x")
+        commands_module.Commands().run("train", "x")
 
 
 @pytest.mark.s3
@@ -228,7 +228,7 @@ def test_both_commands_reach_the_server_that_the_storage_names(
 
 
 def test_stopped_commands_save_and_no_other_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = module._Commands()
+    commands = commands_module.Commands()
     commands.stop()
     with pytest.raises(Interrupted, match="finished work is kept"):
         commands.run("train", "x")
@@ -286,7 +286,7 @@ def test_a_signal_to_the_group_saves_what_trains(file: Path, tmp_path: Path) -> 
     os.killpg(process.pid, signal.SIGTERM)
     said, errors = process.communicate(timeout=200)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1] == f"stopped: {module.STOPPED}"
+    assert errors.splitlines()[-1] == f"stopped: {commands_module.STOPPED}"
     assert "Traceback" not in said + errors
     saved = CheckpointStore(Storage.at(run)).finished()
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["samples_seen"]

@@ -139,7 +139,7 @@ class Slowing(View):
         super().__init__(quiet=True)
         self.server, self.stop = server, stop
 
-    def start(self, run):
+    def start(self, run, activity):
         self.server.mood = "silent"
         self.server.hung.clear()
         threading.Thread(target=lambda: (self.server.hung.wait(), self.stop.request("SIGTERM"))).start()

@@ -5,7 +5,8 @@ commands `train` and `evaluate` in processes of their own, so a row is exactly w
 Finished work is kept in the storage: the same command continues a comparison that stopped.
 """
 
+from ebmscale.compare.commands import RunFailed
 from ebmscale.compare.rows import load_comparison, make_jobs
-from ebmscale.compare.runs import RunFailed, compare
+from ebmscale.compare.runs import compare
 
 __all__ = ["RunFailed", "compare", "load_comparison", "make_jobs"]

@@ -1,19 +1,15 @@
 """Carries out a comparison: the program's own commands train and evaluate every run, then the table is written."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from ebmscale.compare.budget import budgeted
+from ebmscale.compare.commands import STOPPED, Commands, RunFailed
 from ebmscale.compare.rows import Comparison, EvaluationBlock, Job, load_comparison, make_jobs, with_features
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
 from ebmscale.errors import ConfigError, DamagedError, Interrupted, StorageError
@@ -21,21 +17,18 @@ from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import FOLDER, check_metrics, read_records
 from ebmscale.model.run_documents import MetricsLine
 from ebmscale.model.run_folder import run_storage, saved_config
-from ebmscale.rendezvous import RANK_VARIABLES
 from ebmscale.report.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
-from ebmscale.stored import Number, Size, Stored, read_document
+from ebmscale.stored import Number, Stored, read_document
 from ebmscale.training.metrics import METRICS_FILE, read_lines
 from ebmscale.training.owner import Lease
 
-PILOT_FILE = "budget.json"
 SEEN = (
     "a comparison hands addresses to other commands, where every user of this machine sees them; give a local copy, or "
     "the credentials in the storage's own files and variables"
 )
 POLL_S = 0.5
-STOPPED = "Stopped; finished work is kept: run the same command to continue."
 
 
 def compare(
@@ -93,10 +86,10 @@ def _results(
 ) -> list[Result]:
     """Carries out every job; see `compare`."""
     if comparison.budget.cpu_s is not None:
-        jobs = _budgeted(jobs, comparison.budget.cpu_s, storage, samples_within, say)
+        jobs = budgeted(jobs, comparison.budget.cpu_s, storage, samples_within, say)
     for job in jobs:
         _check_run(job)
-    commands = _Commands()
+    commands = Commands()
     with StopSignal().listening() as stop, ThreadPoolExecutor(num_at_once) as pool:
         carry_out = partial(_carry_out, evaluation=comparison.evaluation, features=network, commands=commands)
         runs = [pool.submit(carry_out, job, lease=lease, say=say) for job in jobs]
@@ -124,39 +117,6 @@ def _gathered(runs: list[Future[Result]], stop: StopSignal) -> list[Result]:
     return [run.result() for run in runs]
 
 
-def _budgeted(
-    jobs: list[Job],
-    cpu_s: float,
-    storage: Storage,
-    samples_within: Callable[[RunConfig, float], int],
-    say: Callable[[str], None],
-) -> list[Job]:
-    """The jobs with as many samples as the budget pays for, the same for all seeds of a row.
-
-    The cost of a row is forecast once, and again only if its settings or the budget have changed.
-    """
-    known: dict[str, Any] = {}
-    if storage.exists(PILOT_FILE):
-        pilots = read_document(storage, PILOT_FILE, dict[str, Pilot])
-        known = {row: pilot.model_dump() for row, pilot in pilots.items()}
-    budgeted = []
-    for job in jobs:
-        wanted = {"cpu_s": cpu_s, "config": job.config.model_dump(mode="json", exclude={"run", *CIRCUMSTANCES})}
-        if job.row not in known or known[job.row]["wanted"] != wanted:
-            known[job.row] = {"samples": samples_within(job.config, cpu_s), "wanted": wanted}
-            storage.publish(PILOT_FILE, json.dumps(known, indent=1).encode())
-            say(f"{job.row}: {known[job.row]['samples']:,} samples in {cpu_s:g} CPU seconds")
-        changed = job.config.model_dump()
-        changed["train"]["max_samples"] = known[job.row]["samples"]
-        try:
-            budgeted.append(Job(job.row, RunConfig.model_validate(changed)))
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-            samples = known[job.row]["samples"]
-            raise ConfigError(f"row {job.row}: {cpu_s:g} CPU seconds pay for {samples:,} samples: {problem}.") from None
-    return budgeted
-
-
 def _check_run(job: Job) -> None:
     """Refuses a run of an earlier comparison of this name that was made with other settings."""
     run = run_storage(job.config)
@@ -173,7 +133,7 @@ def _carry_out(
     job: Job,
     evaluation: EvaluationBlock,
     features: Features | None,
-    commands: "_Commands",
+    commands: Commands,
     lease: Lease,
     say: Callable[[str], None],
 ) -> Result:
@@ -205,22 +165,11 @@ def _carry_out(
     return Result(job.row, config.run.seed, url, measured, None)
 
 
-class Pilot(Stored):
-    """How many samples a row's budget pays for, and the settings and budget of this forecast."""
-
-    samples: Size
-    wanted: dict[str, Any]
-
-
 class ResultRecord(Stored):
     """The values of a row of the table, and the training and evaluation that gave them."""
 
     wanted: dict[str, Any]
     measured: dict[str, Number]
-
-
-class RunFailed(Exception):
-    """A command ended with an error; this is its sentence."""
 
 
 def _options(evaluation: EvaluationBlock) -> list[str]:
@@ -236,46 +185,6 @@ def _options(evaluation: EvaluationBlock) -> list[str]:
 def _environment(config: RunConfig) -> dict[str, str]:
     """The server that holds the run, for `evaluate`, whose argument is an address alone."""
     return {"AWS_ENDPOINT_URL": config.storage.endpoint_url.real} if config.storage.endpoint_url else {}
-
-
-class _Commands:
-    """Commands of the program in processes of their own, which do not outlive the comparison."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
-        self._stopped = False
-        self._lock = threading.Lock()  # so that a stop misses no process that is just being started
-
-    def run(self, *arguments: str, **environment: str) -> None:
-        """Runs one to its end, with more environment variables.
-
-        Raises:
-            RunFailed: it ended with an error.
-            Interrupted: it was stopped.
-        """
-        command = [sys.executable, "-m", "ebmscale", *arguments]
-        alone = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-        with self._lock:
-            if self._stopped:
-                raise Interrupted(STOPPED)
-            process = subprocess.Popen(
-                command, env=alone | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-            )
-            self._running.add(process)
-        _, errors = process.communicate()
-        self._running.discard(process)
-        if process.returncode == Interrupted.exit_code or self._stopped:
-            raise Interrupted(STOPPED)
-        if process.returncode:
-            lines = [line for line in errors.strip().splitlines() if line.strip()]
-            raise RunFailed(lines[-1] if lines else f"ended with exit code {process.returncode}")
-
-    def stop(self) -> None:
-        """Asks all running commands to save and end."""
-        with self._lock:
-            self._stopped = True
-            for process in list(self._running):
-                process.terminate()
 
 
 def _measured(run: Storage, evaluation: EvaluationBlock, features: Features | None) -> dict[str, float]:

@@ -19,8 +19,9 @@ from ebmscale.model.run_folder import run_storage
 from ebmscale.networks import count_parameters
 from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.storage import Storage
-from ebmscale.training.loop import take_evidence, train_batch
+from ebmscale.training.measurement import take_evidence
 from ebmscale.training.run import Run
+from ebmscale.training.update import train_batch
 from ebmscale.world import World
 
 WARM_BATCHES, TIMED_BATCHES = 3, 8
@@ -133,8 +134,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         base = _seconds(partial(try_base, run.stages, config.stages.start_samples), repeats=1)
     first = [_batch_seconds(run, begin) for begin, _ in spans]
     first_evidence = _seconds(lambda: take_evidence(run), repeats=2)
-    run.save()
-    run.saver.finish()
+    run.save_and_wait()
     saved = run.restore()
     if saved is None:
         raise EbmscaleError("The dry run's checkpoint could not be read back; check the disk and report this.")

@@ -15,11 +15,13 @@ from ebmscale.forecast.process_memory import resident_bytes
 from ebmscale.forecast.rehearsal import go_to_last_stage, rehearsal
 from ebmscale.model.build import build_model, build_ratio_network
 from ebmscale.networks import ImageShape
-from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.adam import OptimizerSettings
+from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
-from ebmscale.training.loop import take_evidence, train_batch
+from ebmscale.training.measurement import take_evidence
 from ebmscale.training.opening import LEAST_HELD_OUT
 from ebmscale.training.run import Run
+from ebmscale.training.update import train_batch
 from ebmscale.world import World
 
 WARM_UPDATES, TIMED_UPDATES = 2, 3

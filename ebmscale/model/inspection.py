@@ -7,7 +7,8 @@ from ebmscale.data.decode import decoder
 from ebmscale.data.manifest import FILE, Manifest, inspect_shards
 from ebmscale.data.soundness import damaged_samples
 from ebmscale.errors import DataError, EbmscaleError, StorageError
-from ebmscale.model.checkpoint import FOLDER, CheckpointReader, SavedCheckpoint
+from ebmscale.model.checkpoint import FOLDER, SavedCheckpoint
+from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.export import ABOUT_FILE
 from ebmscale.model.latent_model import from_checkpoint, open_model
 from ebmscale.model.run_folder import CONFIG_FILE, load_run_config

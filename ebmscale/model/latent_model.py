@@ -18,7 +18,8 @@ from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.errors import ConfigError, DamagedError, StorageError
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.model.build import build_live_networks, build_model, build_on_meta, build_ratio_network
-from ebmscale.model.checkpoint import AVERAGE, CheckpointReader, SavedCheckpoint
+from ebmscale.model.checkpoint import AVERAGE, SavedCheckpoint
+from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.export import ABOUT_FILE, NETWORKS, RATIOS, read_export, write_export
 from ebmscale.model.image_model import ImageModel
 from ebmscale.model.normaliser import measure_normaliser

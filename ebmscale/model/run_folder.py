@@ -3,7 +3,7 @@
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.data.manifest import FILE as MANIFEST_FILE
 from ebmscale.errors import ConfigError, DataError
-from ebmscale.model.checkpoint import CheckpointReader
+from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.storage import Storage, open_storage
 from ebmscale.stored import read_file
 

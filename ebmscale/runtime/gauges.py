@@ -10,7 +10,7 @@ GAUGES = {
     "ebmscale_samples_per_s": "Samples trained on per second, over the last interval of metrics",
     "ebmscale_num_workers": "Workers that train now",
     "ebmscale_stage": "Stage of the ratio sequence",
-    "ebmscale_ratio_loss": "WorkerLoss of the ratio on held-out latents (2 log 2 is chance)",
+    "ebmscale_ratio_loss": "Loss of the ratio on held-out latents (2 log 2 is chance)",
     "ebmscale_auc": "Area under the curve of the ratio on held-out latents",
     "ebmscale_kl_bound": "Lower bound in nats on the KL divergence that remains for this stage",
     "ebmscale_held_out_mse": "Squared error of reconstructed held-out images",

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from ebmscale.address import clean
@@ -22,7 +23,7 @@ from ebmscale.stop import StopSignal
 from ebmscale.terminal import LineHandler, Terminal
 from ebmscale.training.claim import Launch
 from ebmscale.training.reports import evidence_report, interval_report
-from ebmscale.training.run import Run
+from ebmscale.training.summary import Activity, RunSummary
 from ebmscale.training.view import View
 
 CALL_S = 20.0  # limit for the board to answer
@@ -76,18 +77,18 @@ class Reporter:
         self._report = report
         self._last = 0
 
-    def start(self, run: Run) -> None:
+    def start(self, samples_seen: int) -> None:
         """Called when the run is open."""
-        self._last = run.samples_seen
+        self._last = samples_seen
 
-    def event(self, run: Run, event: dict[str, Any]) -> None:
+    def event(self, samples_seen: int, event: dict[str, Any]) -> None:
         """Called after a measurement of evidence."""
-        self._report(evidence_report(run.samples_seen, event))
+        self._report(evidence_report(samples_seen, event))
 
-    def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
+    def metrics(self, samples_seen: int, metrics: dict[str, Any]) -> None:
         """Called after an interval of metrics."""
-        num, self._last = run.samples_seen - self._last, run.samples_seen
-        self._report(interval_report(run.samples_seen, metrics, num))
+        num, self._last = samples_seen - self._last, samples_seen
+        self._report(interval_report(samples_seen, metrics, num))
 
 
 class WorkerView(View):
@@ -99,45 +100,47 @@ class WorkerView(View):
         self._reporter = Reporter(report) if report is not None else None
         self._all_ranks = all_ranks
         self._run_name = run_name
+        self._rank = 0
         self._gauges: Gauges | None = None
 
-    def start(self, run: Run) -> None:
+    def start(self, run: RunSummary, activity: Callable[[], Activity]) -> None:
         """Called when the run is open."""
-        super().start(run)
-        self._watch.begin(run)
+        super().start(run, activity)
+        self._rank = run.rank
+        self._watch.begin(activity)
         if self._reporter is not None:
-            self._reporter.start(run)
-        if run.world.is_first:
+            self._reporter.start(run.samples_seen)
+        if run.rank == 0:
             self._gauges = Gauges(self._run_name)
-            self._gauges.begin(run.samples_seen, run.world.size)
+            self._gauges.begin(run.samples_seen, run.num_workers)
         elif self._all_ranks:
-            self._watch.say(f"[rank {run.world.rank}] joined on {this_place()}, {run.world.device}")
+            self._watch.say(f"[rank {run.rank}] joined on {this_place()}, {run.device}")
 
-    def batch(self, run: Run, batch: Batch) -> None:
+    def batch(self, batch: Batch) -> None:
         """Called before each update."""
-        super().batch(run, batch)
+        super().batch(batch)
         self._watch.batch(batch.start, batch.keys)
 
-    def event(self, run: Run, event: dict[str, Any]) -> None:
+    def event(self, samples_seen: int, event: dict[str, Any]) -> None:
         """Called after a measurement of evidence."""
-        super().event(run, event)
+        super().event(samples_seen, event)
         if self._gauges is not None:
             self._gauges.event(event)
-        if self._reporter is not None and run.world.is_first:
-            self._reporter.event(run, event)
+        if self._reporter is not None and self._rank == 0:
+            self._reporter.event(samples_seen, event)
 
-    def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
+    def metrics(self, samples_seen: int, metrics: dict[str, Any]) -> None:
         """Called after an interval of metrics."""
-        super().metrics(run, metrics)
+        super().metrics(samples_seen, metrics)
         if self._gauges is not None:
-            self._gauges.metrics(run.samples_seen, metrics)
+            self._gauges.metrics(samples_seen, metrics)
         elif self._all_ranks:
             times = metrics["time"]
             total = max(times["total_s"], 1e-9)
             parts = " ".join(f"{part} {times.get(f'{part}_s', 0.0) / total:.0%}" for part in PARTS)
-            self._watch.say(f"[rank {run.world.rank}] {run.samples_seen:>9,} samples  {parts}")
-        if self._reporter is not None and run.world.is_first:
-            self._reporter.metrics(run, metrics)
+            self._watch.say(f"[rank {self._rank}] {samples_seen:>9,} samples  {parts}")
+        if self._reporter is not None and self._rank == 0:
+            self._reporter.metrics(samples_seen, metrics)
 
 
 def ray_worker(settings: WorkerSettings) -> str:

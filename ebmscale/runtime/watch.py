@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ebmscale.config import LimitsBlock
 from ebmscale.runtime.board import SETUP, Beat, WorkerOrder
 from ebmscale.stop import StopSignal
-from ebmscale.training.run import Run
+from ebmscale.training.summary import Activity
 
 BEAT_S = 1.0
 SOON_S = 0.1  # after a line: lines that follow at once are sent with it
@@ -68,7 +68,7 @@ class Watch:
         self._stop = stop
         self._preempted = preempted
         self._end = end
-        self._run: Run | None = None
+        self._activity: Callable[[], Activity] | None = None
         self._start: int | None = None
         self._piece = (SETUP, time.monotonic())
         self._heard = time.monotonic()  # when the board last answered
@@ -86,9 +86,13 @@ class Watch:
         """Starts the thread."""
         self._thread.start()
 
-    def begin(self, run: Run) -> None:
-        """Called when the run is open, after the set-up."""
-        self._run, self._start = run, run.samples_seen
+    def begin(self, activity: Callable[[], Activity]) -> None:
+        """Called when the run is open, after the set-up.
+
+        Args:
+            activity: what the run is doing now.
+        """
+        self._activity, self._start = activity, activity().samples_seen
 
     def batch(self, start: int, keys: list[str]) -> None:
         """Called before each update; reports the batch up to some time after the place where workers were lost."""
@@ -136,29 +140,33 @@ class Watch:
                     self._stop.request("the loss of its driver")
 
     def _beat(self) -> None:
-        run = self._run
-        self._piece = self._piece_now()
+        samples_seen = self._look()
         with self._lock:
             lines, self._lines = tuple(self._lines), []
         beat = Beat(
             self._attempt, self._rank, self._size, self._where, self._start,
-            run.samples_seen if run is not None else 0, self._piece[0], lines, self._preempted(),
+            samples_seen, self._piece[0], lines, self._preempted(),
         )  # fmt: skip
         order = self._link.beat(beat)
         self._report_batches_until = order.report_batches_until
         if order.stop is not None:
             self._stop.request(order.stop)
 
-    def _piece_now(self) -> tuple[str, float]:
-        """The piece of work that the worker does, and when it began. Between two pieces it is the previous one."""
-        if self._run is None:
-            return self._piece
-        current: tuple[str, float] | None = self._run.timer.current
-        moved, self._seen = self._seen != self._run.samples_seen, self._run.samples_seen
+    def _look(self) -> int:
+        """Updates the piece of work that the worker does, and when it began; returns `samples_seen`.
+
+        Between two pieces it is the previous one.
+        """
+        if self._activity is None:
+            return 0
+        samples_seen, current = self._activity()
+        moved, self._seen = self._seen != samples_seen, samples_seen
+        part = self._piece[0]
         if current is not None:
-            return current
-        part = "data" if self._piece[0] == SETUP else self._piece[0]
-        return (part, time.monotonic()) if moved or self._piece[0] == SETUP else self._piece
+            self._piece = current
+        elif moved or part == SETUP:
+            self._piece = ("data" if part == SETUP else part, time.monotonic())
+        return samples_seen
 
     def _check(self) -> None:
         part, since = self._piece

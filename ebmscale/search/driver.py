@@ -24,10 +24,11 @@ from ebmscale.runtime.preflight import preflight
 from ebmscale.runtime.ray_driver import here, note_for_jobs, with_devices
 from ebmscale.runtime.ray_session import given_address, ray_session
 from ebmscale.search.check import base_config, check_space
+from ebmscale.search.driver_link import CALL_S, Mailbox
 from ebmscale.search.ledger import Ledger
 from ebmscale.search.space import Space
 from ebmscale.search.trial import SearchStore
-from ebmscale.search.trial_process import CALL_S, Mailbox, Measure, TrialSetup
+from ebmscale.search.trial_process import Measure, TrialSetup
 from ebmscale.search.tuner import apply_settings, make_stop_rule, make_tuner
 from ebmscale.search.view import SearchView
 from ebmscale.stop import StopSignal

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from ebmscale.config import RunConfig
 from ebmscale.errors import EbmscaleError
 from ebmscale.runtime.ray_controller import failure_of
+from ebmscale.search.driver_link import MESSAGE
 from ebmscale.search.ledger import StopRule
 from ebmscale.search.space import Space
-from ebmscale.search.trial_process import MESSAGE, TrialSetup, run_trial
+from ebmscale.search.trial_process import TrialSetup, run_trial
 
 SETTINGS = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # an orphaned Tune must not start its own Ray

@@ -31,16 +31,14 @@ from ebmscale.model.checkpoint import (
     FOLDER,
     FORMAT_VERSION,
     MANIFEST_FILE,
-    NAMES_FILE,
     RATIO_FOLDER,
-    CheckpointNames,
-    CheckpointReader,
     T,
     about,
     copy_of,
     log,
     position_of,
 )
+from ebmscale.model.checkpoint_reader import NAMES_FILE, CheckpointNames, CheckpointReader
 from ebmscale.model.pieces import PartImage
 from ebmscale.storage import Storage
 from ebmscale.stored import digest as _digest

@@ -6,50 +6,20 @@ the oracle; `training/engine_deepspeed.py` shards the same state over the ranks.
 whole fp32 tensors by name, so that any engine restores it on any number of ranks.
 """
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
 from ebmscale.model.pieces import Piece, Span, piece, share_of, whole_spans
+from ebmscale.training.adam import MOMENTS
 from ebmscale.world import World
 
-WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """Adam's settings.
-
-    Attributes:
-        rate: the learning rate before any schedule; `Engine.step` is told the rate of its update.
-        betas: decay of the first and the second moment.
-        eps: added to the root of the second moment.
-        weight_decay: L2 penalty, added to the gradient after clipping.
-        clip_norm: largest global norm of the averaged gradient; None leaves gradients alone.
-        factors: by a prefix of parameters' names, what their rate is multiplied by.
-    """
-
-    rate: float
-    betas: tuple[float, float]
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    factors: Mapping[str, float] = field(default_factory=dict)
-
-    def groups(self, names: Iterable[str]) -> dict[float, list[str]]:
-        """The parameters of the same factor, in their order; as Adam's groups are."""
-        found: dict[float, list[str]] = {}
-        for name in names:
-            factor = next((value for prefix, value in self.factors.items() if name.startswith(prefix)), 1.0)
-            found.setdefault(factor, []).append(name)
-        return found
+WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)
@@ -247,36 +217,6 @@ class Engine(ABC):
         return [state["step"] for state in self._adam.state.values()]
 
 
-def make_adam(tensors: Mapping[str, Tensor], optimizer: OptimizerSettings) -> torch.optim.Adam:
-    """The Adam that both engines use, of tensors by name."""
-    groups = [
-        {"params": [tensors[name] for name in names], "factor": factor}
-        for factor, names in optimizer.groups(tensors).items()
-    ]
-    return torch.optim.Adam(
-        groups,
-        optimizer.rate,
-        betas=optimizer.betas,
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        fused=True,  # one pass over the memory
-    )
-
-
-def start_adam(adam: torch.optim.Adam, tensors: Iterable[Tensor]) -> None:
-    """Gives Adam the state that it would make at its first update, so that a state can be read and written before."""
-    for tensor in tensors:
-        adam.state[tensor] = {"step": torch.zeros((), device=tensor.device)} | {
-            kind: torch.zeros_like(tensor) for kind in MOMENTS
-        }
-
-
-def set_rate(adam: torch.optim.Adam, rate: float) -> None:
-    """Sets the learning rate of the next update, before the groups' factors."""
-    for group in adam.param_groups:
-        group["lr"] = rate * group["factor"]
-
-
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """`value` with its floating tensors, also those in tuples, lists and dicts, in another floating type."""
     if isinstance(value, Tensor):
@@ -288,43 +228,3 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(cast(item, dtype) for item in value)
     return value
-
-
-def average_(gradients: list[Tensor], world: World) -> None:
-    """Replaces fp32 gradients by their averages over ranks, with one all-reduce."""
-    if world.size == 1:
-        return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= world.size
-    _scatter_flat(flat, gradients)
-
-
-def clip_(gradients: list[Tensor], clip_norm: float | None) -> float:
-    """Scales gradients down to the global norm `clip_norm` in place; returns the global norm before."""
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients])).item()
-    if clip_norm is not None and norm > clip_norm and math.isfinite(norm):
-        for gradient in gradients:
-            gradient.mul_(clip_norm / (norm + 1e-6))
-    return norm
-
-
-@torch.no_grad()
-def share(tensors: Iterable[Tensor], world: World) -> None:
-    """Overwrites floating tensors of one type by those of rank 0, with one broadcast."""
-    tensors = list(tensors)
-    if world.size == 1 or not tensors:
-        return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.broadcast(flat, src=0)
-    _scatter_flat(flat, tensors)
-
-
-def share_buffers(module: nn.Module, world: World) -> None:
-    """Overwrites floating buffers (batch statistics) by those of rank 0, as DistributedDataParallel does."""
-    share((buffer for buffer in module.buffers() if buffer.is_floating_point()), world)
-
-
-def _scatter_flat(flat: Tensor, tensors: list[Tensor]) -> None:
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))

@@ -27,19 +27,10 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
-from ebmscale.training.engine import (
-    WEIGHTS,
-    Engine,
-    EngineSettings,
-    OptimizerSettings,
-    Store,
-    clip_,
-    make_adam,
-    set_rate,
-    share_buffers,
-    start_adam,
-)
+from ebmscale.training.adam import OptimizerSettings, make_adam, set_rate, start_adam
+from ebmscale.training.engine import WEIGHTS, Engine, EngineSettings, Store
 from ebmscale.training.engine_plain import WholeStore
+from ebmscale.training.rank_tensors import clip_, copy_buffers_from_first
 from ebmscale.world import World, leave_group
 
 MAX_BUCKET = 50_000_000  # gradient elements that ZeRO reduces at once
@@ -88,7 +79,7 @@ class DeepSpeedEngine(Engine):
             norm = float(self._deepspeed.get_global_grad_norm())
         else:
             norm = self._step_unwrapped()
-        share_buffers(self.module, self._world)
+        copy_buffers_from_first(self.module, self._world)
         return norm
 
     @torch.no_grad()

@@ -7,18 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebmscale.training.engine import (
-    WEIGHTS,
-    Engine,
-    EngineSettings,
-    OptimizerSettings,
-    average_,
-    clip_,
-    make_adam,
-    set_rate,
-    share_buffers,
-    start_adam,
-)
+from ebmscale.training.adam import OptimizerSettings, make_adam, set_rate, start_adam
+from ebmscale.training.engine import WEIGHTS, Engine, EngineSettings
+from ebmscale.training.rank_tensors import average_, clip_, copy_buffers_from_first
 from ebmscale.world import World
 
 
@@ -91,5 +82,5 @@ class PlainEngine(Engine):
                 parameter.copy_(self._masters[name])
         for tensor in (*self._masters.values(), *self._parameters.values()):
             tensor.grad = None
-        share_buffers(self.module, self._world)
+        copy_buffers_from_first(self.module, self._world)
         return norm

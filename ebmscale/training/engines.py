@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from ebmscale.errors import ConfigError
-from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings, share, share_buffers
+from ebmscale.training.adam import OptimizerSettings
+from ebmscale.training.engine import Engine, EngineSettings
 from ebmscale.training.engine_plain import PlainEngine
+from ebmscale.training.rank_tensors import copy_buffers_from_first, copy_from_first
 from ebmscale.world import World
 
 
@@ -28,8 +30,8 @@ def make_engine(module: nn.Module, optimizer: OptimizerSettings, settings: Engin
     if unfit:
         raise ValueError(f"an engine trains float32 parameters, every one of them; it cannot take {', '.join(unfit)}")
     module = module.to(world.device)
-    share(module.parameters(), world)
-    share_buffers(module, world)
+    copy_from_first(module.parameters(), world)
+    copy_buffers_from_first(module, world)
     if settings.kind == "plain":
         return PlainEngine(module, optimizer, settings, world)
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)  # DeepSpeed reads it when it is imported

@@ -32,9 +32,10 @@ from ebmscale.stages.ratio_trainer import RatioTrainer
 from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
+from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.capacity import check_room, check_threads
 from ebmscale.training.checkpoint import CheckpointStore, retried
-from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.training.guard import Guard
 from ebmscale.training.metrics import MeanMeter, PartTimer

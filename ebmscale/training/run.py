@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,34 +10,24 @@ from torch import Tensor
 
 from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch, ImageStream
-from ebmscale.errors import DamagedError, DivergenceError, EbmscaleError
+from ebmscale.errors import DivergenceError
 from ebmscale.kernels.forms import is_for
 from ebmscale.model.checkpoint import SavedCheckpoint
-from ebmscale.model.pieces import Piece, Span, check_fit, shapes_of
+from ebmscale.model.pieces import Piece, shapes_of
 from ebmscale.model.residuals import Residuals, measure_residuals
-from ebmscale.model.run_documents import ClockState, RunState
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.stages.ratio_trainer import RatioTrainer
 from ebmscale.storage import Storage
 from ebmscale.training.engine import Engine
 from ebmscale.training.guard import Guard
+from ebmscale.training.loaded import LoadedCheckpoint, read_checkpoint
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
 from ebmscale.training.stopping import StopPoll
+from ebmscale.training.summary import Activity, RunSummary
 from ebmscale.training.training_set import TrainingSet
 from ebmscale.world import World
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """What a rank read of a checkpoint; `tensors` are the wanted spans by stem."""
-
-    saved: SavedCheckpoint
-    tensors: dict[str, dict[Span, Tensor]]
-    state: RunState
-    clock: ClockState
-    ratios: list[dict[str, Tensor]]
 
 
 @dataclass
@@ -106,6 +96,25 @@ class Run:
         """Measures and keeps the residuals of the held-out images, whose reconstructions are `mean` (collective)."""
         self.residuals = measure_residuals(self.data.held_out, mean, self.world)
 
+    def summary(self) -> RunSummary:
+        """The run as a view shows it when it is opened."""
+        return RunSummary(
+            url=self.storage.url,
+            samples_seen=self.samples_seen,
+            max_samples=self.config.train.max_samples,
+            data=self.data.manifest.name,
+            counts=self.data.manifest.counts(),
+            engine=type(self.generator).__name__,
+            precision=self.config.precision,
+            rank=self.world.rank,
+            num_workers=self.world.size,
+            device=self.world.device,
+        )
+
+    def activity(self) -> Activity:
+        """What the run is doing now. Other threads may call it."""
+        return Activity(self.samples_seen, self.timer.current)
+
     def close(self) -> None:
         """Ends the threads that read ahead and that write; what is not written by then is given up."""
         if self.stream is not None:
@@ -144,6 +153,24 @@ class Run:
         ratios = [frozen.stage_weights(k + 1) for k in range(frozen.num_stages)]
         self.saver.begin(self.samples_seen, self.share(), Draft(about, self._values(), ratios))
 
+    def save_and_wait(self, out_of_time: Callable[[], bool] = lambda: False) -> None:
+        """Waits for the checkpoint that is being written, and then for one of now, unless that was it (collective).
+
+        Args:
+            out_of_time: whether the time for writing is over.
+
+        Raises:
+            StorageError: a checkpoint could not be written, or not in time.
+        """
+        self.saver.finish(out_of_time)
+        if self.saver.last_saved != self.samples_seen:
+            self.save()
+            self.saver.finish(out_of_time)
+
+    def before_manifests(self, action: Callable[[], None]) -> None:
+        """Has rank 0 call `action` before it completes a checkpoint."""
+        self.saver.before_manifest = action
+
     def _values(self) -> dict[str, dict[str, Any]]:
         """The plain values of a checkpoint by document, as `RunState` and `ClockState` read them (collective)."""
         state = {
@@ -173,41 +200,16 @@ class Run:
             StorageError: the storage cannot be read.
             ConfigError: the checkpoint is of another network.
         """
-        store = self.saver.store
+        store, network = self.saver.store, self.stages.frozen.network
         for name in self.world.broadcast(store.candidates() if self.world.is_first else None):
-            loaded = self._read(name)
+            loaded = read_checkpoint(store, name, self.parts, shapes_of(network.state_dict()), self.world)
             if loaded is None or (only_good and not loaded.saved.manifest.good):
                 continue
             self._take(loaded)
             return loaded.saved
         return None
 
-    def _read(self, name: str) -> _Loaded | None:
-        """What this rank needs of a checkpoint; nothing where some rank found it damaged (collective)."""
-        loaded: _Loaded | None = None
-        error: EbmscaleError | None = None
-        try:
-            saved = self.saver.store.open(name)
-            for stem, part in self.parts.items():
-                part.check_shapes(saved.shapes(stem))
-            tensors = {stem: saved.read(stem, part.wanted()) for stem, part in self.parts.items()}
-            loaded = _Loaded(saved, tensors, saved.state(), saved.clock(), saved.ratios())
-            for ratio in loaded.ratios:
-                expected = shapes_of(self.stages.frozen.network.state_dict())
-                check_fit(shapes_of(ratio), expected, f"a frozen ratio of checkpoint {name}")
-        except EbmscaleError as problem:
-            error = problem
-        errors = [one for one in self.world.gather_objects(error) if one is not None]
-        fatal = [one for one in errors if not isinstance(one, DamagedError)]
-        if fatal:
-            raise fatal[0]
-        if errors:
-            if self.world.is_first:
-                self.saver.store.mark_damaged(name, str(errors[0]))
-            return None
-        return loaded
-
-    def _take(self, loaded: _Loaded) -> None:
+    def _take(self, loaded: LoadedCheckpoint) -> None:
         saved, state = loaded.saved, loaded.state
         self.stages.load_values(state.stages.model_dump())
         for stem, part in self.parts.items():
@@ -227,9 +229,12 @@ class Run:
         self.sampling.refresh()
 
     def roll_back(self, reason: str) -> int:
-        """Goes back to the last good checkpoint at lower rates, past the present batch (collective).
+        """Goes back to the last good checkpoint at lower rates, past the present batch, and saves (collective).
 
         `samples_seen` goes on: no sample comes twice, and the metrics' curve has no second past.
+
+        Args:
+            reason: what happened, for the message.
 
         Returns:
             Where the checkpoint was.
@@ -237,6 +242,7 @@ class Run:
         Raises:
             DivergenceError: that was done as often as it may be, or there is no good checkpoint.
         """
+        self.saver.finish()
         self.guard.check_run_rollbacks(reason)
         now, done_at, guard, meter = self.samples_seen, self.done_at, self.guard.state, self.meter.values()
         saved = self.restore(only_good=True)
@@ -251,6 +257,7 @@ class Run:
         self.stages.shift(now - saved.samples_seen)
         self.samples_seen, self.done_at = now, done_at
         self.meter.load_values(meter)
+        self.save()
         return saved.samples_seen
 
     def generator_rate(self) -> float:

@@ -1,6 +1,7 @@
 """The display of a training run: a live view on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Group
@@ -12,7 +13,7 @@ from rich.text import Text
 from ebmscale.data.stream import Batch
 from ebmscale.model.timed_parts import PARTS
 from ebmscale.terminal import Terminal, shown
-from ebmscale.training.run import Run
+from ebmscale.training.summary import Activity, RunSummary
 
 EVENTS_SHOWN = 8
 
@@ -34,59 +35,64 @@ class View:
         self._metrics: dict[str, Any] = {}
         self._events: list[str] = []
         self._rate = 0.0
+        self._max_samples = 0
         self._mark = (0, time.perf_counter())
 
-    def start(self, run: Run) -> None:
-        """Prints the name of the run and starts the display."""
-        self._quiet = self._quiet or not run.world.is_first
-        self._mark = (run.samples_seen, time.perf_counter())
+    def start(self, run: RunSummary, activity: Callable[[], Activity]) -> None:
+        """Prints the name of the run and starts the display.
+
+        Args:
+            run: as it is opened.
+            activity: what the run is doing now; any thread may call it.
+        """
+        self._quiet = self._quiet or run.rank > 0
+        self._mark, self._max_samples = (run.samples_seen, time.perf_counter()), run.max_samples
         if self._quiet:
             return
         resumed = f", resumed at {run.samples_seen:,} samples" if run.samples_seen else ""
-        counts = run.data.manifest.counts()
         self._console.print(
-            f"run {run.storage.url}{resumed}: {run.data.manifest.name} {counts}, engine "
-            f"{type(run.generator).__name__}, {run.config.precision}, {run.world.size} worker(s) on {run.world.device}"
+            f"run {run.url}{resumed}: {run.data} {run.counts}, engine {run.engine}, {run.precision}, "
+            f"{run.num_workers} worker(s) on {run.device}"
         )
         if self._console.is_terminal and self._console.is_interactive:
             self._progress = Progress(
                 TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=self._console
             )
-            self._task = self._progress.add_task("", total=run.config.train.max_samples, completed=run.samples_seen)
+            self._task = self._progress.add_task("", total=run.max_samples, completed=run.samples_seen)
             self._live = Live(self._render(), console=self._console, refresh_per_second=4)
             self._live.start()
 
-    def event(self, run: Run, event: dict[str, Any]) -> None:
+    def event(self, samples_seen: int, event: dict[str, Any]) -> None:
         """Shows a measurement of evidence, with its decision."""
-        self._line(run, describe_event(run.samples_seen, event))
+        self._line(samples_seen, describe_event(samples_seen, event))
 
-    def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
+    def metrics(self, samples_seen: int, metrics: dict[str, Any]) -> None:
         """Shows the metrics of an interval."""
         now = time.perf_counter()
-        if run.samples_seen > self._mark[0]:  # a resume may begin with the metrics of the interval before it
-            self._rate = (run.samples_seen - self._mark[0]) / max(now - self._mark[1], 1e-9)
-        self._mark = (run.samples_seen, now)
+        if samples_seen > self._mark[0]:  # a resume may begin with the metrics of the interval before it
+            self._rate = (samples_seen - self._mark[0]) / max(now - self._mark[1], 1e-9)
+        self._mark = (samples_seen, now)
         self._metrics = metrics
         if self._quiet:
             return
         if self._live is not None and self._progress is not None:
-            self._progress.update(self._task, completed=run.samples_seen)
+            self._progress.update(self._task, completed=samples_seen)
             self._live.update(self._render())
             return
-        left = (run.config.train.max_samples - run.samples_seen) / max(self._rate, 1e-9)
+        left = (self._max_samples - samples_seen) / max(self._rate, 1e-9)
         times = metrics["time"]
         parts = " ".join(f"{part} {times[f'{part}_s'] / max(times['total_s'], 1e-9):.0%}" for part in PARTS)
         mse = f"mse {metrics['train/mse']:.4f}  " if "train/mse" in metrics else ""
-        self._plain(f"{run.samples_seen:>9,} samples  {self._rate:7.0f}/s  ETA {left:5.0f} s  {mse}{parts}")
+        self._plain(f"{samples_seen:>9,} samples  {self._rate:7.0f}/s  ETA {left:5.0f} s  {mse}{parts}")
 
-    def batch(self, run: Run, batch: Batch) -> None:
+    def batch(self, batch: Batch) -> None:
         """Called before a batch is trained."""
 
-    def bad(self, run: Run, bad: dict[str, Any]) -> None:
+    def bad(self, samples_seen: int, bad: dict[str, Any]) -> None:
         """Shows an update that was skipped, with the losses that the guard compared."""
         loss = "" if bad["ratio_loss"] is None else f", ratio loss {bad['ratio_loss']:.4g}"
-        text = f"{run.samples_seen:>9,} samples  {bad['action']}: squared error {bad['squared_error']:.4g}{loss}"
-        self._line(run, f"{text} (usually {bad['usual_squared_error']:.4g}, {bad['usual_ratio_loss']:.4g})")
+        text = f"{samples_seen:>9,} samples  {bad['action']}: squared error {bad['squared_error']:.4g}{loss}"
+        self._line(samples_seen, f"{text} (usually {bad['usual_squared_error']:.4g}, {bad['usual_ratio_loss']:.4g})")
 
     def close(self) -> None:
         """Ends the display."""
@@ -94,7 +100,7 @@ class View:
             self._live.stop()
             self._live = None
 
-    def _line(self, run: Run, text: str) -> None:
+    def _line(self, samples_seen: int, text: str) -> None:
         if self._quiet:
             return
         if self._live is None:
@@ -102,7 +108,7 @@ class View:
             return
         self._events = [*self._events, text][-EVENTS_SHOWN:]
         if self._progress is not None:
-            self._progress.update(self._task, completed=run.samples_seen)
+            self._progress.update(self._task, completed=samples_seen)
         self._live.update(self._render())
 
     def _plain(self, text: str) -> None:

@@ -22,8 +22,9 @@ def measure_memory(config: Any, world: Any) -> dict[str, int]:
     from ebmscale.forecast.process_memory import peak_bytes
     from ebmscale.forecast.timing import process_bytes
     from ebmscale.stop import StopSignal
-    from ebmscale.training.loop import take_evidence, train_batch
+    from ebmscale.training.measurement import take_evidence
     from ebmscale.training.opening import open_run
+    from ebmscale.training.update import train_batch
 
     assert isinstance(config, RunConfig)
     base = process_bytes(config, (1, 8, 8), with_deepspeed=config.engine == "deepspeed")
@@ -46,8 +47,8 @@ def measure_traffic(config: Any, world: Any) -> dict[str, float]:
     """What an update hands to the collectives: bytes that a ring would send, and how many there are."""
     counter = _count_collectives()
     from ebmscale.stop import StopSignal
-    from ebmscale.training.loop import train_batch
     from ebmscale.training.opening import open_run
+    from ebmscale.training.update import train_batch
 
     run = open_run(config, world, StopSignal())
     batches = run.batches()

@@ -9,6 +9,7 @@ from ebmscale.runtime import watch as module
 from ebmscale.runtime.board import SETUP, Board
 from ebmscale.runtime.watch import HUNG_EXIT_CODE, LineWriter, Watch
 from ebmscale.stop import StopSignal
+from ebmscale.training.summary import Activity
 from tests.conftest import PATIENCE_S
 
 
@@ -51,8 +52,8 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def a_run(samples_seen=0, current=None):
-    return SimpleNamespace(samples_seen=samples_seen, timer=SimpleNamespace(current=current))
+def activity(samples_seen=0, part=None):
+    return lambda: Activity(samples_seen, part)
 
 
 def test_what_is_said_arrives_at_the_latest_on_closing(board, make_watch):
@@ -94,7 +95,7 @@ def test_each_part_has_its_limit_and_the_stack_is_shown(board, make_watch, part,
     thread = threading.Thread(target=hang_here, args=(release,))
     thread.start()
     if part != SETUP:
-        one.watch.begin(a_run(640, (part, time.monotonic())))
+        one.watch.begin(activity(640, (part, time.monotonic())))
     one.watch.start()
     assert one.ended.wait(PATIENCE_S)
     release.set()
@@ -109,19 +110,19 @@ def test_many_short_pieces_are_no_hang(make_watch, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     one = make_watch(update_s=0.5, chain_s=0.5)
-    run = a_run()
-    one.watch.begin(run)
+    run = SimpleNamespace(samples_seen=0, part=None)
+    one.watch.begin(lambda: Activity(run.samples_seen, run.part))
     for _ in range(20):  # as the watch's thread does, at any point of a piece
-        run.timer.current = ("generator", now[0])
+        run.part = ("generator", now[0])
         now[0] += 0.05
         one.watch._beat()
         one.watch._check()
-        run.timer.current = None
+        run.part = None
         run.samples_seen += 32
         one.watch._beat()
         one.watch._check()
     assert not one.codes
-    run.timer.current = ("generator", now[0])
+    run.part = ("generator", now[0])
     now[0] += 0.6
     one.watch._beat()
     one.watch._check()
@@ -136,7 +137,7 @@ def test_no_limit_is_no_limit(make_watch):
 
 def test_batches_are_reported_where_workers_were_lost_before_and_for_a_while_after(board, make_watch, monkeypatch):
     one = make_watch()
-    one.watch.begin(a_run())
+    one.watch.begin(activity())
     one.watch.start()
     wait_until(lambda: board._group.members)
     one.watch.batch(0, ["a"])

@@ -68,11 +68,11 @@ def test_every_name_that_may_be_an_objective_is_reported(tiny: RunConfig) -> Non
     reports: list[dict[str, float]] = []
 
     class Listening(View):
-        def event(self, run, event) -> None:
-            reports.append(evidence_report(run.samples_seen, event))
+        def event(self, samples_seen, event) -> None:
+            reports.append(evidence_report(samples_seen, event))
 
-        def metrics(self, run, metrics) -> None:
-            reports.append(interval_report(run.samples_seen, metrics, 320))
+        def metrics(self, samples_seen, metrics) -> None:
+            reports.append(interval_report(samples_seen, metrics, 320))
 
     train(config, Listening(quiet=True), World.alone(), StopSignal())
     assert {name for report in reports for name in report} == {"samples_seen", *AT_EVIDENCE, *AT_INTERVAL}

@@ -17,8 +17,9 @@ from ebmscale.search.trial import Origin, TrialRecord
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
-from ebmscale.training.loop import train, train_batch
+from ebmscale.training.loop import train
 from ebmscale.training.opening import open_run
+from ebmscale.training.update import train_batch
 from ebmscale.training.view import View
 from ebmscale.world import World
 from tests.conftest import TINY

@@ -13,7 +13,8 @@ from ebmscale.networks import RatioNets, build_ratio_net
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.live import LiveKind, LiveTrainer
 from ebmscale.stages.ratio_settings import RatioSettings
-from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.adam import OptimizerSettings
+from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.world import World
 

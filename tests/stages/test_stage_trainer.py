@@ -24,7 +24,8 @@ from ebmscale.networks import build_ratio_net
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.stage_trainer import StageTrainer
-from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.adam import OptimizerSettings
+from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.world import World
 

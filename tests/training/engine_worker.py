@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.seeds import torch_generator
-from ebmscale.training.engine import Engine, EngineSettings, OptimizerSettings
+from ebmscale.training.adam import OptimizerSettings
+from ebmscale.training.engine import Engine, EngineSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.world import World
 

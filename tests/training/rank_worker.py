@@ -11,7 +11,7 @@ import torch
 from ebmscale.config import load_config
 from ebmscale.model.pixels import to_pixels
 from ebmscale.stop import StopSignal
-from ebmscale.training import loop
+from ebmscale.training import loop, update
 from ebmscale.training.view import View
 from ebmscale.world import World
 
@@ -22,14 +22,14 @@ def main() -> None:
     ends: list[int] = []
 
     class Watching(View):
-        def batch(self, run: Any, batch: Any) -> None:
+        def batch(self, batch: Any) -> None:
             ends.append(batch.end)
 
     def pixels(images: torch.Tensor) -> torch.Tensor:
         is_bad = bool(ends) and ends[-1] == bad_end and world.rank == world.size - 1
         return to_pixels(images) * (torch.nan if is_bad else 1.0)
 
-    loop.to_pixels = pixels  # type: ignore[attr-defined]
+    update.to_pixels = pixels  # type: ignore[attr-defined]
     loop.train(config, Watching(quiet=True), world, StopSignal())
 
 

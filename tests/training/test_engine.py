@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
-from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.adam import OptimizerSettings
+from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engine_plain import PlainEngine
 from ebmscale.training.engines import make_engine
 from ebmscale.world import World

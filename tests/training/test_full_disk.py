@@ -43,7 +43,7 @@ class Filler(View):
         super().__init__(quiet=True)
         self.file, self.store, self.clear, self.filled_at = disk / "filler", store, clear, 0
 
-    def batch(self, run: Any, batch: Any) -> None:
+    def batch(self, batch: Any) -> None:
         if not self.filled_at and self.store.finished():
             self.filled_at = batch.start
             with self.file.open("wb", buffering=0) as file:

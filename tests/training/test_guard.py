@@ -20,7 +20,8 @@ from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.guard import WARM_UPDATES, Guard
-from ebmscale.training.loop import _decode, train
+from ebmscale.training.loop import train
+from ebmscale.training.measurement import _decode
 from ebmscale.training.metrics import GUARD_FILE, METRICS_FILE, read_lines
 from ebmscale.training.view import View
 from ebmscale.world import World
@@ -93,13 +94,13 @@ def train_with(config: RunConfig, monkeypatch: pytest.MonkeyPatch, bad: set[int]
     calls = {"position": 0}
 
     class Watching(View):
-        def batch(self, run: Any, batch: Any) -> None:
+        def batch(self, batch: Any) -> None:
             calls["position"] = batch.end
 
     def pixels(images: torch.Tensor) -> torch.Tensor:
         return to_pixels(images) * (factor if calls["position"] in bad else 1.0)
 
-    monkeypatch.setattr("ebmscale.training.loop.to_pixels", pixels)
+    monkeypatch.setattr("ebmscale.training.update.to_pixels", pixels)
     train(config, Watching(quiet=True), World.alone(), StopSignal())
     return run_storage(config)
 
@@ -149,7 +150,7 @@ def spoil_evidence(monkeypatch: pytest.MonkeyPatch, positions: set[int]) -> None
     def decode(run: Any, z: torch.Tensor) -> torch.Tensor:
         return _decode(run, z) * (math.nan if run.samples_seen in positions else 1.0)
 
-    monkeypatch.setattr("ebmscale.training.loop._decode", decode)
+    monkeypatch.setattr("ebmscale.training.measurement._decode", decode)
 
 
 def test_evidence_that_is_not_finite_sets_the_run_back(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from test_resume import changed, final_files, run_until
 
 from ebmscale.config import CheckpointBlock, RunConfig
-from ebmscale.model.checkpoint import NAMES_FILE, position_of
+from ebmscale.model.checkpoint import position_of
+from ebmscale.model.checkpoint_reader import NAMES_FILE
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, kept_by, name_of
 

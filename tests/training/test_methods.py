@@ -15,10 +15,10 @@ from ebmscale.report.run_report import write_report
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
-from ebmscale.training.loop import train_batch
 from ebmscale.training.metrics import METRICS_FILE, read_lines
 from ebmscale.training.opening import open_run
 from ebmscale.training.sampling import AverageWeights
+from ebmscale.training.update import train_batch
 from ebmscale.world import World
 from tests.training.test_resume import changed, final_files, run_until
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from test_resume import changed, history, positions, run_until
 
 from ebmscale.config import RunConfig
+from ebmscale.data.stream import Batch
 from ebmscale.errors import LostRunError
 from ebmscale.model.run_folder import run_storage
 from ebmscale.stop import StopSignal
@@ -20,21 +22,26 @@ from ebmscale.storage import Storage
 from ebmscale.training import claim
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import METRICS_FILE
+from ebmscale.training.run import Run
+from ebmscale.training.update import BatchReport, train_batch
 from ebmscale.training.view import View
 from ebmscale.world import World
 
 
-class At(View):
-    """Does something once, before the batch that begins at a position."""
+def train_with(config: RunConfig, position: int, action: Callable[[Run], None]) -> None:
+    """Trains, and does something once, before the batch that begins at a position."""
+    done = []
 
-    def __init__(self, position: int, action: Any):
-        super().__init__(quiet=True)
-        self.position, self.action, self.done = position, action, False
+    def watched(run: Run, batch: Batch) -> BatchReport:
+        if batch.start >= position and not done:
+            done.append(batch.start)
+            action(run)
+        return train_batch(run, batch)
 
-    def batch(self, run: Any, batch: Any) -> None:
-        if batch.start >= self.position and not self.done:
-            self.done = True
-            self.action(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ebmscale.training.loop.train_batch", watched)
+        train(config, View(quiet=True), World.alone(), StopSignal())
+    assert done
 
 
 def content(storage: Storage) -> dict[str, bytes]:
@@ -50,9 +57,8 @@ def test_a_second_start_is_refused_and_the_first_goes_on(tiny: RunConfig, monkey
         with pytest.raises(LostRunError, match=rf"is being written by process {os.getpid()} of .* one writer"):
             train(tiny, View(quiet=True), World.alone(), StopSignal())
 
-    view, config = At(320, again), changed(tiny, train={"max_samples": 640}, checkpoint={"every_samples": 320})
-    train(config, view, World.alone(), StopSignal())
-    assert view.done
+    config = changed(tiny, train={"max_samples": 640}, checkpoint={"every_samples": 320})
+    train_with(config, 320, again)
     assert [line["samples_seen"] for line in history(config, METRICS_FILE)] == [320, 640]
     assert positions(config) == [320, 640]
 
@@ -68,7 +74,7 @@ def test_a_writer_that_was_taken_over_from_stops_and_writes_nothing_more(tiny: R
 
     config = changed(tiny, checkpoint={"every_samples": 320}, metrics={"tensorboard": True})
     with pytest.raises(LostRunError, match=r"was taken over by process \d+ of \w+ on elsewhere, since .*; this "):
-        train(config, At(640, take_over), World.alone(), StopSignal())
+        train_with(config, 640, take_over)
     after = content(run_storage(config))
     beat = "owner/000001.beat"  # one may have been under way
     assert {name: data for name, data in after.items() if name != beat} == {
@@ -84,7 +90,7 @@ def test_a_run_that_is_deleted_while_it_is_trained_ends_and_is_not_made_again(ti
 
     config = changed(tiny, checkpoint={"every_samples": 320}, metrics={"tensorboard": True})
     with pytest.raises(LostRunError, match="was deleted while this process was writing it; it stops"):
-        train(config, At(640, remove), World.alone(), StopSignal())
+        train_with(config, 640, remove)
     assert LostRunError.exit_code == 4
     assert not run_storage(config).exists()
 

@@ -13,8 +13,9 @@ from ebmscale.model.run_folder import run_storage
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
-from ebmscale.training.loop import train, train_batch
+from ebmscale.training.loop import train
 from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, read_lines
+from ebmscale.training.update import train_batch
 from ebmscale.training.view import View
 from ebmscale.world import World
 
@@ -147,13 +148,14 @@ def test_a_different_seed_gives_a_different_run_and_the_same_seed_the_same(tiny:
 def test_old_checkpoints_go_and_the_last_two_stay(tiny: RunConfig) -> None:
     config = changed(tiny, checkpoint={"every_samples": 320, "keep_last": 2, "keep_every": 1600})
 
-    class Awaiting(View):
+    def awaiting(run, batch):
         """Lets every checkpoint be written at once: one that falls due while another is written is put off."""
+        run.saver.finish()
+        return train_batch(run, batch)
 
-        def batch(self, run: Any, batch: Any) -> None:
-            run.saver.finish()
-
-    train(config, Awaiting(quiet=True), World.alone(), StopSignal())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ebmscale.training.loop.train_batch", awaiting)
+        run_until(config)
     assert positions(config) == [1600, 2880, 3200]
 
 

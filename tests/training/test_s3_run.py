@@ -12,6 +12,7 @@ from test_resume import changed, final_files, history, run_until
 
 import ebmscale
 from ebmscale.config import RunConfig
+from ebmscale.data.stream import Batch
 from ebmscale.errors import LostRunError, StorageError
 from ebmscale.filesystem import upload_options
 from ebmscale.model.checkpoint import position_of
@@ -106,8 +107,8 @@ def test_credentials_that_expire_end_the_run_with_its_checkpoint_intact(server, 
     store = CheckpointStore(Storage.at(run_storage(config).url))
 
     class Watching(View):
-        def batch(self, run: object, batch: object) -> None:
-            if not proxy.expired and run.samples_seen >= 640 and store.finished():  # type: ignore[attr-defined]
+        def batch(self, batch: Batch) -> None:
+            if not proxy.expired and batch.start >= 640 and store.finished():
                 proxy.expired = True
 
     begin = time.monotonic()

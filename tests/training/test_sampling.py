@@ -9,7 +9,8 @@ from ebmscale.model.latent_model import load
 from ebmscale.networks import build_generator
 from ebmscale.seeds import torch_generator
 from ebmscale.stop import StopSignal
-from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.adam import OptimizerSettings
+from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.training.loop import train
 from ebmscale.training.opening import open_run

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from ebmscale.training import stopping as stopping_module
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.loop import train
 from ebmscale.training.stopping import Stopped, StopPoll
+from ebmscale.training.summary import Activity, RunSummary
 from ebmscale.training.view import View
 from ebmscale.world import World
 
@@ -30,14 +32,14 @@ class StopInPart(StopSignal):
 
         class Poll(StopPoll):
             def __call__(poll) -> None:
-                current = self.run.timer.current if self.run is not None else None
+                current = self.activity().part if self.activity is not None else None
                 if current is not None and current[0] == part:
                     self.left -= 1
                     if self.left == 0:
                         self.request("SIGTERM")
                 super().__call__()
 
-        self.run: Any = None
+        self.activity: Callable[[], Activity] | None = None
         monkeypatch.setattr("ebmscale.training.opening.StopPoll", Poll)
         monkeypatch.setattr(stopping_module, "POLL_EVERY_S", 0.0)
 
@@ -45,8 +47,8 @@ class StopInPart(StopSignal):
         stop = self
 
         class Watching(View):
-            def start(self, run: Any) -> None:
-                stop.run = run
+            def start(self, run: RunSummary, activity: Callable[[], Activity]) -> None:
+                stop.activity = activity
 
         return Watching(quiet=True)
 
@@ -140,7 +142,7 @@ def test_training_goes_on_while_the_storage_fails_and_ends_with_the_last_checkpo
     reached = []
 
     class Watching(View):
-        def batch(self, run: Any, batch: Any) -> None:
+        def batch(self, batch: Any) -> None:
             reached.append(batch.start)
 
     store = CheckpointStore(run_storage(tiny))
@@ -168,7 +170,7 @@ def test_a_stop_does_not_wait_for_a_dead_storage_beyond_its_grace(
     stop = StopSignal()
 
     class Watching(View):
-        def batch(self, run: Any, batch: Any) -> None:
+        def batch(self, batch: Any) -> None:
             if batch.end == 320:
                 stop.request("SIGTERM")
 

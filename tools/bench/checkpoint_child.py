@@ -21,10 +21,13 @@ from typing import Any, NamedTuple
 import s3fs
 
 from ebmscale.config import RunConfig, load_config
+from ebmscale.data.stream import Batch
+from ebmscale.networks import count_parameters
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training import loop
 from ebmscale.training.opening import open_run
+from ebmscale.training.run import Run
 from ebmscale.training.saver import Saver
 from ebmscale.training.view import View
 from ebmscale.world import World
@@ -69,12 +72,20 @@ def train(config: RunConfig) -> dict[str, Any]:
         changed = {"begin": timed_begin, "advance": watched_advance}
     for name, method in changed.items():
         setattr(Saver, name, method)
+    num_parameters: list[int] = []
+
+    def counted_open(*args: Any) -> Run:
+        run = open_run(*args)
+        num_parameters.append(sum(count_parameters(engine.module) for engine in (run.generator, run.stages.engine)))
+        return run
+
+    loop.open_run = counted_open  # type: ignore[attr-defined,assignment]
     times = BatchTimes(config.train.max_samples // BATCH)
     loop.train(config, times, World.alone(), StopSignal())
     lines = Storage.at(config.storage.url).child(config.run.name).read_text("metrics.jsonl").splitlines()
     parts = [json.loads(line)["time"] for line in lines][WARM_BATCHES // METRICS_EVERY :]
     return {
-        "num_parameters": times.num_parameters,
+        "num_parameters": num_parameters[0],
         "batch_s": median(times.between()[WARM_BATCHES:]),
         "wall_s": sum(times.between()[WARM_BATCHES:]),
         "parts_s": sum(part["total_s"] for part in parts),
@@ -92,15 +103,9 @@ class BatchTimes(View):
     def __init__(self, num_batches: int):
         super().__init__(quiet=True)
         self.starts: list[float] = []
-        self.num_parameters = 0
         self._num_batches = num_batches
 
-    def start(self, run: Any) -> None:
-        """Counts the parameters."""
-        modules = (run.generator.module, run.stages.engine.module)
-        self.num_parameters = sum(p.numel() for module in modules for p in module.parameters())
-
-    def batch(self, run: Any, batch: Any) -> None:
+    def batch(self, batch: Batch) -> None:
         """Called before each update."""
         self.starts.append(time.time())
 

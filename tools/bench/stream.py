@@ -35,8 +35,8 @@ from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
-from ebmscale.training.loop import train_batch
 from ebmscale.training.opening import open_run
+from ebmscale.training.update import train_batch
 from ebmscale.world import World
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

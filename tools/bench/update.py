@@ -27,9 +27,9 @@ from ebmscale.config import RunConfig, parse_config
 from ebmscale.kernels.rate import FlopCount, matrix_rate
 from ebmscale.seeds import torch_generator
 from ebmscale.stop import StopSignal
-from ebmscale.training.loop import train_batch
 from ebmscale.training.opening import open_run
 from ebmscale.training.run import Run
+from ebmscale.training.update import train_batch
 from ebmscale.world import World
 from tools.bench.lebm import LebmLoop, Setting
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ebmscale.networks import Generator, count_parameters
-from ebmscale.training.engine import EngineSettings, OptimizerSettings
+from ebmscale.training.adam import OptimizerSettings
+from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.world import World
 
