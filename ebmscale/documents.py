@@ -21,7 +21,7 @@ from ebmscale.yaml_values import (
     excerpt,
     is_unicode,
     read_scalar,
-    refusal,
+    refuser,
     write_yaml,
 )
 
@@ -97,7 +97,7 @@ def read_yaml(text: str | bytes, what: str, error: type[EbmscaleError], *, max_b
         EbmscaleError: of the class `error`. It is too large, not UTF-8, not YAML, nested deeper than `MAX_DEPTH`, has
             a key twice, a value that could mean two things, a tag, or aliases of more than `MAX_COPIES` values.
     """
-    text = _as_text(text, max_bytes, refusal(what, error))
+    text = _as_text(text, max_bytes, refuser(what, error))
     return YamlReader(text, what, error).document()
 
 

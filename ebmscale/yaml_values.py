@@ -50,7 +50,7 @@ def read_scalar(text: str, what: str, error: type[EbmscaleError]) -> Any:
         return None
     if text in _BOOLS:
         return _BOOLS[text]
-    refuse = refusal(what, error)
+    refuse = refuser(what, error)
     quoted = f"quote it as '{excerpt(text)}' for the text"
     if _LEADING_ZERO.fullmatch(text):
         number = _LEADING_ZERO.sub(r"\1\2", text)
@@ -209,7 +209,7 @@ class YamlReader:
         return self._error(f"{self._what} is not valid YAML: {' '.join(reason.split())}.")
 
 
-def refusal(what: str, error: type[EbmscaleError]) -> Callable[[str], NoReturn]:
+def refuser(what: str, error: type[EbmscaleError]) -> Callable[[str], NoReturn]:
     """A function that raises the error with a sentence of `what` and a reason."""
 
     def refuse(reason: str) -> NoReturn:

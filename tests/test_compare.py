@@ -21,7 +21,7 @@ from ebmscale.compare import RunFailed, compare, load_comparison, make_jobs
 from ebmscale.compare import commands as commands_module
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, LostRunError
-from ebmscale.evaluate.metrics import Measured
+from ebmscale.evaluate.metrics import MetricValues
 from ebmscale.model.checkpoint import position_of
 from ebmscale.model.run_folder import CONFIG_FILE
 from ebmscale.report.comparison import JSON_FILE, PAGE_FILE, TABLE_FILE, Result, markdown_table, write_comparison
@@ -83,7 +83,7 @@ class Commands:
         self.calls.append(f"evaluate {run.url.rpartition('/')[2]}")
         split, seed = arguments[arguments.index("--split") + 1], float(run.url[-1])
         for of_split, value in ((split, 0.5 + seed), ("train", 99.0)):  # the other record is of an earlier evaluation
-            Measured("reconstruction", {"mse": value}, {"split": of_split, "num_stages": 1}, 640).save(run)
+            MetricValues("reconstruction", {"mse": value}, {"split": of_split, "num_stages": 1}, 640).save(run)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The group of all commands, and the console that they print on."""
+"""The group of all commands, the console that they print on, and what several of them have."""
 
 import click
 
@@ -6,6 +6,10 @@ import ebmscale
 from ebmscale.terminal import Terminal
 
 console = Terminal()
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."
+)
 
 
 def example(command: str) -> str:

@@ -3,7 +3,7 @@
 import click
 from rich.table import Table
 
-from ebmscale.cli.group import cli, console, example
+from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 
 device_option = click.option(
@@ -44,7 +44,7 @@ device_option = click.option(
     type=click.IntRange(1),
     help="At most this many images, and for frechet this many samples (default: all images).",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@seed_option
 @click.option("--stage", type=click.IntRange(0), help="Measure the prior after this many stages (default: all).")
 @device_option
 def evaluate(
@@ -64,7 +64,7 @@ def evaluate(
     was held out as anomalies, are those of RUN's configuration. Under `torchrun -m ebmscale` workers share the work.
     """
     from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (commands import what they use)
-    from ebmscale.evaluate.metrics import check_metrics, measure  # noqa: PLC0415
+    from ebmscale.evaluate.metrics import check_metrics, measure_metric  # noqa: PLC0415
     from ebmscale.model.latent_model import open_model  # noqa: PLC0415
     from ebmscale.model.run_folder import data_of  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
@@ -81,7 +81,7 @@ def evaluate(
     data = data_of(model.config, way_out) if url is None else Storage.at(url)
     network = open_features(features, place) if features is not None and "frechet" in names else None
     for name in names:
-        found = measure(model, data, name, network, split, num_samples, seed, world)
+        found = measure_metric(model, data, name, network, split, num_samples, seed, world)
         if not world.is_first:
             continue
         table = Table("metric", "value", title=f"{name}, {found.protocol['num_images']:,} images of {split}")
@@ -101,7 +101,7 @@ def evaluate(
     type=ADDRESS,
     help="FILE.parquet or FILE.csv, with one row for each image: key, label and scores.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@seed_option
 @device_option
 def score(run: str, url: str, out: str, seed: int, device: str) -> None:
     """Score the images of the packed set at URL by RUN's model.

@@ -7,7 +7,7 @@ import click
 import numpy as np
 
 import ebmscale
-from ebmscale.cli.group import cli, console, example
+from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 
 
@@ -15,7 +15,7 @@ from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 @click.argument("run", type=ADDRESS)
 @click.option("-n", "num", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
 @click.option("--out", required=True, type=ADDRESS, help="FILE.png (a grid) or FILE.npz (uint8 images and latents).")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@seed_option
 @click.option("--stage", type=click.IntRange(0), help="Sample the prior after this many stages (default: all).")
 @click.option(
     "--method",

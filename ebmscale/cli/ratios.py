@@ -10,7 +10,7 @@ import click
 import numpy as np
 from rich.table import Table
 
-from ebmscale.cli.group import cli, console, example
+from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file
 from ebmscale.errors import ConfigError
 
@@ -40,7 +40,7 @@ from ebmscale.errors import ConfigError
     help="Sines as further inputs of the perceptron: for sharp densities in few dimensions.",
 )
 @click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True, help="Largest number of stages.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@seed_option
 @click.option("--out", type=ADDRESS, help="FILE.npz for log q - log p at all samples; FILE.json is written beside it.")
 def ratio(
     p: str,

@@ -27,7 +27,7 @@ DEFAULT_SAMPLES = {"frechet": 10_000, "likelihood": 64}
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricValues:
     """The values of one metric and how they were measured.
 
     Attributes:
@@ -64,7 +64,7 @@ class Protocol(Stored):
 
 
 class MeasuredRecord(Stored):
-    """A record that `Measured.save` wrote."""
+    """A record that `MetricValues.save` wrote."""
 
     metric: str
     values: dict[str, Number]
@@ -72,7 +72,7 @@ class MeasuredRecord(Stored):
     samples_seen: Count
 
 
-def read_records(run: Storage) -> list[Measured]:
+def read_records(run: Storage) -> list[MetricValues]:
     """The records of a run.
 
     Raises:
@@ -83,7 +83,7 @@ def read_records(run: Storage) -> list[Measured]:
         for name in run.list(FOLDER)
         if name.endswith(".json")
     ]
-    return [Measured(one.metric, one.values, one.protocol.model_dump(), one.samples_seen) for one in found]
+    return [MetricValues(one.metric, one.values, one.protocol.model_dump(), one.samples_seen) for one in found]
 
 
 def evaluate(
@@ -97,12 +97,12 @@ def evaluate(
     seed: int = 0,
     world: World | None = None,
 ) -> dict[str, float]:
-    """The values of several metrics in one table; see `measure`."""
-    found = [measure(model, data, metric, features, split, num_samples, seed, world) for metric in metrics]
+    """The values of several metrics in one table; see `measure_metric`."""
+    found = [measure_metric(model, data, metric, features, split, num_samples, seed, world) for metric in metrics]
     return {name: value for one in found for name, value in one.values.items()}
 
 
-def measure(
+def measure_metric(
     model: LatentModel,
     data: Storage,
     metric: str,
@@ -111,7 +111,7 @@ def measure(
     num_samples: int | None = None,
     seed: int = 0,
     world: World | None = None,
-) -> Measured:
+) -> MetricValues:
     """Measures one metric (collective).
 
     The values are equal on all ranks. For another number of ranks they agree up to rounding.
@@ -155,7 +155,7 @@ def measure(
         values = measure_frechet(model, images, features, num_samples, seed)
         protocol |= {"num_generated": num_samples, "neighbours": NEIGHBOURS, "covariance": "float64"}
         protocol |= features.protocol()
-    return Measured(metric, values, protocol, model.samples_seen)
+    return MetricValues(metric, values, protocol, model.samples_seen)
 
 
 def check_metrics(metrics: Sequence[str], features: Features | str | None) -> None:

@@ -16,7 +16,7 @@ from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.forecast.footprint import FP32, EngineChoice
 from ebmscale.forecast.memory import Memory, Share, forecast_memory
-from ebmscale.forecast.timing import UpdateTimes, measure, process_bytes
+from ebmscale.forecast.timing import UpdateTimes, measure_updates, process_bytes
 from ebmscale.model.build import build_on_meta
 from ebmscale.networks import ImageShape
 from ebmscale.storage import open_storage
@@ -152,7 +152,7 @@ def plan(config: RunConfig, workers: Sequence[int], network: Network | None = No
     choices = {size: _engines(planned, size) for size in sizes}
     stages = list(dict.fromkeys(engine.zero_stage for engines in choices.values() for engine in engines))
     process = process_bytes(config, shape, with_deepspeed=stages != [None])
-    measured = measure(config, shape, max(sizes), stages) if measuring else None
+    measured = measure_updates(config, shape, max(sizes), stages) if measuring else None
     forecasts = [forecast(planned, engine, size, measured) for size in sizes for engine in choices[size]]
     single = None if measured is None else _compute_seconds(config, EngineChoice(None), Share.of(config, 1), measured)
     return Plan(forecasts, refused, assumptions(planned, measured), process, single)

@@ -79,7 +79,9 @@ class UpdateTimes:
     num_threads: int
 
 
-def measure(config: RunConfig, shape: ImageShape, num_workers: int, zero_stages: list[int | None]) -> UpdateTimes:
+def measure_updates(
+    config: RunConfig, shape: ImageShape, num_workers: int, zero_stages: list[int | None]
+) -> UpdateTimes:
     """Measures one worker on the configured device: a run with the plain engine, then each engine by itself.
 
     Args:

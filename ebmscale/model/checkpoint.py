@@ -147,7 +147,7 @@ def position_of(name: str) -> int:
     return int(name[:12])
 
 
-def about(data: bytes) -> dict[str, Any]:
+def size_and_digest(data: bytes) -> dict[str, Any]:
     """Size and sha256 of a file's content, for a manifest."""
     return {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ebmscale.config import RunConfig, config_of
 from ebmscale.errors import ConfigError, DamagedError, StorageError
 from ebmscale.model.build import build_on_meta
-from ebmscale.model.checkpoint import about as about_file
+from ebmscale.model.checkpoint import size_and_digest
 from ebmscale.model.pieces import check_fit, parse_tensors, shapes_of
 from ebmscale.model.run_documents import ExportAbout
 from ebmscale.storage import Storage
@@ -29,7 +29,7 @@ EXPORT_BYTES = 64 * 2**30  # largest file of weights without a checksum
 def write_export(storage: Storage, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Writes the tensors, and then their description with the version and the checksums."""
     weights = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
-    fields = {"format_version": EXPORT_VERSION} | dict(about) | {"files": {TENSOR_FILE: about_file(weights)}}
+    fields = {"format_version": EXPORT_VERSION} | dict(about) | {"files": {TENSOR_FILE: size_and_digest(weights)}}
     fields["sha256"] = digest(fields)
     storage.publish(TENSOR_FILE, weights)
     storage.publish(ABOUT_FILE, json.dumps(fields, indent=1).encode())

@@ -67,7 +67,7 @@ def share_of(pieces: Sequence[Piece], rank: int, size: int) -> list[Piece]:
     return share
 
 
-def split(pieces: Iterable[Piece], part_bytes: int = PART_BYTES) -> list[list[Piece]]:
+def in_parts(pieces: Iterable[Piece], part_bytes: int = PART_BYTES) -> list[list[Piece]]:
     """Pieces in groups of at most `part_bytes` bytes, in their order. Long pieces are cut."""
     groups: list[list[Piece]] = [[]]
     room = part_bytes

@@ -50,7 +50,7 @@ LEVELS = {"loss": (2 * math.log(2), "2 log 2"), "kl_bound": (0.0, ""), "auc": (0
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutImages:
     """Held-out images with their posterior latents and reconstructions.
 
     Attributes:
@@ -110,7 +110,7 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
     return run.url_of(REPORT_FILE)
 
 
-def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None, str | None]:
+def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOutImages | None, str | None]:
     """The held-out images of the run, or why they cannot be read."""
     block = model.config.data
     try:
@@ -125,7 +125,7 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None,
         return None, str(error)
     x = to_pixels(images)
     z, trace = model.infer(x, SEED)
-    return HeldOut(manifest.name, x, z, trace, model.decode(z)), None
+    return HeldOutImages(manifest.name, x, z, trace, model.decode(z)), None
 
 
 def _key_figures(model: LatentModel, record: RunRecord, data_name: str) -> list[KeyFigure]:
@@ -161,7 +161,7 @@ def _stage_samples(model: LatentModel) -> list[Picture]:
     return found
 
 
-def _reconstruction(model: LatentModel, held_out: HeldOut) -> dict[str, Any]:
+def _reconstruction(model: LatentModel, held_out: HeldOutImages) -> dict[str, Any]:
     """Held-out images, their reconstructions and the differences, with mean squared errors of pixels in [-1, 1]."""
     x, mean = held_out.x, held_out.reconstruction
     errors = (x - mean).square().flatten(1).mean(1)
@@ -178,7 +178,7 @@ def _reconstruction(model: LatentModel, held_out: HeldOut) -> dict[str, Any]:
     }
 
 
-def _latents(model: LatentModel, held_out: HeldOut | None) -> dict[str, list[Picture]]:
+def _latents(model: LatentModel, held_out: HeldOutImages | None) -> dict[str, list[Picture]]:
     """Energies of posterior and prior latents under every p_k, and charts of their chains."""
     energies, chains = [], []
     if held_out is not None and len(held_out.trace.log_density):

@@ -119,7 +119,7 @@ def _join(ray: Any, address: str, common: dict[str, Any]) -> None:
         if not is_refusal(error) and not _asks_for_token(address):
             raise
         if not answer_refusal():
-            raise ConfigError(refusal(address)) from error
+            raise ConfigError(refusal_sentence(address)) from error
         ray.init(address=address, **common)
 
 
@@ -164,7 +164,7 @@ def is_refusal(error: BaseException) -> bool:
     )
 
 
-def refusal(address: str | None) -> str:
+def refusal_sentence(address: str | None) -> str:
     """The sentence on a refusal: what is wrong, and what to do."""
     return (
         f"The Ray cluster at {address or 'this machine'} refused the authentication token: set RAY_AUTH_MODE=token and "
@@ -175,7 +175,7 @@ def refusal(address: str | None) -> str:
 
 def _sentence(address: str | None, error: Exception) -> str:
     if is_refusal(error):
-        return refusal(address)
+        return refusal_sentence(address)
     reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
     if address is None:
         return f"Ray could not start on this machine: {reason}."

@@ -14,7 +14,7 @@ from ebmscale.errors import ConfigError, Interrupted, WorkersLostError
 from ebmscale.runtime.exposure import check_configuration, check_variable
 from ebmscale.runtime.package import examine_folder
 from ebmscale.runtime.ray_access import answer_refusal
-from ebmscale.runtime.ray_session import INSTALL, import_ray, is_refusal, refusal
+from ebmscale.runtime.ray_session import INSTALL, import_ray, is_refusal, refusal_sentence
 from ebmscale.terminal import Terminal
 
 UNREACHABLE_S = 600.0  # after this time without the job server, following ends; the job continues
@@ -214,7 +214,7 @@ def _variables(passed_on: Sequence[str]) -> dict[str, str]:
 
 def _unusable(address: str | None, error: Exception) -> ConfigError:
     if is_refusal(error):
-        return ConfigError(refusal(address))
+        return ConfigError(refusal_sentence(address))
     text = " ".join(str(error).split())[:300].rstrip(".")
     return ConfigError(
         f"The job server {address or 'of RAY_ADDRESS'} cannot be used ({text or type(error).__name__}); check "

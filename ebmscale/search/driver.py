@@ -87,7 +87,7 @@ def search(
 
 
 def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | None, console: Terminal) -> None:
-    trial_space = with_features(space)
+    trial_space = with_absolute_features(space)
     apply_settings()
     _pack(config, ledger.store)
     with ray_session(config.ray) as ray:
@@ -111,7 +111,7 @@ def _search(config: RunConfig, space: Space, ledger: Ledger, measure: Measure | 
                 ledger.reissue_unfinished()
 
 
-def with_features(space: Space) -> Space:
+def with_absolute_features(space: Space) -> Space:
     """The space with an absolute address of its features, since trials may run in other folders.
 
     Raises:

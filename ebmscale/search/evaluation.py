@@ -63,7 +63,7 @@ def measure_run(
         data: storage of the data set; by default that of the run's configuration.
     """
     from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (a driver needs no scipy or pillow)
-    from ebmscale.evaluate.metrics import measure  # noqa: PLC0415
+    from ebmscale.evaluate.metrics import measure_metric  # noqa: PLC0415
 
     device = device_of()
     model = open_model(run).to(device)
@@ -71,7 +71,7 @@ def measure_run(
     found: dict[str, float] = {}
     for metric in sorted({name.split("/")[1] for name in wanted}):
         network = open_features(block.features, device) if metric == "frechet" and block.features else None
-        values = measure(model, data, metric, network, block.split, block.num_samples, block.seed).values
+        values = measure_metric(model, data, metric, network, block.split, block.num_samples, block.seed).values
         if metric == "frechet":
             values = {"FD": next(iter(values.values())), **values}
         found |= {f"{EVALUATED}{metric}/{name}": float(value) for name, value in values.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ebmscale.config import RunConfig, with_values
 from ebmscale.search.ledger import short
-from ebmscale.search.objectives import best, score
+from ebmscale.search.objectives import best, objective_value
 from ebmscale.search.page import PAGE_FILE, search_page
 from ebmscale.search.space import Space
 from ebmscale.search.trial import SearchStore, TrialRecord
@@ -52,7 +52,7 @@ def table_row(space: Space, record: TrialRecord) -> dict[str, Any]:
         "status": record.status,
         "reason": record.reason,
         **{k: json.dumps(v) if isinstance(v, list | tuple | dict) else v for k, v in values.items()},
-        **{f"objective: {o.name}": score(o, record) for o in space.objectives},
+        **{f"objective: {o.name}": objective_value(o, record) for o in space.objectives},
         "samples_seen": record.samples_seen,
         "generations": len(record.origins) + 1,
         "attempts": len(record.attempts),
@@ -64,7 +64,7 @@ def table_row(space: Space, record: TrialRecord) -> dict[str, Any]:
 
 def best_yaml(store: SearchStore, config: RunConfig, space: Space, winner: TrialRecord) -> bytes:
     """The configuration of the best trial, as a separate run for `ebmscale train`."""
-    found = ", ".join(f"{o.name} {short(score(o, winner))}" for o in space.objectives)
+    found = ", ".join(f"{o.name} {short(objective_value(o, winner))}" for o in space.objectives)
     made = with_values(config, winner.values, f"trial {winner.number}")
     run = made.run.model_copy(update={"name": f"{config.run.name}-best"})
     head = f"# Trial {winner.number} of {store.storage.url}: {found}\n"

@@ -4,7 +4,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 
-from ebmscale.search.objectives import EVALUATED, score
+from ebmscale.search.objectives import EVALUATED, objective_value
 from ebmscale.search.propose import INSTALL, as_parameters
 from ebmscale.search.space import Space
 from ebmscale.search.trial import TrialRecord
@@ -26,7 +26,7 @@ def comparable(space: Space, records: Sequence[TrialRecord]) -> tuple[int | None
         known, at = [record for record in known if record.status == "finished"], None
     else:
         at = place
-    values = [(record, score(first, record, until=math.inf if at is None else at)) for record in known]
+    values = [(record, objective_value(first, record, until=math.inf if at is None else at)) for record in known]
     return at, [(record, value) for record, value in values if value is not None]
 
 

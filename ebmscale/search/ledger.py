@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from ebmscale.config import RunConfig
-from ebmscale.search.objectives import score
+from ebmscale.search.objectives import objective_value
 from ebmscale.search.population import exploit
-from ebmscale.search.propose import num_trials, propose
+from ebmscale.search.propose import num_trials, propose_values
 from ebmscale.search.space import Space
 from ebmscale.search.trial import Attempt, SearchStore, TrialRecord
 
@@ -78,7 +78,9 @@ class Ledger:
             if number in self._issued or (record is not None and record.status != "running"):
                 continue
             if record is None:
-                record = TrialRecord(number=number, values=propose(self.space, self.config, number, self.records))
+                record = TrialRecord(
+                    number=number, values=propose_values(self.space, self.config, number, self.records)
+                )
                 self._write(record)
                 self.records[number] = record
             self._issued.add(number)
@@ -91,7 +93,7 @@ class Ledger:
         record.attempts.append(Attempt(place=place, samples_seen=samples_seen))
         self._write(record)
         again = f" again, from {samples_seen:,} samples" if len(record.attempts) > 1 else ""
-        self._tell(f"trial {number} runs on {place}{again}: {describe(record.values)}")
+        self._tell(f"trial {number} runs on {place}{again}: {describe_values(record.values)}")
 
     def reported(self, number: int, report: dict[str, float]) -> TrialOrder | None:
         """Records a report; returns the trial's order, or None to continue."""
@@ -110,7 +112,7 @@ class Ledger:
         record.move(move.origin, move.values)
         self._write(record)
         reason = f"takes over trial {move.origin.donor} at {move.origin.samples_seen:,} samples"
-        self._tell(f"trial {number} {reason}: {describe(move.values)}")
+        self._tell(f"trial {number} {reason}: {describe_values(move.values)}")
         return TrialOrder("move", reason)
 
     def ended(self, number: int, error: str | None, measured: dict[str, float]) -> None:
@@ -120,7 +122,7 @@ class Ledger:
             return
         record.status, record.reason, record.measured = ("failed" if error else "finished"), error or "", measured
         self._write(record)
-        found = ", ".join(f"{o.name} {short(score(o, record))}" for o in self.space.objectives)
+        found = ", ".join(f"{o.name} {short(objective_value(o, record))}" for o in self.space.objectives)
         self._tell(f"trial {number} {f'failed: {error}' if error else f'finished: {found}'}")
 
     def died(self, number: int, how: str) -> None:
@@ -145,7 +147,7 @@ class Ledger:
         first = self.space.objectives[0]
         if self.space.scheduler != "asha" or first.metric not in report:
             return False
-        value = score(first, record, until=report["samples_seen"])
+        value = objective_value(first, record, until=report["samples_seen"])
         if value is None:
             return False
         stops = self._stop_rule(record.number, int(report["samples_seen"]), first.sign * value)
@@ -156,7 +158,7 @@ class Ledger:
         if record.samples_seen >= budget:
             self._write(record)
             return None
-        value = short(score(first, record))
+        value = short(objective_value(first, record))
         record.reason = f"at {record.samples_seen:,} samples {first.name} {value} was not among the best"
         record.status = "stopped"
         self._write(record)
@@ -164,7 +166,7 @@ class Ledger:
         return TrialOrder("stop", record.reason)
 
 
-def describe(values: dict[str, Any]) -> str:
+def describe_values(values: dict[str, Any]) -> str:
     """Values as short text."""
     return ", ".join(f"{key} {short(value)}" for key, value in values.items())
 

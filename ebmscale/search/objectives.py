@@ -10,7 +10,7 @@ EVALUATED = "evaluate/"
 """Prefix of objectives that are measured on a finished run."""
 
 
-def score(objective: Objective, record: TrialRecord, until: float = math.inf) -> float | None:
+def objective_value(objective: Objective, record: TrialRecord, until: float = math.inf) -> float | None:
     """The objective's value in a trial, from its reports up to `until` samples; None if no report has it."""
     if objective.metric.startswith(EVALUATED):
         return record.measured.get(objective.metric)
@@ -29,13 +29,13 @@ def score(objective: Objective, record: TrialRecord, until: float = math.inf) ->
 
 def scores(space: Space, record: TrialRecord) -> list[float | None]:
     """The values of all objectives."""
-    return [score(objective, record) for objective in space.objectives]
+    return [objective_value(objective, record) for objective in space.objectives]
 
 
 def ranked(space: Space, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The finished trials that have a value of the first objective, best first."""
     first = space.objectives[0]
-    known = [(score(first, record), record) for record in records if record.status == "finished"]
+    known = [(objective_value(first, record), record) for record in records if record.status == "finished"]
     return [r for _, r in sorted(((first.sign * v, r) for v, r in known if v is not None), key=lambda pair: pair[0])]
 
 

@@ -13,7 +13,7 @@ from ebmscale.report.pictures import data_uri
 from ebmscale.search import charts
 from ebmscale.search.importance import importance, importance_note
 from ebmscale.search.ledger import short
-from ebmscale.search.objectives import pareto, score, scores
+from ebmscale.search.objectives import objective_value, pareto, scores
 from ebmscale.search.space import Space
 from ebmscale.search.trial import SearchStore, TrialRecord
 from ebmscale.version import __version__
@@ -41,7 +41,7 @@ def search_page(
     """
     first = space.objectives[0]
     finished = [record if record.status == "finished" else None for record in records]
-    values = [score(first, record) if record is not None else None for record in finished]
+    values = [objective_value(first, record) if record is not None else None for record in finished]
     good = charts.goodness(values, first.sign)
     front = pareto(space, records) if len(space.objectives) > 1 else []
     return render(
@@ -70,11 +70,13 @@ def _figures(space: Space, records: Sequence[TrialRecord], winner: TrialRecord |
         KeyFigure("Searcher", space.searcher, f"scheduler {space.scheduler}, seed {space.seed}"),
     ]
     if winner is not None:
-        figures.append(KeyFigure(f"Best {first.name}", short(score(first, winner)), f"trial {winner.number}"))
+        figures.append(KeyFigure(f"Best {first.name}", short(objective_value(first, winner)), f"trial {winner.number}"))
     if space.has_default and records:
         figures.append(
             KeyFigure(
-                "The configuration's own values", short(score(first, records[0])), f"trial 0, {records[0].status}"
+                "The configuration's own values",
+                short(objective_value(first, records[0])),
+                f"trial 0, {records[0].status}",
             )
         )
     seen = sum(record.samples_seen for record in records)
@@ -90,7 +92,7 @@ def _coordinates(space: Space, records: Sequence[TrialRecord], good: Sequence[fl
         shown = [None if v is None else _name(v) for v in values] if choices is not None else values
         axes.append(charts.Axis(key, shown, choices, parameter.loguniform is not None))
     for objective in space.objectives:
-        axes.append(charts.Axis(objective.name, [score(objective, record) for record in records]))
+        axes.append(charts.Axis(objective.name, [objective_value(objective, record) for record in records]))
     return Picture(
         _uri(charts.parallel_coordinates(axes, good)),
         "Parallel coordinates",

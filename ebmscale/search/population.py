@@ -16,7 +16,7 @@ import numpy as np
 from ebmscale.config import RunConfig, mutable_keys
 from ebmscale.errors import DamagedError, NotFoundError
 from ebmscale.model.checkpoint import FOLDER, position_of
-from ebmscale.search.objectives import score
+from ebmscale.search.objectives import objective_value
 from ebmscale.search.space import Objective, Parameter, PbtBlock, Space
 from ebmscale.search.trial import Origin, TrialRecord
 from ebmscale.storage import Storage
@@ -82,7 +82,7 @@ def _place(record: TrialRecord, samples_seen: int) -> int | None:
 
 def _values(objective: Objective, places: Mapping[int, int], records: Mapping[int, TrialRecord]) -> dict[int, float]:
     """The values of trials at their places; smaller is better."""
-    values = {number: score(objective, records[number], until=place) for number, place in places.items()}
+    values = {number: objective_value(objective, records[number], until=place) for number, place in places.items()}
     return {number: objective.sign * value for number, value in values.items() if value is not None}
 
 

@@ -45,7 +45,7 @@ def num_trials(space: Space) -> int:
     return space.num_trials if space.num_trials is not None else sum(1 for _ in grid(space))
 
 
-def propose(space: Space, config: RunConfig, number: int, records: Mapping[int, TrialRecord]) -> dict[str, Any]:
+def propose_values(space: Space, config: RunConfig, number: int, records: Mapping[int, TrialRecord]) -> dict[str, Any]:
     """The values of trial `number`.
 
     Args:

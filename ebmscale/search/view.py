@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ebmscale.search.ledger import Ledger, describe, short
+from ebmscale.search.ledger import Ledger, describe_values, short
 from ebmscale.search.objectives import pareto, scores
 from ebmscale.search.trial import TrialRecord
 from ebmscale.terminal import Terminal, shown
@@ -93,7 +93,7 @@ def front_table(ledger: Ledger) -> Table:
         table.add_column(f"{objective.name} ({objective.direction})", justify="right")
     table.add_column("values")
     for record in pareto(space, ledger.records.values()):
-        table.add_row(str(record.number), *(short(v) for v in scores(space, record)), describe(record.values))
+        table.add_row(str(record.number), *(short(v) for v in scores(space, record)), describe_values(record.values))
     return table
 
 

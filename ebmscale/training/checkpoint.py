@@ -33,10 +33,10 @@ from ebmscale.model.checkpoint import (
     MANIFEST_FILE,
     RATIO_FOLDER,
     T,
-    about,
     copy_of,
     log,
     position_of,
+    size_and_digest,
 )
 from ebmscale.model.checkpoint_reader import NAMES_FILE, CheckpointNames, CheckpointReader
 from ebmscale.model.pieces import PartImage
@@ -84,7 +84,7 @@ class CheckpointStore(CheckpointReader):
         """Writes one part of checkpoint `name`. Returns its entry for the manifest."""
         data = image.bytes()
         self.storage.publish(f"{FOLDER}/{name}/{file}", data)
-        return about(data) | {"stem": file.partition("-")[0], "spans": [list(span) for span in image.spans]}
+        return size_and_digest(data) | {"stem": file.partition("-")[0], "spans": [list(span) for span in image.spans]}
 
     def write_ratios(self, ratios: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Any]]:
         """Writes every frozen ratio twice, since all later checkpoints depend on it. Returns entries for the manifest.
@@ -94,7 +94,7 @@ class CheckpointStore(CheckpointReader):
         found = []
         for stage, weights in enumerate(ratios, start=1):
             data = save_tensors({key: value.detach().cpu().contiguous() for key, value in weights.items()})
-            known = about(data)
+            known = size_and_digest(data)
             file = f"{RATIO_FOLDER}/stage-{stage:03d}-{known['sha256'][:12]}.safetensors"
             for path in (file, copy_of(file)):
                 if not self.storage.exists(path) or self.storage.read_bytes(path) != data:
@@ -113,7 +113,7 @@ class CheckpointStore(CheckpointReader):
         for stem, content in values.items():
             data = json.dumps(content, indent=1).encode()
             self.storage.publish(f"{FOLDER}/{name}/{stem}.json", data)
-            manifest["files"][f"{stem}.json"] = about(data)
+            manifest["files"][f"{stem}.json"] = size_and_digest(data)
         manifest |= {"format_version": FORMAT_VERSION, "versions": {"torch": torch.__version__}}
         manifest["sha256"] = _digest(manifest)
         self.note(name)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ebmscale.config import CheckpointBlock
 from ebmscale.errors import LostRunError, StorageError
 from ebmscale.model.checkpoint import AT_ONCE
-from ebmscale.model.pieces import PartImage, Piece, layout_of, split
+from ebmscale.model.pieces import PartImage, Piece, in_parts, layout_of
 from ebmscale.training.checkpoint import CheckpointStore, make_token, name_of, retried
 from ebmscale.training.owner import Lease
 from ebmscale.world import World
@@ -80,7 +80,7 @@ class Saver:
 
     def prepare(self, state: Mapping[str, list[Piece]]) -> None:
         """Allocates the memory for this rank's share of the state, by stem, in the background."""
-        self._images = {stem: [PartImage(part) for part in split(share)] for stem, share in state.items()}
+        self._images = {stem: [PartImage(part) for part in in_parts(share)] for stem, share in state.items()}
         self._job = self._coordinator.submit(self._touch)
 
     def begin(self, samples_seen: int, state: Mapping[str, list[Piece]], draft: Draft) -> None:
@@ -94,7 +94,7 @@ class Saver:
         if self._job is not None:
             self._job.result()  # wait until the memory is allocated
         for stem, share in state.items():
-            parts = split(share)
+            parts = in_parts(share)
             images = self._images.get(stem, [])
             if [image.layout for image in images] != [layout_of(part) for part in parts]:
                 images = self._images[stem] = [PartImage(part) for part in parts]

@@ -25,7 +25,7 @@ from ebmscale.evaluate import fidelity
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.fidelity import psnr
 from ebmscale.evaluate.images import chunk_seed, open_all_images, open_images
-from ebmscale.evaluate.metrics import evaluate, measure
+from ebmscale.evaluate.metrics import evaluate, measure_metric
 from ebmscale.evaluate.score_file import write_scores
 from ebmscale.model.pixels import to_images, to_pixels
 from ebmscale.seeds import derive
@@ -48,7 +48,7 @@ def test_psnr_of_known_errors():
 
 def test_reconstruction_is_what_it_says(make_model, digits):
     model = make_model()
-    found = measure(model, digits, "reconstruction", split="validation", seed=3)
+    found = measure_metric(model, digits, "reconstruction", split="validation", seed=3)
     images = torch.cat([chunk.images for chunk in open_images(model, digits, "validation", ALONE).chunks()])
     assert len(images) < 500  # one chunk
     x = to_pixels(images)
@@ -63,7 +63,7 @@ def test_reconstruction_is_what_it_says(make_model, digits):
 def test_frechet_distance_of_samples_agrees_with_torchmetrics(make_model, digits, monkeypatch):
     monkeypatch.setattr(fidelity, "SAMPLES_AT_ONCE", 50)
     model = make_model()
-    found = measure(model, digits, "frechet", PIXELS, "validation", num_samples=120, seed=2)
+    found = measure_metric(model, digits, "frechet", PIXELS, "validation", num_samples=120, seed=2)
     drawn = [model.sample_prior(num, derive(2, "evaluate-samples", i))[0] for i, num in enumerate((50, 50, 20))]
     fake = to_images(model.decode(torch.cat(drawn)))
     real = torch.cat([chunk.images for chunk in open_images(model, digits, "validation", ALONE, 120).chunks()])
@@ -76,7 +76,7 @@ def test_frechet_distance_of_samples_agrees_with_torchmetrics(make_model, digits
 
 def test_anomalies_are_the_class_that_was_held_out(make_model, digits):
     model = make_model(HELD_OUT)
-    found = measure(model, digits, "anomaly", seed=5)
+    found = measure_metric(model, digits, "anomaly", seed=5)
     joint, labels = [], []
     for chunk in open_images(model, digits, "test", ALONE, with_anomalies=True).chunks():
         joint.append(model.score(to_pixels(chunk.images), chunk_seed(5, chunk.index)).joint)
@@ -122,20 +122,20 @@ def test_one_table_of_several_metrics(make_model, digits):
 def test_what_cannot_be_measured_gets_a_sentence(make_model, digits, tmp_path):
     model = make_model()
     with pytest.raises(ConfigError, match=r"trained on every class.*data\.held_out\.label=CLASS"):
-        measure(model, digits, "anomaly", split="validation")
+        measure_metric(model, digits, "anomaly", split="validation")
     with pytest.raises(DataError, match="digits has no test part"):
-        measure(model, digits, "reconstruction")
+        measure_metric(model, digits, "reconstruction")
     with pytest.raises(ConfigError, match="no metric 'fid'; choose from reconstruction, frechet, anomaly"):
-        measure(model, digits, "fid")
+        measure_metric(model, digits, "fid")
     with pytest.raises(ConfigError, match="needs features"):
-        measure(model, digits, "frechet", split="validation")
+        measure_metric(model, digits, "frechet", split="validation")
     with pytest.raises(DataError, match="0 of the 72 images are anomalies"):
-        measure(make_model(HELD_OUT), digits, "anomaly", split="validation", num_samples=72)
+        measure_metric(make_model(HELD_OUT), digits, "anomaly", split="validation", num_samples=72)
     with pytest.raises(DataError, match="does not exist"):
-        measure(model, Storage.at(tmp_path / "nothing"), "reconstruction")
+        measure_metric(model, Storage.at(tmp_path / "nothing"), "reconstruction")
     model.networks.generator.get_parameter(_first_name(model)).fill_(torch.nan)
     with pytest.raises(DivergenceError, match="not finite"):
-        measure(model, digits, "reconstruction", split="validation")
+        measure_metric(model, digits, "reconstruction", split="validation")
 
 
 def _first_name(model):
@@ -155,7 +155,7 @@ def test_a_set_that_does_not_fit_gets_a_sentence(make_model, tmp_path, shape, la
     storage = Storage.at(tmp_path)
     pack(source, storage)
     with pytest.raises(DataError, match=words):
-        measure(make_model(HELD_OUT), storage, "anomaly")
+        measure_metric(make_model(HELD_OUT), storage, "anomaly")
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -226,7 +226,7 @@ def test_two_workers_give_the_numbers_of_one(make_model, digits, digits_url, cla
     assert "1,797 images scored" in printed
     features = open_features(classifier_url)
     for metric in ("reconstruction", "frechet", "anomaly"):
-        alone = measure(model, digits, metric, features, num_samples=1100)
+        alone = measure_metric(model, digits, metric, features, num_samples=1100)
         record = json.loads((tmp_path / "model" / alone.file).read_text())
         assert record["values"] == pytest.approx(alone.values, rel=1e-9)
         assert record["protocol"] == alone.protocol | {"num_workers": 2}

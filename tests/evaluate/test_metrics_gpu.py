@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ebmscale.evaluate.features import open_features
-from ebmscale.evaluate.metrics import measure
+from ebmscale.evaluate.metrics import measure_metric
 from ebmscale.model.pixels import to_pixels
 
 pytestmark = [
@@ -17,7 +17,9 @@ pytestmark = [
 def test_metrics_are_those_of_a_cpu(make_model, digits, classifier_url, metric):
     model = make_model()
     found = [
-        measure(model.to(device), digits, metric, open_features(classifier_url, device), "validation", 128).values
+        measure_metric(
+            model.to(device), digits, metric, open_features(classifier_url, device), "validation", 128
+        ).values
         for device in ("cpu", "cuda")
     ]
     assert found[1] == pytest.approx(found[0], rel=0.05)

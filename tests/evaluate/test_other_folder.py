@@ -11,7 +11,7 @@ from ebmscale.address import Address
 from ebmscale.cli import cli
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.errors import ConfigError, DataError
-from ebmscale.search.driver import with_features
+from ebmscale.search.driver import with_absolute_features
 from ebmscale.search.space import EvaluateBlock, Space
 from ebmscale.stop import StopSignal
 from ebmscale.training.loop import train
@@ -73,6 +73,6 @@ def test_a_search_finds_its_features_from_any_folder(tmp_path: Path, monkeypatch
     space = Space.model_construct(evaluate=EvaluateBlock(features=Address("features/digits")))
     (tmp_path / "features" / "digits").mkdir(parents=True)
     with pytest.raises(ConfigError, match="a relative address starts at the folder where the command runs"):
-        with_features(space)
+        with_absolute_features(space)
     monkeypatch.chdir(tmp_path)
-    assert with_features(space).evaluate.features == str(tmp_path / "features" / "digits")
+    assert with_absolute_features(space).evaluate.features == str(tmp_path / "features" / "digits")

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from ebmscale.errors import StorageError
-from ebmscale.model.pieces import PartImage, Piece, Span, assemble, layout_of, parse_part, piece, share_of, split
+from ebmscale.model.pieces import (
+    PartImage,
+    Piece,
+    Span,
+    assemble,
+    in_parts,
+    layout_of,
+    parse_part,
+    piece,
+    share_of,
+)
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
@@ -25,7 +35,7 @@ def test_what_any_ranks_wrote_any_others_read(sizes: list[int], writers: int, re
     counts = [sum(one.span.length for one in share) for share in shares]
     assert sum(counts) == sum(sizes)
     assert max(counts) - min(counts) <= 1
-    files = [part for share in shares for part in split(share, part_bytes)]
+    files = [part for share in shares for part in in_parts(share, part_bytes)]
     assert all(sum(one.values.nbytes for one in part) <= part_bytes for part in files)
     read = [one for index, part in enumerate(files) for one in parse_part(f"part {index}", written(part))]
     for rank in range(readers):

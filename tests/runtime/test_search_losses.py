@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ebmscale.config import load_config
-from ebmscale.search.objectives import ranked, score
+from ebmscale.search.objectives import objective_value, ranked
 from ebmscale.storage import Storage
 from tests.runtime.local_cluster import ROOT, LocalCluster, running
 from tests.runtime.search_runs import (
@@ -79,7 +79,7 @@ def test_a_search_of_the_digits_finds_better_than_the_preset_through_three_losse
     assert sum(len(record.attempts) - 1 for record in records.values()) >= 3
     _, space = store.load()
     best = ranked(space, records.values())[0]
-    found, default = score(space.objectives[0], best), score(space.objectives[0], records[0])
+    found, default = objective_value(space.objectives[0], best), objective_value(space.objectives[0], records[0])
     assert found is not None
     assert default is not None
     assert found < default

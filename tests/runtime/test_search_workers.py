@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ebmscale.config import load_config
-from ebmscale.search.objectives import score
+from ebmscale.search.objectives import objective_value
 from tests.runtime.local_cluster import running
 from tests.runtime.search_runs import command, space_file, store_at, tiny_config
 
@@ -47,7 +47,7 @@ def test_a_population_of_trials_of_two_workers(digits_url: str, tmp_path: Path) 
     assert [record.status for record in records.values()] == ["finished", "finished"], run.text
     assert records[1].origins[0].donor == 0
     objective = store.load()[1].objectives[0]
-    ends = [score(objective, record) for record in records.values()]
+    ends = [objective_value(objective, record) for record in records.values()]
     assert ends[0] == pytest.approx(ends[1], rel=0.3)  # the heir was far behind before
     heir = load_config(tmp_path / "runs" / "tiny" / "trials" / records[1].folder / "config.yaml")
     assert heir.train.generator.rate == records[1].values["train.generator.rate"]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmscale.config import RunConfig, with_values
-from ebmscale.search.objectives import best, pareto, ranked, score
+from ebmscale.search.objectives import best, objective_value, pareto, ranked
 from ebmscale.search.space import Objective
 from ebmscale.search.trial import TrialRecord
 from ebmscale.stop import StopSignal
@@ -33,11 +33,11 @@ MSE = {"metric": "held_out_mse", "direction": "min"}
 )
 def test_values_of_an_objective(changes: dict[str, object], expected: float | None) -> None:
     trial = record(0, 0.5, 0.2, 0.3, measured={"evaluate/FD": 7.0})
-    assert score(Objective.model_validate(MSE | changes), trial) == expected
+    assert objective_value(Objective.model_validate(MSE | changes), trial) == expected
 
 
 def test_a_value_so_far() -> None:
-    assert score(Objective.model_validate(MSE), record(0, 0.5, 0.2, 0.3), until=2500) == 0.2
+    assert objective_value(Objective.model_validate(MSE), record(0, 0.5, 0.2, 0.3), until=2500) == 0.2
 
 
 def test_only_finished_trials_are_ranked() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebmscale.errors import ConfigError
-from ebmscale.search.propose import default_values, grid, num_trials, propose
+from ebmscale.search.propose import default_values, grid, num_trials, propose_values
 from ebmscale.search.space import Space
 from ebmscale.search.trial import TrialRecord
 from tests.search.conftest import make, record
@@ -27,7 +27,7 @@ def search(space: Space, config: Any, stops: set[int]) -> list[dict[str, Any]]:
     """One trial after another; after the given ones everything but what was written down is forgotten."""
     records: dict[int, TrialRecord] = {}
     for number in range(num_trials(space)):
-        values = propose(space, config, number, records)
+        values = propose_values(space, config, number, records)
         worth = abs(values["train.ratio.rate"] - 2e-3) + (values["posterior.start"] == "base")
         records[number] = record(number, worth, values=values)
         if number in stops:
@@ -53,7 +53,7 @@ def test_the_seed_and_the_number_tell_proposals_apart() -> None:
 
 def test_the_first_trial_is_the_configuration_itself() -> None:
     config, space = make()
-    values = propose(space, config, 0, {})
+    values = propose_values(space, config, 0, {})
     assert values == {"posterior.start": "base", "posterior.num_steps": 20, "train.ratio.rate": 5e-4}
     assert default_values(space, config) == values
 
@@ -64,7 +64,7 @@ def test_optuna_draws_near_what_was_good() -> None:
     config, space = make(searcher="optuna", num_trials=45, default_first=False, space=space_tree)
     records: dict[int, TrialRecord] = {}
     for number in range(45):
-        values = propose(space, config, number, records)
+        values = propose_values(space, config, number, records)
         distance = abs(values["train.ratio.rate"] / 1e-3 - 1)
         records[number] = record(number, min(distance, 10.0), values=values)
     near = [1e-3 / 3.2 < records[n].values["train.ratio.rate"] < 1e-3 * 3.2 for n in range(20, 45)]
@@ -75,7 +75,7 @@ def test_optuna_draws_near_what_was_good() -> None:
 def test_optuna_takes_trials_of_every_state(status: str) -> None:
     config, space = make(searcher="optuna")
     records = {n: record(n, *([0.5] if status == "stopped" else []), status=status) for n in range(7)}
-    values = propose(space, config, 7, records)
+    values = propose_values(space, config, 7, records)
     assert space.space["train.ratio.rate"].holds(values["train.ratio.rate"])
 
 
@@ -85,7 +85,7 @@ def test_optuna_takes_several_objectives() -> None:
     records = {n: record(n, 0.1 * n) for n in range(7)}
     for one in records.values():
         one.reports[-1]["auc"] = 0.5
-    assert propose(space, config, 7, records)
+    assert propose_values(space, config, 7, records)
 
 
 def test_a_grid_has_every_combination_once() -> None:
@@ -93,7 +93,7 @@ def test_a_grid_has_every_combination_once() -> None:
     points = list(grid(space))
     assert num_trials(space) == len(points) == 3 * 3 + 3
     assert len({repr(point) for point in points}) == len(points)
-    assert [propose(space, config, n, {}) for n in range(len(points))] == points
+    assert [propose_values(space, config, n, {}) for n in range(len(points))] == points
     assert {p["train.ratio.rate"] for p in points} == {1e-4, 1e-3, 1e-2}
 
 
@@ -120,6 +120,6 @@ def test_a_missing_optuna_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 10**6))
 def test_random_values_keep_to_the_space(seed: int, number: int) -> None:
     config, space = make(seed=seed)
-    values = propose(space, config, number, {})
+    values = propose_values(space, config, number, {})
     assert ("posterior.num_steps" in values) == (values["posterior.start"] == "base")
     assert all(space.space[key].holds(value) for key, value in values.items())
