@@ -20,6 +20,7 @@ from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 from tests.conftest import PATIENCE_S
 from tests.ports import free_port
+from tests.program import Done, run_here
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
@@ -36,7 +37,14 @@ def call(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[s
     return done
 
 
-def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
+def here(*arguments: str | Path, code: int = 0) -> Done:
+    """As `call`, in this process."""
+    done = run_here(*arguments)
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def one_sentence(done: subprocess.CompletedProcess[str] | Done) -> str:
     """The error that a command ended with: one line on stderr, no traceback."""
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -78,19 +86,19 @@ def test_training_leaves_what_it_names(finished: Path) -> None:
 
 
 def test_sample_writes_pictures_and_arrays(finished: Path, tmp_path: Path) -> None:
-    call("sample", finished, "-n", "9", "--out", tmp_path / "x.png")
+    here("sample", finished, "-n", "9", "--out", tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").size[0] > 24
-    call("sample", finished, "-n", "9", "--out", tmp_path / "x.npz", "--seed", "1")
+    here("sample", finished, "-n", "9", "--out", tmp_path / "x.npz", "--seed", "1")
     arrays = np.load(tmp_path / "x.npz")
     assert arrays["images"].shape == (9, 1, 8, 8)
     assert arrays["images"].dtype == np.uint8
     assert arrays["z"].shape == (9, 4)
-    assert "must end in .png or .npz" in one_sentence(call("sample", finished, "--out", tmp_path / "x.gif", code=2))
-    assert "beyond the" in one_sentence(call("sample", finished, "--out", tmp_path / "x.png", "--stage", "99", code=2))
+    assert "must end in .png or .npz" in one_sentence(here("sample", finished, "--out", tmp_path / "x.gif", code=2))
+    assert "beyond the" in one_sentence(here("sample", finished, "--out", tmp_path / "x.png", "--stage", "99", code=2))
 
 
 def test_an_export_opens_without_the_run_and_gives_the_same(finished: Path, tmp_path: Path) -> None:
-    call("export", finished, tmp_path / "model")
+    here("export", finished, tmp_path / "model")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
     run, exported = ebmscale.load(str(finished)), ebmscale.load(str(tmp_path / "model"))
     assert torch.equal(run.sample(5, seed=2), exported.sample(5, seed=2))
@@ -98,7 +106,7 @@ def test_an_export_opens_without_the_run_and_gives_the_same(finished: Path, tmp_
     assert torch.equal(run.reconstruct(x), exported.reconstruct(x))
     assert torch.equal(run.score(x).joint, exported.score(x).joint)
     assert exported.log_prior(torch.zeros(2, 4)).shape == (2,)
-    assert "ok" in call("inspect", tmp_path / "model").stdout
+    assert "ok" in here("inspect", tmp_path / "model").stdout
 
 
 def test_loading_needs_neither_ray_nor_deepspeed(finished: Path) -> None:
@@ -111,19 +119,19 @@ def test_loading_needs_neither_ray_nor_deepspeed(finished: Path) -> None:
 
 
 def test_inspect_says_what_lies_there(finished: Path, digits_url: str, tmp_path: Path) -> None:
-    assert "2 checkpoint(s)" in call("inspect", finished).stdout
-    assert "1,797 train" in call("inspect", digits_url).stdout
-    assert "holds no run" in one_sentence(call("inspect", tmp_path, code=3))
+    assert "2 checkpoint(s)" in here("inspect", finished).stdout
+    assert "1,797 train" in here("inspect", digits_url).stdout
+    assert "holds no run" in one_sentence(here("inspect", tmp_path, code=3))
 
 
 def test_the_doctor_reports(tmp_path: Path) -> None:
-    lines = call("doctor").stdout
+    lines = here("doctor").stdout
     assert "torch" in lines
     assert torch.__version__ in lines
 
 
 def test_a_dry_run_forecasts_and_leaves_nothing(config: Path, tmp_path: Path) -> None:
-    done = call("train", config, "--dry-run")
+    done = here("train", config, "--dry-run")
     assert re.search(r"[1-9][\d,]* generator and encoder, [1-9][\d,]* a ratio", done.stdout), done.stdout
     assert "the run will need" in done.stdout
     assert "a checkpoint" in done.stdout
@@ -131,44 +139,53 @@ def test_a_dry_run_forecasts_and_leaves_nothing(config: Path, tmp_path: Path) ->
 
 
 def test_pack_then_pack_again(tmp_path: Path) -> None:
-    first = call("pack", "digits", "-", tmp_path / "digits").stdout
+    first = here("pack", "digits", "-", tmp_path / "digits").stdout
     assert "1,797 train" in first
-    again = call("pack", "digits", "-", tmp_path / "digits").stdout
+    again = here("pack", "digits", "-", tmp_path / "digits").stdout
     assert again.replace("already packed, its source has not changed: ", "") == first != again
-    assert "digits" in one_sentence(call("pack", "nonsense", "-", tmp_path / "x", code=2))
+    assert "digits" in one_sentence(here("pack", "nonsense", "-", tmp_path / "x", code=2))
 
 
 @pytest.mark.parametrize(
     ("override", "code", "words"),
     [
         ("train.batchsize=3", 2, "did you mean train.batch_size?"),
-        ("train.batch_size=many", 2, "train.batch_size"),
-        ("precision=fp16", 2, "use bf16 or fp32"),
         ("data.url=/nonexistent/place", 3, "/nonexistent/place"),
         ("storage.url=/proc/nowhere", 4, "cannot be written"),
-        ("device=cuda", 2, "no CUDA device"),
         ("posterior.step_size=1.0e+9", 5, "Training diverged"),
+    ],
+)
+def test_every_kind_of_error_has_its_exit_code(config: Path, override: str, code: int, words: str) -> None:
+    extra = ["data.format=null"] if override.startswith("data.url") else []
+    assert words in one_sentence(call("train", config, override, *extra, code=code))
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "words"),
+    [
+        ("train.batch_size=many", 2, "train.batch_size"),
+        ("precision=fp16", 2, "use bf16 or fp32"),
+        ("device=cuda", 2, "no CUDA device"),
         ("train.ratio.rate=1.0e+20", 5, "Training diverged"),
         ("model.form=svhn", 2, "32x32"),
         ("data.validation_fraction=1.0e-4", 3, "raise data.validation_fraction"),
         ("data.held_out.label=11", 2, "has no class '11'; did you mean '1'?"),
     ],
 )
-def test_a_bad_setting_gets_one_sentence_and_its_exit_code(config: Path, override: str, code: int, words: str) -> None:
+def test_a_bad_setting_gets_one_sentence(config: Path, override: str, code: int, words: str) -> None:
     if override == "device=cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    extra = ["data.format=null"] if override.startswith("data.url") else []
-    assert words in one_sentence(call("train", config, override, *extra, code=code))
+    assert words in one_sentence(here("train", config, override, code=code))
 
 
 def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
-    assert "none.yaml" in one_sentence(call("train", tmp_path / "none.yaml", code=2))
+    assert "none.yaml" in one_sentence(here("train", tmp_path / "none.yaml", code=2))
 
 
 @pytest.mark.parametrize(("damage", "words"), [("truncate", "bytes where the manifest says"), ("flip", "sha256")])
 def test_damaged_shards_stop_a_run_before_it_starts(config: Path, tmp_path: Path, damage: str, words: str) -> None:
     data = tmp_path / "damaged"
-    call("pack", "digits", "-", data)
+    here("pack", "digits", "-", data)
     shard = next(data.glob("*.tar"))
     content = bytearray(shard.read_bytes())
     if damage == "truncate":
@@ -176,22 +193,22 @@ def test_damaged_shards_stop_a_run_before_it_starts(config: Path, tmp_path: Path
     else:
         content[len(content) // 2] ^= 1
     shard.write_bytes(bytes(content))
-    sentence = one_sentence(call("train", config, f"data.url={data}", code=3))
+    sentence = one_sentence(here("train", config, f"data.url={data}", code=3))
     assert words in sentence
     assert shard.name in sentence
-    assert words in call("inspect", data, code=3).stdout
+    assert words in here("inspect", data, code=3).stdout
 
 
 def test_a_run_whose_every_checkpoint_is_damaged_stops(config: Path, tmp_path: Path) -> None:
-    call("train", config, "train.max_samples=640")
+    here("train", config, "train.max_samples=640")
     run = tmp_path / "runs" / "tiny"
     (checkpoint,) = (run / "checkpoints").iterdir()
     tensors = checkpoint / "generator-0000-000.safetensors"
     content = bytearray(tensors.read_bytes())
     content[-1] ^= 1
     tensors.write_bytes(bytes(content))
-    assert "damaged" in call("inspect", run, code=4).stdout
-    sentence = one_sentence(call("train", config, "train.max_samples=960", code=4))
+    assert "damaged" in here("inspect", run, code=4).stdout
+    sentence = one_sentence(here("train", config, "train.max_samples=960", code=4))
     assert "no valid checkpoint" in sentence
 
 
@@ -218,7 +235,7 @@ def test_a_signal_saves_and_says_how_to_go_on(config: Path, tmp_path: Path, numb
     assert f"Stopped by {number.name}" in errors
     assert "run the same command to continue" in errors
     saved = newest_position(run)
-    done = call("train", config, f"train.max_samples={saved + 320}")
+    done = here("train", config, f"train.max_samples={saved + 320}")
     assert f"resumed at {saved:,} samples" in done.stdout
 
 
@@ -268,7 +285,7 @@ def test_after_kill_the_same_command_goes_on(config: Path, tmp_path: Path) -> No
     process.kill()
     process.wait()
     saved = newest_position(run)
-    done = call("train", config, f"train.max_samples={saved + 320}")
+    done = here("train", config, f"train.max_samples={saved + 320}")
     assert f"resumed at {saved:,} samples" in done.stdout
 
 
@@ -277,13 +294,13 @@ def test_after_kill_the_same_command_goes_on(config: Path, tmp_path: Path) -> No
 def test_two_workers_train_what_one_trains_and_hand_over(config: Path, tmp_path: Path, settings: list[str]) -> None:
     """The noise and the data order belong to streams, so the number of workers only changes rounding."""
     arguments = [str(config), "train.max_samples=960", "stages.significance=1.0e-9"]
-    call("train", *arguments, "run.name=one", "engine=plain")
+    here("train", *arguments, "run.name=one", "engine=plain")
     torchrun("train", *arguments, "run.name=two", *settings)
     one, two = (ebmscale.load(str(tmp_path / "runs" / name)) for name in ("one", "two"))
     assert one.prior.num_stages == two.prior.num_stages
     for name, weight in one.networks.state_dict().items():
         torch.testing.assert_close(two.networks.state_dict()[name], weight, rtol=0, atol=2e-4)
-    done = call("train", *arguments, "run.name=two", "train.max_samples=1280", "engine=plain")
+    done = here("train", *arguments, "run.name=two", "train.max_samples=1280", "engine=plain")
     assert "resumed at 960 samples" in done.stdout
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -12,11 +13,11 @@ from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
 from ebmscale.stop import ENDING, asked_by, handle_signals
 from ebmscale.terminal import LineHandler, Terminal, keep_output
 
-__all__ = ["about", "cli", "main", "measuring", "models", "ratios", "running", "searching", "sets"]
+__all__ = ["about", "cli", "main", "measuring", "models", "ratios", "run_command", "running", "searching", "sets"]
 
 
 def main() -> None:
-    """The program: runs a command, and turns errors into one sentence and an exit code."""
+    """The program: runs the command that its arguments name, and exits with its code."""
     keep_output()
     handle_signals()
     errors = Terminal(stderr=True)
@@ -24,20 +25,37 @@ def main() -> None:
     logging.getLogger("ebmscale").setLevel(logging.INFO if _is_first_rank() else logging.ERROR)
     logging.getLogger("ebmscale.rendezvous").setLevel(logging.INFO)  # every rank says that it waits for others
     try:
-        cli(standalone_mode=False)
+        code = run_command(errors)
+    finally:
+        ENDING.set()  # no thread keeps the process waiting for a storage
+    if code:
+        sys.exit(code)
+
+
+def run_command(errors: Terminal, arguments: Sequence[str] | None = None) -> int:
+    """Runs a command, and turns its errors into one sentence and an exit code.
+
+    Args:
+        errors: shows the sentence.
+        arguments: of the program; None takes those of this process.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        cli(arguments, standalone_mode=False)
     except EbmscaleError as error:
         word = "stopped" if isinstance(error, Interrupted) else "error"
         errors.print(f"{word}: {error}")
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
         for line in _about_usage(error):
             errors.print(line)
-        sys.exit(ConfigError.exit_code)
+        return ConfigError.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         errors.print(f"stopped: interrupted by {asked_by(error)}")
-        sys.exit(Interrupted.exit_code)
-    finally:
-        ENDING.set()  # no thread keeps the process waiting for a storage
+        return Interrupted.exit_code
+    return 0
 
 
 def _about_usage(error: click.ClickException) -> list[str]:

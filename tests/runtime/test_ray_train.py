@@ -9,18 +9,25 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.conftest import MID, RESUMED
+from tests.runtime.conftest import MID, RESUMED, undisturbed
 from tests.runtime.local_cluster import LocalCluster, final_state, running, train_command
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
 TWO = "ray.num_workers=2"
+SHORT = {"train": {"max_samples": 12_800}}
+
+
+@pytest.fixture(scope="module")
+def straight(digits_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The final state of a short run on two processes with nothing in its way, and without Ray."""
+    return undisturbed(digits_url, tmp_path_factory.mktemp("straight"), **SHORT)
 
 
 def test_a_killed_worker_is_replaced_and_nothing_changes(
     pair: LocalCluster, make_config: Callable[..., Path], straight: dict[str, Any], tmp_path: Path
 ) -> None:
-    with running(pair.command(*train_command(make_config("killed"), TWO))) as run:
+    with running(pair.command(*train_command(make_config("killed", **SHORT), TWO))) as run:
         run.wait_for(MID)
         first, second = pair.processes("ray::RayTrainWorker")
         assert os.getpriority(os.PRIO_PROCESS, first) == os.getpriority(os.PRIO_PROCESS, 0)
@@ -36,7 +43,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(
 def test_a_stop_saves_and_the_same_command_goes_on(
     pair: LocalCluster, make_config: Callable[..., Path], straight: dict[str, Any], tmp_path: Path
 ) -> None:
-    command = pair.command(*train_command(make_config("stopped"), TWO))
+    command = pair.command(*train_command(make_config("stopped", **SHORT), TWO))
     with running(command) as run:
         run.wait_for(MID)
         run.process.send_signal(signal.SIGTERM)

@@ -6,19 +6,19 @@ python rank_worker.py CONFIG BAD
 import sys
 from typing import Any
 
+import pytest
 import torch
 
-from ebmscale.config import load_config
+from ebmscale.config import RunConfig, load_config
 from ebmscale.model.pixels import to_pixels
 from ebmscale.stop import StopSignal
-from ebmscale.training import loop, update
+from ebmscale.training import update
+from ebmscale.training.loop import train
 from ebmscale.training.view import View
 from ebmscale.world import World
 
 
-def main() -> None:
-    config, bad_end = load_config(sys.argv[1]), int(sys.argv[2])
-    world = World.from_environment("cpu")
+def train_with_a_bad_batch(config: RunConfig, bad_end: int, world: World) -> None:
     ends: list[int] = []
 
     class Watching(View):
@@ -29,8 +29,13 @@ def main() -> None:
         is_bad = bool(ends) and ends[-1] == bad_end and world.rank == world.size - 1
         return to_pixels(images) * (torch.nan if is_bad else 1.0)
 
-    update.to_pixels = pixels  # type: ignore[attr-defined]
-    loop.train(config, Watching(quiet=True), world, StopSignal())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update, "to_pixels", pixels)
+        train(config, Watching(quiet=True), world, StopSignal())
+
+
+def main() -> None:
+    train_with_a_bad_batch(load_config(sys.argv[1]), int(sys.argv[2]), World.from_environment("cpu"))
 
 
 if __name__ == "__main__":

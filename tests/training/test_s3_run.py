@@ -1,9 +1,6 @@
 """A run that lives in S3: trained, stopped, resumed, looked at and opened straight from there."""
 
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from ebmscale.training.view import View
 from ebmscale.world import World
 from tests.conftest import PATIENCE_S
 from tests.faulty_proxy import FaultyProxy
+from tests.program import run_here
 
 pytestmark = [pytest.mark.s3, pytest.mark.xdist_group("s3")]
 
@@ -47,29 +45,21 @@ def test_a_run_in_s3_is_the_run_on_a_disk_also_through_two_stops(server, tiny: R
         assert history(config, name) == history(disk, name)
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ebmscale", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
-
-
 def test_the_commands_open_a_run_in_s3(server, tiny: RunConfig, tmp_path: Path) -> None:
     config = on_s3(changed(tiny, train={"max_samples": 1600}, checkpoint={"every_samples": 800}), "commands")
     run_until(config)
     url = run_storage(config).url
-    listed = command("inspect", url)
+    listed = run_here("inspect", url)
     assert listed.returncode == 0, listed.stderr
     assert re.search(r"000000001600-\w+\s+│\s+1,600\s+│\s+\d\s+│\s+0\.\d MB\s+│\s+ok", listed.stdout)
-    assert command("export", url, str(tmp_path / "export")).returncode == 0
+    assert run_here("export", url, str(tmp_path / "export")).returncode == 0
     straight, exported = ebmscale.load(url), ebmscale.load(str(tmp_path / "export"))
     assert straight.samples_seen == exported.samples_seen == 1600
     assert straight.sample(4).equal(exported.sample(4))
     storage = run_storage(config)
     newest = CheckpointStore(storage).finished()[0]
     storage.publish(f"checkpoints/{newest}/state.json", b"{}")
-    broken = command("inspect", url)
+    broken = run_here("inspect", url)
     assert broken.returncode == 4
     assert "state.json is damaged" in broken.stdout
     assert ebmscale.load(url).samples_seen == 800

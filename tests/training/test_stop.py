@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_resume import changed, final_files, history, run_until
 
-from ebmscale.config import RunConfig
+from ebmscale.config import RunConfig, parse_config
 from ebmscale.errors import Interrupted, StorageError
 from ebmscale.model.checkpoint import position_of
 from ebmscale.model.run_folder import run_storage
@@ -21,6 +21,7 @@ from ebmscale.training.stopping import Stopped, StopPoll
 from ebmscale.training.summary import Activity, RunSummary
 from ebmscale.training.view import View
 from ebmscale.world import World
+from tests.conftest import TINY
 
 
 class StopInPart(StopSignal):
@@ -53,17 +54,24 @@ class StopInPart(StopSignal):
         return Watching(quiet=True)
 
 
+@pytest.fixture(scope="module")
+def straight(digits_url: str, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run that was never stopped."""
+    text = TINY.replace("DATA", digits_url) + f"storage: {{url: {tmp_path_factory.mktemp('straight')}}}\n"
+    config = changed(parse_config(text), run={"name": "straight"}, stages={"significance": 1e-9})
+    run_until(config)
+    return config
+
+
+@pytest.mark.xdist_group("stops")  # one run that was never stopped serves all
 @pytest.mark.parametrize(
     ("part", "after"),
     [("posterior", 1), ("posterior", 100), ("evidence", 1), ("evidence", 23), ("evidence", 26), ("evidence", 40)],
 )
 def test_a_stop_inside_a_chain_saves_and_changes_nothing(
-    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, part: str, after: int
+    tiny: RunConfig, straight: RunConfig, monkeypatch: pytest.MonkeyPatch, part: str, after: int
 ) -> None:
-    straight, broken = (
-        changed(tiny, run={"name": name}, stages={"significance": 1e-9}) for name in ("straight", "broken")
-    )
-    run_until(straight)
+    broken = changed(tiny, run={"name": "broken"}, stages={"significance": 1e-9})
     with monkeypatch.context() as patch:
         stop = StopInPart(patch, part, after)
         with pytest.raises(Interrupted, match="Stopped by SIGTERM; saved at"):

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rank_worker import train_with_a_bad_batch
 
 import ebmscale
+from ebmscale.config import parse_config
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.metrics import GUARD_FILE, read_lines
+from ebmscale.world import World
 from tests.conftest import PATIENCE_S
 from tests.ports import free_port
 
@@ -61,18 +64,17 @@ def test_a_signal_to_one_rank_saves_and_stops_them_all(config: Path, tmp_path: P
 
 def test_a_bad_loss_on_one_rank_is_left_out_on_all(config: Path, tmp_path: Path) -> None:
     """Two ranks, of which one sees NaN, train what a single rank trains that leaves out the whole batch."""
+    text = config.read_text().replace("max_samples: 3200", "max_samples: 640")
+    file = tmp_path / "of2.yaml"
+    file.write_text(text.replace("name: tiny", "name: of2"))
+    ranks = start_ranks(WORKER, str(file), "480")
+    train_with_a_bad_batch(parse_config(text.replace("name: tiny", "name: of1")), 480, World.alone())
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=PATIENCE_S)
+        assert rank.returncode == 0, errors
     found = {}
     for size in (1, 2):
-        name = f"of{size}"
-        file = tmp_path / f"{name}.yaml"
-        text = (
-            config.read_text().replace("name: tiny", f"name: {name}").replace("max_samples: 3200", "max_samples: 640")
-        )
-        file.write_text(text)
-        for rank in start_ranks(WORKER, str(file), "480", size=size):
-            _, errors = rank.communicate(timeout=PATIENCE_S)
-            assert rank.returncode == 0, errors
-        storage = Storage.at(tmp_path / "runs" / name)
+        storage = Storage.at(tmp_path / "runs" / f"of{size}")
         (line,) = read_lines(storage, GUARD_FILE)
         assert line["action"] == "skipped"
         found[size] = (set(line["keys"]), ebmscale.load(storage.url).networks.state_dict())

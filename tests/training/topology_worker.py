@@ -10,6 +10,7 @@ import time
 
 from ebmscale.config import load_config
 from ebmscale.stop import StopSignal
+from ebmscale.training import saver
 from ebmscale.training.loop import train
 from ebmscale.training.opening import open_run
 from ebmscale.training.view import View
@@ -20,7 +21,13 @@ def overrides(engine: str) -> list[str]:
     return ["engine=plain"] if engine == "plain" else ["engine=deepspeed", f"deepspeed.zero_stage={engine[-1]}"]
 
 
+def token() -> str:
+    """As `make_token`, in steps of 65 microseconds in place of seconds, so that names are in the order of the saves."""
+    return f"{time.time_ns() >> 16:012x}"
+
+
 def main() -> None:
+    saver.make_token = token  # type: ignore[attr-defined]
     config, *engines = sys.argv[1:]
     world = World.from_environment("cpu")
     for engine in engines:
@@ -33,7 +40,6 @@ def main() -> None:
         if world.is_first:
             print(engine, run.saver.store.finished()[0], flush=True)
         run.close()
-        time.sleep(1.1)  # names are in the order of seconds
 
 
 if __name__ == "__main__":
