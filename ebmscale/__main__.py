@@ -9,9 +9,9 @@ def main() -> None:
     """Runs the program. Signal handlers are installed before the slow imports."""
     handle_signals()
     try:
-        from ebmscale.cli import main as run_command  # noqa: PLC0415
+        from ebmscale.cli import main as run_program  # noqa: PLC0415
 
-        run_command()
+        run_program()
     except KeyboardInterrupt as error:
         print(f"stopped: interrupted by {asked_by(error)}", file=sys.stderr)
         sys.exit(EXIT_CODE)

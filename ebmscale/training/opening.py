@@ -111,13 +111,18 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
         timer=PartTimer(world.device),
     )
     run.sampling.use(_form(run))
-    if run.restore() is None and world.broadcast(run.saver.store.finished() if world.is_first else None):
-        raise StorageError(
-            f"The run {storage.url} has no valid checkpoint left, every one is damaged (see `ebmscale inspect`); "
-            "restore one from a copy, or delete the run to start anew."
-        )
+    _restore(run)
     run.saver.prepare(run.share())
     return run
+
+
+def _restore(run: Run) -> None:
+    """Goes to the newest valid checkpoint, if the run has any checkpoint (collective)."""
+    if run.restore() is None and run.world.broadcast(run.saver.store.finished() if run.world.is_first else None):
+        raise StorageError(
+            f"The run {run.storage.url} has no valid checkpoint left, every one is damaged (see `ebmscale inspect`); "
+            "restore one from a copy, or delete the run to start anew."
+        )
 
 
 def least_bf16_gain(config: RunConfig, world: World) -> float:
