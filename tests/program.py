@@ -9,7 +9,10 @@ from typing import NamedTuple
 import pytest
 
 from ebmscale.cli import run_command
+from ebmscale.cli.group import console
 from ebmscale.terminal import LineHandler, Terminal
+
+WIDTH = 200
 
 
 class Done(NamedTuple):
@@ -21,11 +24,11 @@ class Done(NamedTuple):
 
 
 def run_here(*arguments: str | Path) -> Done:
-    """Runs `ebmscale ARGUMENTS` in this process, with what it prints on lines of 200 characters."""
+    """Runs `ebmscale ARGUMENTS` in this process, on lines of `WIDTH` characters."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", "200")
-        errors = Terminal(stderr=True)
+        patch.setattr(console, "_width", WIDTH)  # otherwise that of the terminal at its import
+        errors = Terminal(stderr=True, width=WIDTH)
         handler = LineHandler(errors)
         logging.getLogger().addHandler(handler)
         try:
