@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ebmscale.data.arrays import as_float64, as_numbers
-from ebmscale.density.bases import SampledOnly
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence
@@ -32,6 +31,11 @@ StageRow = StageRecord
 @dataclass(frozen=True)
 class FittedRatio:
     """log q - log p of two sets of samples, as a product of K ratios, normalised.
+
+    Example:
+        >>> fitted = fit_ratio(p, q)
+        >>> fitted.log_ratio(q)  # (M,), in nats
+        >>> low, high = fitted.interval  # of KL(q || p) in nats
 
     Attributes:
         sequence: the base density with its ratios.
@@ -98,7 +102,7 @@ class FittedRatio:
         Raises:
             DataError: the base is known by samples alone, or the points have another shape.
         """
-        if isinstance(self.sequence.base, SampledOnly):
+        if not self.sequence.base.is_known:
             raise DataError("log q needs a base density: fit with base='gaussian', or give p as a density.")
         rows = self._rows(x)
         volume = 0.0 if self.frame is None else self.frame.log_volume

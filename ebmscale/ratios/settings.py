@@ -1,7 +1,7 @@
 """How a density ratio is fitted between two sets of samples."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing
@@ -11,18 +11,13 @@ from ebmscale.stages.settings import ParticleSettings, StageSettings, TrainerSet
 FINAL_MOVES = 3
 """How many times as many moves a rung of the final normaliser takes."""
 
-GONE = {
-    "patience": "a stage ends when going on pays less than a new stage",
-    "min_improvement": "a stage ends when going on pays less than a new stage",
-    "settle_updates": "the rate falls over the last three quarters of every stage",
-    "reuse": "particles move at every use",
-}
-"""Settings of earlier versions, and why they mean nothing any more."""
-
 
 @dataclass(frozen=True)
 class FitSettings:
     """Settings of `fit_ratio`. Lengths of time are in updates of the ratio network.
+
+    Example:
+        >>> fit_ratio(p, q, settings=FitSettings(hidden=(64, 64), max_stages=3))
 
     Attributes:
         hidden: widths of the hidden layers; () leaves the quadratic head alone, or a linear ratio.
@@ -134,18 +129,3 @@ class FitSettings:
     def final_annealing(self) -> Annealing:
         """How the final normaliser is measured: particles that lag behind their rung would make it too small."""
         return Annealing(ess=self.ess, moves=replace(self.kernel, num_moves=FINAL_MOVES * self.kernel.num_moves))
-
-
-def changed(settings: FitSettings, changes: dict[str, Any]) -> FitSettings:
-    """The settings with some of them changed.
-
-    Raises:
-        ConfigError: there is no setting of a name.
-    """
-    for name, reason in GONE.items():
-        if name in changes:
-            raise ConfigError(f"The setting {name} of a ratio's fit is gone: {reason}; leave it out.")
-    unknown = set(changes) - set(FitSettings.__dataclass_fields__)
-    if unknown:
-        raise ConfigError(f"There is no setting {', '.join(sorted(unknown))} of a ratio's fit; see FitSettings.")
-    return replace(settings, **changes)
