@@ -13,33 +13,9 @@ import pytest
 
 from ebmscale.cli import cli
 from ebmscale.config import load_config
+from tests.pages import PAGES, ROOT, commands, name_of, words_of_ours
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".pytest_cache", "build", "runs"} & set(path.parts))
 FIXTURE = Path(__file__).parent / "fixtures" / "format_2"
-
-
-def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-def commands(page: Path) -> list[str]:
-    """The lines of indented blocks, without comments; lines that end in a backslash are joined."""
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL).replace("\\\n", " ")
-    lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
-    inline = re.findall(r"`((?:ebmscale|python tools|tools)/?[^`\n]* [^`\n]*)`", text)
-    found = [re.sub(r"\s+# .*$", "", line).split(" && ")[0].strip() for line in (*lines, *inline)]
-    return [
-        line for line in found if re.match(r"(ebmscale|python|torchrun|ray job submit|bash|tools/|cluster/)\b", line)
-    ]
-
-
-def words_of_ours(command: str) -> list[str] | None:
-    """The words after `ebmscale`; None where a line starts something else."""
-    words = shlex.split(command)
-    if "ebmscale" not in words:
-        return None
-    return words[words.index("ebmscale") + 1 :]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
