@@ -233,18 +233,18 @@ def run(command: str) -> None:
 
 
 def runs_of(page: Path, slow: bool) -> list[str]:
-    """The commands of a page as they are run; forms are run for the front page alone."""
+    """The commands of a page as they are run, with the slow ones or without; the front page's forms too."""
     found = []
     front = page == ROOT / "README.md"
     for command in dict.fromkeys([*whole_commands(page), *commands(page)]):
         how = TABLE.get(command)
-        if isinstance(how, Run) and how.slow == slow and (front or not how.instead):
+        if isinstance(how, Run) and (slow or not how.slow) and (front or not how.instead):
             found.append(f"{how.instead or command} {how.more}".strip())
     return found
 
 
-def pages_with(slow: bool) -> list[Path]:
-    return [page for page in PAGES if runs_of(page, slow)]
+QUICK_PAGES = [page for page in PAGES if runs_of(page, slow=False)]
+SLOW_PAGES = [page for page in PAGES if runs_of(page, slow=True) != runs_of(page, slow=False)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -257,14 +257,14 @@ def test_the_table_has_no_command_that_is_on_no_page() -> None:
     assert set(TABLE) <= {command for page in PAGES for command in commands(page)}
 
 
-@pytest.mark.parametrize("page", pages_with(slow=False), ids=name_of)
+@pytest.mark.parametrize("page", QUICK_PAGES, ids=name_of)
 def test_the_commands_of_a_page_run(page: Path, place: Path) -> None:
     for command in [*BEFORE.get(name_of(page), []), *runs_of(page, slow=False)]:
         run(command)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", pages_with(slow=True), ids=name_of)
-def test_the_longer_commands_of_a_page_run(page: Path, place: Path) -> None:
+@pytest.mark.parametrize("page", SLOW_PAGES, ids=name_of)
+def test_all_commands_of_a_page_run(page: Path, place: Path) -> None:
     for command in [*BEFORE.get(name_of(page), []), *runs_of(page, slow=True)]:
         run(command)
