@@ -24,8 +24,9 @@ class FitSettings:
         waves: sines of random projections that the hidden layers see beside the coordinates, for densities with sharp
             features in few dimensions (see `networks.ratio_heads.Waves`).
         quadratic: whether there is a quadratic head.
-        start: of every stage's quadratic head: at the log ratio of the two Gaussians that have the moments of either
-            side (see `stages.moments.gaussian_ratio`), as strong as held-out samples bear; or at zero.
+        start: of every stage's quadratic head. "moments": the log ratio of the two Gaussians with the moments of the
+            two sides (see `stages.moments.gaussian_ratio`), multiplied by the factor that is best on held-out
+            samples. "zero": the zero function.
         activation: of the hidden layers (see `networks.ACTIVATIONS`).
         conv: channels of the convolutions, for images (N, C, H, W).
         max_stages: K at most.
@@ -33,7 +34,7 @@ class FitSettings:
         rate: of Adam, before it falls along a cosine to zero at the end of a stage.
         weight_decay: of Adam.
         min_updates: of a stage at least.
-        max_updates: of a stage at most; within these bounds a stage lasts as long as it pays.
+        max_updates: of a stage at most; between these bounds a stage ends when a new stage promises more.
         evidence_every: from measurement to measurement.
         significance: a stage counts if its bound on the KL divergence exceeds so many standard errors.
         min_gain: a stage that adds less than this many nats is kept, and is the last.

@@ -21,7 +21,7 @@ from ebmscale.ratios.settings import FitSettings
 from ebmscale.seeds import torch_generator
 
 LEVEL = 0.05
-"""The p-value up to which a difference is said to be shown."""
+"""The largest p-value that counts as a difference."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class TwoSampleTest(NamedTuple):
 
     def lines(self) -> list[str]:
         """The result in plain lines."""
-        chance = f"AUC {self.statistic:.4f} on samples that took no part in the fit, p-value {self.p_value:.3g}"
+        chance = f"AUC {self.statistic:.4f} on held-out samples, p-value {self.p_value:.3g}"
         meaning = (
             f"if p and q were one distribution, an AUC as high as this would come up in {100 * self.p_value:.3g} % of "
             "cases"

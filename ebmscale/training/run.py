@@ -227,9 +227,9 @@ class Run:
         self.sampling.refresh()
 
     def roll_back(self, reason: str) -> int:
-        """Goes back to the last good checkpoint at lower rates, past the present batch (collective).
+        """Returns to the weights of the last good checkpoint, with lower rates (collective).
 
-        `samples_seen` goes on: no sample comes twice, and the metrics' curve has no second past.
+        `samples_seen` keeps its value. So no sample is trained on twice, and metrics have one line for each position.
 
         Returns:
             Where the checkpoint was.
