@@ -69,6 +69,7 @@ def test_the_python_of_the_front_page_runs(tmp_path: Path, monkeypatch: pytest.M
     assert names["log_prior"].shape == (64,)
 
 
+@pytest.mark.slow
 def test_the_python_of_the_page_on_ratios_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_python(ROOT / "ebmscale" / "ratios" / "README.md", tmp_path, monkeypatch)
     assert names["fitted"].kl == pytest.approx(0.25, abs=0.15)
@@ -87,7 +88,7 @@ def run_python(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dic
         shutil.copytree(FIXTURE / "run", folder / "runs" / run)
     monkeypatch.chdir(folder)
     noise = np.random.default_rng(0)
-    p, q = noise.normal(size=(600, 2)), noise.normal(size=(600, 2)) + 0.5
+    p, q = noise.normal(size=(300, 2)), noise.normal(size=(300, 2)) + 0.5
     model = ebmscale.load("runs/mnist")
     names: dict[str, Any] = {"p": p, "q": q, "x": q[:5], "z": model.sample_prior(3)[0]}
     if page.parent.name == "evaluate":
