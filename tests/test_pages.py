@@ -75,7 +75,6 @@ def test_the_python_of_the_page_on_ratios_runs(tmp_path: Path, monkeypatch: pyte
     assert names["fitted"].kl == pytest.approx(0.25, abs=0.15)
 
 
-@pytest.mark.slow
 def test_the_python_of_the_page_on_measures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_python(ROOT / "ebmscale" / "evaluate" / "README.md", tmp_path, monkeypatch)
     assert names["log_prior"].shape == (3,)
