@@ -11,7 +11,7 @@ from ebmscale.version import __version__
 
 if TYPE_CHECKING:
     from ebmscale.config import RunConfig, load_config
-    from ebmscale.density.bases import Gaussian
+    from ebmscale.density.bases import Gaussian, Mixture
     from ebmscale.density.prior import StandardNormal
     from ebmscale.model.latent_model import LatentModel, load
     from ebmscale.ratios import FitSettings, FittedRatio, fit_ratio
@@ -21,6 +21,7 @@ __all__ = [
     "FittedRatio",
     "Gaussian",
     "LatentModel",
+    "Mixture",
     "RunConfig",
     "StandardNormal",
     "__version__",
@@ -35,6 +36,7 @@ _HOMES = {
     "FittedRatio": "ebmscale.ratios",
     "Gaussian": "ebmscale.density.bases",
     "LatentModel": "ebmscale.model.latent_model",
+    "Mixture": "ebmscale.density.bases",
     "RunConfig": "ebmscale.config",
     "StandardNormal": "ebmscale.density.prior",
     "fit_ratio": "ebmscale.ratios",
@@ -54,16 +56,20 @@ def __dir__() -> list[str]:
 
 
 def train(config: "RunConfig") -> str:
-    """Trains a run to its budget, or resumes it.
+    """Trains a run to its budget, or resumes it from its newest valid checkpoint.
 
     Args:
-        config: as `load_config` reads it.
+        config: as `load_config` reads it. The budget is `train.max_samples`, in samples.
 
     Returns:
         The run's address, for `load`.
 
     Raises:
         EbmscaleError: one sentence that says what is wrong and what to do (see `ebmscale.errors`).
+
+    Example:
+        >>> config = ebmscale.load_config("configs/digits.yaml", ["train.max_samples=20000"])
+        >>> model = ebmscale.load(ebmscale.train(config))
     """
     from ebmscale.stop import StopSignal  # noqa: PLC0415
     from ebmscale.training.loop import train as train_loop  # noqa: PLC0415

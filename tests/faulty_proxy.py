@@ -1,6 +1,6 @@
-"""A proxy on loopback in front of an HTTP server that spoils answers, and stops requests at a chosen moment.
+"""A proxy on loopback in front of an HTTP server that damages answers, and stops requests at a chosen moment.
 
-How often answers are spoilt may be changed while it runs, so that a burst of trouble is a few lines of a test.
+How often answers are damaged may be changed while it runs, so that a burst of trouble is a few lines of a test.
 `hold` stops the next request that fits, at its beginning, in the middle of its body, or when the server has answered
 and the client does not know it yet: the moments at which a client can be killed.
 """
@@ -19,7 +19,7 @@ EXPIRED = (
     b"<?xml version='1.0'?><Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 )
 LISTED = re.compile(rb"<(Contents|CommonPrefixes)>.*?<(?:Key|Prefix)>(.*?)</.*?</\1>", re.DOTALL)
-HELD_S = 60.0  # a held request goes on by itself after this time
+HELD_S = 60.0  # a held request is released after this time
 TIMEOUT_S = 60.0
 
 Moment = Literal["begin", "middle", "end"]
@@ -51,13 +51,13 @@ class Held:
         self._released.set()
 
     def wait(self) -> bool:
-        """Waits in the request's thread for `release`; whether the request goes on."""
+        """Waits in the request's thread for `release`; returns whether the request continues."""
         self._released.wait(HELD_S)
         return not self._dropped
 
 
 class FaultyProxy:
-    """Passes requests on, or spoils them with the probabilities that it has at that time.
+    """Passes requests on, or damages them with the probabilities that it has at that time.
 
     Attributes:
         url: where to send requests.
@@ -66,7 +66,7 @@ class FaultyProxy:
         reset: probability that the connection is closed without an answer, before or after the server acted.
         delay_s: longest time by which an answer is put off; the time is random.
         expired: whether every PUT is refused because the credentials have expired.
-        refused, cut_short, resets: how many requests were spoilt so far.
+        refused, cut_short, resets: how many requests were damaged so far.
         late: what the next `num_late` listings do not show: a test of a whole key.
     """
 
@@ -106,7 +106,7 @@ class FaultyProxy:
         self._server.server_close()
 
     def calm(self) -> None:
-        """Spoil and hold nothing any more."""
+        """Stops damaging and holding requests."""
         self.busy = self.cut = self.reset = self.delay_s = 0.0
         self.num_late = 0
         with self._lock:
@@ -172,7 +172,7 @@ class FaultyProxy:
         try:
             if held is not None and held.moment == "begin" and not _stop(held):
                 return None
-            # the signature covers the Host header, so it goes on as it came
+            # the signature covers the Host header, so it is passed on unchanged
             upstream.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
             for name, value in handler.headers.items():
                 if name.lower() != "expect":

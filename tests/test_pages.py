@@ -6,40 +6,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import pytest
 
+import ebmscale
 from ebmscale.cli import cli
 from ebmscale.config import load_config
+from tests.pages import PAGES, ROOT, commands, name_of, words_of_ours
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".pytest_cache", "build", "runs"} & set(path.parts))
 FIXTURE = Path(__file__).parent / "fixtures" / "format_2"
-
-
-def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-def commands(page: Path) -> list[str]:
-    """The lines of indented blocks, without comments; lines that end in a backslash are joined."""
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL).replace("\\\n", " ")
-    lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
-    inline = re.findall(r"`((?:ebmscale|python tools|tools)/?[^`\n]* [^`\n]*)`", text)
-    found = [re.sub(r"\s+# .*$", "", line).split(" && ")[0].strip() for line in (*lines, *inline)]
-    return [
-        line for line in found if re.match(r"(ebmscale|python|torchrun|ray job submit|bash|tools/|cluster/)\b", line)
-    ]
-
-
-def words_of_ours(command: str) -> list[str] | None:
-    """The words after `ebmscale`; None where a line starts something else."""
-    words = shlex.split(command)
-    if "ebmscale" not in words:
-        return None
-    return words[words.index("ebmscale") + 1 :]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -86,11 +64,33 @@ def test_the_tables_of_keys_are_what_the_code_says() -> None:
 
 
 def test_the_python_of_the_front_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    shutil.copytree(FIXTURE / "run", tmp_path / "runs" / "digits")
-    monkeypatch.chdir(tmp_path)
+    names = run_python(ROOT / "README.md", tmp_path, monkeypatch)
+    assert names["x"].shape == (64, 1, 8, 8)
+    assert names["log_prior"].shape == (64,)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_on_ratios_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_python(ROOT / "ebmscale" / "ratios" / "README.md", tmp_path, monkeypatch)
+    assert names["fitted"].kl == pytest.approx(0.25, abs=0.15)
+
+
+def test_the_python_of_the_page_on_measures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_python(ROOT / "ebmscale" / "evaluate" / "README.md", tmp_path, monkeypatch)
+    assert names["log_prior"].shape == (3,)
+
+
+def run_python(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Runs the Python block of a page beside two small runs, with samples p and q; gives all its names."""
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for run in ("digits", "mnist"):
+        shutil.copytree(FIXTURE / "run", folder / "runs" / run)
+    monkeypatch.chdir(folder)
     noise = np.random.default_rng(0)
-    names = {"p": noise.normal(size=(600, 1)), "q": noise.normal(size=(600, 1)) + 0.5}
+    p, q = noise.normal(size=(300, 2)), noise.normal(size=(300, 2)) + 0.5
+    model = ebmscale.load("runs/mnist")
+    names: dict[str, Any] = {"p": p, "q": q, "x": q[:5], "z": model.sample_prior(3)[0]}
+    if page.parent.name == "evaluate":
+        names["x"] = model.sample(3)
     exec(block, names)
-    assert names["x"].shape == (64, 1, 8, 8)  # type: ignore[attr-defined]
-    assert names["log_prior"].shape == (64,)  # type: ignore[attr-defined]
+    return names

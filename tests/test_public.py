@@ -13,11 +13,15 @@ def test_every_public_name_is_there_and_documented() -> None:
     for name in ebmscale.__all__:
         found = getattr(ebmscale, name)
         if name != "__version__":
-            assert inspect.getdoc(found), name
+            assert "Example:" in str(inspect.getdoc(found)), name
     assert set(dir(ebmscale)) == set(ebmscale.__all__)
 
 
 def test_functions_show_their_parameters() -> None:
+    for name in ("fit_ratio", "load", "load_config", "train"):
+        for parameter in inspect.signature(getattr(ebmscale, name)).parameters.values():
+            assert parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD), name
+            assert parameter.annotation is not parameter.empty, name
     assert {"p", "q", "base", "settings", "seed"} <= set(inspect.signature(ebmscale.fit_ratio).parameters)
     assert list(inspect.signature(ebmscale.load).parameters) == ["url"]
 

@@ -1,18 +1,25 @@
-"""Commands on sets of samples: their density ratio."""
+"""The command on sets of samples: their density ratio, and what it tells."""
 
 import io
 import json
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import numpy as np
+from numpy.typing import ArrayLike
 from rich.table import Table
 
+from ebmscale.address import Address
 from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file
 from ebmscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ebmscale.ratios import FitSettings, FittedRatio, StageRow
+
+Base = Literal["auto", "samples", "gaussian", "normal"]
 
 
 @cli.command(epilog=example("ebmscale ratio before.npy after.npy --out ratio.npz"))
@@ -25,6 +32,13 @@ from ebmscale.errors import ConfigError
     show_default=True,
     help="auto: samples where p's samples reach q, else gaussian. samples: p is its samples alone. "
     "gaussian: through the Gaussian with p's moments. normal: p is N(0, I).",
+)
+@click.option("--test", is_flag=True, help="Test whether P and Q come from one distribution, and print a p-value.")
+@click.option(
+    "--score",
+    type=ADDRESS,
+    metavar="FILE",
+    help="Learn q alone, and score the rows of FILE by -log q, with a p-value for each row.",
 )
 @click.option(
     "--quadratic/--no-quadratic", default=True, show_default=True, help="Add a quadratic head to the perceptron."
@@ -41,61 +55,129 @@ from ebmscale.errors import ConfigError
 )
 @click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True, help="Largest number of stages.")
 @seed_option
-@click.option("--out", type=ADDRESS, help="FILE.npz for log q - log p at all samples; FILE.json is written beside it.")
+@click.option(
+    "--out",
+    type=ADDRESS,
+    help="FILE.npz for log q - log p at all samples; FILE.json is written beside it. With --score: FILE.npz for the "
+    "scores (default: beside FILE, as FILE.scores.npz).",
+)
 def ratio(
-    p: str,
-    q: str,
-    base: str,
+    p: Address,
+    q: Address,
+    base: Base,
+    test: bool,
+    score: Address | None,
     quadratic: bool,
     hidden: str,
     waves: int,
     max_stages: int,
     seed: int,
-    out: str | None,
+    out: Address | None,
 ) -> None:
     """Fit log q - log p to the samples in P and Q.
 
     P and Q are .npy or .npz files or packed sets. The KL divergence of q from p is estimated too. With --base normal p
-    is the standard normal and P is not read: write - for it.
-    """
-    from ebmscale.density.prior import StandardNormal  # noqa: PLC0415 (commands import what they use)
-    from ebmscale.ratios import FitSettings, fit_ratio  # noqa: PLC0415
-    from ebmscale.ratios.read import read_array, read_samples  # noqa: PLC0415
+    is the standard normal. With --base normal and with --score, P is not read: write - for it.
 
-    target = output_file(out, (".npz",)) if out is not None else None
+    --test asks whether P and Q come from one distribution. One half of the samples trains a ratio, the other half
+    is tested. --score asks which rows of FILE are unlike the samples in Q.
+    """
+    from ebmscale.ratios import FitSettings  # noqa: PLC0415 (commands import what they use)
+
     try:
         widths = tuple(int(width) for width in hidden.split(",") if width)
     except ValueError:
         raise ConfigError(f"--hidden {hidden} must be numbers with commas, such as 128,128.") from None
-    samples_q = read_samples(q, "q") if base == "normal" else read_array(q)
-    samples_p = StandardNormal(math.prod(samples_q.shape[1:])) if base == "normal" else read_array(p)
     settings = FitSettings(hidden=widths, waves=waves, quadratic=quadratic, max_stages=max_stages)
+    _check_choices(p, base, test, score, out)
+    if test:
+        _test(p, q, settings, seed)
+    elif score is not None:
+        _score(q, score, settings, seed, out)
+    else:
+        _fit(p, q, base, settings, seed, out)
+
+
+def _check_choices(p: str, base: str, test: bool, score: str | None, out: str | None) -> None:
+    """Refuses options that exclude each other."""
+    if test and score is not None:
+        raise ConfigError("--test and --score answer different questions; give one of them.")
+    if (test or score is not None) and base != "auto":
+        raise ConfigError(f"--base {base} has no meaning with {'--test' if test else '--score'}; leave it out.")
+    if test and out is not None:
+        raise ConfigError("--test writes no file; leave out --out.")
+    if score is not None and p != "-":
+        raise ConfigError(f"With --score, P is not read: write - in place of {p}.")
+
+
+def _fit(p: str, q: str, base: Base, settings: "FitSettings", seed: int, out: str | None) -> None:
+    """Fits the ratio, prints it, and writes it where `--out` says."""
+    from ebmscale.density.prior import StandardNormal  # noqa: PLC0415
+    from ebmscale.ratios import fit_ratio  # noqa: PLC0415
+    from ebmscale.ratios.read import read_array, read_samples  # noqa: PLC0415
+
+    target = output_file(out, (".npz",)) if out is not None else None
     table = Table("stage", "updates", "held-out loss", "KL bound", "gain", "why it ended")
-    fitted = fit_ratio(
-        samples_p,
-        samples_q,
-        base="auto" if base == "normal" else base,
-        settings=settings,
-        seed=seed,
-        progress=lambda row: table.add_row(
-            str(row.stage),
-            str(row.updates),
-            f"{row.evidence.loss:.4f}",
-            f"{row.evidence.kl_bound:.4f} ± {row.evidence.kl_bound_error:.4f}",
-            f"{row.gain:.3f}",
-            row.reason,
-        ),
-    )
+
+    def progress(row: "StageRow") -> None:
+        bound = f"{row.evidence.kl_bound:.4f} ± {row.evidence.kl_bound_error:.4f}"
+        loss, gain = f"{row.evidence.loss:.4f}", f"{row.gain:.3f}"
+        table.add_row(str(row.stage), str(row.updates), loss, bound, gain, row.reason)
+
+    sets: dict[str, ArrayLike]
+    if base == "normal":
+        samples = read_samples(q, "q")
+        p_0 = StandardNormal(math.prod(samples.shape[1:]))
+        fitted = fit_ratio(p_0, samples, settings=settings, seed=seed, progress=progress)
+        sets = {"log_ratio_q": samples}
+    else:
+        of_q, of_p = read_array(q), read_array(p)
+        fitted = fit_ratio(of_p, of_q, base=base, settings=settings, seed=seed, progress=progress)
+        sets = {"log_ratio_q": of_q, "log_ratio_p": of_p}
     console.print(table)
-    for line in fitted.lines():
-        console.print(line)
+    _say(fitted.lines())
     if target is not None:
-        sets = {"log_ratio_q": samples_q} | ({} if base == "normal" else {"log_ratio_p": samples_p})
-        _write(target, {name: fitted.log_ratio(rows).numpy() for name, rows in sets.items()}, fitted)
+        _write(target, {name: fitted.log_ratio(rows).numpy() for name, rows in sets.items()}, _about(fitted))
+        console.print(f"log ratios in {target.address}")
 
 
-def _write(target: OutputFile, arrays: dict[str, np.ndarray], fitted: Any) -> None:
-    about = {
+def _test(p: str, q: str, settings: "FitSettings", seed: int) -> None:
+    """Prints whether P and Q differ."""
+    from ebmscale.ratios import two_sample_test  # noqa: PLC0415
+    from ebmscale.ratios.read import read_array  # noqa: PLC0415
+
+    _say(two_sample_test(read_array(p), read_array(q), settings=settings, seed=seed).lines())
+
+
+def _score(q: str, file: Address, settings: "FitSettings", seed: int, out: str | None) -> None:
+    """Writes and summarises how strange the rows of a file are beside the samples in Q."""
+    from ebmscale.ratios import OutOfDistribution  # noqa: PLC0415
+    from ebmscale.ratios.read import read_array  # noqa: PLC0415
+
+    target = output_file(out if out is not None else _beside(file), (".npz",))
+    samples, rows = read_array(q), read_array(file)
+    judge = OutOfDistribution.fitted(samples, settings=settings, seed=seed)
+    found = judge.judge(rows)
+    about = {"fit": _about(judge.ratio), "held_out": len(judge.held_out), "rows": len(rows)}
+    _write(target, {"score": found.score.numpy(), "p_value": found.p_value.numpy()}, about)
+    _say([*found.lines(), f"scores in {target.address}"])
+
+
+def _beside(file: Address) -> Address:
+    """The address FILE.scores.npz beside FILE.npy, FILE.npz or the set FILE."""
+    if file.is_web:
+        raise ConfigError(f"Nothing can be written beside {file}; give the file for the scores with --out.")
+    ending = file.suffix if file.suffix in (".npy", ".npz") else ""
+    return Address(f"{file.real.rstrip('/').removesuffix(ending)}.scores.npz")
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        console.print(line)
+
+
+def _about(fitted: "FittedRatio") -> dict[str, Any]:
+    return {
         "kl": fitted.kl,
         "kl_error": fitted.kl_error,
         "interval": fitted.interval,
@@ -106,8 +188,11 @@ def _write(target: OutputFile, arrays: dict[str, np.ndarray], fitted: Any) -> No
         "calibration": asdict(fitted.calibration),
         "stages": [asdict(row) for row in fitted.stages],
     }
+
+
+def _write(target: OutputFile, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Writes the arrays, and the JSON beside them."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     target.publish(content.getvalue())
     target.publish(json.dumps(about, indent=1).encode(), ".json")
-    console.print(f"log ratios in {target.address}")

@@ -36,7 +36,15 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class RunConfig(Block):
-    """Everything that defines a run."""
+    """Everything that defines a run: blocks of keys, each with its meaning, default and unit (see `configs/README.md`).
+
+    Lengths of time are in samples. A value is read as an attribute, and cannot be set.
+
+    Example:
+        >>> config = load_config("configs/digits.yaml")
+        >>> config.train.max_samples
+        100000
+    """
 
     run: RunBlock = key("The run's name and seed.")
     method: Method = key(
@@ -167,10 +175,18 @@ RESUMABLE = tuple(keys_that_change(RunConfig, ("resume", "circumstance")))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunConfig:
-    """Reads a YAML file, sets `values` of dotted keys, and applies `key=value` overrides (see `config.overrides`).
+    """Reads the configuration of a run.
+
+    Args:
+        path: of a YAML file.
+        overrides: as on the command line, such as `train.max_samples=20000`; they are applied last.
+        values: Python values of dotted keys.
 
     Raises:
         ConfigError: the file is missing or is not YAML, a key is unknown, a value has the wrong type or range.
+
+    Example:
+        >>> config = load_config("configs/digits.yaml", ["run.name=first", "train.max_samples=20000"])
     """
     tree = load_yaml(path, f"the configuration {path}", ConfigError)
     return _from_tree(tree, values or {}, overrides, str(path))

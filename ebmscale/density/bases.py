@@ -1,23 +1,29 @@
-"""Base densities p_0 besides the standard normal: Gaussians, and one that is known by samples alone.
+"""Base densities p_0 besides the standard normal: Gaussians, mixtures, and one that is known by samples alone.
 
 Shapes: ... any leading axes, N points, Z latent.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-EM_STEPS = 20
-EM_BLOCK = 2**18
-"""Numbers in the products of a block of samples: few enough that they stay in a processor's cache."""
+from ebmscale.density.mixture_fit import EM_STEPS, Components, fit_components, improve_components
+from ebmscale.density.prior import Base, StandardNormal
 
 
-class Gaussian:
-    """N(mean, L L^T) for a mean (Z,) and a lower triangular L (Z, Z)."""
+class Gaussian(Base):
+    """N(mean, L L^T).
+
+    Args:
+        mean: (Z,).
+        cholesky: (Z, Z), L, lower triangular.
+
+    Example:
+        >>> p = Gaussian.fitted(torch.randn(1000, 3))
+        >>> p.log_density(torch.zeros(5, 3)).shape
+        torch.Size([5])
+    """
 
     def __init__(self, mean: Tensor, cholesky: Tensor):
         self.dim = len(mean)
@@ -49,6 +55,10 @@ class Gaussian:
     def from_noise(self, noise: Tensor) -> Tensor:
         """See `prior.Base.from_noise`."""
         return self.mean.to(noise) + noise @ self.cholesky.to(noise).T
+
+    def to(self, device: torch.device | str) -> "Gaussian":
+        """See `prior.Base.to`."""
+        return Gaussian(self.mean.to(device), self.cholesky.to(device))
 
 
 class MomentBase(Gaussian):
@@ -112,12 +122,21 @@ class MomentBase(Gaussian):
         return MomentBase(self.mean.to(device), self.cholesky.to(device), inside)
 
     def coordinates(self, z: Tensor) -> Tensor:
-        """Whitened points L^-1 (z - mean), (..., Z)."""
+        """Whitened points L^-1 (z - mean), (..., Z), of points z (..., Z)."""
         return (z - self.mean.to(z)) @ self._whiten.to(z)
 
-    def from_coordinates(self, white: Tensor) -> Tensor:
+    def from_coordinates(self, x: Tensor) -> Tensor:
         """Points (N, Z) with these coordinates."""
-        return super().from_noise(white)
+        return super().from_noise(x)
+
+    def in_coordinates(self) -> Base:
+        """The density of the coordinates."""
+        return self.inside or StandardNormal(self.dim)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`mean` (Z,), `cholesky` (Z, Z); of a mixture also `weights` (C,), `means` (C, Z), `choleskys` (C, Z, Z)."""
+        inside = self.inside.components._asdict() if self.inside is not None else {}
+        return {"mean": self.mean, "cholesky": self.cholesky, **inside}
 
     def score_from(self, score: Tensor) -> Tensor:
         """The gradient in z (N, Z) of a function with that gradient in the coordinates."""
@@ -135,24 +154,25 @@ class MomentBase(Gaussian):
         return self.from_coordinates(noise if self.inside is None else self.inside.from_noise(noise))
 
 
-class Mixture:
+class Mixture(Base):
     """A mixture of Gaussians with full covariances.
 
     Args:
         weights: (C,), which add up to 1.
         means: (C, Z).
         choleskys: (C, Z, Z) lower triangles of the covariances.
+
+    Example:
+        >>> p = Mixture.fitted(torch.randn(5000, 3), num_components=4)
+        >>> p.log_density(torch.zeros(5, 3)).shape
+        torch.Size([5])
     """
 
     def __init__(self, weights: Tensor, means: Tensor, choleskys: Tensor):
         self.dim = means.shape[1]
-        self.weights, self.means, self.choleskys = weights, means, choleskys
-        one = torch.eye(self.dim, dtype=torch.float64, device=choleskys.device).expand(choleskys.shape)
-        self._whiten = torch.linalg.solve_triangular(choleskys.double(), one, upper=False).mT.to(choleskys.dtype)
+        self.weights, self.means, self.choleskys = self.components = Components(weights, means, choleskys)
+        self._whiten, self._constant = self.components.whitening(), self.components.log_constants()
         self._shift = means[:, None] @ self._whiten  # C, 1, Z
-        volumes = choleskys.diagonal(dim1=1, dim2=2).double().log().sum(1)
-        constant = weights.double().log() - volumes - 0.5 * self.dim * math.log(2 * math.pi)
-        self._constant = constant.to(weights.dtype)
 
     @classmethod
     def standard(cls, dim: int, num_components: int) -> "Mixture":
@@ -169,9 +189,7 @@ class Mixture:
         num_fits: int = 1,
         num_steps: int = EM_STEPS,
     ) -> "Mixture":
-        """By expectation maximisation from centres that are spread as k-means++ spreads them.
-
-        Off its diagonal a component's covariance is shrunk as if Z samples of independent coordinates had been added.
+        """The mixture that expectation maximisation finds (see `density.mixture_fit`).
 
         Args:
             samples: (N, Z), of about unit scale.
@@ -180,67 +198,17 @@ class Mixture:
             num_fits: from as many sets of centres; the mean of their densities is again a mixture, of so many times C.
             num_steps: of expectation maximisation.
         """
-        found = []
-        for _ in range(num_fits):
-            centres = _spread_centres(samples, num_components, generator)
-            mixture = cls._maximised(samples, partial(_nearest, centres))
-            for _ in range(num_steps):
-                mixture = mixture.improved(samples)
-            found.append((mixture.weights / num_fits, mixture.means, mixture.choleskys))
-        return cls(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        found = [fit_components(samples, num_components, generator, num_steps) for _ in range(num_fits)]
+        weights, means, choleskys = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return cls(weights / num_fits, means, choleskys)
 
     def improved(self, samples: Tensor) -> "Mixture":
         """The mixture after one step of expectation maximisation on samples (N, Z)."""
-        return self._maximised(samples, self._shares_of())
-
-    @classmethod
-    def _maximised(cls, samples: Tensor, shares_of: Callable[[Tensor], Tensor]) -> "Mixture":
-        """The mixture under which samples (N, Z) are likeliest, if component c owns `shares_of` them.
-
-        Moments are summed in float64, over blocks, so that memory does not grow with N. Every component owns one sample
-        more, of N(0, I).
-
-        Args:
-            samples: (N, Z).
-            shares_of: `_statistics` (S, N) to shares (C, N) of the components.
-        """
-        dim = samples.shape[1]
-        moments = None
-        for block in samples.split(max(2 * EM_BLOCK // (dim * (dim + 1)), 1)):
-            statistics = _statistics(block.double())
-            shares = shares_of(statistics)
-            moments = shares.new_zeros(len(shares), len(statistics)) if moments is None else moments
-            moments.addmm_(shares, statistics.T)
-        assert moments is not None
-        counts, sums, products = moments.split([1, dim, moments.shape[1] - 1 - dim], dim=1)
-        counts = (counts + 1)[:, :, None]
-        means = sums / counts[:, 0]
-        rows, columns = torch.triu_indices(dim, dim)
-        squares = products.new_zeros(len(means), dim, dim)
-        squares[:, rows, columns] = squares[:, columns, rows] = products
-        one = torch.eye(dim).to(squares)
-        covariances = (one + squares - (counts + 1) * means[:, :, None] * means[:, None]) / counts
-        covariances = torch.where(one.bool(), covariances, counts / (counts + dim) * covariances)
-        weights = (counts / counts.sum()).flatten()
-        return cls(*(found.to(samples) for found in (weights, means, torch.linalg.cholesky(covariances))))
-
-    def _shares_of(self) -> Callable[[Tensor], Tensor]:
-        """How likely points are to be of each component, (C, N) in float64 of their `_statistics` (S, N).
-
-        The log density of a Gaussian is linear in them, so it is one product of matrices.
-        """
-        whiten = self._whiten.double()
-        precisions = whiten @ whiten.mT
-        linear = (precisions @ self.means.double()[:, :, None])[:, :, 0]
-        constant = self._constant.double() - 0.5 * (linear * self.means).sum(1)
-        rows, columns = torch.triu_indices(self.dim, self.dim)
-        quadratic = precisions[:, rows, columns] * torch.where(rows == columns, -0.5, -1.0)
-        natural = torch.cat([constant[:, None], linear, quadratic], dim=1)
-        return lambda statistics: (natural @ statistics).softmax(0)
+        return Mixture(*improve_components(self.components, samples))
 
     def to(self, device: torch.device | str) -> "Mixture":
         """The same mixture on another device."""
-        return Mixture(self.weights.to(device), self.means.to(device), self.choleskys.to(device))
+        return Mixture(*(tensor.to(device) for tensor in self.components))
 
     def log_density(self, z: Tensor) -> Tensor:
         """See `prior.Base.log_density`."""
@@ -248,7 +216,7 @@ class Mixture:
 
     @torch.no_grad()
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log density (N,) and score (N, Z), without autograd."""
+        """See `prior.Base.evaluate`; without autograd."""
         white = self._white(z)
         terms = self._terms_of(white)
         shares = terms.softmax(0)
@@ -288,36 +256,10 @@ class Mixture:
         return self._constant.to(white)[:, None] - 0.5 * white.square().sum(-1)
 
 
-def _nearest(centres: Tensor, statistics: Tensor) -> Tensor:
-    """1 where a centre (C, Z) is the nearest one of a point with these `_statistics` (S, N), else 0: (C, N)."""
-    z = statistics[1 : centres.shape[1] + 1].T
-    return one_hot(torch.cdist(z, centres.to(z)).argmin(1), len(centres)).T.to(z)
-
-
-def _statistics(z: Tensor) -> Tensor:
-    """1, z_i, and z_i z_j for i <= j, of points (N, Z): (S, N) with S = 1 + Z + Z (Z + 1) / 2."""
-    dim = z.shape[1]
-    rows, columns = torch.triu_indices(dim, dim)
-    found = z.new_empty(1 + dim + len(rows), len(z))
-    found[0] = 1
-    found[1 : dim + 1] = z.T
-    torch.mul(found[1 : dim + 1][rows], found[1 : dim + 1][columns], out=found[dim + 1 :])
-    return found
-
-
-def _spread_centres(samples: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
-    """`num` of the samples, each drawn in proportion to the squared distance from those before it (k-means++)."""
-    first = torch.randint(len(samples), (1,), generator=generator)
-    centres = [samples[first[0]]]
-    distance = (samples - centres[0]).square().sum(1)
-    for _ in range(num - 1):
-        centres.append(samples[torch.multinomial(distance, 1, generator=generator)[0]])
-        distance = torch.minimum(distance, (samples - centres[-1]).square().sum(1))
-    return torch.stack(centres)
-
-
-class SampledOnly:
+class SampledOnly(Base):
     """A base that is known by samples alone: densities are counted relative to it, so its own logarithm is 0."""
+
+    is_known = False
 
     def __init__(self, dim: int):
         self.dim = dim

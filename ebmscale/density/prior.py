@@ -15,17 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ebmscale.density.bases import MomentBase
 from ebmscale.density.langevin import differentiate
 
 
-class Base(Protocol):
-    """A normalised base density p_0."""
+class Density(Protocol):
+    """A normalised density that can be sampled: what `fit_ratio` takes for p.
+
+    Attributes:
+        dim: Z.
+    """
 
     dim: int
 
     def log_density(self, z: Tensor) -> Tensor:
-        """log p_0 at z (N, Z), as (N,)."""
+        """log p at z (N, Z), as (N,); differentiable in z."""
         ...
 
     def from_noise(self, noise: Tensor) -> Tensor:
@@ -33,8 +36,63 @@ class Base(Protocol):
         ...
 
 
-class StandardNormal:
-    """N(0, I) in `dim` dimensions."""
+class Base(Density, Protocol):
+    """A base density p_0, with what a prior asks of it.
+
+    A class that derives from it writes the members of `Density`. The others have defaults, which hold for a density
+    whose ratio networks see the points themselves.
+
+    Attributes:
+        log_volume: log |det dz/dx| of the coordinates x that ratio networks and chains see.
+        is_standard: whether it is N(0, I).
+        is_known: whether `log_density` is a density; False where only samples are known.
+    """
+
+    log_volume: float = 0.0
+    is_standard: bool = False
+    is_known: bool = True
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density (N,) and score (N, Z) at z (N, Z), without a graph of them."""
+        return differentiate(self.log_density)(z)
+
+    def coordinates(self, z: Tensor) -> Tensor:
+        """The coordinates (..., Z) of points z (..., Z) that ratio networks and chains see."""
+        return z
+
+    def from_coordinates(self, x: Tensor) -> Tensor:
+        """The points (N, Z) with coordinates x (N, Z)."""
+        return x
+
+    def score_from(self, score: Tensor) -> Tensor:
+        """The gradient in z (N, Z) of a function with the gradient `score` (N, Z) in the coordinates."""
+        return score
+
+    def in_coordinates(self) -> "Base":
+        """The density of the coordinates; the same object where they are the points themselves."""
+        return self
+
+    def to(self, device: torch.device | str) -> "Base":
+        """The same density on another device."""
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was fitted, by name, as checkpoints and exports keep it; empty where nothing is."""
+        return {}
+
+
+class StandardNormal(Base):
+    """N(0, I) in `dim` dimensions.
+
+    Args:
+        dim: Z.
+
+    Example:
+        >>> StandardNormal(2).log_density(torch.zeros(1, 2))  # -log(2 pi)
+        tensor([-1.8379])
+    """
+
+    is_standard = True
 
     def __init__(self, dim: int):
         self.dim = dim
@@ -42,6 +100,10 @@ class StandardNormal:
     def log_density(self, z: Tensor) -> Tensor:
         """See `Base.log_density`."""
         return -0.5 * z.square().sum(dim=1) - 0.5 * self.dim * math.log(2 * math.pi)
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Base.evaluate`."""
+        return self.log_density(z), -z
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """See `Base.from_noise`."""
@@ -93,17 +155,13 @@ class RatioSequence:
         return {name: tensor[stage - 1] for name, tensor in self.weights.items()}
 
     def coordinates(self, z: Tensor) -> Tensor:
-        """The inputs (..., Z) of the ratio networks at points (..., Z).
-
-        They are the whitened coordinates of a `MomentBase`, and the points themselves for any other base.
-        """
-        return self.base.coordinates(z) if isinstance(self.base, MomentBase) else z
+        """The inputs (..., Z) of the ratio networks at points (..., Z): the coordinates of the base."""
+        return self.base.coordinates(z)
 
     def in_coordinates(self) -> "RatioSequence":
-        """The density of `coordinates`: on the inner base of a `MomentBase`, and this sequence for any other base."""
-        if not isinstance(self.base, MomentBase):
-            return self
-        return self.on_base(self.base.inside or StandardNormal(self.base.dim))
+        """The density of the `coordinates`; this sequence itself where they are the points."""
+        inside = self.base.in_coordinates()
+        return self if inside is self.base else self.on_base(inside)
 
     def on_base(self, base: Base) -> "RatioSequence":
         """The same ratios on another base."""
@@ -111,8 +169,8 @@ class RatioSequence:
 
     def to(self, device: torch.device | str) -> "RatioSequence":
         """The same sequence on another device."""
-        base = self.base.to(device) if isinstance(self.base, MomentBase) else self.base
-        return RatioSequence(base, self.network, {name: w.to(device) for name, w in self.weights.items()})
+        weights = {name: tensor.to(device) for name, tensor in self.weights.items()}
+        return RatioSequence(self.base.to(device), self.network, weights)
 
     def log_ratios(self, z: Tensor) -> Tensor:
         """f_1(z), ..., f_K(z) for z (N, Z), as (K, N)."""

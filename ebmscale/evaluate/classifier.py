@@ -28,6 +28,7 @@ from ebmscale.networks.feature_net import FeatureNet, build_feature_net
 from ebmscale.seeds import torch_generator
 from ebmscale.storage import Storage
 from ebmscale.stored import FileName, Size, as_form, read_document, read_file
+from ebmscale.training.run_data import shape_of_images
 
 KIND, VERSION = "ebmscale-feature-net", 1
 WEIGHTS_FILE, ABOUT_FILE = "feature_net.safetensors", "feature_net.json"
@@ -183,9 +184,7 @@ def check_labelled_images(data: Storage, manifest: Manifest) -> ImageShape:
     Raises:
         DataError: the set does not hold uint8 images, or a sample has no label.
     """
-    if manifest.dtype != "uint8" or len(manifest.image_shape) != 3:
-        raise DataError(f"{data.url} holds {manifest.dtype} arrays of shape {manifest.image_shape}; give uint8 images.")
+    shape = shape_of_images(data, manifest)
     if not manifest.classes or any(label < 0 for shard in manifest.shards for label in shard.labels):
         raise DataError(f"{data.url} has samples without a label; a classifier needs a label for each.")
-    channels, height, width = manifest.image_shape
-    return channels, height, width
+    return shape

@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ebmscale.config import RunConfig
-from ebmscale.data.formats import open_source
-from ebmscale.data.manifest import Manifest
-from ebmscale.data.pack import pack
-from ebmscale.errors import ConfigError, DataError
+from ebmscale.errors import ConfigError
 from ebmscale.forecast.footprint import FP32, EngineChoice
 from ebmscale.forecast.memory import Memory, Share, forecast_memory
 from ebmscale.forecast.timing import UpdateTimes, measure_updates, process_bytes
@@ -21,6 +18,7 @@ from ebmscale.model.build import build_on_meta
 from ebmscale.networks import ImageShape
 from ebmscale.storage import open_storage
 from ebmscale.training.opening import least_bf16_gain, with_precision
+from ebmscale.training.run_data import load_or_pack, shape_of_images
 from ebmscale.world import World
 
 LIVE_PARAMETERS = 1_000_000_000
@@ -272,13 +270,8 @@ def _engines(planned: PlannedRun, size: int) -> list[EngineChoice]:
 def _describe_data(config: RunConfig) -> tuple[ImageShape, int]:
     """Shape and number of the images; packs the data set first if the run would do so."""
     data = open_storage(config.data)
-    if config.data.format is not None and not data.exists("manifest.json"):
-        pack(open_source(config.data.format, config.data.source or ""), data)
-    manifest = Manifest.load(data)
-    if len(manifest.image_shape) != 3:
-        raise DataError(f"{data.url} holds arrays of shape {manifest.image_shape}; a run needs images (C, H, W).")
-    channels, height, width = manifest.image_shape
-    return (channels, height, width), sum(shard.num_samples for shard in manifest.shards)
+    manifest = load_or_pack(config, data)
+    return shape_of_images(data, manifest), sum(shard.num_samples for shard in manifest.shards)
 
 
 def on_cuda(config: RunConfig) -> bool:

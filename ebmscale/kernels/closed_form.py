@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ebmscale.density.bases import Mixture
-from ebmscale.density.langevin import Target, differentiate
-from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.density.langevin import Target
+from ebmscale.density.prior import RatioSequence
 from ebmscale.networks import RatioNet
 from ebmscale.networks.ratio_net import SQUARE_BOUND, WithSquares
 
@@ -94,7 +93,7 @@ def closed_form_target(prior: RatioSequence, dtype: torch.dtype | None = None) -
     if networks is None:
         return None
     backwards = [backward for one in networks.activations if (backward := _backward_of(one)) is not None]
-    base = _base_target(prior)
+    base = prior.base.evaluate
     own = networks.weights[0].dtype
     kind = dtype or own
     weights, biases = ([one.to(kind) for one in part] for part in (networks.weights, networks.biases))
@@ -119,12 +118,3 @@ def closed_form_target(prior: RatioSequence, dtype: torch.dtype | None = None) -
         return log_density + log_ratios.to(own).sum((0, 2)), score
 
     return target
-
-
-def _base_target(prior: RatioSequence) -> Target:
-    base = prior.base
-    if type(base) is StandardNormal:
-        return lambda z: (base.log_density(z), -z)
-    if isinstance(base, Mixture):
-        return base.evaluate
-    return differentiate(base.log_density)

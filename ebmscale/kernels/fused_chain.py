@@ -23,7 +23,7 @@ import triton
 from torch import Tensor, nn
 
 from ebmscale.density.langevin import ChainTrace, LangevinSettings
-from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.density.prior import RatioSequence
 from ebmscale.kernels.closed_form import StackedMlp, stacked
 from ebmscale.kernels.fused_kernel import chain_kernel, noise_kernel
 
@@ -41,7 +41,7 @@ def unsupported_reason(prior: RatioSequence, z: Tensor) -> str | None:
     known = networks is not None and len(networks.weights) == 3 and type(networks.activation) in KINDS
     if networks is None or not known:
         return "the ratio networks do not have two hidden layers of a supported activation"
-    if type(prior.base) is not StandardNormal:
+    if not prior.base.is_standard:
         return "p_0 is not N(0, I)"
     if z.dtype != torch.float32:
         return f"the latents are {z.dtype}, not float32"

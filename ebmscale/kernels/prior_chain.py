@@ -16,9 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ebmscale.density.bases import MomentBase
 from ebmscale.density.langevin import ChainTrace, LangevinSettings, Target, run_chain, start
-from ebmscale.density.prior import RatioSequence
+from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.kernels.closed_form import closed_form_target
 
 log = logging.getLogger(__name__)
@@ -40,8 +39,9 @@ def prior_target(prior: RatioSequence, dtype: torch.dtype | None = None) -> Targ
     """
     if not prior.weights:
         return prior.evaluate
-    if isinstance(prior.base, MomentBase):
-        return _through_coordinates(prior, prior.base, dtype)
+    inside = prior.in_coordinates()
+    if inside is not prior:
+        return _through_coordinates(prior_target(inside, dtype), prior.base)
     target = closed_form_target(prior, dtype)
     if target is None:
         _log_choice("autograd", f"the networks ({type(prior.network).__name__}) have no closed form here")
@@ -49,8 +49,8 @@ def prior_target(prior: RatioSequence, dtype: torch.dtype | None = None) -> Targ
     return target
 
 
-def _through_coordinates(prior: RatioSequence, base: MomentBase, dtype: torch.dtype | None) -> Target:
-    inside = prior_target(prior.in_coordinates(), dtype)
+def _through_coordinates(inside: Target, base: Base) -> Target:
+    """The target at points z of a target in the base's coordinates."""
 
     def target(z: Tensor) -> tuple[Tensor, Tensor]:
         log_density, score = inside(base.coordinates(z))
@@ -69,7 +69,7 @@ def run_prior_chain(
 ) -> tuple[Tensor, ChainTrace]:
     """The ends (N, Z) of Langevin chains under a prior, and their trace. The target is not evaluated at the ends.
 
-    On a `MomentBase` the steps are taken in its whitened coordinates: they are preconditioned by its covariance.
+    The steps are taken in the coordinates of the base. So on a `MomentBase` they are preconditioned by its covariance.
 
     Args:
         prior: p_k.
@@ -81,10 +81,10 @@ def run_prior_chain(
         dtype: of networks and activations if the chain is not fused (default: that of the weights). The products of a
             fused chain are in bf16. Latents and sums are in fp32.
     """
-    if isinstance(prior.base, MomentBase):
-        inside, base = prior.in_coordinates(), prior.base
-        white, trace = run_prior_chain(inside, base.coordinates(z), noise, settings, after_step, dtype)
-        return base.from_coordinates(white), trace
+    inside = prior.in_coordinates()
+    if inside is not prior:
+        white, trace = run_prior_chain(inside, prior.coordinates(z), noise, settings, after_step, dtype)
+        return prior.base.from_coordinates(white), trace
     if z.device.type == "cuda" and prior.weights and z.numel() and settings.num_steps:
         reason = _unfused_reason(prior, z, noise, settings)
         if reason is None:

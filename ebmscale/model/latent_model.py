@@ -6,7 +6,6 @@ This file needs neither DeepSpeed nor Ray. Shapes: B batch, N samples, Z latent,
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.errors import ConfigError, DamagedError, StorageError
 from ebmscale.kernels.prior_chain import run_prior_chain
+from ebmscale.model.anomaly_score import BACKGROUND_WIDTH, AnomalyScore
 from ebmscale.model.build import build_live_networks, build_model, build_on_meta, build_ratio_network
 from ebmscale.model.checkpoint import AVERAGE, SavedCheckpoint
 from ebmscale.model.checkpoint_reader import CheckpointReader
@@ -25,7 +25,7 @@ from ebmscale.model.image_model import ImageModel
 from ebmscale.model.normaliser import measure_normaliser
 from ebmscale.model.pieces import check_fit, shapes_of, whole_spans
 from ebmscale.model.posterior import langevin_settings, log_likelihood, sample_posterior
-from ebmscale.model.prior_base import BASE, base_from, base_tensors, check_base
+from ebmscale.model.prior_base import BASE, base_from, check_base
 from ebmscale.model.residuals import Residuals
 from ebmscale.model.run_folder import load_run_config
 from ebmscale.networks import ImageShape
@@ -33,29 +33,6 @@ from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
 
 ROWS_AT_ONCE = 500
-BACKGROUND_WIDTH = 2.0
-"""Width of the background density of `AnomalyScore.ratio`, in standard deviations of p_0."""
-
-
-class AnomalyScore(NamedTuple):
-    """Anomaly scores of images at their posterior latents z, each (B,) in nats. Higher means less likely.
-
-    Attributes:
-        joint: -log p(x, z) up to constants, the sum of the next two.
-        reconstruction: -log p(x | z) up to a constant, with independent pixels.
-        prior: -log p_K(z) up to a constant.
-        ratio: log b(z) - log p_K(z) up to constants (likelihood ratio, Ren et al. 2019). The background b is a Gaussian
-            `BACKGROUND_WIDTH` times as wide as p_0, or as the Gaussian fitted to the posteriors if the base is fitted.
-            Every prior is high near the centre of the latent space. The ratio removes this effect.
-        balanced: `prior` plus the energy of the reconstruction error relative to the errors of held-out images (see
-            `model.residuals`). It equals `joint` if the model has no residuals.
-    """
-
-    joint: Tensor
-    reconstruction: Tensor
-    prior: Tensor
-    ratio: Tensor
-    balanced: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,6 +49,13 @@ class LatentModel:
         image_shape: (C, H, W).
         samples_seen: samples of training.
         residuals: statistics of reconstruction errors on held-out images, if they were measured.
+
+    Example:
+        >>> model = ebmscale.load("runs/digits")
+        >>> x = model.sample(64)  # (64, C, H, W) in [-1, 1]
+        >>> z = model.infer(x)[0]  # (64, Z)
+        >>> model.log_prior(z).shape  # in nats, up to log Z_K
+        torch.Size([64])
     """
 
     config: RunConfig
@@ -178,7 +162,7 @@ class LatentModel:
         """
         tensors = {f"{NETWORKS}{name}": tensor for name, tensor in self.networks.state_dict().items()}
         tensors |= {f"{RATIOS}{name}": tensor for name, tensor in self.prior.weights.items()}
-        tensors |= {f"{BASE}{name}": tensor for name, tensor in base_tensors(self.prior.base).items()}
+        tensors |= {f"{BASE}{name}": tensor for name, tensor in self.prior.base.tensors().items()}
         about = {
             "samples_seen": self.samples_seen,
             "num_stages": self.prior.num_stages,
@@ -190,7 +174,19 @@ class LatentModel:
 
 
 def load(url: str) -> LatentModel:
-    """The model at an address: a folder or any address of fsspec. See `open_model`."""
+    """Opens the newest valid checkpoint of a run, or an export, on the CPU.
+
+    Args:
+        url: a folder, or any address that fsspec reads, such as `s3://bucket/runs/digits`.
+
+    Raises:
+        ConfigError: there is no run at the address.
+        StorageError: it has no valid checkpoint, or the export is damaged.
+
+    Example:
+        >>> ebmscale.load("runs/digits").sample(64).shape
+        torch.Size([64, 1, 8, 8])
+    """
     return open_model(Storage.at(url))
 
 

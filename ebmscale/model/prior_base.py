@@ -1,4 +1,4 @@
-"""The base density of a prior as named tensors, in checkpoints and exports.
+"""The base density of a prior from the named tensors of a checkpoint or an export.
 
 Shapes: C components, Z latent.
 """
@@ -17,22 +17,8 @@ BASE = "base/"
 MOST_COMPONENTS = 100_000
 
 
-def base_tensors(base: Base) -> dict[str, Tensor]:
-    """The tensors of a base density, by name.
-
-    A `MomentBase` has its mean (Z,) and Cholesky factor (Z, Z). If it has a mixture, there are also weights (C,), means
-    (C, Z) and Cholesky factors (C, Z, Z). The standard normal has no tensors.
-    """
-    if not isinstance(base, MomentBase):
-        return {}
-    found = {"mean": base.mean, "cholesky": base.cholesky}
-    if base.inside is not None:
-        found |= {"weights": base.inside.weights, "means": base.inside.means, "choleskys": base.inside.choleskys}
-    return found
-
-
 def base_from(dim: int, tensors: Mapping[str, Tensor]) -> Base:
-    """The base density with the tensors of `base_tensors`, which may be flattened.
+    """The base density with the tensors of `Base.tensors`, which may be flattened; N(0, I) without any.
 
     Args:
         dim: Z.

@@ -4,22 +4,23 @@ Shapes: N samples, Z coordinates.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal, TypeGuard, cast
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ebmscale.density.bases import Gaussian, SampledOnly
 from ebmscale.density.evidence import measure
 from ebmscale.density.path import Normaliser
-from ebmscale.density.prior import Base, RatioSequence
+from ebmscale.density.prior import Base, Density, RatioSequence
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.networks import ConvRatioNet, Standardised, vector_ratio
 from ebmscale.ratios.fitted import FittedRatio, StageRow, in_frame, mean_and_error
 from ebmscale.ratios.samples import Frame, Split, as_pair, as_samples, check_alike, split
-from ebmscale.ratios.settings import FitSettings, changed
+from ebmscale.ratios.settings import FitSettings
 from ebmscale.seeds import derive, torch_generator
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.from_base import FromBase
@@ -32,68 +33,124 @@ from ebmscale.stages.targets import Parts, Samples
 Progress = Callable[[StageRow], None]
 
 BASES = ("auto", "samples", "gaussian")
+SMALLEST = 1e-9
+"""Standard errors that any stage exceeds."""
 PRECISE = 0.01
 """Standard error of log Z in nats above which it is measured once more, by particles of its own."""
 
 
 def fit_ratio(
-    p: Any,
-    q: Any,
+    p: ArrayLike | Density,
+    q: ArrayLike,
     *,
-    base: str = "auto",
+    base: Literal["auto", "samples", "gaussian"] = "auto",
     settings: FitSettings | None = None,
     seed: int = 0,
     network: nn.Module | None = None,
     progress: Progress = lambda row: None,
-    **changes: Any,
 ) -> FittedRatio:
-    """Fits log q - log p.
+    """Fits log q - log p, in nats, to samples of q and samples or a density of p.
 
     Args:
-        p: samples (N, ...) as an array or tensor, or a density with `dim`, `log_density` and `from_noise`.
-        q: samples (N, ...).
+        p: samples (N, ...) as an array or tensor, or a density with `dim`, `log_density` and `from_noise`, such as
+            `StandardNormal(Z)`.
+        q: samples (M, ...), each of the shape of a sample of p.
         base: for samples of p, "samples" (nothing is assumed of p; the stages go only as far as p's samples reach),
             "gaussian" (both p and q are fitted from the Gaussian with p's moments, over any gap), or "auto": samples
             where the first stage shows that they reach q, else gaussian.
-        settings: how; None takes the defaults.
+        settings: how to fit; None takes the defaults.
         seed: of everything random.
         network: a ratio network of flattened samples (N, Z) -> (N,); None makes one as the settings say.
         progress: called at the end of every stage.
-        changes: single settings, by name.
+
+    Returns:
+        The ratio as a value; `log_ratio(x)` of it maps points (N, ...) to (N,).
 
     Raises:
-        ConfigError: a setting that cannot be.
+        ConfigError: there is no such base.
         DataError: samples that cannot be used, or that do not overlap.
         DivergenceError: the training kept diverging.
+
+    Example:
+        >>> p, q = np.random.normal(size=(2000, 3)), np.random.normal(1.0, 0.7, size=(2000, 3))
+        >>> ratio = fit_ratio(p, q, settings=FitSettings(max_stages=2))
+        >>> ratio.log_ratio(q).shape, ratio.interval  # (2000,), KL(q || p) in nats
     """
     if base not in BASES:
         raise ConfigError(f"There is no base {base!r}; use auto, samples or gaussian, or give p as a density.")
-    settings = changed(settings or FitSettings(), changes)
-    is_density = hasattr(p, "log_density") and hasattr(p, "from_noise")
-    if is_density:
-        q = as_samples(q, "q")
-        frame = Frame.none(q.shape[1:])
-        frame.check(q, q.std(0), "q")
-    else:
-        p, q, pixels = as_pair(p, q)
-        check_alike(p.shape[1:], q.shape[1:])
-        frame = Frame.of({"p": p, "q": q}, pixels)
-        p = frame.inside(p)
-    q = frame.inside(q)
-    shape = tuple(q.shape[1:])
-    inner = network if network is not None else build_network(shape, settings)
-    fitting = _Fitting(shape, inner, settings, torch_generator(seed, "fit-ratio"), seed, progress)
-    if is_density:
-        check_alike((p.dim,), (math.prod(shape),))
-        return fitting.from_base(p, fitting.split(q), "q")
-    parts_p, parts_q = fitting.split(p), fitting.split(q)
+    settings = settings or FitSettings()
+    if _is_density(p):
+        samples = as_samples(q, "q")
+        frame = Frame.none(samples.shape[1:])
+        frame.check(samples, samples.std(0), "q")
+        fitting = _Fitting.of(samples.shape[1:], network, settings, seed, progress)
+        check_alike((p.dim,), (samples[0].numel(),))
+        return fitting.from_base(_as_base(p), fitting.split(frame.inside(samples)), "q")
+    frame, inside_p, inside_q = _paired(cast(ArrayLike, p), q)
+    fitting = _Fitting.of(inside_q.shape[1:], network, settings, seed, progress)
+    parts_p, parts_q = fitting.split(inside_p), fitting.split(inside_q)
     if base != "gaussian":
         fitted = fitting.from_samples(parts_p, parts_q, must_reach=base == "auto")
         if fitted is not None:
+            _check_overlap(fitted)
             return in_frame(fitted, frame)
-    gaussian = fitted_gaussian(p.flatten(1))
+    gaussian = fitted_gaussian(inside_p.flatten(1))
     of_p = fitting.from_base(gaussian, parts_p, "p")
     return in_frame(_against(of_p, fitting.from_base(gaussian, parts_q, "q"), parts_p, parts_q), frame)
+
+
+def classify(p: ArrayLike, q: ArrayLike, settings: FitSettings, seed: int) -> FittedRatio:
+    """One stage between samples of p (N, ...) and q (M, ...), as a classifier: they need not overlap.
+
+    Raises:
+        DataError: samples that cannot be used.
+    """
+    frame, inside_p, inside_q = _paired(p, q)
+    one_stage = replace(settings, max_stages=1, significance=SMALLEST)
+    fitting = _Fitting.of(inside_q.shape[1:], None, one_stage, seed, lambda row: None)
+    fitted = fitting.from_samples(fitting.split(inside_p), fitting.split(inside_q), must_reach=False)
+    assert fitted is not None  # it need not reach q
+    return in_frame(fitted, frame)
+
+
+def _paired(p: ArrayLike, q: ArrayLike) -> tuple[Frame, Tensor, Tensor]:
+    """The frame of samples of p (N, ...) and q (M, ...), and the samples in it."""
+    of_p, of_q, pixels = as_pair(p, q)
+    check_alike(of_p.shape[1:], of_q.shape[1:])
+    frame = Frame.of({"p": of_p, "q": of_q}, pixels)
+    return frame, frame.inside(of_p), frame.inside(of_q)
+
+
+def _check_overlap(fitted: FittedRatio) -> None:
+    if fitted.stages[0].evidence.auc >= 1:
+        raise DataError(
+            "p and q do not overlap: held-out samples are told apart without one error, so samples alone cannot "
+            "give their ratio; use base='gaussian' (--base gaussian), or give p as a density."
+        )
+
+
+def _is_density(p: object) -> TypeGuard[Density]:
+    """Whether it is a density and not samples."""
+    return hasattr(p, "log_density") and hasattr(p, "from_noise")
+
+
+def _as_base(density: Density) -> Base:
+    """The density with the members that a base has besides."""
+    return cast(Base, density) if hasattr(density, "in_coordinates") else _Given(density)
+
+
+class _Given(Base):
+    """A user's own density as a base."""
+
+    def __init__(self, density: Density):
+        self.dim = density.dim
+        self._density = density
+
+    def log_density(self, z: Tensor) -> Tensor:
+        return self._density.log_density(z)
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        return self._density.from_noise(noise)
 
 
 def fitted_gaussian(samples: Tensor, blocks: tuple[int, ...] | None = None) -> Gaussian:
@@ -139,6 +196,14 @@ class _Fitting:
     seed: int
     progress: Progress
 
+    @classmethod
+    def of(
+        cls, shape: Sequence[int], network: nn.Module | None, settings: FitSettings, seed: int, progress: Progress
+    ) -> "_Fitting":
+        shape = tuple(shape)
+        inner = network if network is not None else build_network(shape, settings)
+        return cls(shape, inner, settings, torch_generator(seed, "fit-ratio"), seed, progress)
+
     def split(self, samples: Tensor) -> Split:
         return split(samples, self.settings.held_out, self.generator)
 
@@ -167,11 +232,6 @@ class _Fitting:
             return None
         for row in rows:
             self.progress(row)
-        if learned.records[0].evidence.auc >= 1:
-            raise DataError(
-                "p and q do not overlap: held-out samples are told apart without one error, so samples alone cannot "
-                "give their ratio; use base='gaussian' (--base gaussian), or give p as a density."
-            )
         last = learned.records[-1]
         normaliser = Normaliser(last.log_z, last.log_z_error, math.nan)
         return replace(self._measured(learned, normaliser, q, p.test), effective=source.share)

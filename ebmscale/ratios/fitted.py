@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ebmscale.data.arrays import as_float64, as_numbers
-from ebmscale.density.bases import SampledOnly
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence
@@ -22,7 +21,7 @@ from ebmscale.stages.record import StageRecord
 from ebmscale.stages.supplies import total
 
 POOR = 0.05
-"""Fewer effective samples of p than this, as a fraction, are said to be few."""
+"""`warning` speaks up if fewer effective samples of p than this fraction are left."""
 
 
 StageRow = StageRecord
@@ -33,16 +32,21 @@ StageRow = StageRecord
 class FittedRatio:
     """log q - log p of two sets of samples, as a product of K ratios, normalised.
 
+    Example:
+        >>> fitted = fit_ratio(p, q)
+        >>> fitted.log_ratio(q)  # (M,), in nats
+        >>> low, high = fitted.interval  # of KL(q || p) in nats
+
     Attributes:
         sequence: the base density with its ratios.
         normaliser: log Z_K, by which they are normalised.
         shape: of one point.
-        kl: KL(q || p) in nats, the mean of the log ratio over samples of q that took no part in the fit: up to
-            its error a lower bound, which falls short by KL(q || p e^(log ratio)).
+        kl: KL(q || p) in nats, the mean of the log ratio over held-out samples of q. Up to its error it is a lower
+            bound, which falls short by KL(q || p e^(log ratio)).
         kl_error: its standard error.
-        missing: how far the bound may fall short in nats, as far as the fit can tell: by how much more the ratio says
-            of the samples that it was trained on, and what its last stage still added.
-        calibration: of the whole log ratio as a classifier between samples of q and of p that took no part.
+        missing: an estimate in nats of how far the bound falls short: the mean log ratio on training samples minus that
+            on held-out ones, plus what the last stage added.
+        calibration: of the whole log ratio as a classifier between held-out samples of q and of p.
         stages: how every stage ended.
         effective: with samples of p alone, the fraction of them that still counts in the last prior; 1 otherwise.
         reference: where base and p differ, the ratio of p to the base, which is subtracted.
@@ -63,18 +67,18 @@ class FittedRatio:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """From where to where KL(q || p) lies in nats: two standard errors, and above also what may be `missing`."""
+        """Lower and upper end of KL(q || p) in nats: two standard errors to both sides, and above also `missing`."""
         return self.kl - 2 * self.kl_error, self.kl + 2 * self.kl_error + self.missing
 
     @property
     def warning(self) -> str | None:
-        """Why the interval cannot be trusted, and what to do; None where nothing speaks against it."""
+        """Why the interval cannot be trusted, and what to do; None if no problem was found."""
         if self.effective < POOR:
             return "p's samples hardly reach q, so the ratio is too small: use another base, or more samples of p"
         if self.stages and self.stages[-1].nats > max(0.1 * self.kl, 4 * self.stages[-1].nats_error):
             return "the last stage still added a tenth of the whole, so the ratio is too small: allow more stages"
         if self.missing > max(0.15 * self.kl, 0.1):
-            return "the ratio says much more of samples that it has seen than of others: give more samples"
+            return "the ratio overfits: it is much larger on training than on held-out samples; give more samples"
         return None
 
     @property
@@ -98,7 +102,7 @@ class FittedRatio:
         Raises:
             DataError: the base is known by samples alone, or the points have another shape.
         """
-        if isinstance(self.sequence.base, SampledOnly):
+        if not self.sequence.base.is_known:
             raise DataError("log q needs a base density: fit with base='gaussian', or give p as a density.")
         rows = self._rows(x)
         volume = 0.0 if self.frame is None else self.frame.log_volume
@@ -111,7 +115,7 @@ class FittedRatio:
         said = [
             f"KL(q || p) {self.kl:.4f} ± {self.kl_error:.4f} nats (between {low:.4f} and {high:.4f}), "
             f"{self.num_stages} stage(s), log Z {self.normaliser.log_z:.4f} ± {self.normaliser.error:.4f}",
-            f"on samples that took no part: AUC {found.auc:.4f}, calibration error {found.calibration_error:.4f}",
+            f"on held-out samples: AUC {found.auc:.4f}, calibration error {found.calibration_error:.4f}",
         ]
         if self.effective < 1:
             said.append(f"{100 * self.effective:.1f} % of p's samples count in the last prior")

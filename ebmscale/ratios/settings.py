@@ -1,7 +1,7 @@
 """How a density ratio is fitted between two sets of samples."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing
@@ -11,26 +11,22 @@ from ebmscale.stages.settings import ParticleSettings, StageSettings, TrainerSet
 FINAL_MOVES = 3
 """How many times as many moves a rung of the final normaliser takes."""
 
-GONE = {
-    "patience": "a stage ends when going on pays less than a new stage",
-    "min_improvement": "a stage ends when going on pays less than a new stage",
-    "settle_updates": "the rate falls over the last three quarters of every stage",
-    "reuse": "particles move at every use",
-}
-"""Settings of earlier versions, and why they mean nothing any more."""
-
 
 @dataclass(frozen=True)
 class FitSettings:
     """Settings of `fit_ratio`. Lengths of time are in updates of the ratio network.
+
+    Example:
+        >>> fit_ratio(p, q, settings=FitSettings(hidden=(64, 64), max_stages=3))
 
     Attributes:
         hidden: widths of the hidden layers; () leaves the quadratic head alone, or a linear ratio.
         waves: sines of random projections that the hidden layers see beside the coordinates, for densities with sharp
             features in few dimensions (see `networks.ratio_heads.Waves`).
         quadratic: whether there is a quadratic head.
-        start: of every stage's quadratic head: at the log ratio of the two Gaussians that have the moments of either
-            side (see `stages.moments.gaussian_ratio`), as strong as held-out samples bear; or at zero.
+        start: of every stage's quadratic head. "moments": the log ratio of the two Gaussians with the moments of the
+            two sides (see `stages.moments.gaussian_ratio`), multiplied by the factor that is best on held-out
+            samples. "zero": the zero function.
         activation: of the hidden layers (see `networks.ACTIVATIONS`).
         conv: channels of the convolutions, for images (N, C, H, W).
         max_stages: K at most.
@@ -38,7 +34,7 @@ class FitSettings:
         rate: of Adam, before it falls along a cosine to zero at the end of a stage.
         weight_decay: of Adam.
         min_updates: of a stage at least.
-        max_updates: of a stage at most; within these bounds a stage lasts as long as it pays.
+        max_updates: of a stage at most; between these bounds a stage ends when a new stage promises more.
         evidence_every: from measurement to measurement.
         significance: a stage counts if its bound on the KL divergence exceeds so many standard errors.
         min_gain: a stage that adds less than this many nats is kept, and is the last.
@@ -134,18 +130,3 @@ class FitSettings:
     def final_annealing(self) -> Annealing:
         """How the final normaliser is measured: particles that lag behind their rung would make it too small."""
         return Annealing(ess=self.ess, moves=replace(self.kernel, num_moves=FINAL_MOVES * self.kernel.num_moves))
-
-
-def changed(settings: FitSettings, changes: dict[str, Any]) -> FitSettings:
-    """The settings with some of them changed.
-
-    Raises:
-        ConfigError: there is no setting of a name.
-    """
-    for name, reason in GONE.items():
-        if name in changes:
-            raise ConfigError(f"The setting {name} of a ratio's fit is gone: {reason}; leave it out.")
-    unknown = set(changes) - set(FitSettings.__dataclass_fields__)
-    if unknown:
-        raise ConfigError(f"There is no setting {', '.join(sorted(unknown))} of a ratio's fit; see FitSettings.")
-    return replace(settings, **changes)

@@ -5,18 +5,23 @@ Shapes: N samples, T test samples, P permutations.
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ebmscale.data.arrays import as_float64
 from ebmscale.density.evidence import auc
 from ebmscale.errors import ConfigError, DataError
-from ebmscale.ratios.fit import fit_ratio, fitted_gaussian
+from ebmscale.ratios.fit import classify, fit_ratio, fitted_gaussian
 from ebmscale.ratios.fitted import FittedRatio
 from ebmscale.ratios.samples import Frame, as_samples, split
+from ebmscale.ratios.settings import FitSettings
 from ebmscale.seeds import torch_generator
+
+LEVEL = 0.05
+"""The largest p-value that counts as a difference."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,16 @@ class MutualInformation:
     marginals: tuple[FittedRatio, ...]
 
 
-def mutual_information(x: Any, y: Any, *, seed: int = 0, **settings: Any) -> MutualInformation:
+def mutual_information(
+    x: ArrayLike, y: ArrayLike, *, seed: int = 0, settings: FitSettings | None = None
+) -> MutualInformation:
     """The mutual information of pairs x (N, ...), y (N, ...).
 
     Args:
         x: one side.
         y: the other, row by row.
         seed: of everything random.
-        settings: of `fit_ratio`, by name.
+        settings: of `fit_ratio`; None takes the defaults.
 
     Raises:
         DataError: unequal numbers of rows, or samples that cannot be used.
@@ -54,24 +61,43 @@ def mutual_information(x: Any, y: Any, *, seed: int = 0, **settings: Any) -> Mut
     if len(x) != len(y):
         raise DataError(f"x has {len(x)} samples and y {len(y)}; they must be pairs.")
     both = torch.cat([x, y], dim=1)
-    joint = fit_ratio(fitted_gaussian(both, (x.shape[1], y.shape[1])), both, seed=seed, **settings)
-    margins = tuple(fit_ratio(fitted_gaussian(side), side, seed=seed, **settings) for side in (x, y))
+    joint = fit_ratio(fitted_gaussian(both, (x.shape[1], y.shape[1])), both, seed=seed, settings=settings)
+    margins = tuple(fit_ratio(fitted_gaussian(side), side, seed=seed, settings=settings) for side in (x, y))
     nats = joint.kl - sum(side.kl for side in margins)
     return MutualInformation(nats, math.hypot(joint.kl_error, *(side.kl_error for side in margins)), joint, margins)
 
 
 class TwoSampleTest(NamedTuple):
-    """Whether p and q differ: `statistic` is the area under the ROC curve of a ratio on samples that it has not seen.
+    """Whether p and q differ.
 
-    `p_value` is the share of permutations of these samples' labels that reach it: it is valid for any ratio.
+    Attributes:
+        statistic: area under the ROC curve (AUC) of a ratio on samples that it has not seen.
+        p_value: the share of permutations of these samples' labels that reach the statistic. It is valid whatever the
+            ratio has learned.
     """
 
     statistic: float
     p_value: float
 
+    def lines(self) -> list[str]:
+        """The result in plain lines."""
+        chance = f"AUC {self.statistic:.4f} on held-out samples, p-value {self.p_value:.3g}"
+        meaning = (
+            f"if p and q were one distribution, an AUC as high as this would come up in {100 * self.p_value:.3g} % of "
+            "cases"
+        )
+        verdict = "p and q differ" if self.p_value <= LEVEL else "these samples do not show a difference of p and q"
+        return [chance, f"{verdict}: {meaning}"]
+
 
 def two_sample_test(
-    p: Any, q: Any, *, num_permutations: int = 999, seed: int = 0, held_out: float = 0.5, **settings: Any
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    num_permutations: int = 999,
+    seed: int = 0,
+    held_out: float = 0.5,
+    settings: FitSettings | None = None,
 ) -> TwoSampleTest:
     """Tests whether samples of p and q come from one distribution.
 
@@ -83,7 +109,7 @@ def two_sample_test(
         num_permutations: of the labels of the part that is tested.
         seed: of everything random.
         held_out: share of the samples that is tested.
-        settings: of `fit_ratio`, by name.
+        settings: of `fit_ratio`; None takes the defaults.
 
     Raises:
         ConfigError: no permutations.
@@ -97,13 +123,7 @@ def two_sample_test(
     cuts = [max(int(len(samples) * held_out), 2) for samples in sets]
     fitted_to = [samples[order[cut:]] for samples, order, cut in zip(sets, orders, cuts, strict=True)]
     tested = [samples[order[:cut]] for samples, order, cut in zip(sets, orders, cuts, strict=True)]
-    one_stage: dict[str, Any] = {"base": "samples", "max_stages": 1, "significance": 1e-9, **settings}
-    try:
-        ratio = fit_ratio(*fitted_to, seed=seed, **one_stage)
-    except DataError as error:
-        if "do not overlap" not in str(error):
-            raise
-        raise DataError("p and q do not overlap, so they differ; no test is needed.") from None
+    ratio = classify(fitted_to[0], fitted_to[1], settings or FitSettings(), seed)
     f_p, f_q = (ratio.log_ratio(samples) for samples in tested)
     statistic = auc(f_q, f_p)
     values = torch.cat([f_q, f_p])
@@ -115,10 +135,26 @@ def two_sample_test(
 
 
 class Strangeness(NamedTuple):
-    """How strange points are: `score` (T,) is -log q; `p_value` (T,) the share of held-out samples as strange."""
+    """How strange points are.
+
+    Attributes:
+        score: (T,), -log q in nats: higher is stranger.
+        p_value: (T,), the share of held-out samples of q that are at least as strange.
+    """
 
     score: Tensor
     p_value: Tensor
+
+    def lines(self, most: int = 5) -> list[str]:
+        """How many points are strange, and the numbers of the strangest ones, in plain lines."""
+        few, expected = int((self.p_value <= LEVEL).sum()), LEVEL * len(self.score)
+        order = self.score.argsort(descending=True)[:most].tolist()
+        strangest = ", ".join(f"{row} ({float(self.score[row]):.2f}, {float(self.p_value[row]):.3g})" for row in order)
+        return [
+            f"{few} of {len(self.score)} rows have a p-value of at most {LEVEL}; about {expected:.0f} would if all "
+            "were samples of q",
+            f"strangest rows (score in nats, p-value): {strangest}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -136,8 +172,8 @@ class OutOfDistribution:
     frame: Frame
 
     @classmethod
-    def fitted(cls, q: Any, *, seed: int = 0, **settings: Any) -> "OutOfDistribution":
-        """Learns q from samples (N, ...) with `fit_ratio`, given its settings by name; a tenth is held out.
+    def fitted(cls, q: ArrayLike, *, seed: int = 0, settings: FitSettings | None = None) -> "OutOfDistribution":
+        """Learns q from samples (N, ...) with `fit_ratio` and its settings; a tenth of the samples is held out.
 
         Raises:
             DataError: samples that cannot be used.
@@ -146,10 +182,10 @@ class OutOfDistribution:
         frame = Frame.of({"q": q})
         parts = split(frame.inside(q), 0.2, torch_generator(seed, "out-of-distribution"))
         seen = torch.cat([parts.train, parts.validation])
-        ratio = fit_ratio(fitted_gaussian(seen), seen, seed=seed, **settings)
+        ratio = fit_ratio(fitted_gaussian(seen), seen, seed=seed, settings=settings)
         return cls(ratio, (frame.log_volume - ratio.log_density(parts.test)).sort().values, frame)
 
-    def score(self, x: Any) -> Tensor:
+    def score(self, x: ArrayLike) -> Tensor:
         """-log q at points (T, ...), as (T,): higher is stranger."""
         points = torch.from_numpy(as_float64(x, "x"))
         shape = self.frame.centre.shape
@@ -159,7 +195,7 @@ class OutOfDistribution:
         rows = self.frame.inside(points.reshape(-1, *shape)).flatten(1)
         return self.frame.log_volume - self.ratio.log_density(rows)
 
-    def judge(self, x: Any) -> Strangeness:
+    def judge(self, x: ArrayLike) -> Strangeness:
         """The score of points (T, ...), and the probability that a sample of q is at least as strange.
 
         The p-value is that of a permutation test of the point among the held-out samples, so it is valid whatever

@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ebmscale.config import RunConfig
-from ebmscale.data.formats import open_source
-from ebmscale.data.manifest import Manifest
-from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, WorkersLostError
 from ebmscale.model.run_folder import run_storage
 from ebmscale.runtime.preflight import preflight
@@ -35,7 +32,7 @@ from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.terminal import Terminal
 from ebmscale.training.owner import Lease
-from ebmscale.training.run_data import DATA_FILE, check_run_data
+from ebmscale.training.run_data import DATA_FILE, check_run_data, load_or_pack
 
 READ_S = 0.5
 STALE_STARTS = 3  # starts of Tune in a row without any progress
@@ -136,9 +133,7 @@ def _pack(config: RunConfig, store: SearchStore) -> None:
         DataError: it is another data set, or cannot be used.
     """
     data = open_storage(config.data)
-    if config.data.format is not None and not data.exists("manifest.json"):
-        pack(open_source(config.data.format, config.data.source or ""), data)
-    noted = check_run_data(store.storage, Manifest.load(data), config, "search")
+    noted = check_run_data(store.storage, load_or_pack(config, data), config, "search")
     store.storage.publish(DATA_FILE, noted.model_dump_json(indent=1).encode())
 
 

@@ -13,7 +13,7 @@ from ebmscale.density.bases import MomentBase
 from ebmscale.density.prior import Base
 from ebmscale.errors import ConfigError, DivergenceError
 from ebmscale.model.pieces import Piece, Span, piece, shapes_of, share_of, whole_spans
-from ebmscale.model.prior_base import BASE, base_from, base_tensors
+from ebmscale.model.prior_base import BASE, base_from
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.stages.chain_pools import ChainPools
 from ebmscale.stages.ratio_settings import RatioSettings
@@ -49,7 +49,7 @@ class Latents:
         self._base_form: dict[str, Tensor] = {}  # N(0, I) in the tensors of a base that is fitted
         if self.fits_base:
             form = MomentBase.standard(base.dim, chains.base_components * chains.base_fits)
-            self._base_form = {f"{BASE}{name}": tensor for name, tensor in base_tensors(form).items()}
+            self._base_form = {f"{BASE}{name}": tensor for name, tensor in form.tensors().items()}
 
     @property
     def _tables(self) -> dict[str, StreamTable]:
@@ -98,7 +98,7 @@ class Latents:
                 base = MomentBase.of_posteriors(
                     mean.cpu(), std.square().cpu(), chains.base_components, generator, chains.base_fits
                 )
-                found = base_tensors(base)
+                found = base.tensors()
         found = self._world.broadcast(found)
         if found is None:
             raise DivergenceError(
@@ -111,7 +111,7 @@ class Latents:
         return self.base
 
     def _on_device(self, base: Base) -> Base:
-        return base.to(self._world.device) if isinstance(base, MomentBase) else base
+        return base.to(self._world.device)
 
     def shapes(self) -> dict[str, torch.Size]:
         """The shapes of the chains' and the buffer's tables, over all ranks, and of a fitted base."""
@@ -155,4 +155,4 @@ class Latents:
         """The base that was fitted; before, N(0, I) in tensors of the same shapes."""
         if self.fits_base:
             return self._base_form
-        return {f"{BASE}{name}": tensor for name, tensor in base_tensors(self.base).items()}
+        return {f"{BASE}{name}": tensor for name, tensor in self.base.tensors().items()}

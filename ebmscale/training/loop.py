@@ -163,7 +163,7 @@ def _out_of_time(stop: StopSignal, grace_s: float) -> Callable[[], bool]:
 
 
 def _agree(run: Run, stop: StopSignal, report: BatchReport) -> tuple[bool, dict[str, Any] | None]:
-    """The one reduction at a batch's end: whether to stop, how saving goes on, and what the guard thinks (collective).
+    """The one reduction at a batch's end: about stopping, saving, and what the guard saw (collective).
 
     Returns:
         Whether any rank was asked to stop; and, of a bad update, what the guard saw.

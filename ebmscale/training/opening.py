@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, changed_keys
-from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest, verify
-from ebmscale.data.pack import pack
 from ebmscale.data.split import has_validation_part
 from ebmscale.data.stream import read_split
 from ebmscale.density.prior import RatioSequence, StandardNormal
@@ -25,7 +23,6 @@ from ebmscale.model.build import build_live_networks, build_model, build_ratio_n
 from ebmscale.model.checkpoint import RATIO_FOLDER
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
-from ebmscale.networks import ImageShape
 from ebmscale.stages.live import LiveTrainer
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_trainer import RatioTrainer
@@ -41,7 +38,7 @@ from ebmscale.training.guard import Guard
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.owner import Lease
 from ebmscale.training.run import Run
-from ebmscale.training.run_data import DATA_FILE, RunData, check_run_data
+from ebmscale.training.run_data import DATA_FILE, RunData, check_run_data, load_or_pack, shape_of_images
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
 from ebmscale.training.stopping import StopPoll, on_first
@@ -88,7 +85,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
     if lease is not None and not world.is_first:
         lease.join(*ticket)
     manifest = Manifest.load(data)
-    image_shape = _image_shape(data, manifest)
+    image_shape = shape_of_images(data, manifest)
     check_room(config, image_shape, sum(manifest.counts().values()), world.size, world.device)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
     settings = _engine_settings(config, world)
@@ -219,11 +216,7 @@ def _prepare(
     _check_unchanged(storage, old, config)
     for leftovers in ("", RATIO_FOLDER):
         storage.sweep(leftovers)
-    if config.data.format is not None and not data.exists("manifest.json"):
-        log.info("packing %s into %s", config.data.format, data.url)
-        source = open_source(config.data.format, config.data.source or "")
-        pack(source, data, progress=lambda done, total: check())
-    manifest = Manifest.load(data)
+    manifest = load_or_pack(config, data, check)
     seen = RunData.of(manifest) if old is None else check_run_data(storage, manifest, config)
     verify(data, manifest, config.data.verify, progress=lambda shard: check())
     for file, text in ((CONFIG_FILE, config.dump()), (DATA_FILE, seen.model_dump_json(indent=1))):
@@ -255,17 +248,6 @@ def _check_unchanged(storage: Storage, old: RunConfig | None, config: RunConfig)
             f"The run {storage.url} was made with other values of {', '.join(changed)}; "
             "choose another run.name, or set them back to resume it."
         )
-
-
-def _image_shape(data: Storage, manifest: Manifest) -> ImageShape:
-    """(C, H, W) of the set's images; other arrays are refused."""
-    if manifest.dtype != "uint8" or len(manifest.image_shape) != 3:
-        raise DataError(
-            f"{data.url} holds {manifest.dtype} arrays of shape {manifest.image_shape}; "
-            "training takes uint8 images (C, H, W), so pack images."
-        )
-    channels, height, width = manifest.image_shape
-    return channels, height, width
 
 
 def _engine_settings(config: RunConfig, world: World) -> EngineSettings:

@@ -229,9 +229,9 @@ class Run:
         self.sampling.refresh()
 
     def roll_back(self, reason: str) -> int:
-        """Goes back to the last good checkpoint at lower rates, past the present batch, and saves (collective).
+        """Returns to the weights of the last good checkpoint, with lower rates, and saves (collective).
 
-        `samples_seen` goes on: no sample comes twice, and the metrics' curve has no second past.
+        `samples_seen` keeps its value. So no sample is trained on twice, and metrics have one line for each position.
 
         Args:
             reason: what happened, for the message.

@@ -1,4 +1,4 @@
-"""Records the data set of a run, and compares it at a resume.
+"""The data set of a run: packed if it is not there, recorded, and compared at a resume.
 
     URL/NAME/data.json     identity, name and number of samples of the data set
 
@@ -6,12 +6,16 @@ The set may move to another address. A different set is refused, even if its ima
 """
 
 import logging
+from collections.abc import Callable
 
 from pydantic import BaseModel, ValidationError
 
 from ebmscale.config import RunConfig
-from ebmscale.data.manifest import Manifest
+from ebmscale.data.formats import open_source
+from ebmscale.data.manifest import FILE, Manifest
+from ebmscale.data.pack import pack
 from ebmscale.errors import DataError, NotFoundError
+from ebmscale.networks import ImageShape
 from ebmscale.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,39 @@ class RunData(BaseModel):
     def __str__(self) -> str:
         counts = ", ".join(f"{count:,} {part}" for part, count in self.counts.items())
         return f"{self.name} ({counts}; {self.identity[:12]})"
+
+
+def load_or_pack(config: RunConfig, data: Storage, check: Callable[[], None] = lambda: None) -> Manifest:
+    """The manifest of the run's data set, which is packed first if `data.format` says from what and it is not there.
+
+    Args:
+        config: of the run.
+        data: where the set is.
+        check: called after every image that is packed. An exception that it raises ends the packing.
+
+    Raises:
+        DataError: the set is missing or damaged, or its source cannot be packed.
+    """
+    if config.data.format is not None and not data.exists(FILE):
+        log.info("packing %s into %s", config.data.format, data.url)
+        source = open_source(config.data.format, config.data.source or "")
+        pack(source, data, progress=lambda done, total: check())
+    return Manifest.load(data)
+
+
+def shape_of_images(data: Storage, manifest: Manifest) -> ImageShape:
+    """(C, H, W) of the images of a set.
+
+    Raises:
+        DataError: the set holds other arrays.
+    """
+    if manifest.dtype != "uint8" or len(manifest.image_shape) != 3:
+        raise DataError(
+            f"{data.url} holds {manifest.dtype} arrays of shape {manifest.image_shape}; "
+            "training takes uint8 images (C, H, W), so pack images."
+        )
+    channels, height, width = manifest.image_shape
+    return channels, height, width
 
 
 def read_run_data(storage: Storage) -> RunData | None:

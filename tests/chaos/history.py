@@ -65,7 +65,7 @@ def check_samples(legs: Sequence[Sequence[TracedBatch]], max_samples: int) -> li
 def check_logs(
     metrics: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]], every: dict[str, int], max_samples: int
 ) -> list[Check]:
-    """The curves go on without a doubled or a missing step, and every stage follows from the one before."""
+    """No step of the curves is missing or doubled, and every stage follows from the one before."""
     checks = []
     for name, lines in (("metrics", metrics), ("events", events)):
         found = [line["samples_seen"] for line in lines]

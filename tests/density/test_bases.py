@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ebmscale.density.bases import Gaussian, Mixture, MomentBase, SampledOnly, _statistics
+from ebmscale.density.bases import Gaussian, Mixture, MomentBase, SampledOnly
+from ebmscale.density.mixture_fit import shares_of, statistics_of
 
 
 def draws(num: int, dim: int) -> torch.Tensor:
@@ -113,7 +114,9 @@ def test_several_fits_are_the_mean_of_their_densities() -> None:
 def test_the_shares_of_expectation_maximisation_are_those_of_the_density() -> None:
     samples = draws(300, 3)
     mixture = Mixture.fitted(samples, 4, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(mixture._shares_of()(_statistics(samples.double())), mixture._terms(samples).softmax(0))
+    torch.testing.assert_close(
+        shares_of(mixture.components)(statistics_of(samples.double())), mixture._terms(samples).softmax(0)
+    )
 
 
 def test_a_mixtures_density_and_score_are_torchs_and_autograds() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ebmscale.density.bases import Mixture, MomentBase
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
-from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.density.prior import Base, RatioSequence, StandardNormal
 from ebmscale.kernels import prior_chain
 from ebmscale.kernels.closed_form import closed_form_target
 from ebmscale.kernels.prior_chain import prior_target, run_prior_chain
@@ -17,7 +17,7 @@ from ebmscale.networks import ACTIVATIONS, RatioNet
 DIM = 5
 
 
-class WideNormal:
+class WideNormal(Base):
     """N(0, 4 I): a base density that needs autograd in the closed form."""
 
     dim = DIM

@@ -1,5 +1,7 @@
 """Samples far from 0, of any type: the ratio of the numbers that were given."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,12 @@ from click.testing import CliRunner
 from ebmscale.cli import cli
 from ebmscale.density.prior import StandardNormal
 from ebmscale.errors import DataError
-from ebmscale.ratios import fit_ratio
+from ebmscale.ratios import OutOfDistribution, fit_ratio, mutual_information
 from ebmscale.ratios.read import read_array
 from ebmscale.ratios.samples import Frame, as_pair, as_samples
-from ebmscale.ratios.uses import OutOfDistribution, mutual_information
 from tests.ratios.test_fit import QUICK
 
-LINEAR = {**QUICK, "max_stages": 1, "significance": 1e-9}
+LINEAR = replace(QUICK, max_stages=1, significance=1e-9)
 RNG = np.random.default_rng(0)
 P, Q = RNG.normal(size=(600, 2)), RNG.normal(size=(600, 2)) + np.array([1, 0])
 FAR = np.array([1.7e9, 0])
@@ -22,13 +23,13 @@ FAR = np.array([1.7e9, 0])
 
 @pytest.fixture(scope="module")
 def near():
-    return fit_ratio(P, Q, seed=1, **LINEAR)
+    return fit_ratio(P, Q, seed=1, settings=LINEAR)
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1, 1.7e9), (1, -1e12), (1e-30, 1e-24), (1e39, -3e45), (1e200, 0)])
 def test_the_ratio_does_not_depend_on_where_zero_is(near, scale, offset):
     move = np.array([offset, 0])
-    fitted = fit_ratio(P * scale + move, Q * scale + move, seed=1, **LINEAR)
+    fitted = fit_ratio(P * scale + move, Q * scale + move, seed=1, settings=LINEAR)
     x = np.stack([np.linspace(-1, 2, 50), np.zeros(50)], axis=1)
     assert fitted.kl == pytest.approx(near.kl, abs=0.02)
     assert torch.allclose(fitted.log_ratio(x * scale + move), near.log_ratio(x), atol=0.02)
@@ -37,13 +38,15 @@ def test_the_ratio_does_not_depend_on_where_zero_is(near, scale, offset):
 
 def test_nor_does_it_by_way_of_a_gaussian():
     move = FAR
-    fitted = fit_ratio(P + move, Q + move, base="gaussian", seed=1, **LINEAR)
+    fitted = fit_ratio(P + move, Q + move, base="gaussian", seed=1, settings=LINEAR)
     found = [fitted.log_ratio(x + move) for x in (P, Q)]
     assert float(found[1].mean() - found[0].mean()) > 0.5  # in truth 1
 
 
 def test_a_log_density_is_one_of_the_points_that_were_given():
-    near, far = (OutOfDistribution.fitted(P * scale + move, seed=1, **LINEAR) for scale, move in ((1, 0), (1e9, 1e15)))
+    near, far = (
+        OutOfDistribution.fitted(P * scale + move, seed=1, settings=LINEAR) for scale, move in ((1, 0), (1e9, 1e15))
+    )
     points = P[:20]
     expected = near.score(points) + 2 * np.log(1e9)
     assert torch.allclose(far.score(points * 1e9 + 1e15), expected, atol=0.1)
@@ -53,7 +56,7 @@ def test_a_log_density_is_one_of_the_points_that_were_given():
 
 def test_mutual_information_of_time_stamps():
     y = 0.8 * P[:, :1] + 0.6 * P[:, 1:]
-    found = mutual_information(P[:, :1] + 1.7e9, y, seed=0, **LINEAR)
+    found = mutual_information(P[:, :1] + 1.7e9, y, seed=0, settings=LINEAR)
     assert found.nats == pytest.approx(-0.5 * np.log(1 - 0.64), abs=0.25)
 
 
@@ -79,9 +82,9 @@ def test_bytes_are_numbers_beside_numbers_and_pixels_beside_pixels():
         assert torch.allclose(p, q, atol=1e-6)
         assert are_pixels
         assert float(q.abs().max()) <= 1
-    fitted = fit_ratio(pixels[:250], bytes_[250:], seed=0, **LINEAR)
+    fitted = fit_ratio(pixels[:250], bytes_[250:], seed=0, settings=LINEAR)
     assert torch.allclose(fitted.log_ratio(bytes_), fitted.log_ratio(pixels), atol=1e-4)
-    fitted = fit_ratio(bytes_[:250].astype(int), bytes_[250:], seed=0, **LINEAR)
+    fitted = fit_ratio(bytes_[:250].astype(int), bytes_[250:], seed=0, settings=LINEAR)
     assert torch.allclose(fitted.log_ratio(bytes_), fitted.log_ratio(bytes_.astype(int)), atol=1e-4)
 
 
@@ -99,7 +102,7 @@ def test_bytes_are_numbers_beside_numbers_and_pixels_beside_pixels():
 )
 def test_samples_that_cannot_be_held_are_refused_for_that_reason(p, q, said):
     with pytest.raises(DataError, match=said):
-        fit_ratio(p, q, **LINEAR)
+        fit_ratio(p, q, settings=LINEAR)
 
 
 def test_a_constant_coordinate_has_no_digits_to_lose():

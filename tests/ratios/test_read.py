@@ -1,11 +1,12 @@
 """Samples from files and shards, and the command on them."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from ebmscale.cli import cli
 from ebmscale.data.formats import open_source
@@ -61,3 +62,46 @@ def test_the_command_fits_and_writes(tmp_path: Path) -> None:
         refused = CliRunner().invoke(cli, [*arguments, *more])
         assert isinstance(refused.exception, ConfigError)
         assert words in str(refused.exception)
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli, ["ratio", *words, "--hidden", "", "--seed", "1"])
+
+
+def test_the_command_tests_whether_two_sets_differ(tmp_path: Path) -> None:
+    for name, values in (("p", normal(400, 1)), ("same", normal(400, 1, seed=3)), ("q", narrow(400, 1))):
+        np.save(tmp_path / f"{name}.npy", values.numpy())
+    p, same, q = (str(tmp_path / f"{name}.npy") for name in ("p", "same", "q"))
+    for other, words in ((q, "p and q differ"), (same, "do not show a difference")):
+        done = run(p, other, "--test")
+        assert done.exit_code == 0, done.output
+        assert "p-value" in done.output
+        assert words in done.output
+
+
+def test_the_command_scores_rows_beside_their_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "q.npy", normal(600, 2).numpy())
+    np.save(tmp_path / "new.npy", np.array([[0.0, 0.0], [0.5, -0.5], [6.0, 6.0]]))
+    done = run("-", str(tmp_path / "q.npy"), "--score", str(tmp_path / "new.npy"))
+    assert done.exit_code == 0, done.output
+    assert "1 of 3 rows" in done.output
+    found = np.load(tmp_path / "new.scores.npz")
+    assert found["score"].argmax() == found["p_value"].argmin() == 2
+    assert found["score"][0] == pytest.approx(math.log(2 * math.pi), abs=0.2)
+    assert json.loads((tmp_path / "new.scores.json").read_text())["held_out"] == 60
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("p.npy q.npy --test --score new.npy", "give one of them"),
+        ("p.npy q.npy --test --base samples", "has no meaning with --test"),
+        ("p.npy q.npy --test --out x.npz", "leave out --out"),
+        ("p.npy q.npy --score new.npy", "write - in place of p.npy"),
+        ("- q.npy --score https://host.invalid/new.npy", "with --out"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(words: str, said: str) -> None:
+    refused = run(*words.split())
+    assert isinstance(refused.exception, ConfigError)
+    assert said in str(refused.exception)

@@ -46,7 +46,7 @@ def test_arrays_that_are_no_images_are_refused(tiny_text, tmp_path, dtype, shape
 
 @pytest.mark.parametrize(("gain", "begun"), [(2.3, "bf16"), (0.01, "fp32")])
 def test_precision_auto_is_measured_once_and_kept(tiny, monkeypatch, gain, begun):
-    """On another processor the run goes on in the precision that it began with."""
+    """On another processor the run keeps the precision that it began with."""
     config = tiny.model_copy(update={"precision": "auto"})
     monkeypatch.setattr(opening, "bf16_gain", lambda device: gain)
     run = open_run(config, World.alone(), StopSignal())

@@ -78,8 +78,7 @@ def fit(a: argparse.Namespace, data: dict[str, Posteriors], seed: int) -> dict[s
     base, tried = base_of(a.start, data["train"], tune, seed, a.budget)
     base_s = time.process_time() - began
     parts = Parts(data["train"], tune, judge)
-    if isinstance(base, MomentBase):
-        parts = parts.mapped(base.coordinates)
+    parts = parts.mapped(base.coordinates)
     hidden = tuple(int(width) for width in a.hidden.split(",")) if a.hidden else HIDDEN[a.start]
     network = Standardised(vector_ratio(base.dim, hidden, "silu", a.quadratic, squares=True, bounded=True), base.dim)
     empty = RatioSequence(base, network).in_coordinates()
@@ -103,7 +102,7 @@ def fit(a: argparse.Namespace, data: dict[str, Posteriors], seed: int) -> dict[s
 
 def table(base: Base, learned: Learned, held_out: Tensor, repeats: int, draws: Draws) -> list[dict[str, float]]:
     """Nats of the draws after each stage, with the error of their mean and that of log Z, by `measure_normalisers`."""
-    x = base.coordinates(held_out) if isinstance(base, MomentBase) else held_out
+    x = base.coordinates(held_out)
     log_p = base.log_density(held_out).double()
     how = Annealing(ess=0.7, moves=MoveSettings(kind="mala", num_moves=6))
     measured = measure_normalisers(learned.sequence, 6, 2048, how, draws)
@@ -123,7 +122,7 @@ def table(base: Base, learned: Learned, held_out: Tensor, repeats: int, draws: D
 
 def checked(base: Base, learned: Learned, held_out: Tensor, draws: Draws) -> list[dict[str, Any]]:
     """After each stage: how samples were drawn, and whether their mean log density is that of held-out draws."""
-    x = (base.coordinates(held_out) if isinstance(base, MomentBase) else held_out)[:4000]
+    x = base.coordinates(held_out)[:4000]
     rows = []
     for stage in range(1, learned.sequence.num_stages + 1):
         sequence = learned.sequence.prefix(stage)

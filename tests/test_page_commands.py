@@ -1,0 +1,270 @@
+"""Every command of the pages is run here, in the order of its page, or a reason says why not.
+
+Runs and searches are made small by further arguments. A command that is new on a page fails a test until it has a place
+in the tables below.
+"""
+
+import gzip
+import os
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from ebmscale.cli import cli
+from tests.conftest import PATIENCE_S
+from tests.data.test_formats import idx_bytes
+from tests.pages import PAGES, ROOT, commands, name_of, whole_commands
+
+SMALL = (
+    "data.num_streams=4 data.shuffle_window=16 data.validation_fraction=0.2 model.latent_dim=4 model.generator_width=2 "
+    "model.encoder_width=2 "
+    "model.ratio_hidden=[8,8] posterior.num_steps=2 prior.base_components=1 prior.base_fits=1 prior.num_steps=2 "
+    "prior.num_chains=32 prior.equilibrate_steps=2 prior.sample_steps=3 stages.max_stages=1 stages.start_samples=64 "
+    "stages.updates_per_batch=1 stages.batch_size=32 stages.buffer_samples=64 stages.min_samples=160 "
+    "stages.max_samples=320 stages.settle_samples=160 stages.evidence_every=160 stages.evidence_samples=32 "
+    "train.batch_size=32 train.max_samples=320 train.generator.stop_samples=0 checkpoint.every_samples=320 "
+    "metrics.every_samples=160 metrics.tensorboard=false precision=fp32"
+)
+"""A run of ten updates."""
+FIT = "--hidden 4 --max-stages 1"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that is run, with `more` arguments, and `instead` of a form."""
+
+    more: str = ""
+    instead: str = ""
+    slow: bool = False
+
+
+SUITE = "it sets up an environment of its own and runs these tests"
+CLUSTER = "it needs a cluster; tests/cluster checks the files, tests/runtime runs Ray on this machine"
+NETWORK = "it downloads data from its official place"
+REAL_DATA = "it needs a data set that is not in the repository, and hours"
+BENCHMARK = "a benchmark of minutes to hours on an idle machine"
+GPU = "it needs a GPU"
+CHAOS = "a campaign of an hour; tests/chaos runs a short one"
+FIXTURES = "it says how the files were made by the version of their format"
+
+TABLE: dict[str, Run | str] = {
+    # README.md
+    "bash tools/setup": SUITE,
+    "TORCH=torch==2.13.0 bash tools/setup": SUITE,
+    "source .venv/bin/activate": SUITE,
+    "pip install .": SUITE,
+    "bash tools/quickstart": "it sets up an environment; its training is the command of configs/README.md",
+    "bash tools/test": SUITE,
+    "ebmscale pack folder photos data/photos --size 64": Run(),
+    "ebmscale train configs/photos.yaml --dry-run": Run(SMALL),
+    "ebmscale train configs/photos.yaml": Run(SMALL),
+    "ebmscale sample runs/photos -n 64 --out samples.png": Run(),
+    "ebmscale export runs/photos model": Run(),
+    "ebmscale train configs/mnist.yaml": Run(SMALL),
+    "ebmscale doctor": Run(),
+    "ebmscale index URL": Run(instead="ebmscale index data/foreign --shape 1,8,8"),
+    "ebmscale inspect URL": Run(instead="ebmscale inspect runs/photos"),
+    "ebmscale report RUN": Run(instead="ebmscale report runs/photos"),
+    "ebmscale plan CONFIG --workers 8,64": Run(
+        f"{SMALL} --workers 2,4 --no-measure", instead="ebmscale plan configs/photos.yaml --workers 8,64"
+    ),
+    "ray job submit": CLUSTER,
+    "pip install kubernetes-validate": SUITE,
+    # cluster/README.md
+    "docker build -f cluster/Dockerfile -t IMAGE . && docker push IMAGE": CLUSTER,
+    'kubectl create secret generic ebmscale-token --from-literal=auth_token="$(openssl rand -hex 32)"': CLUSTER,
+    "kubectl create secret generic ebmscale-s3 --from-literal=AWS_ACCESS_KEY_ID=... "
+    "--from-literal=AWS_SECRET_ACCESS_KEY=... --from-literal=AWS_DEFAULT_REGION=us-west-2": CLUSTER,
+    "kubectl create -f cluster/rayjob.yaml": CLUSTER,
+    "kubectl delete rayjob": CLUSTER,
+    "sbatch --nodes=4 --gpus-per-node=2 cluster/slurm.sh configs/mnist.yaml storage.url=/shared/runs "
+    "data.url=/shared/mnist": CLUSTER,
+    "cluster/local up -n 3 --cpus 2": "tests/cluster/test_local.py runs it",
+    'eval "$(cluster/local env)"': "tests/cluster/test_local.py runs it",
+    "ray job stop": CLUSTER,
+    "ray up cluster/aws.yaml": CLUSTER,
+    "ray dashboard cluster/aws.yaml": CLUSTER,
+    "ray down cluster/aws.yaml": CLUSTER,
+    "python tools/bench/on_ray.py latency": BENCHMARK,
+    "python tools/bench/on_ray.py scaling --updates 8": BENCHMARK,
+    "python tools/bench/on_ray.py scaling --updates 16 --precision bf16": BENCHMARK,
+    "python tools/bench/on_ray.py scaling --rounds 1 --updates 12 --kernel plain": BENCHMARK,
+    # configs/README.md
+    "ebmscale fetch mnist downloads/mnist": NETWORK,
+    "ebmscale pack idx downloads/mnist data/mnist": Run(),
+    "ebmscale pack npy latents.npy data/latents": Run(),
+    "ebmscale train configs/digits.yaml train.max_samples=20000": Run(SMALL),
+    "torchrun --nproc-per-node 2 -m ebmscale train configs/mnist.yaml": Run(f"{SMALL} run.name=two", slow=True),
+    # configs/compare/README.md
+    "ebmscale pack digits - data/digits": Run(),
+    "python tools/feature_net.py data/digits features/digits": Run("--epochs 1 --width 4"),
+    "ebmscale compare configs/compare/digits.yaml --seeds 3 --jobs 2": Run(
+        "--seeds 1 train.max_samples=4000 checkpoint.every_samples=4000", slow=True
+    ),
+    "ebmscale compare configs/compare/digits.yaml --seeds 3": Run(
+        "--seeds 1 --methods gaussian train.max_samples=4000 checkpoint.every_samples=4000", slow=True
+    ),
+    "python tools/feature_net.py data/mnist features/mnist": Run("--epochs 1 --width 4"),
+    "python tools/feature_net.py data/fashion_mnist features/fashion_mnist --epochs 6": REAL_DATA,
+    "python tools/feature_net.py data/cifar10 features/cifar10 --width 24 --epochs 4": REAL_DATA,
+    "ebmscale compare configs/compare/mnist.yaml --seeds 3 --jobs 2": REAL_DATA,
+    "ebmscale compare configs/compare/fashion_mnist.yaml --seeds 3 --jobs 2": REAL_DATA,
+    "ebmscale compare configs/compare/cifar10_two_stage.yaml --seeds 1 --jobs 2": REAL_DATA,
+    "ebmscale compare configs/compare/cifar10.yaml --seeds 1": REAL_DATA,
+    "ebmscale compare configs/compare/mnist_anomaly.yaml --seeds 3 --jobs 2": REAL_DATA,
+    "python tools/bench/quality.py --plain-s 600 posterior.num_steps=20 posterior.step_size=0.1": BENCHMARK,
+    # ebmscale/evaluate/README.md
+    "ebmscale evaluate runs/mnist --metrics reconstruction,frechet --features features/mnist": Run("--num-samples 64"),
+    "ebmscale evaluate runs/mnist_anomaly --metrics anomaly": Run(),
+    "ebmscale evaluate runs/mnist --metrics likelihood --num-samples 16": Run("--num-samples 2", slow=True),
+    "ebmscale score runs/mnist_anomaly data/new --out scores.parquet": Run(),
+    "ebmscale sample runs/mnist -n 64 --method smc --out x.png": Run(),
+    # ebmscale/ratios/README.md
+    "ebmscale ratio p.npy q.npy": Run(FIT),
+    "ebmscale ratio p.npy q.npy --base samples": Run(FIT),
+    "ebmscale ratio p.npy q.npy --base gaussian --out r.npz": Run(FIT),
+    'ebmscale ratio - q.npy --base normal --hidden ""': Run("--max-stages 1"),
+    "ebmscale ratio - q.npy --base normal --waves 64": Run(FIT),
+    "ebmscale ratio p.npy q.npy --test": Run(FIT),
+    "ebmscale ratio - q.npy --score new.npy": Run(FIT),
+    "python tools/bench/ratio_peers.py --seeds 1": Run(slow=True),
+    "python tools/bench/density.py --seeds 5": BENCHMARK,
+    # ebmscale/search/README.md
+    "ebmscale tune configs/digits.yaml --space configs/tune/digits.yaml": "tests/runtime/test_search.py runs it",
+    "ray job submit --address http://HEAD:8265 --working-dir . -- python -m ebmscale tune configs/mnist.yaml "
+    "--space configs/tune/mnist.yaml storage.url=s3://BUCKET/runs data.url=s3://BUCKET/mnist": CLUSTER,
+    "pytest -m slow tests/runtime/test_search_losses.py tests/runtime/test_search_workers.py": "they are slow tests",
+    # tests/README.md and tests/fixtures/README.md
+    "bash tools/test -m slow": SUITE,
+    "bash tools/test -m gpu": SUITE,
+    "bash tools/test tests/data": SUITE,
+    "tools/chaos --fixed --processes 2 --zero 2 --checkpoint-every 640 --seed 11 --out DIR": CHAOS,
+    "tools/chaos --topologies --checkpoint-every 640 --seed 12 --out DIR": CHAOS,
+    "tools/chaos --fixed --faults 19 --seed 3 --checkpoint-every 320 --out DIR": CHAOS,
+    "ebmscale pack npy set shards": FIXTURES,
+    "ebmscale train t.yaml": FIXTURES,
+    "ebmscale export run export": FIXTURES,
+    "ebmscale tune t.yaml --space space.yaml run.name=search train.max_samples=640": FIXTURES,
+    "ebmscale compare compare.yaml --seeds 1": FIXTURES,
+    # tools/bench/README.md
+    "python tools/bench/update.py --repeats 4": BENCHMARK,
+    "python tools/bench/adam.py --deepspeed": "it compiles an operator of DeepSpeed for minutes",
+    "python tools/bench/chain.py --repeats 5": Run("--repeats 1 --chains 16", slow=True),
+    "python tools/bench/posterior.py --width 256 --batch 512": GPU,
+    "python tools/bench/chain.py --device cuda --chains 1024 --steps 60": GPU,
+    "ebmscale train configs/cifar10.yaml profile=true": REAL_DATA,
+    "python tools/bench/zero.py": BENCHMARK,
+    "python tools/bench/stream.py --data ../shared/data/cifar10/cifar10.npz --seconds 4 --encodings raw,png": REAL_DATA,
+    "python tools/bench/encodings.py ../shared/data/cifar10/cifar10.npz": REAL_DATA,
+    "python tools/bench/stream.py --data ../shared/data/cifar10/cifar10.npz --part wait": REAL_DATA,
+    "python tools/bench/checkpoint.py": BENCHMARK,
+    "python tools/bench/prior.py --help": Run(),
+    "python tools/bench/ring.py --seeds 3": BENCHMARK,
+}
+
+BEFORE = {
+    "configs/README.md": ["ebmscale pack digits - data/digits"],
+    "configs/compare/README.md": ["ebmscale pack idx downloads/mnist data/mnist"],
+    "README.md": ["ebmscale pack idx downloads/mnist data/mnist"],
+    "ebmscale/evaluate/README.md": [
+        "ebmscale pack idx downloads/mnist data/mnist",
+        "ebmscale pack idx downloads/mnist data/new",
+        "python tools/feature_net.py data/mnist features/mnist --epochs 1 --width 4",
+        f"ebmscale train configs/mnist.yaml {SMALL}",
+        f"ebmscale train configs/mnist_anomaly.yaml {SMALL}",
+    ],
+}
+"""What a page takes for granted."""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of a reader: a clone, and data of their own, here some small images and points."""
+    for folder in ("configs", "tools", "cluster"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    rng = np.random.default_rng(0)
+    for name, samples in (("p", (300, 2)), ("q", (300, 2)), ("new", (5, 2)), ("latents", (50, 4))):
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=samples))
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for index in range(100):
+            picture = Image.fromarray(rng.integers(0, 256, (70, 80, 3), np.uint8))
+            picture.save(tmp_path / "photos" / label / f"{index}.png")
+    mnist = tmp_path / "downloads" / "mnist"
+    mnist.mkdir(parents=True)
+    for part, num in (("train", 200), ("t10k", 100)):
+        images, labels = rng.integers(0, 256, (num, 28, 28), np.uint8), np.arange(num, dtype="u1") % 10
+        (mnist / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images)))
+        (mnist / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(labels)))
+    shutil.copytree(ROOT / "tests" / "fixtures" / "format_2" / "shards", tmp_path / "data" / "foreign")
+    (tmp_path / "data" / "foreign" / "manifest.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(command: str) -> None:
+    """Runs a command; those of the package in this process, which has imported it already."""
+    words = shlex.split(command)
+    if words[0] == "ebmscale":
+        done = CliRunner().invoke(cli, words[1:])
+        if done.exit_code:
+            raise AssertionError(f"{command}: {done.output} {done.exception}") from done.exception
+        return
+    if words[:2] == ["python", "tools/feature_net.py"]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words[1:])
+            runpy.run_path(words[1], run_name="__main__")
+        return
+    program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "torch.distributed.run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [*program, *words[1:]], env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert finished.returncode == 0, f"{command}: {finished.stdout}{finished.stderr}"
+
+
+def runs_of(page: Path, slow: bool) -> list[str]:
+    """The commands of a page as they are run, with the slow ones or without; the front page's forms too."""
+    found = []
+    front = page == ROOT / "README.md"
+    for command in dict.fromkeys([*whole_commands(page), *commands(page)]):
+        how = TABLE.get(command)
+        if isinstance(how, Run) and (slow or not how.slow) and (front or not how.instead):
+            found.append(f"{how.instead or command} {how.more}".strip())
+    return found
+
+
+QUICK_PAGES = [page for page in PAGES if runs_of(page, slow=False)]
+SLOW_PAGES = [page for page in PAGES if runs_of(page, slow=True) != runs_of(page, slow=False)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_has_its_place(page: Path) -> None:
+    unknown = [command for command in whole_commands(page) if command not in TABLE]
+    assert not unknown, f"say in TABLE how these are run, or why not: {unknown}"
+
+
+def test_the_table_has_no_command_that_is_on_no_page() -> None:
+    assert set(TABLE) <= {command for page in PAGES for command in commands(page)}
+
+
+@pytest.mark.parametrize("page", QUICK_PAGES, ids=name_of)
+def test_the_commands_of_a_page_run(page: Path, place: Path) -> None:
+    for command in [*BEFORE.get(name_of(page), []), *runs_of(page, slow=False)]:
+        run(command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SLOW_PAGES, ids=name_of)
+def test_all_commands_of_a_page_run(page: Path, place: Path) -> None:
+    for command in [*BEFORE.get(name_of(page), []), *runs_of(page, slow=True)]:
+        run(command)
