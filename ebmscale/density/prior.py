@@ -88,6 +88,11 @@ class RatioSequence:
         kept = {name: tensor[:num_stages] for name, tensor in self.weights.items()} if num_stages else None
         return RatioSequence(self.base, self.network, kept)
 
+    def suffix(self, first: int) -> "RatioSequence":
+        """The base with the ratios after the first `first` ones."""
+        kept = {name: tensor[first:] for name, tensor in self.weights.items()} if first < self.num_stages else None
+        return RatioSequence(self.base, self.network, kept)
+
     def stage_weights(self, stage: int) -> dict[str, Tensor]:
         """The state dict of the ratio frozen by stage 1 <= `stage` <= K."""
         return {name: tensor[stage - 1] for name, tensor in self.weights.items()}

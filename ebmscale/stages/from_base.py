@@ -14,10 +14,10 @@ from ebmscale.density.estimates import importance_estimate, pooled
 from ebmscale.density.evidence import effective_sample_size
 from ebmscale.density.path import WalkPlan
 from ebmscale.density.prior import RatioSequence
+from ebmscale.kernels.quadratics import merged
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.particles import Tilted, Walkers, legs_of, tilt
 from ebmscale.stages.pools import Pool
-from ebmscale.stages.quadratics import merged
 from ebmscale.stages.settings import ParticleSettings
 from ebmscale.stages.source import Chosen, Grown
 from ebmscale.stages.supplies import ExactDraws, Negatives, Supply, WeightedDraws, total

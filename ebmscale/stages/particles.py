@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ebmscale.density.estimates import pooled
 from ebmscale.density.moves import Noise
-from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, WalkPlan, stage_legs
+from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, WalkPlan
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import anneal
 from ebmscale.errors import DivergenceError
+from ebmscale.kernels.closed_form import last_leg, stage_legs
 from ebmscale.stages.draws import Draws
-from ebmscale.stages.quadratics import merged
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def tilt(
     Raises:
         DivergenceError: the particles cannot follow.
     """
-    leg = Leg(merged(sequence).log_density, ratio)
+    leg = last_leg(sequence.append(ratio.state_dict()))
     settings = replace(settings, moves=replace(settings.moves, step_size=step))
     stage = sequence.num_stages + 1
     walked = _walked(walkers, [leg], settings, draws, stage, until=mean_q, limit=limit)
@@ -122,7 +122,7 @@ def tilt(
 
 def legs_of(sequence: RatioSequence) -> list[Leg]:
     """The legs from p_0 to p_K, one a stage."""
-    return stage_legs(sequence, merged)
+    return stage_legs(sequence)
 
 
 def _walked(

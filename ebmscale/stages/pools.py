@@ -12,8 +12,9 @@ from ebmscale.density.langevin import ChainState, start
 from ebmscale.density.moves import MoveSettings, adapted, chosen, move
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DivergenceError
+from ebmscale.kernels.prior_chain import prior_target
+from ebmscale.kernels.quadratics import merged
 from ebmscale.stages.draws import Draws
-from ebmscale.stages.quadratics import merged
 from ebmscale.stages.supplies import REMEMBERED, Negatives
 
 HALVINGS = 40
@@ -40,7 +41,7 @@ class Pool:
     def __init__(
         self, sequence: RatioSequence, z: Tensor, step: Tensor, fresh: Tensor, most_uses: int, draws: Draws, name: str
     ):
-        self._target = merged(sequence).evaluate
+        self._target = prior_target(merged(sequence))
         self.state = start(self._target, z.clone())
         self.uses = torch.zeros(len(z), dtype=torch.int64)
         self.step, self._scale = step.clone(), z.std(0, keepdim=True).clamp(min=1e-12)

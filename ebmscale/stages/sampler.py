@@ -14,9 +14,9 @@ from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.resampling import resample_systematically
+from ebmscale.kernels.quadratics import merged
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.particles import descended
-from ebmscale.stages.quadratics import merged
 from ebmscale.stages.supplies import total
 
 CANDIDATES = 64
