@@ -38,7 +38,8 @@ class Walkers:
     def of_base(cls, name: str, base: Base, groups: int, size: int, draws: Draws) -> "Walkers":
         """Exact draws of the base."""
         noise = draws.noise(groups * size, f"walkers/{name}", 0).normal(base.dim)
-        return cls(name, base.from_noise(noise).view(groups, -1, base.dim), torch.zeros(groups, 0).double())
+        z = base.from_noise(noise).view(groups, -1, base.dim)
+        return cls(name, z, torch.zeros(groups, 0, dtype=torch.float64, device=z.device))
 
     @property
     def rows(self) -> Tensor:
@@ -55,6 +56,10 @@ class Walkers:
         """Where they are after legs that were planned by others, so that their estimates of Z are unbiased."""
         shared = [WalkPlan(*(part.expand(len(self.z), *part.shape[1:]) for part in plan)) for plan in plans]
         return self._moved(_walked(self, legs, settings, draws, stage, plans=shared), draws, stage)
+
+    def walked(self, legs: Sequence[Leg], settings: Annealing, draws: Draws, stage: int) -> "Walkers":
+        """Where they are after legs along which they find their own way."""
+        return self._moved(_walked(self, legs, settings, draws, stage), draws, stage)
 
     def _moved(self, walked: Annealed, draws: Draws, stage: int) -> "Walkers":
         """The particles of a walk, resampled to equal weights."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ebmscale.density.moves import Noise
 from ebmscale.density.prior import Base, RatioSequence
+from ebmscale.density.resampling import resample_systematically
 from ebmscale.stages.draws import Draws
 
 ROWS_AT_ONCE = 8192
@@ -45,11 +46,11 @@ class Supply(Protocol):
         ...
 
     def fresh(self, num: int, position: int) -> Negatives:
-        """About `num` negatives that no update has seen or will see."""
+        """This worker's share of about `num` negatives that no update has seen or will see."""
         ...
 
     def used(self, batch: int, position: int) -> Negatives:
-        """Negatives as the last updates before `position` saw them, `batch` an update."""
+        """This worker's negatives as the last updates before `position` saw them, `batch` an update."""
         ...
 
 
@@ -75,7 +76,7 @@ class ExactDraws:
 
     def _drawn(self, noise: Noise) -> Negatives:
         z = self._base.from_noise(noise.normal(self._base.dim))
-        return Negatives(z, torch.ones(len(z)))
+        return Negatives(z, torch.ones(len(z), device=z.device))
 
 
 class WeightedDraws:
@@ -115,7 +116,7 @@ class WeightedDraws:
         candidates = base.from_noise(noise.normal(self._candidates, base.dim).flatten(0, 1))
         log_weights = (total(self._sequence, candidates).double() - self._log_z).view(-1, self._candidates)
         chosen, log_mean = choose(log_weights, noise.uniform())
-        rows = torch.arange(len(chosen)) * self._candidates + chosen
+        rows = torch.arange(len(chosen), device=chosen.device) * self._candidates + chosen
         return Negatives(candidates[rows], log_mean.exp().float())
 
 
@@ -135,6 +136,14 @@ def again(draw: Callable[[int, int], Negatives], batch: int, position: int) -> N
     """The negatives of up to `REMEMBERED` updates before `position`, drawn once more by `draw`."""
     found = [draw(batch, before) for before in range(max(position - REMEMBERED, 0), max(position, 1))]
     return Negatives(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def unweighted(values: Tensor, weights: Tensor) -> Tensor:
+    """Values (N,) resampled in proportion to weights (N,)."""
+    if bool((weights == weights[0]).all()):
+        return values
+    placed = torch.full((1,), 0.5, device=weights.device)
+    return values[resample_systematically(weights.double().log()[None], placed, len(values))[0]]
 
 
 @torch.no_grad()

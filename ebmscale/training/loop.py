@@ -178,7 +178,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     if run.generator_trains:
         meter.add("train/mse", squared_error.sum() / max(len(x), 1), len(x))
         meter.add("train/generator_grad_norm", grad_norm)
-    meter.add("chain/restarted", (sample.num_lost + run.stages.latents.pools.take_restarted()) * run.world.size)
+    meter.add("chain/restarted", (sample.num_lost + run.stages.take_restarted()) * run.world.size)
     if sample.trace.drift.numel():
         meter.add("chain/posterior_drift", sample.trace.drift[-1])
         meter.add("chain/posterior_log_density_first", sample.trace.log_density[0])
@@ -225,7 +225,7 @@ def take_evidence(run: Run) -> dict[str, Any]:
     Raises:
         Stopped: a rank was asked to stop during a chain; nothing has changed.
     """
-    with run.timer.part("evidence"), run.stages.latents.pools.undone_if_stopped():
+    with run.timer.part("evidence"), run.stages.undone_if_stopped():
         seed, position = run.config.run.seed, run.samples_seen
         noise = StreamNoise(seed, "held-out-posterior", position, run.data.held_out_streams, run.world.device)
         held_out = run.data.held_out
@@ -249,6 +249,7 @@ def take_evidence(run: Run) -> dict[str, Any]:
         decision = run.stages.decide(evidence, position)
         return event | {
             "evidence": asdict(evidence),
+            "memorised": run.stages.memorised,
             "decision": type(decision).__name__,
             "freeze": isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze),
             "reason": decision.reason,
