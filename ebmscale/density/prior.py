@@ -104,6 +104,10 @@ class RatioSequence:
         """
         return self.base.coordinates(z) if isinstance(self.base, MomentBase) else z
 
+    def from_coordinates(self, points: Tensor) -> Tensor:
+        """The points (N, Z) that have these coordinates."""
+        return self.base.from_coordinates(points) if isinstance(self.base, MomentBase) else points
+
     def in_coordinates(self) -> "RatioSequence":
         """The density of `coordinates`: on the inner base of a `MomentBase`, and this sequence for any other base."""
         if not isinstance(self.base, MomentBase):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ebmscale.density.bases import MomentBase
 from ebmscale.density.path import Annealed, Annealing, Normaliser
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.smc import anneal, normaliser
@@ -41,8 +40,7 @@ def walk_prior(
         lambda leg, rung: StreamNoise(seed, f"walk-prior-{leg}", rung, rows),
         settings or Annealing(),
     )
-    if isinstance(prior.base, MomentBase):
-        walked.z = prior.base.from_coordinates(walked.z.flatten(0, 1)).view_as(walked.z)
+    walked.z = prior.from_coordinates(walked.z.flatten(0, 1)).view_as(walked.z)
     return walked
 
 

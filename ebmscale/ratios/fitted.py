@@ -17,9 +17,9 @@ from ebmscale.density.evidence import Evidence
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DataError
+from ebmscale.model.sampler import total
 from ebmscale.ratios.samples import Frame, as_pixels
 from ebmscale.stages.record import StageRecord
-from ebmscale.stages.supplies import total
 
 POOR = 0.05
 """Fewer effective samples of p than this, as a fraction, are said to be few."""

@@ -15,12 +15,13 @@ from ebmscale.density.evidence import effective_sample_size
 from ebmscale.density.path import WalkPlan
 from ebmscale.density.prior import RatioSequence
 from ebmscale.kernels.quadratics import merged
+from ebmscale.model.sampler import total
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.particles import Tilted, Walkers, legs_of, tilt
 from ebmscale.stages.pools import Pool
 from ebmscale.stages.settings import ParticleSettings
 from ebmscale.stages.source import Chosen, Grown
-from ebmscale.stages.supplies import ExactDraws, Negatives, Supply, WeightedDraws, total
+from ebmscale.stages.supplies import ExactDraws, Negatives, Supply, WeightedDraws
 
 CHECKED = 8192
 """Fresh negatives that choose a stage's weights, and again as many that judge it."""

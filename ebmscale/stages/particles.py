@@ -173,16 +173,3 @@ def measure_normalisers(
         log_z, bridged = (pooled(one[:, :stage].sum(1)) for one in (walked.log_z, walked.log_z_bridge))
         found.append(Normaliser(*log_z, bridged[0]))
     return found
-
-
-def descended(sequence: RatioSequence, num: int, settings: Annealing, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Particles (N, Z) of p_K of equal weight, and the numbers (N,) of the draws of the base that they descend from.
-
-    Raises:
-        DivergenceError: the particles cannot follow.
-    """
-    walkers = Walkers.of_base("sample", sequence.base, 1, num, draws)
-    walked = _walked(walkers, legs_of(sequence), settings, draws, sequence.num_stages)
-    placed = draws.noise(1, "walkers/sample/even", sequence.num_stages).uniform()
-    chosen = resample_systematically(walked.log_weights, placed, num)[0]
-    return walked.z[0, chosen], walked.ancestors[0, chosen]

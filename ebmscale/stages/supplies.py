@@ -13,6 +13,7 @@ from torch import Tensor
 from ebmscale.density.moves import Noise
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.density.resampling import resample_systematically
+from ebmscale.model.sampler import total
 from ebmscale.stages.draws import Draws
 
 ROWS_AT_ONCE = 8192
@@ -144,11 +145,3 @@ def unweighted(values: Tensor, weights: Tensor) -> Tensor:
         return values
     placed = torch.full((1,), 0.5, device=weights.device)
     return values[resample_systematically(weights.double().log()[None], placed, len(values))[0]]
-
-
-@torch.no_grad()
-def total(sequence: RatioSequence, z: Tensor) -> Tensor:
-    """f_1 + ... + f_K at z (N, Z), as (N,), in parts that fit in a cache."""
-    if not sequence.num_stages:
-        return torch.zeros(len(z))
-    return torch.cat([sequence.log_ratios(part).sum(0) for part in z.split(ROWS_AT_ONCE)])
