@@ -35,6 +35,8 @@ from ebmscale.world import World
 
 GAIN_LIMIT = 30.0
 GROUPS = 4
+MIN_SHARE = 0.02
+"""Effective share of the draws of p_0 below which particles are used."""
 FRESH = 8192
 """Fresh negatives of a measurement, over all ranks."""
 ENOUGH = 2000
@@ -67,7 +69,9 @@ class DensityNegatives:
         self.parts: dict[str, SavedPart] = {"particles": self}
         self.trace: ChainTrace | None = None
         self._batch_size, self._world = settings.stages.batch_size, world
-        self._settings = ParticleSettings(pool_size=num, num_tune=num // 2, groups=GROUPS, group_size=num // 8)
+        self._settings = ParticleSettings(
+            pool_size=num, num_tune=num // 2, groups=GROUPS, group_size=num // (2 * GROUPS), min_share=MIN_SHARE
+        )
         self._draws = Draws(derive(settings.seed, "negatives"), streams, world.rank, world.size, world.device)
         self._moving = StreamTable(streams, num // streams, 2 * prior.base.dim + 2, world)
         self._restored: dict[str, Tensor] = {}

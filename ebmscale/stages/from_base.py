@@ -63,7 +63,8 @@ class FromBase:
             weighted = WeightedDraws(merged(self._sequence), self.log_z, settings.candidates, draws, name)
             return Chosen(weighted, f"{share}: enough")
         own, fresh = (walkers.rows[draws.rows(len(walkers.rows))] for walkers in (self.pool, self.judge))
-        pool = Pool(self._sequence, own, self.step_size, fresh, settings.most_uses, draws, name)
+        lengths = self.step_size * self.judge.rows.std(0).clamp(min=1e-12)
+        pool = Pool(self._sequence, own, lengths, fresh, settings.most_uses, draws, name)
         return Chosen(pool, f"{share}: too few")
 
     def tuning(self, supply: Supply) -> Negatives:

@@ -29,7 +29,7 @@ class Pool:
     Args:
         sequence: p_{k-1}.
         z: (P, Z) particles of it, this worker's; P is a multiple of the rows that it draws.
-        step: of MALA, in units of their spread. It stays, so that nothing depends on the number of workers.
+        lengths: (Z,) of MALA's steps. They stay, so that nothing depends on the number of workers.
         fresh: (M, Z) particles of it that no update sees.
         most_uses: of a particle where it stands.
         draws: noise.
@@ -39,12 +39,19 @@ class Pool:
     kind = "moved pool"
 
     def __init__(
-        self, sequence: RatioSequence, z: Tensor, step: float, fresh: Tensor, most_uses: int, draws: Draws, name: str
+        self,
+        sequence: RatioSequence,
+        z: Tensor,
+        lengths: Tensor,
+        fresh: Tensor,
+        most_uses: int,
+        draws: Draws,
+        name: str,
     ):
         self._target = prior_target(merged(sequence))
         self.state = start(self._target, z.clone())
         self.uses = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        self._step, self._scale = step, fresh.std(0, keepdim=True).clamp(min=1e-12)
+        self._lengths = lengths[None]
         self._fresh, self._most_uses, self._draws, self._name = fresh, most_uses, draws, name
         self._moves = MoveSettings(kind="mala")
         self.passes = 3.0 * sequence.num_stages
@@ -54,8 +61,8 @@ class Pool:
         noise = self._draws.noise(num, f"{self._name}/pool", position)
         rows = self._rows(noise.num_rows, position)
         before = ChainState(*(part[rows] for part in self.state))
-        steps = torch.full((len(rows),), self._step, dtype=torch.float64, device=before.z.device)
-        args = (self._target, steps, self._scale, self._moves)
+        steps = torch.ones(len(rows), device=before.z.device)
+        args = (self._target, steps, self._lengths, self._moves)
         moved, _ = move(before, noise.normal(before.z.shape[1]), noise.uniform(), *args)
         stands = (moved.z == before.z).all(1)
         uses = torch.where(stands, self.uses[rows], 0)
