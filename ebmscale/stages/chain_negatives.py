@@ -98,6 +98,9 @@ class ChainNegatives:
         """See `NegativeSource.take_restarted`."""
         return self.pools.take_restarted()
 
+    def rehearse(self, prior: RatioSequence) -> None:
+        """See `NegativeSource.rehearse`."""
+
     def values(self) -> dict[str, Any]:
         """See `NegativeSource.values`."""
         return {}

@@ -141,6 +141,18 @@ class DensityNegatives:
         """See `NegativeSource.take_restarted`."""
         return 0
 
+    def rehearse(self, prior: RatioSequence) -> None:
+        """See `NegativeSource.rehearse`; there are particles where there are ratios, which cost the most."""
+        source = self._source_on(prior.prefix(0))
+        tune = source.tune.z
+        if prior.num_stages:
+            noise = self._draws.whole.noise(self._settings.pool_size, "rehearsal", 0).normal(tune.shape[2])
+            shapes = self._shapes_of_particles()
+            tensors = {f"{name}/z": noise[: size[0] * size[1]].view(size) for name, size in shapes.items()}
+            tensors |= {f"{name}/log_z": torch.zeros(size[0], 0).double() for name, size in shapes.items()}
+            source.load(prior.in_coordinates(), tensors, source.values())
+        self._use(source)
+
     def values(self) -> dict[str, Any]:
         """See `NegativeSource.values`."""
         judge = self._source.judge

@@ -93,6 +93,10 @@ class NegativeSource(Protocol):
         """How many of this rank's chains diverged and began anew since the last call."""
         ...
 
+    def rehearse(self, prior: RatioSequence) -> None:
+        """Takes a prior that costs what the last one will, with made-up samples of it."""
+        ...
+
     def values(self) -> dict[str, Any]:
         """The plain values of a checkpoint."""
         ...

@@ -214,6 +214,14 @@ class StageTrainer:
         self.prior = prior
         self.negatives.resume(prior)
 
+    def rehearse(self, num_stages: int) -> None:
+        """Takes a prior of so many copies of the ratio in training, to see what its stages cost (collective)."""
+        prior, weights = self.prior.prefix(0), self.engine.full_weights()
+        for _ in range(num_stages):
+            prior = prior.append(weights)
+        self.prior = prior
+        self.negatives.rehearse(prior)
+
     def _initial_weights(self) -> dict[str, Tensor]:
         """Of the next ratio, or of the next try of this one."""
         network, state = copy.deepcopy(self.prior.network), self.state
