@@ -197,7 +197,7 @@ class StageTrainer:
     def values(self) -> dict[str, Any]:
         """See `RatioTrainer.values`."""
         values = {"grad_norm": self._updates.grad_norm, "fits_base": self.latents.fits_base}
-        return {"stage": asdict(self.state), **values, "negatives": self.negatives.values()}
+        return {"stage": asdict(self.state), **values, "negatives": self.negatives.values() or None}
 
     def load_values(self, values: dict[str, Any]) -> None:
         """Takes what `values` gave."""
