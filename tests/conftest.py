@@ -23,7 +23,7 @@ run: {name: tiny, seed: 3}
 data: {url: DATA, format: digits, validation_fraction: 0.2, num_streams: 4, shuffle_window: 16}
 model: {latent_dim: 4, generator_width: 2, encoder_width: 2, ratio_hidden: [16, 16]}
 posterior: {num_steps: 3, step_size: 0.1}
-prior: {num_steps: 2, step_size: 0.3, num_chains: 32, equilibrate_steps: 5, sample_steps: 5}
+prior: {num_particles: 512, num_steps: 2, step_size: 0.3, num_chains: 32, equilibrate_steps: 5, sample_steps: 5}
 stages:
   {max_stages: 3, updates_per_batch: 2, batch_size: 32, buffer_samples: 256, min_samples: 320, max_samples: 960,
    settle_samples: 320, evidence_every: 160, evidence_samples: 64, significance: 0.01}

@@ -19,10 +19,11 @@ from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 @click.option("--stage", type=click.IntRange(0), help="Sample the prior after this many stages (default: all).")
 @click.option(
     "--method",
-    type=click.Choice(["chain", "smc", "sir"]),
-    default="chain",
+    type=click.Choice(["auto", "chain", "smc", "sir"]),
+    default="auto",
     show_default=True,
-    help="chain: Langevin chains. smc: sequential Monte Carlo along the stages. sir: draws of p_0, resampled.",
+    help="auto: sir while it is enough, else smc; chain where the prior was learned on chains. chain: Langevin chains. "
+    "smc: sequential Monte Carlo along the stages. sir: draws of p_0, resampled.",
 )
 def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: str) -> None:
     """Draw samples from RUN's newest valid checkpoint.

@@ -162,17 +162,27 @@ class PriorBlock(ChainBlock):
         "Number of mixtures that are fitted, each from other centres; p_0 is their mean, which averages their errors.",
         1,
     )
-    kind: Literal["persistent", "short_run"] = key(
-        "`persistent` chains continue from batch to batch; `short_run` chains start from p_0 at every batch.",
-        "persistent",
+    kind: Literal["density", "persistent", "short_run"] = key(
+        "Where a ratio's samples of p_{k-1} come from. `density`: exact draws of p_0, weighted draws of p_0, or "
+        "particles; p_k is then a density. `persistent` and `short_run`: Langevin chains of `num_steps`, which "
+        "continue from batch to batch, or start from p_0 at every batch as in the paper; p_k is then what such chains "
+        "draw, and its log density says less.",
+        "density",
+    )
+    num_particles: int = key(
+        "For `density`: particles of p_{k-1} that train a ratio. Half as many find its strength, and half as many "
+        "judge it.",
+        8192,
+        ge=64,
     )
     num_steps: Positive = key("Steps of the chains for every batch.", 5, mutable=True)
     step_size: PositiveFloat = key("Size of a step.", 0.2, mutable=True)
-    num_chains: Positive = key("Chains that ratios are trained on, over all workers.", 512)
+    num_chains: Positive = key("Chains that ratios are trained on, over all workers; not for `density`.", 512)
     equilibrate: Literal["langevin", "smc", "tilt"] = key(
-        "How chains reach a new prior. `langevin`: by steps. `smc`: by resampling and moves along a sequence from the "
-        "old prior to the new one, then by steps. `tilt`: by steps in which the strength of the new ratio grows from 0 "
-        "until the ratio is as high for chains as for held-out posteriors; the ratio is frozen at that strength.",
+        "How chains reach a new prior; not for `density`. `langevin`: by steps. `smc`: by resampling and moves along a "
+        "sequence from the old prior to the new one, then by steps. `tilt`: by steps in which the strength of the new "
+        "ratio grows from 0 until the ratio is as high for chains as for held-out posteriors; the ratio is frozen at "
+        "that strength.",
         "langevin",
     )
     equilibrate_steps: NonNegative = key("Langevin steps at a new prior.", 100, mutable=True)

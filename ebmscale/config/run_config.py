@@ -92,6 +92,11 @@ class RunConfig(Block):
         return {"gaussian": 0, "nce": 1, "lebm": 1}.get(self.method, self.stages.max_stages)
 
     @property
+    def uses_density(self) -> bool:
+        """Whether the prior is learned in stages from samples of p_k as a density."""
+        return self.prior.kind == "density" and self.num_live == 0
+
+    @property
     def is_amortised(self) -> bool:
         """Whether posteriors are the encoder's Gaussians, without chain steps after the draw."""
         return self.posterior.start == "encoder" and self.posterior.num_steps == 0
@@ -129,8 +134,14 @@ class RunConfig(Block):
                 f"train.batch_size ({self.train.batch_size}) must not be below data.num_streams ({streams}): "
                 "every stream gives at least one sample to a batch"
             )
+        if self.uses_density and self.stages.batch_size > self.prior.num_particles:
+            raise ValueError(
+                f"prior.num_particles ({self.prior.num_particles}) must not be below stages.batch_size "
+                f"({self.stages.batch_size}), or an update would use a particle twice"
+            )
         for name, value in {
             "prior.num_chains": self.prior.num_chains,
+            "prior.num_particles": self.prior.num_particles,
             "stages.buffer_samples": self.stages.buffer_samples,
             "stages.evidence_samples": self.stages.evidence_samples,
         }.items():

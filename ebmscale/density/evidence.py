@@ -43,10 +43,22 @@ class Evidence:
         return all(map(math.isfinite, vars(self).values()))
 
 
-def measure(log_ratio_q: Tensor, log_ratio_p: Tensor, grad_norm: float = 0.0) -> Evidence:
-    """The evidence of f(z+) (N,) and f(z-) (M,), computed in float64."""
+def measure(log_ratio_q: Tensor, log_ratio_p: Tensor, grad_norm: float = 0.0, judges_gain: bool = False) -> Evidence:
+    """The evidence of f(z+) (N,) and f(z-) (M,), computed in float64.
+
+    Args:
+        log_ratio_q: at samples of q.
+        log_ratio_p: at samples of p.
+        grad_norm: see `Evidence`.
+        judges_gain: whether the KL bound is that of the best gain * f with a gain of at most 1, which every second
+            sample chooses and the others judge. A ratio that says too much is then not taken for one that says nothing.
+    """
     q, p = log_ratio_q.detach().double(), log_ratio_p.detach().double()
-    bound, error = kl_lower_bound(q, p)
+    if judges_gain:
+        gain = best_gain(q[0::2], p[0::2])
+        bound, error = kl_lower_bound(gain * q[1::2], gain * p[1::2])
+    else:
+        bound, error = kl_lower_bound(q, p)
     return Evidence(
         loss=float(nce(q, p)),
         loss_error=nce_error(q, p),
@@ -103,6 +115,16 @@ def kl_lower_bound(log_ratio_q: Tensor, log_ratio_p: Tensor) -> tuple[float, flo
     weights = torch.exp(log_ratio_p - log_mean)
     variance = log_ratio_q.var() / n + weights.var() / m
     return float(log_ratio_q.mean() - log_mean), float(variance.sqrt())
+
+
+def best_gain(log_ratio_q: Tensor, log_ratio_p: Tensor) -> float:
+    """The gain g in [0, 1] for which the bound g E_q[f] - log E_p[e^(g f)] is greatest; it is concave in g."""
+    mean, low, high = log_ratio_q.mean(), 0.0, 1.0
+    for _ in range(30):
+        gain = 0.5 * (low + high)
+        weights = torch.softmax(gain * log_ratio_p, 0)
+        low, high = (gain, high) if bool(weights @ log_ratio_p <= mean) else (low, gain)
+    return low if low > 1e-6 else 0.0
 
 
 def effective_sample_size(log_weights: Tensor) -> float:

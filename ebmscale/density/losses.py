@@ -20,11 +20,17 @@ def nce(log_ratio_q: Tensor, log_ratio_p: Tensor) -> Tensor:
     return F.softplus(-log_ratio_q).mean() + F.softplus(log_ratio_p).mean()
 
 
-def n2ce(log_ratio_q: Tensor, log_ratio_p: Tensor, magnification: float) -> Tensor:
+def n2ce(log_ratio_q: Tensor, log_ratio_p: Tensor, magnification: float, weights_p: Tensor | float = 1.0) -> Tensor:
     """Noise contrastive estimation with the noise magnified M times (N2CE, Yu et al. 2024).
 
     -E_q[log(r / (M + r))] - M E_p[log(M / (M + r))] with r = e^f. M = 1 gives `nce`. As M grows, the gradient tends to
     the gradient of maximum likelihood, -E_q[grad f] + E_p[r grad f].
+
+    Args:
+        log_ratio_q: (N,) f at samples of q.
+        log_ratio_p: (M,) f at samples of p.
+        magnification: M.
+        weights_p: (M,) of the samples of p, where they are weighted; their mean over many is 1.
 
     Raises:
         ValueError: `magnification` is not positive.
@@ -32,7 +38,7 @@ def n2ce(log_ratio_q: Tensor, log_ratio_p: Tensor, magnification: float) -> Tens
     if magnification <= 0:
         raise ValueError(f"the magnification of N2CE must be positive, not {magnification}")
     log_m = math.log(magnification)
-    return F.softplus(log_m - log_ratio_q).mean() + magnification * F.softplus(log_ratio_p - log_m).mean()
+    return F.softplus(log_m - log_ratio_q).mean() + magnification * (weights_p * F.softplus(log_ratio_p - log_m)).mean()
 
 
 def chance_loss(magnification: float) -> float:

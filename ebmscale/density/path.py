@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
+from ebmscale.density.langevin import Target, differentiate
 from ebmscale.density.moves import MoveSettings
 from ebmscale.density.prior import RatioSequence
 
@@ -33,14 +33,22 @@ class Leg(NamedTuple):
     Attributes:
         log_density: log density at the start of the leg, up to a constant.
         increment: log density at the end of the leg minus that at its start, up to a constant.
+        rung: maps t (M,) to the target of log_density + t * increment; a faster equal of automatic differentiation.
     """
 
     log_density: LogDensity
     increment: LogDensity
+    rung: Callable[[Tensor], Target] | None = None
 
     def reversed(self) -> "Leg":
         """The leg from its end to its start."""
         return Leg(lambda z: self.log_density(z) + self.increment(z), lambda z: -self.increment(z))
+
+    def target_at(self, t: Tensor) -> Target:
+        """The density of the rungs t (M,), one for each point."""
+        if self.rung is not None:
+            return self.rung(t)
+        return differentiate(lambda z: self.log_density(z) + t * self.increment(z))
 
 
 class WalkPlan(NamedTuple):
@@ -116,18 +124,11 @@ class Annealed:
         return sum(plan.rungs.shape[1] for plan in self.plans)
 
 
-def stage_legs(
-    prior: RatioSequence, simplified: Callable[[RatioSequence], RatioSequence] = lambda prior: prior
-) -> list[Leg]:
-    """The path p_0, p_1, ..., p_K of a ratio sequence, with one leg for every stage.
+def stage_legs(prior: RatioSequence) -> list[Leg]:
+    """The path p_0, p_1, ..., p_K of a ratio sequence, with one leg for every stage."""
 
-    Args:
-        prior: the ratio sequence.
-        simplified: maps a sequence to one of the same density that is faster to evaluate.
-    """
+    def leg(stage: int) -> Leg:
+        alone = prior.prefix(stage).suffix(stage - 1)
+        return Leg(prior.prefix(stage - 1).log_density, lambda z: alone.log_ratios(z)[0])
 
-    def ratio(stage: int) -> LogDensity:
-        weights = prior.stage_weights(stage)
-        return lambda z: functional_call(prior.network, weights, (z,))
-
-    return [Leg(simplified(prior.prefix(k - 1)).log_density, ratio(k)) for k in range(1, prior.num_stages + 1)]
+    return [leg(stage) for stage in range(1, prior.num_stages + 1)]

@@ -150,6 +150,11 @@ class RatioSequence:
         kept = {name: tensor[:num_stages] for name, tensor in self.weights.items()} if num_stages else None
         return RatioSequence(self.base, self.network, kept)
 
+    def suffix(self, first: int) -> "RatioSequence":
+        """The base with the ratios after the first `first` ones."""
+        kept = {name: tensor[first:] for name, tensor in self.weights.items()} if first < self.num_stages else None
+        return RatioSequence(self.base, self.network, kept)
+
     def stage_weights(self, stage: int) -> dict[str, Tensor]:
         """The state dict of the ratio frozen by stage 1 <= `stage` <= K."""
         return {name: tensor[stage - 1] for name, tensor in self.weights.items()}
@@ -157,6 +162,10 @@ class RatioSequence:
     def coordinates(self, z: Tensor) -> Tensor:
         """The inputs (..., Z) of the ratio networks at points (..., Z): the coordinates of the base."""
         return self.base.coordinates(z)
+
+    def from_coordinates(self, points: Tensor) -> Tensor:
+        """The points (N, Z) that have these coordinates."""
+        return self.base.from_coordinates(points)
 
     def in_coordinates(self) -> "RatioSequence":
         """The density of the `coordinates`; this sequence itself where they are the points."""

@@ -121,6 +121,12 @@ def rate_factor(state: StageState, criteria: Criteria, now: int) -> float:
     return state.rate_scale * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def is_settled(state: StageState, criteria: Criteria, now: int) -> bool:
+    """Whether the stage is to be concluded at `now` samples: its learning rate has fallen to zero."""
+    since = state.settling_since
+    return not state.finished and since is not None and now >= _settled_at(since, criteria)
+
+
 def decide(state: StageState, evidence: Evidence, criteria: Criteria, now: int) -> tuple[Decision, StageState]:
     """The decision at `now` samples, and the state of the stage after it is carried out."""
     if state.finished:
@@ -139,7 +145,7 @@ def decide(state: StageState, evidence: Evidence, criteria: Criteria, now: int) 
     )
     if state.settling_since is None:
         return _explore(state, criteria, now)
-    if now < _settled_at(state.settling_since, criteria):
+    if not is_settled(state, criteria, now):
         return Hold("settling: the learning rate is falling"), state
     return _conclude(state, evidence, criteria, now)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.estimates import bennett_ratio, conditional_ess, largest_step, pooled, tilted_mean
-from ebmscale.density.langevin import differentiate, start
+from ebmscale.density.langevin import start
 from ebmscale.density.moves import MoveSettings, Noise, adapted, chosen, jittered, move
 from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, WalkPlan
 from ebmscale.density.resampling import resample_systematically
@@ -187,7 +187,7 @@ def _move(
     """Applies the kernel to the particles of the active groups, under the density of the rung."""
     num_groups, num, dim = state.z.shape
     rows = t.to(state.z.dtype).repeat_interleave(num)
-    target = differentiate(lambda z: leg.log_density(z) + rows * leg.increment(z))
+    target = leg.target_at(rows)
     scales = scale.repeat_interleave(num, dim=0)
     chains = start(target, state.z.flatten(0, 1))
     moving, acceptance = active.repeat_interleave(num), torch.ones_like(t)

@@ -76,7 +76,7 @@ def _real_features(images: ImageSet, features: Features) -> Iterator[Part]:
 def _sample_features(model: LatentModel, features: Features, num: int, seed: int, world: World) -> Iterator[Part]:
     for index in range(world.rank, -(-num // SAMPLES_AT_ONCE), world.size):
         first = index * SAMPLES_AT_ONCE
-        z, _ = model.sample_prior(min(SAMPLES_AT_ONCE, num - first), derive(seed, "evaluate-samples", index))
+        z = model.sample_prior(min(SAMPLES_AT_ONCE, num - first), derive(seed, "evaluate-samples", index))
         pixels = model.decode(z)
         if not pixels.isfinite().all():
             raise DivergenceError("The model draws samples that are not finite; it has diverged, so train it again.")

@@ -1,5 +1,6 @@
 """Latents from the prior by chains, sequential Monte Carlo or importance resampling, with diagnostics.
 
+- auto: resampling while it is enough, else sequential Monte Carlo; chains where the prior was learned on chains.
 - chain: Langevin chains through the stages, as in training. Fast; exact in the limit of small steps and long chains.
 - smc: particles along p_0, ..., p_K are weighted, resampled and moved. Exact in the limit of many particles.
 - sir: candidates of p_0 are resampled by the product of all ratios. Exact in the limit of many candidates, if p_0
@@ -16,23 +17,16 @@ import torch
 from arviz_stats.base.array import array_stats
 from torch import Tensor
 
-from ebmscale.density.estimates import importance_estimate
-from ebmscale.density.evidence import effective_sample_size
 from ebmscale.density.langevin import ChainState, LangevinSettings, start, transition
-from ebmscale.density.path import Annealing
 from ebmscale.density.prior import RatioSequence
-from ebmscale.density.resampling import resample_systematically
-from ebmscale.density.smc import normaliser
 from ebmscale.errors import ConfigError
 from ebmscale.model.latent_model import LatentModel
-from ebmscale.model.normaliser import walk_prior
 from ebmscale.model.posterior import langevin_settings
-from ebmscale.seeds import StreamNoise, torch_generator
+from ebmscale.model.sampler import Sampled, by_particles, by_resampling, candidate_weights, draw_density
+from ebmscale.seeds import StreamNoise
 
-Method = Literal["chain", "smc", "sir"]
+Method = Literal["auto", "chain", "smc", "sir"]
 METHODS: tuple[str, ...] = get_args(Method)
-NUM_GROUPS, LEAST_PARTICLES, PARTICLES_A_SAMPLE = 8, 4096, 4
-CANDIDATES_A_SAMPLE, LEAST_CANDIDATES = 64, 32_768
 NUM_CHAINS, LONGER = 64, 4
 
 
@@ -43,73 +37,53 @@ class Drawn:
     Attributes:
         z: (N, Z).
         diagnostics: values by name.
+        method: how they were drawn, and why so.
     """
 
     z: Tensor
     diagnostics: dict[str, float]
+    method: str = ""
 
     def lines(self) -> list[str]:
-        """The diagnostics, one for each line."""
-        return [f"{name}: {value:,.6g}" for name, value in self.diagnostics.items()]
+        """The method and the diagnostics, one for each line."""
+        how = [f"drawn by {self.method}"] if self.method else []
+        return how + [f"{name}: {value:,.6g}" for name, value in self.diagnostics.items()]
 
 
-def draw(model: LatentModel, num: int, method: str = "chain", seed: int = 0, num_stages: int | None = None) -> Drawn:
+def draw(model: LatentModel, num: int, method: str = "auto", seed: int = 0, num_stages: int | None = None) -> Drawn:
     """Draws N = `num` latents of the prior p_K, or of p_k with k = `num_stages`.
 
     Raises:
         ConfigError: there is no such method.
     """
     prior = model.prior if num_stages is None else model.prior.prefix(num_stages)
-    if method == "chain":
-        z, _ = model.sample_prior(num, seed, num_stages)
+    if method not in METHODS:
+        raise ConfigError(f"There is no method {method!r} of sampling; use one of {', '.join(METHODS)}.")
+    if method == "chain" or (method == "auto" and not model.config.uses_density):
+        z, _ = model.sample_chains(num, seed, num_stages)
         settings = langevin_settings(model.config.prior, model.config.prior.sample_steps)
-        return Drawn(z, chain_diagnostics(prior, z, settings, seed) if prior.num_stages else {})
-    if method == "smc":
-        return _by_smc(prior, num, seed)
-    if method == "sir":
-        return _by_sir(prior, num, seed)
-    raise ConfigError(f"There is no method {method!r} of sampling; use one of {', '.join(METHODS)}.")
+        return Drawn(z, chain_diagnostics(prior, z, settings, seed) if prior.num_stages else {}, "Langevin chains")
+    how = {"auto": draw_density, "smc": by_particles, "sir": by_resampling}[method]
+    drawn = how(prior, num, seed)
+    return Drawn(drawn.z, drawn.figures | _pareto(prior, drawn, seed), f"{drawn.method}: {drawn.reason}")
 
 
-def _by_smc(prior: RatioSequence, num: int, seed: int) -> Drawn:
-    size = math.ceil(max(LEAST_PARTICLES, PARTICLES_A_SAMPLE * num) / NUM_GROUPS)
-    walked = walk_prior(prior, seed, range(NUM_GROUPS), size, Annealing())
-    uniform = torch.rand(NUM_GROUPS, generator=torch_generator(seed, "smc-choice"))
-    within = walked.log_weights + walked.log_z.sum(1, keepdim=True)
-    chosen = resample_systematically(within.flatten()[None], uniform[:1], num)[0]
-    found = normaliser(walked)
-    return Drawn(
-        walked.z.flatten(0, 1)[_shuffled(chosen, seed)],
-        {
-            "log Z": found.log_z,
-            "log Z standard error": found.error,
-            "log Z by stepping stones": found.bridge,
-            "particles": NUM_GROUPS * size,
-            "rungs": walked.num_rungs,
-            "least effective sample size (fraction)": walked.ess,
-            "least mean acceptance": min(walked.acceptance, default=1.0),
-        },
-    )
+def _pareto(prior: RatioSequence, drawn: Sampled, seed: int) -> dict[str, float]:
+    """Pareto k of the weights of importance resampling."""
+    if drawn.method != "importance resampling":
+        return {}
+    log_weights = candidate_weights(prior, int(drawn.figures["candidates"]), seed)
+    if float(log_weights.std()) == 0:
+        return {}
+    return {"Pareto k (above 0.7: weights are not reliable)": pareto_k(log_weights)}
 
 
-@torch.no_grad()
-def _by_sir(prior: RatioSequence, num: int, seed: int) -> Drawn:
-    size = max(LEAST_CANDIDATES, CANDIDATES_A_SAMPLE * num)
-    generator = torch_generator(seed, "sir")
-    z = prior.base.from_noise(torch.randn(size, prior.base.dim, generator=generator))
-    log_weights = prior.log_ratios(z).sum(0).double()
-    chosen = resample_systematically(log_weights[None], torch.rand(1, generator=generator), num)[0]
-    log_z, error = importance_estimate(log_weights)
-    figures = {
-        "log Z": float(log_z),
-        "log Z standard error": float(error),
-        "candidates": size,
-        "effective sample size": effective_sample_size(log_weights),
-        "different samples": len(chosen.unique()),
-    }
-    if float(log_weights.std()) > 0:
-        figures["Pareto k (above 0.7: weights are not reliable)"] = float(array_stats.psislw(log_weights.numpy())[1])
-    return Drawn(z[_shuffled(chosen, seed)], figures)
+def pareto_k(log_weights: Tensor) -> float:
+    """The shape k of the generalised Pareto distribution of the largest weights e^log_weights (M,).
+
+    The weights have a finite variance if k is below 1/2; above 0.7 their sums are not reliable (Vehtari et al. 2024).
+    """
+    return float(array_stats.psislw(-log_weights.numpy())[1])  # it takes log likelihoods, whose inverses are weights
 
 
 def chain_diagnostics(prior: RatioSequence, z: Tensor, settings: LangevinSettings, seed: int = 0) -> dict[str, float]:
@@ -157,7 +131,3 @@ def _acceptance(before: ChainState, after: ChainState, step_size: float) -> Tens
     back = (before.z - after.z - half * after.score).square().sum(1)
     gain = after.log_density - before.log_density + 0.5 * (there - back) / step_size**2
     return gain.double().exp().clamp(max=1).nan_to_num(0.0)
-
-
-def _shuffled(chosen: Tensor, seed: int) -> Tensor:
-    return chosen[torch.randperm(len(chosen), generator=torch_generator(seed, "shuffle"))]

@@ -28,6 +28,8 @@ from ebmscale.networks import ImageShape
 from ebmscale.training.objective import generator_loss
 
 SIMULATED_STEPS = 2
+COPIES_OF_PARTICLES = 8
+"""Tables of as many numbers as the particles have that sequential Monte Carlo holds at once."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Share:
         num_streams: streams that it owns.
         num_rows: rows of a batch.
         num_ratio_rows: rows of a ratio update.
-        num_chains: prior chains.
+        num_chains: prior chains, or particles of the prior.
         num_held_out: held-out images.
         fraction: its part of the run's streams.
     """
@@ -68,7 +70,7 @@ class Share:
             owned,
             rows(config.train.batch_size),
             rows(stages.batch_size),
-            rows(config.prior.num_chains),
+            rows(config.prior.num_particles if config.uses_density else config.prior.num_chains),
             rows(stages.evidence_samples),
             owned / total,
         )
@@ -121,7 +123,7 @@ def forecast_memory(
         "sampling copy": networks[0].num_elements * half,
         "its form in chains": _form_elements(config, model.generator, on_cuda) * half,
         "frozen ratios": num_ratio * FP32 * (config.most_stages + 1),
-        "latents": (tables * (1 + config.is_amortised) + share.num_chains + share.num_held_out) * dim * FP32,
+        "latents": tables * (1 + config.is_amortised) * dim * FP32 + _negatives_bytes(config, share),
         "held-out images": share.num_held_out * pixels * FP32,
     }
     state = sum(3 * FP32 * net.num_elements for net in networks)
@@ -192,7 +194,12 @@ def _computations(
         n2ce(f_q, f_p, config.stages.magnification).backward()
 
     def new_stage(num_chains: int) -> None:
-        chains(num_chains, config.prior.equilibrate_steps)
+        if config.uses_density:
+            particles = [_rows(config.prior.num_particles, dim) for _ in range(COPIES_OF_PARTICLES)]
+            with torch.no_grad():
+                prior.log_ratios(particles[0])
+        else:
+            chains(num_chains, config.prior.equilibrate_steps)
 
     def chains(num_chains: int, num_steps: int) -> None:
         noise = torch.empty(num_chains, max(num_steps, SIMULATED_STEPS), dim, device="meta")
@@ -202,7 +209,7 @@ def _computations(
     return {
         "posterior": peak_of(lambda: posterior(share.num_rows)),
         "generator": peak_of(generator),
-        "prior": peak_of(lambda: chains(share.num_chains, config.prior.num_steps)),
+        "prior": 0 if config.uses_density else peak_of(lambda: chains(share.num_chains, config.prior.num_steps)),
         "ratio": peak_of(ratio_updates),
         "evidence": peak_of(lambda: posterior(share.num_held_out)),
         "new stage": peak_of(lambda: new_stage(max(share.num_chains, share.num_held_out))),
@@ -214,6 +221,14 @@ def peak_of(action: Callable[[], object]) -> int:
     with LiveBytes() as live:
         action()
     return live.peak
+
+
+def _negatives_bytes(config: RunConfig, share: Share) -> int:
+    """Bytes of chains, or of particles: all of them on every worker, and its own with what their moves need, twice."""
+    dim = config.model.latent_dim
+    if config.uses_density:
+        return (2 * config.prior.num_particles * dim + 2 * share.num_chains * (2 * dim + 2)) * FP32
+    return (share.num_chains + share.num_held_out) * dim * FP32
 
 
 def _rows(count: int, dim: int) -> Tensor:

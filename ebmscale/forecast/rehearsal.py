@@ -35,7 +35,7 @@ def rehearsal(config: RunConfig, world: World) -> Iterator[Run]:
 def go_to_last_stage(run: Run) -> None:
     """Gives the prior all ratios but the last, copies of the one in training (collective)."""
     if isinstance(run.stages, StageTrainer):
-        run.stages.take_frozen([run.stages.engine.full_weights()] * (run.config.most_stages - 1))
+        run.stages.rehearse(run.config.most_stages - 1)
 
 
 def try_base(trainer: RatioTrainer, position: int) -> None:

@@ -1,62 +1,29 @@
-"""The score of the prior in closed form: explicit backpropagation through the stacked ratio networks.
+"""The score in closed form: explicit backpropagation through the stacked ratio networks.
 
-Autograd under vmap has an overhead of about a millisecond a step, more than the products of a few hundred chains take.
-Here a step has six batched products and as many elementwise operations, for any number of stages.
+Autograd under vmap has an overhead of about a millisecond a step, more than the products of a few hundred chains take,
+and moves twice as much memory. Here a step has six batched products and as many elementwise operations, for any number
+of stages.
 
-Shapes: N chains, Z latent, K stages, H hidden units of a layer.
+Shapes: N points, Z latent, K stages, H hidden units of a layer.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ebmscale.density.langevin import Target
+from ebmscale.density.path import Leg
 from ebmscale.density.prior import RatioSequence
-from ebmscale.networks import RatioNet
+from ebmscale.kernels.quadratics import Quadratics, merged
+from ebmscale.kernels.stacked import StackedMlp, stacked
 from ebmscale.networks.ratio_net import SQUARE_BOUND, WithSquares
+
+ROWS_AT_ONCE = 1024
+"""Points whose features stay in a processor's cache."""
 
 Backward = Callable[[Tensor, Tensor], Tensor]
 """Maps the gradient at the output of an activation, and its input, to the gradient at its input."""
-
-
-@dataclass(frozen=True)
-class StackedMlp:
-    """The K ratio networks as stacked matrices.
-
-    Attributes:
-        activations: those after every layer but the last.
-        weights: (K, out, in) of every layer, the last one (K, 1, H).
-        biases: (K, 1, out) of every layer.
-    """
-
-    activations: tuple[nn.Module, ...]
-    weights: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
-
-    @property
-    def activation(self) -> nn.Module | None:
-        """The activation of all layers; None if they differ."""
-        return self.activations[0] if len({repr(one) for one in self.activations}) == 1 else None
-
-
-def stacked(prior: RatioSequence) -> StackedMlp | None:
-    """The networks of the prior as matrices; None if they are not `RatioNet`s with a supported activation."""
-    if type(prior.network) is not RatioNet or not prior.weights:
-        return None
-    layers = list(prior.network.layers)
-    linear, activations = layers[0::2], layers[1::2]
-    if not activations or not all(isinstance(layer, nn.Linear) for layer in linear):
-        return None
-    if any(_backward_of(one) is None for one in activations):
-        return None
-    names = [f"layers.{2 * index}" for index in range(len(linear))]
-    if set(prior.weights) != {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}:
-        return None
-    weights = tuple(prior.weights[f"{name}.weight"] for name in names)
-    biases = tuple(prior.weights[f"{name}.bias"][:, None] for name in names)
-    return StackedMlp(tuple(activations), weights, biases)
 
 
 def _backward_of(activation: nn.Module) -> Backward | None:
@@ -90,31 +57,131 @@ def closed_form_target(prior: RatioSequence, dtype: torch.dtype | None = None) -
             keep the dtype of the latents.
     """
     networks = stacked(prior)
-    if networks is None:
+    if networks is None or any(_backward_of(one) is None for one in networks.activations):
         return None
-    backwards = [backward for one in networks.activations if (backward := _backward_of(one)) is not None]
-    base = prior.base.evaluate
-    own = networks.weights[0].dtype
-    kind = dtype or own
-    weights, biases = ([one.to(kind) for one in part] for part in (networks.weights, networks.biases))
+    base, ratios = prior.base.evaluate, _Ratios(networks, dtype)
+    quadratic = None if networks.quadratics is None else networks.quadratics.merged()
+    in_blocks = prior.weights[next(iter(prior.weights))].device.type == "cpu"
 
     @torch.no_grad()
-    def target(z: Tensor) -> tuple[Tensor, Tensor]:
+    def block(z: Tensor) -> tuple[Tensor, Tensor]:
         log_density, score = base(z)
+        return _added(log_density, score, ratios.evaluate(z, score), quadratic, z)
+
+    return _blockwise(block) if in_blocks else block
+
+
+def rung_target(prior: RatioSequence) -> Callable[[Tensor], Target] | None:
+    """The density p_{K-1} r_K^t on the way from p_{K-1} to p_K, without autograd; None where that is not supported.
+
+    Returns:
+        A function of the strengths t (N,) of every point's own rung.
+    """
+    networks = stacked(prior)
+    if networks is None or any(_backward_of(one) is None for one in networks.activations):
+        return None
+    if prior.base.in_coordinates() is not prior.base:
+        return None
+    base, ratios = prior.base.evaluate, _Ratios(networks, None)
+    before = after = None
+    if networks.quadratics is not None:
+        num = prior.num_stages
+        after = networks.quadratics.stages(num - 1, num)
+        before = networks.quadratics.stages(0, num - 1).merged() if num > 1 else None
+
+    def at(strength: Tensor) -> Target:
+        @torch.no_grad()
+        def block(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            log_density, score = base(z)
+            value, score = _added(log_density, score, ratios.evaluate(z, score, t), before, z)
+            if after is not None:
+                values, gradients = after.evaluate(z)
+                value, score = value + t * values[0], score + t[:, None] * gradients[0]
+            return value, score
+
+        def target(z: Tensor) -> tuple[Tensor, Tensor]:
+            parts = [
+                block(part, t) for part, t in zip(z.split(ROWS_AT_ONCE), strength.split(ROWS_AT_ONCE), strict=True)
+            ]
+            return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+        return target
+
+    return at
+
+
+def stage_legs(prior: RatioSequence) -> list[Leg]:
+    """`density.path.stage_legs` with rungs in closed form where the networks are supported."""
+    return [last_leg(prior.prefix(stage)) for stage in range(1, prior.num_stages + 1)]
+
+
+def last_leg(prior: RatioSequence) -> Leg:
+    """The leg from p_{K-1} to p_K."""
+    before, alone = prior.prefix(prior.num_stages - 1), prior.suffix(prior.num_stages - 1)
+    return Leg(merged(before).log_density, lambda z: alone.log_ratios(z)[0], rung_target(prior))
+
+
+class _Ratios:
+    """The values of the perceptrons of all stages and the gradient of their sum."""
+
+    def __init__(self, networks: StackedMlp, dtype: torch.dtype | None):
+        self._own = networks.weights[0].dtype
+        self._kind = dtype or self._own
+        self._networks = networks
+        self._backwards = [backward for one in networks.activations if (backward := _backward_of(one)) is not None]
+        self._weights, self._biases = (
+            [one.to(self._kind) for one in part] for part in (networks.weights, networks.biases)
+        )
+
+    def evaluate(self, z: Tensor, score: Tensor, last: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sum of f_k (N,) at z (N, Z), and `score` plus its gradient (N, Z).
+
+        Args:
+            z: points.
+            score: (N, Z) what is added to.
+            last: (N,) factor of f_K; 1 where there is none.
+        """
+        weights, networks = self._weights, self._networks
         inputs: list[Tensor] = []
-        features = z.to(kind).expand(len(weights[0]), *z.shape)  # K, N, Z
-        for weight, bias, activation in zip(weights[:-1], biases[:-1], networks.activations, strict=True):
+        features = z.to(self._kind).expand(len(weights[0]), *z.shape)  # K, N, Z
+        for weight, bias, activation in zip(weights[:-1], self._biases[:-1], networks.activations, strict=True):
             inputs.append(torch.baddbmm(bias, features, weight.mT))
             features = activation(inputs[-1])
-        log_ratios = torch.baddbmm(biases[-1], features, weights[-1].mT)
+        outputs = torch.baddbmm(self._biases[-1], features, weights[-1].mT)[:, :, 0].to(self._own)
+        values, slopes = networks.outputs(outputs)
+        if last is not None:
+            values = torch.cat([values[:-1], last * values[-1:]])
+            ones = torch.ones_like(values) if slopes is None else slopes.expand_as(values)
+            slopes = torch.cat([ones[:-1], last * ones[-1:]])
         gradient = weights[-1].expand(-1, len(z), -1)
-        for weight, before, backward in zip(weights[-2:0:-1], inputs[:0:-1], backwards[:0:-1], strict=True):
+        if slopes is not None:
+            gradient = gradient * slopes.expand_as(values)[:, :, None].to(self._kind)
+        for weight, before, backward in zip(weights[-2:0:-1], inputs[:0:-1], self._backwards[:0:-1], strict=True):
             gradient = torch.bmm(backward(gradient, before), weight)
-        gradient = backwards[0](gradient, inputs[0])
-        if kind == own:
+        gradient = self._backwards[0](gradient, inputs[0])
+        if self._kind == self._own:
             score = torch.addbmm(score, gradient, weights[0])  # sums over K
         else:
-            score = score + torch.bmm(gradient, weights[0]).to(own).sum(0)
-        return log_density + log_ratios.to(own).sum((0, 2)), score
+            score = score + torch.bmm(gradient, weights[0]).to(self._own).sum(0)
+        return values.sum(0), score
 
-    return target
+
+def _added(
+    log_density: Tensor, score: Tensor, of_ratios: tuple[Tensor, Tensor], quadratic: Quadratics | None, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log density and score with the perceptrons' values, whose gradient is in their score already, and a quadratic."""
+    log_density, score = log_density + of_ratios[0], of_ratios[1]
+    if quadratic is None:
+        return log_density, score
+    values, gradients = quadratic.evaluate(z)
+    return log_density + values[0], score + gradients[0]
+
+
+def _blockwise(target: Target) -> Target:
+    """The target evaluated on `ROWS_AT_ONCE` points at a time."""
+
+    def whole(z: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [target(part) for part in z.split(ROWS_AT_ONCE)]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    return whole

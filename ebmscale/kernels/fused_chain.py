@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ebmscale.density.langevin import ChainTrace, LangevinSettings
 from ebmscale.density.prior import RatioSequence
-from ebmscale.kernels.closed_form import StackedMlp, stacked
 from ebmscale.kernels.fused_kernel import chain_kernel, noise_kernel
+from ebmscale.kernels.stacked import StackedMlp, stacked
 
 BLOCK = 64
 """Chains of a program. With fewer chains, tiles are 32 or 64 bytes wide, and Triton 3.6 reads beyond shared memory."""
@@ -39,7 +39,7 @@ def unsupported_reason(prior: RatioSequence, z: Tensor) -> str | None:
     """Why the kernel cannot run chains of this prior from z (N, Z); None if it can."""
     networks = stacked(prior)
     known = networks is not None and len(networks.weights) == 3 and type(networks.activation) in KINDS
-    if networks is None or not known:
+    if networks is None or not known or not networks.is_plain:
         return "the ratio networks do not have two hidden layers of a supported activation"
     if not prior.base.is_standard:
         return "p_0 is not N(0, I)"

@@ -4,19 +4,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from ebmscale.config import ModelBlock, RunConfig
 from ebmscale.errors import ConfigError
 from ebmscale.model.image_model import ImageModel
 from ebmscale.networks import (
+    WIDE_BOUND,
+    Bounded,
     Encoder,
     Generator,
     ImageShape,
     RatioNet,
     RatioNets,
+    Standardised,
     build_encoder,
     build_generator,
     build_ratio_net,
+    set_bound,
 )
 from ebmscale.seeds import torch_generator
 
@@ -43,7 +48,7 @@ def build_model(config: RunConfig, shape: ImageShape) -> ImageModel:
     )
 
 
-def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, RatioNet]:
+def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, nn.Module]:
     """The networks of a run on the meta device, so that they need no memory.
 
     Raises:
@@ -55,13 +60,13 @@ def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, Rat
         encoder = None
         if config.posterior.start == "encoder":
             encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
-        return ImageModel(generator, encoder), RatioNet(*ratio_arguments(model))
+        return ImageModel(generator, encoder), _of_stage(config, RatioNet(*ratio_arguments(model))).to("meta")
 
 
-def build_ratio_on_meta(config: RunConfig) -> RatioNet:
+def build_ratio_on_meta(config: RunConfig) -> nn.Module:
     """The ratio network of a run on the meta device. Raises as `build_on_meta`."""
     with _uncountable_refused(), torch.device("meta"):
-        return RatioNet(*ratio_arguments(config.model))
+        return _of_stage(config, RatioNet(*ratio_arguments(config.model))).to("meta")
 
 
 @contextmanager
@@ -77,13 +82,26 @@ def _uncountable_refused() -> Iterator[None]:
 
 def build_live_networks(config: RunConfig) -> RatioNets:
     """The ratio networks of a live prior, which are trained together. Each starts as the zero function."""
-    return RatioNets([build_ratio_network(config, stage) for stage in range(1, config.num_live + 1)])
+    return RatioNets([_perceptron(config, stage) for stage in range(1, config.num_live + 1)])
 
 
-def build_ratio_network(config: RunConfig, stage: int = 1) -> RatioNet:
-    """The initial ratio network of a stage: the zero function."""
+def build_ratio_network(config: RunConfig) -> nn.Module:
+    """The initial ratio network of a stage, the zero function, and the form of all."""
+    return _of_stage(config, _perceptron(config, 1))
+
+
+def _perceptron(config: RunConfig, stage: int) -> RatioNet:
     source = torch_generator(config.run.seed, "ratio-weights", stage, 0)
     return build_ratio_net(*ratio_arguments(config.model), generator=source)
+
+
+def _of_stage(config: RunConfig, perceptron: RatioNet) -> nn.Module:
+    """The ratio of a perceptron: bounded and with standardised inputs where p_k is a density, else itself."""
+    if not config.uses_density:
+        return perceptron
+    network = Standardised(Bounded(perceptron), config.model.latent_dim)
+    set_bound(network, WIDE_BOUND)
+    return network
 
 
 def ratio_arguments(model: ModelBlock) -> tuple[int, tuple[int, ...], str, bool]:

@@ -28,6 +28,7 @@ from ebmscale.model.posterior import langevin_settings, log_likelihood, sample_p
 from ebmscale.model.prior_base import BASE, base_from, check_base
 from ebmscale.model.residuals import Residuals
 from ebmscale.model.run_folder import load_run_config
+from ebmscale.model.sampler import draw_density
 from ebmscale.networks import ImageShape
 from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
@@ -88,14 +89,25 @@ class LatentModel:
 
     def sample(self, num: int, seed: int = 0, num_stages: int | None = None) -> Tensor:
         """Images (N, C, H, W) in [-1, 1] from the prior p_K, or from p_k with k = `num_stages`."""
-        return self.decode(self.sample_prior(num, seed, num_stages)[0])
+        return self.decode(self.sample_prior(num, seed, num_stages))
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """The generator's images (N, C, H, W) at latents (N, Z)."""
         return torch.cat([self.networks.generator(part.to(self.device)).cpu() for part in z.split(ROWS_AT_ONCE)])
 
-    def sample_prior(self, num: int, seed: int = 0, num_stages: int | None = None) -> tuple[Tensor, list[ChainTrace]]:
+    def sample_prior(self, num: int, seed: int = 0, num_stages: int | None = None) -> Tensor:
+        """Latents (N, Z) from the prior p_K, or from p_k with k = `num_stages`.
+
+        A prior that was learned on samples of its density is drawn by `model.sampler.draw_density`. One that was
+        learned on chains is what such chains draw.
+        """
+        if not self.config.uses_density:
+            return self.sample_chains(num, seed, num_stages)[0]
+        prior = self.prior if num_stages is None else self.prior.prefix(num_stages)
+        return draw_density(prior.to("cpu"), num, seed).z
+
+    def sample_chains(self, num: int, seed: int = 0, num_stages: int | None = None) -> tuple[Tensor, list[ChainTrace]]:
         """Latents (N, Z) from the prior by Langevin chains, and the trace of the chains at every stage.
 
         A chain starts from an exact draw of p_0 and passes through p_1, ..., p_K, with `prior.sample_steps` steps each.

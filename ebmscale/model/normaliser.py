@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ebmscale.density.path import Annealed, Annealing, Normaliser, stage_legs
+from ebmscale.density.path import Annealed, Annealing, Normaliser
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.smc import anneal, normaliser
+from ebmscale.kernels.closed_form import stage_legs
 from ebmscale.seeds import StreamNoise
 from ebmscale.world import World, owned_rows
 
@@ -32,12 +33,15 @@ def walk_prior(
     """
     rows = torch.as_tensor(groups, dtype=torch.int64).repeat_interleave(group_size)
     first = StreamNoise(seed, "walk-prior-start", 0, rows).normal(prior.base.dim)
-    return anneal(
-        stage_legs(prior),
-        prior.base.from_noise(first).view(len(groups), group_size, -1),
+    inside = prior.in_coordinates()  # as the ratios see them, where a fitted base is white
+    walked = anneal(
+        stage_legs(inside),
+        inside.base.from_noise(first).view(len(groups), group_size, -1),
         lambda leg, rung: StreamNoise(seed, f"walk-prior-{leg}", rung, rows),
         settings or Annealing(),
     )
+    walked.z = prior.from_coordinates(walked.z.flatten(0, 1)).view_as(walked.z)
+    return walked
 
 
 def measure_normaliser(

@@ -85,12 +85,24 @@ class CheckpointManifest(Stored):
     tensors: dict[Stem, dict[str, list[Count]]]
 
 
+class NegativesState(Stored):
+    """The plain values of `stages.density_negatives`."""
+
+    updates: Count
+    judge_log_z: list[list[Number]]
+    share: Number
+    log_z: Number
+    log_z_error: Number
+    step_size: Number
+
+
 class StagesState(Stored):
     """The plain values of a `RatioTrainer`."""
 
     stage: StageState
     grad_norm: Number
     fits_base: bool = False
+    negatives: NegativesState | None = None
 
     @model_validator(mode="after")
     def _counts_are_counts(self) -> "StagesState":

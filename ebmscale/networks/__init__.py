@@ -5,6 +5,8 @@ from ebmscale.networks.blocks import count_parameters, initialise
 from ebmscale.networks.encoder import LOG_STD_BOUND, Encoder, build_encoder
 from ebmscale.networks.generator import Generator, build_generator
 from ebmscale.networks.ratio_heads import (
+    NARROW_BOUND,
+    WIDE_BOUND,
     Bounded,
     ConvRatioNet,
     QuadraticHead,
@@ -19,6 +21,8 @@ __all__ = [
     "ACTIVATIONS",
     "ARCHITECTURES",
     "LOG_STD_BOUND",
+    "NARROW_BOUND",
+    "WIDE_BOUND",
     "Architecture",
     "Bounded",
     "ConvRatioNet",

@@ -14,6 +14,9 @@ from ebmscale.networks.architectures import ImageShape
 from ebmscale.networks.blocks import LEAKY_SLOPE, WaveLinear, ZeroLinear
 from ebmscale.networks.ratio_net import RatioNet
 
+NARROW_BOUND, WIDE_BOUND = 5.0, 16.0
+"""Bounds of a ratio in nats, where the two sides are hard to tell apart and where they hardly overlap."""
+
 
 class QuadraticHead(nn.Module):
     """z^T A z + b^T z + c, which represents the log ratio of any two Gaussians. It starts as the zero function."""

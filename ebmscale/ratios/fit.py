@@ -17,6 +17,7 @@ from ebmscale.density.evidence import measure
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, Density, RatioSequence
 from ebmscale.errors import ConfigError, DataError
+from ebmscale.model.sampler import total
 from ebmscale.networks import ConvRatioNet, Standardised, vector_ratio
 from ebmscale.ratios.fitted import FittedRatio, StageRow, in_frame, mean_and_error
 from ebmscale.ratios.samples import Frame, Split, as_pair, as_samples, check_alike, split
@@ -27,7 +28,6 @@ from ebmscale.stages.from_base import FromBase
 from ebmscale.stages.from_samples import FromSamples
 from ebmscale.stages.learn import Course, Learned, learn
 from ebmscale.stages.particles import measure_normalisers
-from ebmscale.stages.supplies import total
 from ebmscale.stages.targets import Parts, Samples
 
 Progress = Callable[[StageRow], None]

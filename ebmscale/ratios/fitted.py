@@ -16,9 +16,9 @@ from ebmscale.density.evidence import Evidence
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DataError
+from ebmscale.model.sampler import total
 from ebmscale.ratios.samples import Frame, as_pixels
 from ebmscale.stages.record import StageRecord
-from ebmscale.stages.supplies import total
 
 POOR = 0.05
 """`warning` speaks up if fewer effective samples of p than this fraction are left."""

@@ -156,7 +156,8 @@ def _stage_samples(model: LatentModel) -> list[Picture]:
     """Samples of the same chains at p_0, p_1, ..., p_K."""
     found = []
     for stage in range(model.prior.num_stages + 1):
-        images = model.sample(GRID_COLUMNS**2, SEED, stage)[: TILE_COLUMNS**2]
+        z, _ = model.sample_chains(GRID_COLUMNS**2, SEED, stage)  # the same noise at every stage
+        images = model.decode(z)[: TILE_COLUMNS**2]
         found.append(_grid_picture(model, images, f"k = {stage}"))
     return found
 
@@ -186,7 +187,7 @@ def _latents(model: LatentModel, held_out: HeldOutImages | None) -> dict[str, li
     traces: list[ChainTrace] = []
     for stage in range(model.prior.num_stages + 1):
         earlier = model.at_stage(stage)
-        z, traces = earlier.sample_prior(NUM_HELD_OUT, ENERGY_SEED)
+        z, traces = earlier.sample_prior(NUM_HELD_OUT, ENERGY_SEED), earlier.sample_chains(NUM_HELD_OUT, ENERGY_SEED)[1]
         if held_out is not None:
             posterior_energy, prior_energy = -earlier.log_prior(held_out.z), -earlier.log_prior(z)
             gap = float(posterior_energy.mean() - prior_energy.mean())

@@ -8,7 +8,8 @@ import copy
 import torch
 from torch import Tensor
 
-from ebmscale.networks import QuadraticHead, Standardised, initialise, set_bound
+from ebmscale.density.losses import chance_loss
+from ebmscale.networks import NARROW_BOUND, WIDE_BOUND, QuadraticHead, Standardised, initialise, set_bound
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.moments import gaussian_ratio
 from ebmscale.stages.trainer import HeldOut, nce_loss
@@ -35,6 +36,11 @@ def begin(form: Standardised, samples: HeldOut, bound: float, seed: int, stage: 
     network.set_spread(both.mean(0), both.std(0).clamp(min=1e-12))
     set_bound(network, bound)
     return network
+
+
+def bound_for(loss: float) -> float:
+    """The bound of a ratio whose held-out loss is that: the wider the gap, the more a ratio must be able to say."""
+    return NARROW_BOUND + (WIDE_BOUND - NARROW_BOUND) * max(1 - loss / chance_loss(1), 0.0) ** 2
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Shapes: B rows of this worker.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,18 +20,25 @@ class Draws:
         num_streams: S; row i of any batch belongs to stream i mod S.
         rank: this worker, which owns streams rank, rank + size, ...
         size: number of workers.
+        device: where numbers are drawn.
     """
 
     seed: int
     num_streams: int = 1
     rank: int = 0
     size: int = 1
+    device: torch.device | str = "cpu"
 
-    def streams(self, num: int) -> Tensor:
-        """The streams (B,) of this worker's rows among `num` rows of all workers."""
-        streams = torch.arange(num) % self.num_streams
-        return streams if self.size == 1 else streams[streams % self.size == self.rank]
+    @property
+    def whole(self) -> "Draws":
+        """The same noise for all rows of all workers."""
+        return replace(self, rank=0, size=1)
+
+    def rows(self, num: int) -> Tensor:
+        """This worker's rows (B,) among `num` rows of all workers."""
+        rows = torch.arange(num)
+        return rows if self.size == 1 else rows[rows % self.num_streams % self.size == self.rank]
 
     def noise(self, num: int, purpose: str, position: int) -> StreamNoise:
         """The noise of this worker's rows among `num`, for one purpose at one position."""
-        return StreamNoise(self.seed, purpose, position, self.streams(num))
+        return StreamNoise(self.seed, purpose, position, self.rows(num) % self.num_streams, self.device)

@@ -14,16 +14,18 @@ from ebmscale.density.estimates import importance_estimate, pooled
 from ebmscale.density.evidence import effective_sample_size
 from ebmscale.density.path import WalkPlan
 from ebmscale.density.prior import RatioSequence
+from ebmscale.kernels.quadratics import merged
+from ebmscale.model.sampler import total
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.particles import Tilted, Walkers, legs_of, tilt
 from ebmscale.stages.pools import Pool
-from ebmscale.stages.quadratics import merged
 from ebmscale.stages.settings import ParticleSettings
 from ebmscale.stages.source import Chosen, Grown
-from ebmscale.stages.supplies import ExactDraws, Negatives, Supply, WeightedDraws, total
+from ebmscale.stages.supplies import ExactDraws, Negatives, Supply, WeightedDraws
 
 CHECKED = 8192
 """Fresh negatives that choose a stage's weights, and again as many that judge it."""
+NUMBERS = ("share", "log_z", "log_z_error", "step_size")
 
 
 class FromBase:
@@ -41,8 +43,8 @@ class FromBase:
     def __init__(self, sequence: RatioSequence, settings: ParticleSettings, draws: Draws, gain_limit: float):
         self._sequence, self._settings, self._draws, self._gain_limit = sequence, settings, draws, gain_limit
         self.share, self.log_z, self.log_z_error = 1.0, 0.0, 0.0
-        self.plans: list[WalkPlan] = []
-        self.tune = Walkers.of_base("tune", sequence.base, 1, settings.num_tune, draws)
+        self.step_size = settings.annealing.moves.step_size
+        self.tune = Walkers.of_base("tune", sequence.base, 1, settings.num_tune, draws.whole)
         self.judge: Walkers | None = None
         self.pool: Walkers | None = None
         self._tilted: Tilted | None = None
@@ -60,14 +62,15 @@ class FromBase:
         if self.judge is None or self.pool is None:
             weighted = WeightedDraws(merged(self._sequence), self.log_z, settings.candidates, draws, name)
             return Chosen(weighted, f"{share}: enough")
-        step = self.plans[-1].step_size[:, -1]
-        pool = Pool(self._sequence, self.pool.rows, step, self.judge.rows, settings.most_uses, draws, name)
+        own, fresh = (walkers.rows[draws.rows(len(walkers.rows))] for walkers in (self.pool, self.judge))
+        lengths = self.step_size * self.judge.rows.std(0).clamp(min=1e-12)
+        pool = Pool(self._sequence, own, lengths, fresh, settings.most_uses, draws, name)
         return Chosen(pool, f"{share}: too few")
 
     def tuning(self, supply: Supply) -> Negatives:
         """See `source.Source.tuning`."""
         if isinstance(supply, Pool):
-            return Negatives(self.tune.rows, torch.ones(len(self.tune.rows)))
+            return Negatives(self.tune.rows, torch.ones(len(self.tune.rows), device=self.tune.z.device))
         return supply.fresh(CHECKED, 0)
 
     def judging(self, supply: Supply) -> Negatives:
@@ -80,9 +83,9 @@ class FromBase:
         Raises:
             DivergenceError: the particles cannot follow.
         """
-        annealing = self._settings.annealing
-        step = float(self.plans[-1].step_size[0, -1]) if self.plans else annealing.moves.step_size
-        self._tilted = tilt(self.tune, self._sequence, ratio, mean_q, self._gain_limit, annealing, step, self._draws)
+        how = self._settings.annealing
+        draws, step = self._draws.whole, self.step_size
+        self._tilted = tilt(self.tune, self._sequence, ratio, mean_q, self._gain_limit, how, step, draws)
         return self._tilted.gain
 
     def accept(self, sequence: RatioSequence) -> Grown:
@@ -93,12 +96,12 @@ class FromBase:
         """
         assert self._tilted is not None
         before, self._sequence = self._sequence, sequence
-        self.tune = self._tilted.walkers
-        self.plans.append(self._tilted.plan)
+        self.tune, plan = self._tilted.walkers, self._tilted.plan
+        self.step_size = float(plan.step_size[0, -1])
         self._tilted = None
         grown = self._weighed(before) if self.judge is None else None
         if grown is None:
-            self._follow()
+            self._follow(plan)
             assert self.judge is not None
             grown = Grown(*self.judge.normaliser(), *pooled(self.judge.log_z[:, -1]))
         self.log_z, self.log_z_error = grown.log_z, grown.log_z_error
@@ -110,8 +113,6 @@ class FromBase:
         for walkers in (self.tune, self.judge, self.pool):
             if walkers is not None:
                 found |= {f"{walkers.name}/z": walkers.z, f"{walkers.name}/log_z": walkers.log_z}
-        for stage, plan in enumerate(self.plans):
-            found |= {f"plan/{stage}/{name}": one for name, one in plan._asdict().items()}
         return {name: one.clone() for name, one in found.items()}
 
     def load(self, sequence: RatioSequence, tensors: Mapping[str, Tensor], values: Mapping[str, float]) -> None:
@@ -120,20 +121,17 @@ class FromBase:
         for name in ("tune", "judge", "pool"):
             if f"{name}/z" in tensors:
                 setattr(self, name, Walkers(name, tensors[f"{name}/z"], tensors[f"{name}/log_z"]))
-        self.plans = [
-            WalkPlan(*(tensors[f"plan/{stage}/{name}"] for name in WalkPlan._fields))
-            for stage in range(sequence.num_stages)
-        ]
-        self.share, self.log_z, self.log_z_error = (values[name] for name in ("share", "log_z", "log_z_error"))
+        for name in NUMBERS:
+            setattr(self, name, values[name])
 
     def values(self) -> dict[str, float]:
         """The numbers of a checkpoint."""
-        return {name: getattr(self, name) for name in ("share", "log_z", "log_z_error")}
+        return {name: getattr(self, name) for name in NUMBERS}
 
     def _weighed(self, before: RatioSequence) -> Grown | None:
         """What fresh draws of the base say by their weights; None where too few of them count."""
         settings, base = self._settings, self._sequence.base
-        z = base.from_noise(self._draws.noise(settings.num_fresh, "judge", self._stage).normal(base.dim))
+        z = base.from_noise(self._draws.whole.noise(settings.num_fresh, "judge", self._stage).normal(base.dim))
         old, new = (total(merged(one), z).double() for one in (before, self._sequence))
         self.share = effective_sample_size(new) / len(new)
         if self.share < settings.min_share:
@@ -142,17 +140,22 @@ class FromBase:
         spread = (new - log_z).exp() - (old - old_z).exp()
         return Grown(float(log_z), float(error), float(log_z - old_z), float(spread.std()) / math.sqrt(len(z)))
 
-    def _follow(self) -> None:
-        """Brings the particles that judge and train along the last leg, or along all of them where there were none."""
-        settings, base, annealing = self._settings, self._sequence.base, self._settings.annealing
+    def _follow(self, plan: WalkPlan) -> None:
+        """Brings the particles that judge and train along the last leg by its plan.
+
+        Where there were none, new ones go along all legs and find their own way.
+        """
+        settings, base, annealing, draws = self._settings, self._sequence.base, self._settings.annealing, self._draws
         few = replace(annealing.moves, num_moves=min(settings.pool_moves, annealing.moves.num_moves))
         legs = legs_of(self._sequence)
         for name, groups, size, how in (
             ("judge", settings.groups, settings.group_size, annealing),
             ("pool", 1, settings.pool_size, replace(annealing, moves=few)),
         ):
-            walkers = getattr(self, name)
-            new = walkers is None
-            walkers = walkers or Walkers.of_base(name, base, groups, size, self._draws)
-            first = 0 if new else len(legs) - 1
-            setattr(self, name, walkers.followed(legs[first:], self.plans[first:], how, self._draws, len(legs)))
+            walkers: Walkers | None = getattr(self, name)
+            if walkers is None:
+                new = Walkers.of_base(name, base, groups, size, draws.whole)
+                moved = new.walked(legs, annealing, draws.whole, len(legs))
+            else:
+                moved = walkers.followed(legs[-1:], [plan], how, draws.whole, len(legs))
+            setattr(self, name, moved)

@@ -1,9 +1,9 @@
-"""What a trainer of ratios keeps of latents: recent posteriors, the chains of the prior, and the base p_0.
+"""What a trainer of ratios keeps of latents: recent posteriors, tables of the prior's samples, and the base p_0.
 
 Shapes: B rows of this rank, R ratio updates of a batch, Z latent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import torch
@@ -15,46 +15,38 @@ from ebmscale.errors import ConfigError, DivergenceError
 from ebmscale.model.pieces import Piece, Span, piece, shapes_of, share_of, whole_spans
 from ebmscale.model.prior_base import BASE, base_from
 from ebmscale.seeds import StreamNoise, torch_generator
-from ebmscale.stages.chain_pools import ChainPools
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.stream_table import StreamTable
 from ebmscale.world import World
 
 
 class Latents:
-    """The buffer of posteriors, the pools of chains and the base: the `chains` of a checkpoint (a `SavedPart`).
+    """The buffer of posteriors, the base, and other tables by stream: the `chains` of a checkpoint (a `SavedPart`).
 
     Args:
         base: p_0, which `fit_base` replaces where `prior.base` is `moments`.
         settings: how ratios are trained and the prior is sampled.
         world: this process's place.
-        after_step: see `ChainPools`.
+        tables: what else is kept by stream, as the chains of the prior are.
 
     Attributes:
         base: p_0 now.
         fits_base: whether the base is yet to be fitted; no ratio is trained before.
         buffer: recent posteriors, as samples or as means and standard deviations.
-        pools: the chains.
     """
 
-    def __init__(self, base: Base, settings: RatioSettings, world: World, after_step: Callable[[], None]):
+    def __init__(self, base: Base, settings: RatioSettings, world: World, tables: Mapping[str, StreamTable]):
         chains, num_streams = settings.chains, settings.num_streams
         width = 2 * base.dim if settings.amortised else base.dim
         self.base = base
         self.fits_base = chains.base == "moments"
         self.buffer = StreamTable(num_streams, settings.stages.buffer_samples // num_streams, width, world)
-        self.pools = ChainPools(settings, base.dim, world, after_step)
-        self.pools.begin(base, 0)
+        self._tables = {"buffer": self.buffer, **tables}
         self._settings, self._world = settings, world
         self._base_form: dict[str, Tensor] = {}  # N(0, I) in the tensors of a base that is fitted
         if self.fits_base:
             form = MomentBase.standard(base.dim, chains.base_components * chains.base_fits)
             self._base_form = {f"{BASE}{name}": tensor for name, tensor in form.tensors().items()}
-
-    @property
-    def _tables(self) -> dict[str, StreamTable]:
-        """What is kept by stream."""
-        return {"buffer": self.buffer, **self.pools.tables}
 
     def observe(self, posterior: Tensor, streams: Tensor) -> None:
         """Adds posteriors of the given streams (B,) to the buffer that ratios are trained on.
@@ -81,8 +73,8 @@ class Latents:
         """Whether the base is to be fitted at `samples_seen` (collective until it has been)."""
         return self.fits_base and position >= self._settings.stages.start_samples and self.buffer.is_full()
 
-    def fit_base(self, position: int) -> Base:
-        """Gives the base the moments of the posteriors in the buffer, and begins all chains on it (collective).
+    def fit_base(self) -> Base:
+        """Fits the base to the posteriors in the buffer (collective).
 
         The first rank computes them from the whole buffer in the order of the streams, so that they are the same
         whatever the number of ranks.
@@ -107,7 +99,6 @@ class Latents:
             )
         self.base = self._on_device(base_from(self.base.dim, found))
         self.fits_base = False
-        self.pools.begin(self.base, position)
         return self.base
 
     def _on_device(self, base: Base) -> Base:

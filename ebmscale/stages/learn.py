@@ -13,26 +13,22 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ebmscale.density.evidence import measure
-from ebmscale.density.losses import chance_loss
 from ebmscale.density.prior import RatioSequence
-from ebmscale.density.resampling import resample_systematically
 from ebmscale.errors import DivergenceError
-from ebmscale.networks import Standardised, quadratic_part, set_bound
+from ebmscale.networks import WIDE_BOUND, Standardised, quadratic_part, set_bound
 from ebmscale.seeds import torch_generator
-from ebmscale.stages.beginning import begin, start_from_moments
+from ebmscale.stages.beginning import begin, bound_for, start_from_moments
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.record import Memorised, StageRecord
 from ebmscale.stages.scheduler import MOMENTS_SAY, Budget, Verdict, after, explore
 from ebmscale.stages.settings import StageSettings
 from ebmscale.stages.source import Chosen, Grown, Source
-from ebmscale.stages.supplies import Negatives
+from ebmscale.stages.supplies import Negatives, unweighted
 from ebmscale.stages.targets import Parts, Target
 from ebmscale.stages.trainer import Adam, HeldOut, Trainer, evaluated
 
 Progress = Callable[[StageRecord], None]
 
-NARROW, WIDE = 5.0, 16.0
-"""Bounds of a ratio in nats, where the two sides are hard to tell apart and where they hardly overlap."""
 CHECKED = 8192
 """Samples of q that a stage's weights are chosen by, at most."""
 MOST_FOR_MOMENTS = 65536
@@ -120,7 +116,7 @@ def open_stage(sequence: RatioSequence, source: Source, chosen: Chosen, course: 
     held_out = HeldOut(q, source.tuning(chosen.supply))
     form = sequence.network
     assert isinstance(form, Standardised)
-    network = begin(form, held_out, settings.bound or WIDE, draws.seed, stage)
+    network = begin(form, held_out, settings.bound or WIDE_BOUND, draws.seed, stage)
     head = quadratic_part(network.inner)
     if head is not None and settings.start == "moments":
         q = every(course.parts.train, draws, "moments", stage)[:MOST_FOR_MOMENTS]
@@ -161,11 +157,6 @@ def train(
                 trainer.settle(verdict.reason)
         after_part(learned, trainer)
     trainer.conclude()
-
-
-def bound_for(loss: float) -> float:
-    """The bound of a ratio whose held-out loss is that: the wider the gap, the more a ratio must be able to say."""
-    return NARROW + (WIDE - NARROW) * max(1 - loss / chance_loss(1), 0.0) ** 2
 
 
 def close_stage(
@@ -238,9 +229,3 @@ def memorisation(trainer: Trainer, f_judge: Tensor, fresh: Negatives) -> Memoris
 def every(target: Target, draws: Draws, purpose: str, stage: int) -> Tensor:
     """All samples of a part, as a stage draws them."""
     return target.every(torch_generator(draws.seed, purpose, stage))
-
-
-def unweighted(values: Tensor, weights: Tensor) -> Tensor:
-    """Values (N,) resampled to equal weights."""
-    places = resample_systematically(weights.double().log()[None], torch.full((1,), 0.5), len(values))
-    return values[places[0]]

@@ -9,6 +9,7 @@ Shapes: B rows of this rank, Z latent, K ratios.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from ebmscale.model.posterior import langevin_settings
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.networks import RatioNets
 from ebmscale.seeds import StreamNoise
+from ebmscale.stages.chain_negatives import ChainNegatives
 from ebmscale.stages.latents import Latents
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
@@ -63,9 +65,12 @@ class LiveTrainer:
     ):
         self.engine = engine
         self.prior = prior
-        self.latents = Latents(prior.base, settings, world, after_step)
+        self._negatives = ChainNegatives(settings, prior.base.dim, world, after_step)
+        self._negatives.begin(prior, 0)
+        self.latents = Latents(prior.base, settings, world, self._negatives.tables)
         self.state = StageState(started=settings.stages.start_samples)
-        self.trace: ChainTrace | None = None
+        self._trace: ChainTrace | None = None
+        self.memorised: dict[str, float] | None = None
         self._nets, self._kind = nets, kind
         self._updates = RatioUpdates(engine, settings, world)
         self.settings, self._world = settings, world
@@ -75,6 +80,11 @@ class LiveTrainer:
     def parts(self) -> dict[str, SavedPart]:
         """See `RatioTrainer.parts`."""
         return {"ratio": self.engine, "chains": self.latents}
+
+    @property
+    def trace(self) -> ChainTrace | None:
+        """See `RatioTrainer.trace`."""
+        return self._trace
 
     @property
     def frozen(self) -> RatioSequence:
@@ -94,7 +104,8 @@ class LiveTrainer:
 
     def fit_base(self, position: int) -> None:
         """See `Latents.fit_base`."""
-        self.prior = self.prior.on_base(self.latents.fit_base(position))
+        self.prior = self.prior.on_base(self.latents.fit_base())
+        self._negatives.begin(self.frozen, position)
 
     def update(self, position: int, rate_scale: float = 1.0, limit: float = math.inf) -> RatioReport | None:
         """`updates_per_batch` updates of all ratios; see `RatioTrainer.update`.
@@ -121,7 +132,7 @@ class LiveTrainer:
         Its KL bound is a lower bound on KL(q || p_0), and equals what the prior gains over p_0 in held-out log
         density, its normaliser estimated by importance sampling.
         """
-        pools = self.latents.pools
+        pools = self._negatives.pools
         z_p = pools.base_draw(self.prior.base, "evidence", pools.held_out.row_streams, position)
         with torch.no_grad():
             values = [self.prior.log_ratios(z).sum(0) for z in (z_held_out, z_p)]
@@ -131,6 +142,14 @@ class LiveTrainer:
     def decide(self, evidence: Evidence, position: int) -> Decision:
         """To continue."""
         return Hold("the prior is live: its ratios train to the end")
+
+    def undone_if_stopped(self) -> AbstractContextManager[None]:
+        """See `RatioTrainer.undone_if_stopped`."""
+        return self._negatives.undone_if_stopped()
+
+    def take_restarted(self) -> int:
+        """See `RatioTrainer.take_restarted`."""
+        return self._negatives.take_restarted()
 
     def shift(self, num_samples: int) -> None:
         """See `RatioTrainer.shift`."""
@@ -163,14 +182,15 @@ class LiveTrainer:
         first = self.prior.base.from_noise(noise.normal(dim))
         steps = noise.normal(settings.num_steps, dim)
         dtype = self.settings.chain_dtype
-        z_p, self.trace = run_prior_chain(self.prior, first, steps, settings, dtype=dtype)
-        f_q, f_p = self._updates.log_ratio(self.prior, torch.cat([z_q, z_p])[None])[0].split(len(z_q))
+        z_p, self._trace = run_prior_chain(self.prior, first, steps, settings, dtype=dtype)
+        points = self.prior.coordinates(torch.cat([z_q, z_p]))
+        f_q, f_p = self._updates.log_ratio(points[None])[0].split(len(z_q))
         return maximum_likelihood(f_q, f_p)
 
     def _tre(self, z_q: Tensor, noise: StreamNoise) -> Tensor:
         """The loss of every ratio at the waymarks above and below it."""
         z_0 = self.prior.base.from_noise(noise.normal(self.prior.base.dim))
         marks = waymarks(z_0, z_q, len(self._nets.nets))
-        both = self._updates.log_ratio(self.prior, torch.cat([marks[1:], marks[:-1]], dim=1))
+        both = self._updates.log_ratio(self.prior.coordinates(torch.cat([marks[1:], marks[:-1]], dim=1)))
         upper, lower = both.split(len(z_q), dim=1)
         return telescope_loss(upper, lower)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ebmscale.density.estimates import pooled
 from ebmscale.density.moves import Noise
-from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, WalkPlan, stage_legs
+from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, WalkPlan
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import anneal
 from ebmscale.errors import DivergenceError
+from ebmscale.kernels.closed_form import last_leg, stage_legs
 from ebmscale.stages.draws import Draws
-from ebmscale.stages.quadratics import merged
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Walkers:
     def of_base(cls, name: str, base: Base, groups: int, size: int, draws: Draws) -> "Walkers":
         """Exact draws of the base."""
         noise = draws.noise(groups * size, f"walkers/{name}", 0).normal(base.dim)
-        return cls(name, base.from_noise(noise).view(groups, -1, base.dim), torch.zeros(groups, 0).double())
+        z = base.from_noise(noise).view(groups, -1, base.dim)
+        return cls(name, z, torch.zeros(groups, 0, dtype=torch.float64, device=z.device))
 
     @property
     def rows(self) -> Tensor:
@@ -55,6 +56,10 @@ class Walkers:
         """Where they are after legs that were planned by others, so that their estimates of Z are unbiased."""
         shared = [WalkPlan(*(part.expand(len(self.z), *part.shape[1:]) for part in plan)) for plan in plans]
         return self._moved(_walked(self, legs, settings, draws, stage, plans=shared), draws, stage)
+
+    def walked(self, legs: Sequence[Leg], settings: Annealing, draws: Draws, stage: int) -> "Walkers":
+        """Where they are after legs along which they find their own way."""
+        return self._moved(_walked(self, legs, settings, draws, stage), draws, stage)
 
     def _moved(self, walked: Annealed, draws: Draws, stage: int) -> "Walkers":
         """The particles of a walk, resampled to equal weights."""
@@ -109,7 +114,7 @@ def tilt(
     Raises:
         DivergenceError: the particles cannot follow.
     """
-    leg = Leg(merged(sequence).log_density, ratio)
+    leg = last_leg(sequence.append(ratio.state_dict()))
     settings = replace(settings, moves=replace(settings.moves, step_size=step))
     stage = sequence.num_stages + 1
     walked = _walked(walkers, [leg], settings, draws, stage, until=mean_q, limit=limit)
@@ -122,7 +127,7 @@ def tilt(
 
 def legs_of(sequence: RatioSequence) -> list[Leg]:
     """The legs from p_0 to p_K, one a stage."""
-    return stage_legs(sequence, merged)
+    return stage_legs(sequence)
 
 
 def _walked(
@@ -168,16 +173,3 @@ def measure_normalisers(
         log_z, bridged = (pooled(one[:, :stage].sum(1)) for one in (walked.log_z, walked.log_z_bridge))
         found.append(Normaliser(*log_z, bridged[0]))
     return found
-
-
-def descended(sequence: RatioSequence, num: int, settings: Annealing, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Particles (N, Z) of p_K of equal weight, and the numbers (N,) of the draws of the base that they descend from.
-
-    Raises:
-        DivergenceError: the particles cannot follow.
-    """
-    walkers = Walkers.of_base("sample", sequence.base, 1, num, draws)
-    walked = _walked(walkers, legs_of(sequence), settings, draws, sequence.num_stages)
-    placed = draws.noise(1, "walkers/sample/even", sequence.num_stages).uniform()
-    chosen = resample_systematically(walked.log_weights, placed, num)[0]
-    return walked.z[0, chosen], walked.ancestors[0, chosen]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainState, start
-from ebmscale.density.moves import MoveSettings, adapted, chosen, move
+from ebmscale.density.moves import MoveSettings, chosen, move
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DivergenceError
+from ebmscale.kernels.prior_chain import prior_target
+from ebmscale.kernels.quadratics import merged
 from ebmscale.stages.draws import Draws
-from ebmscale.stages.quadratics import merged
 from ebmscale.stages.supplies import REMEMBERED, Negatives
 
 HALVINGS = 40
@@ -27,8 +28,8 @@ class Pool:
 
     Args:
         sequence: p_{k-1}.
-        z: (P, Z) particles of it; P is a multiple of the batch.
-        step: (1,) of MALA, in units of their spread.
+        z: (P, Z) particles of it, this worker's; P is a multiple of the rows that it draws.
+        lengths: (Z,) of MALA's steps. They stay, so that nothing depends on the number of workers.
         fresh: (M, Z) particles of it that no update sees.
         most_uses: of a particle where it stands.
         draws: noise.
@@ -38,12 +39,19 @@ class Pool:
     kind = "moved pool"
 
     def __init__(
-        self, sequence: RatioSequence, z: Tensor, step: Tensor, fresh: Tensor, most_uses: int, draws: Draws, name: str
+        self,
+        sequence: RatioSequence,
+        z: Tensor,
+        lengths: Tensor,
+        fresh: Tensor,
+        most_uses: int,
+        draws: Draws,
+        name: str,
     ):
-        self._target = merged(sequence).evaluate
+        self._target = prior_target(merged(sequence))
         self.state = start(self._target, z.clone())
-        self.uses = torch.zeros(len(z), dtype=torch.int64)
-        self.step, self._scale = step.clone(), z.std(0, keepdim=True).clamp(min=1e-12)
+        self.uses = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        self._lengths = lengths[None]
         self._fresh, self._most_uses, self._draws, self._name = fresh, most_uses, draws, name
         self._moves = MoveSettings(kind="mala")
         self.passes = 3.0 * sequence.num_stages
@@ -53,12 +61,11 @@ class Pool:
         noise = self._draws.noise(num, f"{self._name}/pool", position)
         rows = self._rows(noise.num_rows, position)
         before = ChainState(*(part[rows] for part in self.state))
-        steps = self.step.expand(len(rows))
-        args = (self._target, steps, self._scale, self._moves)
-        moved, accepted = move(before, noise.normal(before.z.shape[1]), noise.uniform(), *args)
+        steps = torch.ones(len(rows), device=before.z.device)
+        args = (self._target, steps, self._lengths, self._moves)
+        moved, _ = move(before, noise.normal(before.z.shape[1]), noise.uniform(), *args)
         stands = (moved.z == before.z).all(1)
         uses = torch.where(stands, self.uses[rows], 0)
-        self.step = adapted(self.step, accepted.mean()[None].double(), self._moves)
         for _ in range(HALVINGS):
             stuck = uses >= self._most_uses
             if not bool(stuck.any()):
@@ -81,19 +88,31 @@ class Pool:
 
     def used(self, batch: int, position: int) -> Negatives:
         """See `supplies.Supply.used`."""
-        share = len(self._draws.streams(batch))
+        share = len(self._draws.rows(batch))
         recent = range(max(position - min(REMEMBERED, len(self.uses) // share), 0), max(position, 1))
         rows = torch.cat([self._rows(share, before) for before in recent])
         return Negatives(self.state.z[rows], torch.ones(len(rows)))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it."""
-        return {**self.state._asdict(), "uses": self.uses, "step": self.step}
+        return {**self.state._asdict(), "uses": self.uses}
+
+    def packed(self) -> Tensor:
+        """What a checkpoint holds of it, in one table (P, 2 Z + 2): z, score, log density and uses."""
+        z, log_density, score = self.state
+        return torch.cat([z, score, log_density[:, None], self.uses[:, None].to(z)], dim=1)
+
+    def unpack(self, table: Tensor) -> None:
+        """Takes what `packed` gave."""
+        dim = self.state.z.shape[1]
+        z, score, log_density, uses = table.split([dim, dim, 1, 1], dim=1)
+        self.state = ChainState(z.clone(), log_density[:, 0].clone(), score.clone())
+        self.uses = uses[:, 0].long()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes what `tensors` gave."""
         self.state = ChainState(*(tensors[name] for name in ChainState._fields))
-        self.uses, self.step = tensors["uses"], tensors["step"]
+        self.uses = tensors["uses"]
 
     def _rows(self, num: int, position: int) -> Tensor:
         """Whose turn it is."""

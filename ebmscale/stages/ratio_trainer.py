@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -26,10 +27,10 @@ class RatioTrainer(Protocol):
     Attributes:
         engine: of the ratio network.
         settings: how ratios are trained and the prior is sampled.
-        latents: the buffer of posteriors, the chains and the base.
+        latents: the buffer of posteriors and the base.
         prior: p_k now.
         state: where the stage is.
-        trace: of the prior chains that moved last.
+        memorised: the loss on negatives that were used and on fresh ones, in nats; None where that is not measured.
     """
 
     engine: RatioEngine
@@ -37,7 +38,12 @@ class RatioTrainer(Protocol):
     latents: Latents
     prior: RatioSequence
     state: StageState
-    trace: ChainTrace | None
+    memorised: dict[str, float] | None
+
+    @property
+    def trace(self) -> ChainTrace | None:
+        """Of the prior chains that moved last; None where there are none."""
+        ...
 
     @property
     def parts(self) -> dict[str, SavedPart]:
@@ -86,6 +92,14 @@ class RatioTrainer(Protocol):
 
     def decide(self, evidence: Evidence, position: int) -> Decision:
         """The scheduler's decision on this evidence, carried out (collective)."""
+        ...
+
+    def undone_if_stopped(self) -> AbstractContextManager[None]:
+        """What a measurement of evidence inside changed is taken back where a chain is stopped."""
+        ...
+
+    def take_restarted(self) -> int:
+        """How many of this rank's prior chains diverged and began anew since the last call."""
         ...
 
     def shift(self, num_samples: int) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.losses import nan_above_limit
-from ebmscale.density.prior import RatioSequence
 from ebmscale.seeds import StreamNoise
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
@@ -74,7 +73,7 @@ class RatioUpdates:
                 bad = True
         return RatioReport(total / stages.updates_per_batch, self.grad_norm, bad)
 
-    def log_ratio(self, prior: RatioSequence, z: Tensor) -> Tensor:
-        """The network's values at latents (..., N, Z) in the prior's coordinates, in fp32."""
+    def log_ratio(self, points: Tensor) -> Tensor:
+        """The network's values at points (..., N, Z) in the prior's coordinates, in fp32."""
         dtype = next(self._engine.module.parameters()).dtype
-        return self._engine(prior.coordinates(z).to(dtype)).float()
+        return self._engine(points.to(dtype)).float()

@@ -55,11 +55,11 @@ class ParticleSettings:
 
     candidates: int = 10
     min_share: float = 0.02
-    pool_size: int = 12288
+    pool_size: int = 8192
     most_uses: int = 4
     num_tune: int = 4096
     groups: int = 4
-    group_size: int = 2048
+    group_size: int = 1024
     num_fresh: int = 65536
     annealing: Annealing = field(
         default_factory=lambda: Annealing(

@@ -8,26 +8,33 @@ Shapes: B rows of this rank, Z latent.
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from ebmscale.density import evidence as evidence_of
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.losses import n2ce
 from ebmscale.density.prior import RatioSequence
-from ebmscale.density.schedule import Advance, Decision, Finish, RollBack, StageState, decide, rate_factor
+from ebmscale.density.schedule import Advance, Decision, Finish, RollBack, StageState, decide, is_settled, rate_factor
 from ebmscale.model.saved_part import SavedPart
-from ebmscale.networks import initialise
+from ebmscale.networks import WIDE_BOUND, Standardised, initialise, set_bound
 from ebmscale.seeds import StreamNoise, torch_generator
+from ebmscale.stages.beginning import bound_for
+from ebmscale.stages.chain_negatives import ChainNegatives
+from ebmscale.stages.density_negatives import DensityNegatives
 from ebmscale.stages.latents import Latents
+from ebmscale.stages.negatives import Freeze, NegativeSource
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_updates import RatioReport, RatioUpdates
-from ebmscale.world import World
+from ebmscale.stages.supplies import unweighted
+from ebmscale.world import World, owned_rows
 
 
 class StageTrainer:
@@ -38,34 +45,44 @@ class StageTrainer:
     Args:
         engine: of the ratio network.
         prior: p_{k-1}; its base is p_0.
-        settings: how ratios are trained, when a stage moves on, and how the prior is sampled.
+        negatives: samples of p_{k-1}.
+        settings: how ratios are trained and when a stage moves on.
         world: this process's place.
-        after_step: called after every step of the long chains, those of `evidence` and `decide`; where it raises,
-            nothing has changed.
+
+    Attributes:
+        memorised: the loss on negatives that were used and on fresh ones at the last evidence, in nats; alike where
+            nothing is memorised. None where the source cannot tell.
     """
 
     def __init__(
         self,
         engine: RatioEngine,
         prior: RatioSequence,
+        negatives: NegativeSource,
         settings: RatioSettings,
         world: World,
-        after_step: Callable[[], None] = lambda: None,
     ):
         self.engine = engine
         self.prior = prior
-        self.latents = Latents(prior.base, settings, world, after_step)
+        self.negatives = negatives
+        negatives.begin(prior, 0)
+        self.latents = Latents(prior.base, settings, world, negatives.tables)
         self.state = StageState(started=settings.stages.start_samples, finished=settings.stages.max_stages == 0)
         self.criteria = settings.criteria
-        self.trace: ChainTrace | None = None
+        self.memorised: dict[str, float] | None = None
         self._updates = RatioUpdates(engine, settings, world)
         self.settings, self._world = settings, world
-        self._posterior_mean = 0.0
+        self._held_out = torch.zeros(0, prior.base.dim, device=world.device)
 
     @property
     def parts(self) -> dict[str, SavedPart]:
         """See `RatioTrainer.parts`."""
-        return {"ratio": self.engine, "chains": self.latents}
+        return {"ratio": self.engine, "chains": self.latents, **self.negatives.parts}
+
+    @property
+    def trace(self) -> ChainTrace | None:
+        """See `RatioTrainer.trace`."""
+        return self.negatives.trace
 
     @property
     def frozen(self) -> RatioSequence:
@@ -86,15 +103,13 @@ class StageTrainer:
         self.latents.observe(posterior, streams)
 
     def advance_prior(self, position: int) -> None:
-        """Moves the prior chains that training draws from; p_0 needs none."""
-        if not self.is_first_stage:
-            pools, num_steps = self.latents.pools, self.settings.chains.num_steps
-            z, self.trace = pools.moved("pool", self.prior, position, num_steps)
-            pools.training.fill(z)
+        """Moves the prior chains that training draws from, where there are chains."""
+        self.negatives.advance(self.prior, position)
 
     def fit_base(self, position: int) -> None:
         """See `Latents.fit_base`."""
-        self.prior = self.prior.on_base(self.latents.fit_base(position))
+        self.prior = self.prior.on_base(self.latents.fit_base())
+        self.negatives.begin(self.prior, position)
 
     def update(self, position: int, rate_scale: float = 1.0, limit: float = math.inf) -> RatioReport | None:
         """`updates_per_batch` updates of the current ratio; see `RatioTrainer.update`."""
@@ -107,16 +122,13 @@ class StageTrainer:
 
     def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[Tensor]:
         """See `ratio_updates.Losses`."""
-        num_updates = self.settings.stages.updates_per_batch
-        z_q = self.latents.draw_posteriors(noise, streams, num_updates)
-        z_p = (
-            self.prior.base.from_noise(noise.normal(num_updates, self.prior.base.dim))
-            if self.is_first_stage
-            else self.latents.pools.training.draw(noise.uniform(num_updates), streams)
-        )
-        for of_q, of_p in zip(z_q.unbind(1), z_p.unbind(1), strict=True):
-            f_q, f_p = self._updates.log_ratio(self.prior, torch.cat([of_q, of_p])).split(len(streams))
-            yield n2ce(f_q, f_p, self.settings.stages.magnification)
+        num_updates, magnification = self.settings.stages.updates_per_batch, self.settings.stages.magnification
+        q = self.prior.coordinates(self.latents.draw_posteriors(noise, streams, num_updates))
+        p, weights = self.negatives.draw(self.prior, noise, streams, num_updates)
+        for update in range(num_updates):
+            both = torch.cat([q[:, update], p[:, update]])
+            f_q, f_p = self._updates.log_ratio(both).split(len(streams))
+            yield n2ce(f_q, f_p, magnification, weights[:, update])
 
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Held-out evidence of the current ratio, the same on every rank (collective).
@@ -125,42 +137,53 @@ class StageTrainer:
             z_held_out: (B, Z) this rank's held-out posterior latents.
             position: `samples_seen`.
         """
-        pools = self.latents.pools
-        if self.is_first_stage:
-            z_p = pools.base_draw(self.prior.base, "evidence", pools.held_out.row_streams, position)
-        else:
-            num_steps = self.settings.chains.num_steps
-            z_p, _ = pools.moved("held_out_pool", self.prior, position, num_steps, long=True)
-            pools.held_out.fill(z_p)
+        fresh = self.negatives.held_out(self.prior, position)
+        q = self.prior.coordinates(z_held_out)
         with torch.no_grad():
-            values = [self._updates.log_ratio(self.prior, z) for z in (z_held_out, z_p)]
-        f_q, f_p = (torch.cat(self._world.gather(f)) for f in values)
-        self._posterior_mean = float(f_q.double().mean())
-        return evidence_of.measure(f_q, f_p, self._updates.grad_norm)
+            own = self._updates.log_ratio(q), self._updates.log_ratio(fresh.z), fresh.weights
+        f_q, f_p, weights = (torch.cat(self._world.gather(part)) for part in own)
+        self._held_out = self._all_rows(q)
+        evidence = evidence_of.measure(
+            f_q, unweighted(f_p, weights), self._updates.grad_norm, self.negatives.judges_gain
+        )
+        self.memorised = self._memorised(float((weights.double() * softplus(f_p)).mean()))
+        if self.state.settling_since is None and math.isfinite(evidence.loss):
+            set_bound(self.engine.module, bound_for(evidence.loss))
+        return evidence
 
     def decide(self, evidence: Evidence, position: int) -> Decision:
-        """The scheduler's decision on this evidence, carried out."""
+        """The scheduler's decision on this evidence, carried out.
+
+        Where the source judges a ratio at its gain, a settled stage is judged by that bound.
+        """
+        freeze = None
+        if self.negatives.judges_gain and is_settled(self.state, self.criteria, position):
+            freeze = self.next_prior(position)
+            if freeze.bound is not None:
+                evidence = replace(evidence, kl_bound=freeze.bound[0], kl_bound_error=freeze.bound[1])
         decision, state = decide(self.state, evidence, self.criteria, position)
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
-            self.prior, chains, gain = self.next_prior(position)
-            if gain != 1:
-                decision = replace(decision, reason=f"{decision.reason}; frozen at {gain:.2f} of its strength")
-            self.latents.pools.fill(chains)
+            freeze = freeze or self.next_prior(position)
+            if freeze.gain != 1:
+                decision = replace(decision, reason=f"{decision.reason}; frozen at {freeze.gain:.2f} of its strength")
+            self.prior = freeze.prior
+            freeze.keep()
         self.state = state
         if isinstance(decision, (Advance, RollBack)):
             self.engine.reset(self._initial_weights())
         return decision
 
-    def next_prior(self, position: int) -> tuple[RatioSequence, dict[str, Tensor], float]:
-        """The prior with the current ratio, every pool's chains brought to it, and the ratio's gain (collective).
+    def next_prior(self, position: int) -> Freeze:
+        """The prior with the current ratio (collective). Nothing is changed."""
+        return self.negatives.freeze(self.prior, self.engine.full_weights(), self._held_out, position)
 
-        Nothing is changed.
-        """
-        weights, pools = self.engine.full_weights(), self.latents.pools
-        if self.settings.chains.equilibrate == "tilt":
-            return pools.tilted(self.prior, weights, self._posterior_mean, position)
-        prior = self.prior.append(weights)
-        return prior, pools.equilibrated(prior, position), 1.0
+    def undone_if_stopped(self) -> AbstractContextManager[None]:
+        """See `RatioTrainer.undone_if_stopped`."""
+        return self.negatives.undone_if_stopped()
+
+    def take_restarted(self) -> int:
+        """See `RatioTrainer.take_restarted`."""
+        return self.negatives.take_restarted()
 
     def shift(self, num_samples: int) -> None:
         """Sets the stage's clock on: it has trained for no longer than before, but `samples_seen` has moved."""
@@ -173,14 +196,15 @@ class StageTrainer:
 
     def values(self) -> dict[str, Any]:
         """See `RatioTrainer.values`."""
-        of_stage = asdict(self.state)
-        return {"stage": of_stage, "grad_norm": self._updates.grad_norm, "fits_base": self.latents.fits_base}
+        values = {"grad_norm": self._updates.grad_norm, "fits_base": self.latents.fits_base}
+        return {"stage": asdict(self.state), **values, "negatives": self.negatives.values() or None}
 
     def load_values(self, values: dict[str, Any]) -> None:
         """Takes what `values` gave."""
         self.state = StageState(**values["stage"])
         self._updates.grad_norm = values["grad_norm"]
         self.latents.fits_base = values.get("fits_base", False)
+        self.negatives.load_values(values["negatives"] or {})
 
     def take_frozen(self, ratios: Sequence[Mapping[str, Tensor]]) -> None:
         """See `RatioTrainer.take_frozen`."""
@@ -188,11 +212,66 @@ class StageTrainer:
         for weights in ratios:
             prior = prior.append({name: weight.to(self._world.device) for name, weight in weights.items()})
         self.prior = prior
+        self.negatives.resume(prior)
+
+    def rehearse(self, num_stages: int) -> None:
+        """Takes a prior of so many copies of the ratio in training, to see what its stages cost (collective)."""
+        prior, weights = self.prior.prefix(0), self.engine.full_weights()
+        for _ in range(num_stages):
+            prior = prior.append(weights)
+        self.prior = prior
+        self.negatives.rehearse(prior)
 
     def _initial_weights(self) -> dict[str, Tensor]:
         """Of the next ratio, or of the next try of this one."""
-        network = copy.deepcopy(self.prior.network)
-        initialise(
-            network, torch_generator(self.settings.seed, "ratio-weights", self.state.stage, self.state.rollbacks)
-        )
+        network, state = copy.deepcopy(self.prior.network), self.state
+        initialise(network, torch_generator(self.settings.seed, "ratio-weights", state.stage, state.rollbacks))
+        spread = self.negatives.spread()
+        if spread is not None and isinstance(network, Standardised):
+            network.set_spread(*spread)
+        set_bound(network, WIDE_BOUND)
         return network.state_dict()
+
+    def _all_rows(self, own: Tensor) -> Tensor:
+        """The rows of all ranks (M, Z) in the order of their numbers (collective)."""
+        parts = self._world.gather(own)
+        num, size = sum(map(len, parts)), len(parts)
+        found = torch.cat([part.to(own) for part in parts])
+        ranks = [World(rank, size, self._world.device) for rank in range(size)]
+        places = torch.cat([owned_rows(num, self.settings.num_streams, rank) for rank in ranks])
+        return found[places.argsort().to(own.device)]
+
+    @torch.no_grad()
+    def _memorised(self, fresh: float) -> dict[str, float] | None:
+        """See `memorised` (collective), from the mean loss on fresh negatives."""
+        used = self.negatives.used()
+        if used is None:
+            return None
+        loss = (used.weights.double() * softplus(self._updates.log_ratio(used.z)).double()).sum()
+        total, count = self._world.sum(torch.stack([loss, loss.new_tensor(len(used.z))])).tolist()
+        return {"used": total / count, "fresh": fresh}
+
+
+def make_stage_trainer(
+    engine: RatioEngine,
+    prior: RatioSequence,
+    settings: RatioSettings,
+    world: World,
+    after_step: Callable[[], None] = lambda: None,
+) -> StageTrainer:
+    """A trainer whose negatives come from where `prior.kind` says.
+
+    Args:
+        engine: of the ratio network.
+        prior: p_0 with the form of the ratios.
+        settings: how ratios are trained and the prior is sampled.
+        world: this process's place.
+        after_step: called after every step of the long chains, those of `evidence` and `decide`; where it raises,
+            nothing has changed.
+    """
+    negatives: NegativeSource
+    if settings.chains.kind == "density":
+        negatives = DensityNegatives(settings, prior, world)
+    else:
+        negatives = ChainNegatives(settings, prior.base.dim, world, after_step)
+    return StageTrainer(engine, prior, negatives, settings, world)

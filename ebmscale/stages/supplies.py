@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ebmscale.density.moves import Noise
 from ebmscale.density.prior import Base, RatioSequence
+from ebmscale.density.resampling import resample_systematically
+from ebmscale.model.sampler import total
 from ebmscale.stages.draws import Draws
 
 ROWS_AT_ONCE = 8192
@@ -45,11 +47,11 @@ class Supply(Protocol):
         ...
 
     def fresh(self, num: int, position: int) -> Negatives:
-        """About `num` negatives that no update has seen or will see."""
+        """This worker's share of about `num` negatives that no update has seen or will see."""
         ...
 
     def used(self, batch: int, position: int) -> Negatives:
-        """Negatives as the last updates before `position` saw them, `batch` an update."""
+        """This worker's negatives as the last updates before `position` saw them, `batch` an update."""
         ...
 
 
@@ -75,7 +77,7 @@ class ExactDraws:
 
     def _drawn(self, noise: Noise) -> Negatives:
         z = self._base.from_noise(noise.normal(self._base.dim))
-        return Negatives(z, torch.ones(len(z)))
+        return Negatives(z, torch.ones(len(z), device=z.device))
 
 
 class WeightedDraws:
@@ -115,7 +117,7 @@ class WeightedDraws:
         candidates = base.from_noise(noise.normal(self._candidates, base.dim).flatten(0, 1))
         log_weights = (total(self._sequence, candidates).double() - self._log_z).view(-1, self._candidates)
         chosen, log_mean = choose(log_weights, noise.uniform())
-        rows = torch.arange(len(chosen)) * self._candidates + chosen
+        rows = torch.arange(len(chosen), device=chosen.device) * self._candidates + chosen
         return Negatives(candidates[rows], log_mean.exp().float())
 
 
@@ -137,9 +139,9 @@ def again(draw: Callable[[int, int], Negatives], batch: int, position: int) -> N
     return Negatives(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-@torch.no_grad()
-def total(sequence: RatioSequence, z: Tensor) -> Tensor:
-    """f_1 + ... + f_K at z (N, Z), as (N,), in parts that fit in a cache."""
-    if not sequence.num_stages:
-        return torch.zeros(len(z))
-    return torch.cat([sequence.log_ratios(part).sum(0) for part in z.split(ROWS_AT_ONCE)])
+def unweighted(values: Tensor, weights: Tensor) -> Tensor:
+    """Values (N,) resampled in proportion to weights (N,)."""
+    if bool((weights == weights[0]).all()):
+        return values
+    placed = torch.full((1,), 0.5, device=weights.device)
+    return values[resample_systematically(weights.double().log()[None], placed, len(values))[0]]

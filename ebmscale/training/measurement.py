@@ -25,7 +25,7 @@ def take_evidence(run: Run) -> dict[str, Any]:
     Raises:
         Stopped: a rank was asked to stop during a chain; nothing has changed.
     """
-    with run.timer.part("evidence"), run.stages.latents.pools.undone_if_stopped():
+    with run.timer.part("evidence"), run.stages.undone_if_stopped():
         seed, position = run.config.run.seed, run.samples_seen
         noise = StreamNoise(seed, "held-out-posterior", position, run.data.held_out_streams, run.world.device)
         held_out = run.data.held_out
@@ -49,6 +49,7 @@ def take_evidence(run: Run) -> dict[str, Any]:
         decision = run.stages.decide(evidence, position)
         return event | {
             "evidence": asdict(evidence),
+            "memorised": run.stages.memorised,
             "decision": type(decision).__name__,
             "freeze": isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze),
             "reason": decision.reason,

@@ -26,7 +26,7 @@ from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
 from ebmscale.stages.live import LiveTrainer
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_trainer import RatioTrainer
-from ebmscale.stages.stage_trainer import StageTrainer
+from ebmscale.stages.stage_trainer import make_stage_trainer
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.adam import OptimizerSettings
@@ -163,7 +163,7 @@ def _ratio_trainer(config: RunConfig, settings: EngineSettings, world: World, po
     engine = make_engine(network, _adam(config.train.ratio), settings, world)
     if config.method == "lebm" or (config.method == "tre" and config.num_live):
         return LiveTrainer(engine, build_live_networks(config), config.method, prior, of_ratios, world, poll)
-    return StageTrainer(engine, prior, of_ratios, world, poll)
+    return make_stage_trainer(engine, prior, of_ratios, world, poll)
 
 
 def _ratio_settings(config: RunConfig, chain_dtype: torch.dtype) -> RatioSettings:

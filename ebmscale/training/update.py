@@ -69,7 +69,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     if run.generator_trains:
         meter.add("train/mse", squared_error.sum() / max(len(x), 1), len(x))
         meter.add("train/generator_grad_norm", grad_norm)
-    meter.add("chain/restarted", (sample.num_lost + run.stages.latents.pools.take_restarted()) * run.world.size)
+    meter.add("chain/restarted", (sample.num_lost + run.stages.take_restarted()) * run.world.size)
     if sample.trace.drift.numel():
         meter.add("chain/posterior_drift", sample.trace.drift[-1])
         meter.add("chain/posterior_log_density_first", sample.trace.log_density[0])

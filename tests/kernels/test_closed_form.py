@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ebmscale.density import path
 from ebmscale.density.bases import Mixture, MomentBase
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
 from ebmscale.density.prior import Base, RatioSequence, StandardNormal
 from ebmscale.kernels import prior_chain
-from ebmscale.kernels.closed_form import closed_form_target
+from ebmscale.kernels.closed_form import ROWS_AT_ONCE, closed_form_target, last_leg
 from ebmscale.kernels.prior_chain import prior_target, run_prior_chain
-from ebmscale.networks import ACTIVATIONS, RatioNet
+from ebmscale.networks import ACTIVATIONS, RatioNet, Standardised, vector_ratio
 
 DIM = 5
 
@@ -150,3 +151,51 @@ def test_a_network_derived_from_the_known_one_is_not_taken_for_it() -> None:
     network = Doubled(DIM, (4,)).double()
     prior = RatioSequence(StandardNormal(DIM), network).append(network.state_dict())
     assert closed_form_target(prior) is None
+
+
+def make_stage_prior(num_stages: int, quadratic: bool, bounded: bool, base=None) -> RatioSequence:
+    """Stages as `stages` learns them: standardised inputs, a gain, a bounded perceptron, and a quadratic head."""
+    network = Standardised(vector_ratio(DIM, (7, 6), "silu", quadratic, squares=True, bounded=bounded), DIM).double()
+    prior = RatioSequence(base or StandardNormal(DIM), network)
+    generator = torch.Generator().manual_seed(num_stages)
+    for stage in range(num_stages):
+        weights = {
+            name: torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            for name, weight in network.state_dict().items()
+        }
+        weights |= {"scale": 1 + weights["scale"].square(), "gain": torch.tensor(0.5 + stage, dtype=torch.float64)}
+        weights |= {name: torch.full_like(one, 2.0 + stage) for name, one in weights.items() if name.endswith("bound")}
+        prior = prior.append(weights)
+    return prior
+
+
+@pytest.mark.parametrize("num_stages", [1, 3])
+@pytest.mark.parametrize("quadratic", [False, True])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_stages_with_gains_bounds_and_quadratic_heads_are_autograds(
+    num_stages: int, quadratic: bool, bounded: bool
+) -> None:
+    prior = make_stage_prior(num_stages, quadratic, bounded)
+    target = closed_form_target(prior)
+    assert target is not None
+    z = normal(ROWS_AT_ONCE + 9, DIM)
+    for got, wanted in zip(target(z), prior.evaluate(z), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)  # torch's softplus is linear beyond 20
+
+
+@pytest.mark.parametrize("num_stages", [1, 3])
+@pytest.mark.parametrize("quadratic", [False, True])
+def test_rungs_between_two_stages_are_autograds(num_stages: int, quadratic: bool) -> None:
+    prior = make_stage_prior(num_stages, quadratic, bounded=True)
+    leg = last_leg(prior)
+    assert leg.rung is not None
+    z, t = normal(ROWS_AT_ONCE + 9, DIM), normal(ROWS_AT_ONCE + 9, 1, seed=1)[:, 0].abs()
+    definition = path.Leg(prior.prefix(num_stages - 1).log_density, lambda z: prior.log_ratios(z)[-1])
+    for got, wanted in zip(leg.target_at(t)(z), definition.target_at(t)(z), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)  # torch's softplus is linear beyond 20
+
+
+def test_a_fitted_base_and_unknown_networks_have_no_rung_in_closed_form() -> None:
+    assert last_leg(make_stage_prior(2, True, True, moment_base())).rung is None
+    network = Standardised(vector_ratio(DIM, (7,), "silu", True, num_waves=3), DIM)
+    assert last_leg(RatioSequence(StandardNormal(DIM), network).append(network.state_dict())).rung is None

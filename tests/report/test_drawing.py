@@ -14,7 +14,7 @@ from ebmscale.config import RunConfig
 from ebmscale.density.langevin import LangevinSettings
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError
-from ebmscale.evaluate.sampling import chain_diagnostics, draw
+from ebmscale.evaluate.sampling import chain_diagnostics, draw, pareto_k
 from ebmscale.model.build import build_model, build_ratio_network
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.storage import Storage
@@ -40,7 +40,7 @@ def model(tiny: RunConfig) -> LatentModel:
     return LatentModel(tiny, build_model(tiny, (1, 8, 8)), prior, (1, 8, 8), 0)
 
 
-@pytest.mark.parametrize("method", ["chain", "smc", "sir"])
+@pytest.mark.parametrize("method", ["auto", "chain", "smc", "sir"])
 def test_samples_have_the_priors_moments(model: LatentModel, method: str) -> None:
     drawn = draw(model, 1000, method, seed=1)
     assert drawn.z.shape == (1000, 4)
@@ -48,8 +48,15 @@ def test_samples_have_the_priors_moments(model: LatentModel, method: str) -> Non
     assert float(drawn.z.var(0).mean()) == pytest.approx(0.5, abs=0.05)
     assert torch.equal(draw(model, 1000, method, seed=1).z, drawn.z)
     assert not torch.equal(draw(model, 1000, method, seed=2).z, drawn.z)
-    assert len(drawn.lines()) == len(drawn.diagnostics) > 3
+    assert len(drawn.lines()) == len(drawn.diagnostics) + 1 > 4
     assert draw(model, 10, method, num_stages=0).z.shape == (10, 4)
+
+
+def test_pareto_k_of_weights_whose_tail_is_known() -> None:
+    """Weights e^(k x) with x exponential have a Pareto tail of shape k."""
+    x = torch.empty(20_000, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(0))
+    for shape in (0.3, 0.8):
+        assert pareto_k(shape * x) == pytest.approx(shape, abs=0.15)
 
 
 def test_both_exact_methods_agree_on_the_normaliser(model: LatentModel) -> None:

@@ -23,7 +23,7 @@ from ebmscale.model.pieces import Span
 from ebmscale.networks import build_ratio_net
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.stages.ratio_settings import RatioSettings
-from ebmscale.stages.stage_trainer import StageTrainer
+from ebmscale.stages.stage_trainer import StageTrainer, make_stage_trainer
 from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
@@ -41,7 +41,7 @@ STAGES = StagesBlock(
     evidence_samples=256,
     significance=0.01,
 )
-CHAINS = PriorBlock(num_chains=256, num_steps=2, step_size=0.2, equilibrate_steps=5)
+CHAINS = PriorBlock(kind="persistent", num_chains=256, num_steps=2, step_size=0.2, equilibrate_steps=5)
 OPTIMIZER = RatioOptimizerBlock(rate=5e-3)
 GOOD = Evidence(loss=1.0, loss_error=0.02, auc=0.8, calibration_error=0.01, kl_bound=0.5, kl_bound_error=0.01, ess=0.5)
 SETTLED = StageState(settling_since=0)
@@ -60,7 +60,7 @@ def make_trainer(
     prior = RatioSequence(StandardNormal(dim), network)
     engine = make_engine(network, OptimizerSettings(OPTIMIZER.rate, OPTIMIZER.betas), EngineSettings(), world)
     settings = RatioSettings(stages, chains, OPTIMIZER, 0, STREAMS, amortised=amortised)
-    return StageTrainer(engine, prior, settings, world)
+    return make_stage_trainer(engine, prior, settings, world)
 
 
 def posterior(position: int) -> Tensor:
@@ -110,7 +110,7 @@ def test_the_base_takes_the_posteriors_moments_where_the_ratios_begin() -> None:
     torch.testing.assert_close(base.mean, torch.tensor([3.0, -2.0]), rtol=0, atol=0.15)
     covariance = base.cholesky @ base.cholesky.T
     torch.testing.assert_close(covariance.diagonal(), torch.tensor([0.34, 4.09]), rtol=0.1, atol=0)
-    torch.testing.assert_close(trainer.latents.pools.training.rows.mean(0), base.mean, rtol=0, atol=0.4)
+    torch.testing.assert_close(trainer.negatives.pools.training.rows.mean(0), base.mean, rtol=0, atol=0.4)
     trainer.observe(gaussians(9999) + 50, torch.arange(BATCH) % STREAMS)
     trainer.update(2048 + BATCH)
     assert trainer.prior.base is base  # fitted once
@@ -233,7 +233,7 @@ def test_an_update_is_made_at_the_rate_of_the_schedule(state: StageState, factor
 def test_the_chains_of_evidence_are_not_those_of_training(equilibrate: str) -> None:
     trainer = make_trainer(chains=CHAINS.model_copy(update={"equilibrate": equilibrate}))
     for _ in range(2):
-        pools = trainer.latents.pools
+        pools = trainer.negatives.pools
         assert torch.cat([pools.training.rows, pools.held_out.rows]).unique(dim=0).shape[0] == 512
         trainer.state = SETTLED
         trainer.decide(GOOD, END)
@@ -265,12 +265,12 @@ def test_advancing_freezes_the_ratio_and_starts_the_next_from_zero() -> None:
     trainer = make_trainer()
     train(trainer, 0, 2)
     trainer.state = SETTLED
-    frozen, pool = trainer.engine.full_weights(), trainer.latents.pools.training.rows.clone()
+    frozen, pool = trainer.engine.full_weights(), trainer.negatives.pools.training.rows.clone()
     assert isinstance(trainer.decide(GOOD, END), Advance)
     assert trainer.state == StageState(stage=2, started=END)
     assert equal(trainer.prior.stage_weights(1), frozen)
     assert not trainer.engine(torch.randn(5, 2)).any()
-    assert not torch.equal(trainer.latents.pools.training.rows, pool)
+    assert not torch.equal(trainer.negatives.pools.training.rows, pool)
     assert int(trainer.engine.state()["step"]) == 0
 
 
@@ -288,7 +288,7 @@ def test_a_finish_without_gain_drops_the_ratio_and_one_at_the_last_stage_keeps_i
 def test_a_roll_back_starts_the_ratio_again_from_other_weights_and_keeps_prior_and_chains() -> None:
     trainer = make_trainer()
     train(trainer, 0, 1)
-    before, pool = trainer.engine.full_weights(), trainer.latents.pools.training.rows.clone()
+    before, pool = trainer.engine.full_weights(), trainer.negatives.pools.training.rows.clone()
     assert isinstance(trainer.decide(Evidence(**{**vars(GOOD), "loss": float("nan")}), END), RollBack)
     first = trainer.engine.full_weights()
     assert isinstance(trainer.decide(Evidence(**{**vars(GOOD), "loss": float("nan")}), END), RollBack)
@@ -298,23 +298,23 @@ def test_a_roll_back_starts_the_ratio_again_from_other_weights_and_keeps_prior_a
     assert not trainer.engine(torch.randn(5, 2)).any()
     assert trainer.state.rate_scale == 0.25
     assert trainer.is_first_stage
-    assert torch.equal(trainer.latents.pools.training.rows, pool)
+    assert torch.equal(trainer.negatives.pools.training.rows, pool)
 
 
 def test_training_and_measuring_move_only_their_own_chains() -> None:
     trainer = make_trainer()
     trainer.state = SETTLED
     trainer.decide(GOOD, END)
-    pool, held_out = trainer.latents.pools.training.rows.clone(), trainer.latents.pools.held_out.rows.clone()
+    pool, held_out = trainer.negatives.pools.training.rows.clone(), trainer.negatives.pools.held_out.rows.clone()
     trainer.observe(posterior(0), torch.arange(BATCH) % STREAMS)
     trainer.advance_prior(END)
     trainer.update(END)
-    assert torch.equal(trainer.latents.pools.held_out.rows, held_out)
-    assert not torch.equal(trainer.latents.pools.training.rows, pool)
-    pool = trainer.latents.pools.training.rows.clone()
+    assert torch.equal(trainer.negatives.pools.held_out.rows, held_out)
+    assert not torch.equal(trainer.negatives.pools.training.rows, pool)
+    pool = trainer.negatives.pools.training.rows.clone()
     trainer.evidence(posterior(0), END)
-    assert torch.equal(trainer.latents.pools.training.rows, pool)
-    assert not torch.equal(trainer.latents.pools.held_out.rows, held_out)
+    assert torch.equal(trainer.negatives.pools.training.rows, pool)
+    assert not torch.equal(trainer.negatives.pools.held_out.rows, held_out)
 
 
 def tables_of(trainer: StageTrainer) -> dict[Span, torch.Tensor]:
@@ -353,13 +353,15 @@ class TwoModes(nn.Module):
 @pytest.mark.parametrize(("equilibrate", "share"), [("smc", 0.8), ("langevin", 0.5)])
 def test_only_sequential_monte_carlo_gives_far_modes_their_share(equilibrate: str, share: float) -> None:
     """Langevin steps from N(0, 1) leave half of the chains on either side; the standard error is 0.01."""
-    chains = PriorBlock(num_chains=4096, num_steps=1, step_size=0.1, equilibrate=equilibrate, equilibrate_steps=200)
+    chains = PriorBlock(
+        kind="persistent", num_chains=4096, num_steps=1, step_size=0.1, equilibrate=equilibrate, equilibrate_steps=200
+    )
     trainer = make_trainer(TwoModes(), dim=1, chains=chains)
     for _ in range(2):  # a second stage, whose ratio is made to say nothing, keeps what the first has brought
         trainer.state = SETTLED
         trainer.decide(GOOD, END)
         trainer.engine.reset({"scale": torch.zeros(())})
-    z = trainer.latents.pools.training.rows[:, 0]
+    z = trainer.negatives.pools.training.rows[:, 0]
     assert float((z > 0).float().mean()) == pytest.approx(share, abs=0.04)
     assert float(z.abs().mean()) == pytest.approx(2.5, abs=0.03)
     assert float(z.abs().std()) == pytest.approx(0.3, abs=0.02)

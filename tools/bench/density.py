@@ -34,12 +34,12 @@ from torch import Tensor, nn
 
 from ebmscale.density.losses import nce
 from ebmscale.density.prior import StandardNormal
+from ebmscale.model.sampler import total
 from ebmscale.networks import Standardised, initialise
 from ebmscale.ratios import FitSettings, FittedRatio, fit_ratio
 from ebmscale.ratios.fit import build_network
 from ebmscale.ratios.uses import mutual_information
 from ebmscale.seeds import torch_generator
-from ebmscale.stages.supplies import total
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "quadratic": {"quadratic": True, "hidden": ()},

@@ -27,6 +27,7 @@ from ebmscale.density.bases import MomentBase
 from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing
 from ebmscale.density.prior import Base, RatioSequence, StandardNormal
+from ebmscale.model.sampler import agreement, draw_density, total
 from ebmscale.networks import Standardised, vector_ratio
 from ebmscale.stages.base import choose_base
 from ebmscale.stages.draws import Draws
@@ -34,9 +35,7 @@ from ebmscale.stages.from_base import FromBase
 from ebmscale.stages.learn import Course, Learned, learn
 from ebmscale.stages.particles import measure_normalisers
 from ebmscale.stages.record import StageRecord
-from ebmscale.stages.sampler import agreement, sample
 from ebmscale.stages.settings import StageSettings, TrainerSettings
-from ebmscale.stages.supplies import total
 from ebmscale.stages.targets import Parts, Posteriors, Target
 
 HIDDEN = {"normal": (200, 200), "gaussian": (200, 200), "chosen": (400, 400)}
@@ -126,7 +125,7 @@ def checked(base: Base, learned: Learned, held_out: Tensor, draws: Draws) -> lis
     rows = []
     for stage in range(1, learned.sequence.num_stages + 1):
         sequence = learned.sequence.prefix(stage)
-        found = sample(sequence, 2048, draws)
+        found = draw_density(sequence, 2048, draws.seed)
         agrees = agreement(sequence, found.z, x, min(found.unique, found.ancestors))
         rows.append({
             "stage": stage, "method": found.method, "reason": found.reason, "unique": found.unique,

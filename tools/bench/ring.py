@@ -27,7 +27,7 @@ from ebmscale.density.schedule import Advance, Finish
 from ebmscale.networks import build_ratio_net
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.ratio_settings import RatioSettings
-from ebmscale.stages.stage_trainer import StageTrainer
+from ebmscale.stages.stage_trainer import StageTrainer, make_stage_trainer
 from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
@@ -41,7 +41,9 @@ HIDDEN = (128, 128)
 BATCH = 8192
 HELD_OUT = 32_768
 
-CHAINS = PriorBlock(num_chains=8192, num_steps=2, step_size=0.04, equilibrate="smc", equilibrate_steps=20)
+CHAINS = PriorBlock(
+    kind="persistent", num_chains=8192, num_steps=2, step_size=0.04, equilibrate="smc", equilibrate_steps=20
+)
 OPTIMIZER = RatioOptimizerBlock(rate=2e-3)
 STAGES = StagesBlock(
     max_stages=12,
@@ -143,7 +145,7 @@ def make_trainer(
     engine = make_engine(network, settings, EngineSettings(), world)
     prior = RatioSequence(StandardNormal(2), network)
     of_ratios = RatioSettings(stages, chains, optimizer, seed, num_streams=1, target_moves=False)
-    return StageTrainer(engine, prior, of_ratios, world)
+    return make_stage_trainer(engine, prior, of_ratios, world)
 
 
 def single_stage(num_updates: int) -> StagesBlock:

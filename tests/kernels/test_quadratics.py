@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.kernels.quadratics import merged
 from ebmscale.networks import Standardised, vector_ratio
-from ebmscale.stages.quadratics import merged
 
 
 def sequence_of(dim: int, scales: list[float], hidden: tuple[int, ...] = ()) -> RatioSequence:

@@ -1,0 +1,195 @@
+"""Samples of p_K as a density: importance resampling of draws of p_0 while that is enough, else sequential Monte Carlo.
+
+Both are followed by moves that leave p_K invariant, so that copies of one particle part. `agreement` is the check that
+samples must pass.
+
+Shapes: N samples, M candidates, G groups, Z latent.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ebmscale.density.estimates import importance_estimate
+from ebmscale.density.evidence import effective_sample_size
+from ebmscale.density.langevin import start
+from ebmscale.density.moves import MoveSettings, adapted, jittered, move
+from ebmscale.density.path import Annealing
+from ebmscale.density.prior import RatioSequence
+from ebmscale.density.resampling import resample_systematically
+from ebmscale.density.smc import normaliser
+from ebmscale.kernels.prior_chain import prior_target
+from ebmscale.kernels.quadratics import merged
+from ebmscale.model.normaliser import walk_prior
+from ebmscale.seeds import StreamNoise, torch_generator
+
+CANDIDATES_A_SAMPLE, LEAST_CANDIDATES = 64, 16_384
+ENOUGH = 4.0
+"""Effective draws of p_0 for a sample, from which on resampling is enough: most samples are then different."""
+NUM_GROUPS, LEAST_PARTICLES, PARTICLES_A_SAMPLE = 8, 4096, 2
+LEAST_ANCESTORS = 0.02
+"""Share of the samples that must descend from different draws of p_0; below it there are four times as many particles.
+"""
+MOST_PARTICLES = 65_536
+POLISH = MoveSettings(kind="hmc", num_moves=8, step_size=0.2)
+ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Samples of p_K, and how far they are independent ones.
+
+    Attributes:
+        z: (N, Z).
+        method: how they were drawn.
+        reason: why so.
+        unique: share of the samples that were different ones before the last moves.
+        ancestors: share of the samples that descend from different draws of p_0.
+        figures: further numbers by name.
+    """
+
+    z: Tensor
+    method: str
+    reason: str
+    unique: float
+    ancestors: float
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def draw_density(prior: RatioSequence, num: int, seed: int = 0) -> Sampled:
+    """N = `num` samples of p_K by the cheaper method that suffices.
+
+    Args:
+        prior: p_K.
+        num: N.
+        seed: of everything random.
+    """
+    if not prior.num_stages:
+        noise = StreamNoise(seed, "sample", 0, [0] * num).normal(prior.base.dim)
+        return Sampled(prior.base.from_noise(noise), "exact draws", "the prior is p_0", 1.0, 1.0)
+    drawn = by_resampling(prior, num, seed)
+    return drawn if drawn.figures["effective sample size"] >= ENOUGH * num else by_particles(prior, num, seed)
+
+
+def by_resampling(prior: RatioSequence, num: int, seed: int = 0) -> Sampled:
+    """Draws of p_0, resampled by the product of all ratios. Exact in the limit of many draws, if p_0 covers p_K."""
+    size = max(LEAST_CANDIDATES, CANDIDATES_A_SAMPLE * num)
+    inside = prior.in_coordinates()
+    candidates, log_weights = _candidates(inside, size, seed)
+    uniform = torch.rand(1, generator=torch_generator(seed, "sir-choice"))
+    chosen = resample_systematically(log_weights[None], uniform, num)[0]
+    log_z, error = importance_estimate(log_weights)
+    effective, unique = effective_sample_size(log_weights), len(chosen.unique()) / num
+    figures = {
+        "log Z": float(log_z),
+        "log Z standard error": float(error),
+        "candidates": float(size),
+        "effective sample size": effective,
+        "different samples": float(len(chosen.unique())),
+    }
+    z = _polished(inside, candidates[_shuffled(chosen, seed)], seed)
+    reason = f"{effective / num:.2g} effective draws of p_0 for a sample"
+    return Sampled(prior.from_coordinates(z), "importance resampling", reason, unique, unique, figures)
+
+
+def candidate_weights(prior: RatioSequence, size: int, seed: int) -> Tensor:
+    """The log weights (M,) that `by_resampling` gives to M = `size` draws of p_0, in float64."""
+    return _candidates(prior.in_coordinates(), size, seed)[1]
+
+
+def _candidates(inside: RatioSequence, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draws (M, Z) of p_0 in its coordinates, and their log weights (M,) in float64."""
+    noise = torch.randn(size, inside.base.dim, generator=torch_generator(seed, "sir"))
+    candidates = inside.base.from_noise(noise)
+    return candidates, total(merged(inside), candidates).double()
+
+
+def by_particles(prior: RatioSequence, num: int, seed: int = 0) -> Sampled:
+    """Particles along p_0, ..., p_K, weighted, resampled and moved. Exact in the limit of many particles."""
+    size = max(LEAST_PARTICLES, PARTICLES_A_SAMPLE * num)
+    inside = prior.in_coordinates()
+    while True:
+        walked = walk_prior(inside, seed, range(NUM_GROUPS), math.ceil(size / NUM_GROUPS), Annealing())
+        within = (walked.log_weights + walked.log_z.sum(1, keepdim=True)).flatten()
+        uniform = torch.rand(1, generator=torch_generator(seed, "smc-choice"))
+        chosen = resample_systematically(within[None], uniform, num)[0]
+        group = chosen // walked.z.shape[1]
+        ancestors = group * walked.z.shape[1] + walked.ancestors.flatten()[chosen]
+        surviving = len(ancestors.unique()) / num
+        if surviving >= LEAST_ANCESTORS or size >= MOST_PARTICLES:
+            break
+        size *= 4
+    found, unique = normaliser(walked), len(chosen.unique()) / num
+    figures = {
+        "log Z": found.log_z,
+        "log Z standard error": found.error,
+        "log Z by stepping stones": found.bridge,
+        "particles": float(size),
+        "surviving ancestors": float(len(ancestors.unique())),
+        "rungs": float(walked.num_rungs),
+        "least effective sample size (fraction)": walked.ess,
+        "least mean acceptance": min(walked.acceptance, default=1.0),
+    }
+    z = _polished(inside, walked.z.flatten(0, 1)[_shuffled(chosen, seed)], seed)
+    reason = "too few draws of p_0 count under the ratios"
+    return Sampled(prior.from_coordinates(z), "sequential Monte Carlo", reason, unique, surviving, figures)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Whether samples of p_k and held-out samples of q have the same mean log density under p_k.
+
+    Attributes:
+        difference: mean log p_k of samples minus that of held-out ones, in nats.
+        error: its standard error.
+    """
+
+    difference: float
+    error: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within three standard errors and below half a nat."""
+        return abs(self.difference) <= 3 * self.error and abs(self.difference) < 0.5
+
+
+def agreement(prior: RatioSequence, samples: Tensor, held_out: Tensor, unique: float = 1.0) -> Agreement:
+    """Compares mean log densities, whose normaliser cancels.
+
+    Args:
+        prior: p_k.
+        samples: (N, Z) of it.
+        held_out: (M, Z) of q.
+        unique: share of the samples that count as independent ones.
+    """
+    one, other = (
+        torch.cat([prior.log_density(part) for part in z.split(ROWS_AT_ONCE)]).double() for z in (samples, held_out)
+    )
+    error = math.sqrt(float(one.var()) / max(len(one) * unique, 1) + float(other.var()) / len(other))
+    return Agreement(float(one.mean() - other.mean()), error)
+
+
+@torch.no_grad()
+def total(prior: RatioSequence, z: Tensor) -> Tensor:
+    """f_1 + ... + f_K at z (N, Z), as (N,), in parts that fit in a cache."""
+    if not prior.num_stages:
+        return torch.zeros(len(z), device=z.device)
+    return torch.cat([prior.log_ratios(part).sum(0) for part in z.split(ROWS_AT_ONCE)])
+
+
+def _polished(prior: RatioSequence, z: Tensor, seed: int) -> Tensor:
+    """The samples after moves that leave p_K invariant; their step adapts to them."""
+    target, scale = prior_target(merged(prior)), z.std(0, keepdim=True).clamp(min=1e-12)
+    noise = StreamNoise(seed, "polish", 0, [0] * len(z))
+    state, step = start(target, z), torch.full((1,), POLISH.step_size, dtype=torch.float64)
+    for _ in range(POLISH.num_moves if len(z) > 1 else 0):
+        steps = jittered(step.expand(len(z)), noise.uniform(), POLISH)
+        state, accepted = move(state, noise.normal(z.shape[1]), noise.uniform(), target, steps, scale, POLISH)
+        step = adapted(step, accepted.mean()[None].double(), POLISH)
+    return state.z
+
+
+def _shuffled(chosen: Tensor, seed: int) -> Tensor:
+    return chosen[torch.randperm(len(chosen), generator=torch_generator(seed, "shuffle"))]
