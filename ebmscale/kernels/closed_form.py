@@ -56,19 +56,35 @@ def closed_form_target(prior: RatioSequence, dtype: torch.dtype | None = None) -
         dtype: of weights and activations (default: that of the weights). Latents, base density and sums over the stages
             keep the dtype of the latents.
     """
-    networks = stacked(prior)
-    if networks is None or any(_backward_of(one) is None for one in networks.activations):
+    networks = _supported(prior)
+    if networks is None:
         return None
     base, ratios = prior.base.evaluate, _Ratios(networks, dtype)
     quadratic = None if networks.quadratics is None else networks.quadratics.merged()
-    in_blocks = prior.weights[next(iter(prior.weights))].device.type == "cpu"
 
     @torch.no_grad()
     def block(z: Tensor) -> tuple[Tensor, Tensor]:
         log_density, score = base(z)
-        return _added(log_density, score, ratios.evaluate(z, score), quadratic, z)
+        return _added(log_density, *ratios.evaluate(z, score), quadratic, z)
 
-    return _blockwise(block) if in_blocks else block
+    return _blockwise(block) if networks.weights[0].device.type == "cpu" else block
+
+
+def closed_form_sum(prior: RatioSequence) -> Callable[[Tensor], Tensor] | None:
+    """A function from z (N, Z) to f_1 + ... + f_K (N,), without a graph; None if the networks are not supported."""
+    networks = _supported(prior)
+    if networks is None:
+        return None
+    ratios = _Ratios(networks, None)
+    quadratic = None if networks.quadratics is None else networks.quadratics.merged()
+
+    @torch.no_grad()
+    def total(z: Tensor) -> Tensor:
+        z = prior.base.coordinates(z)
+        value = ratios.sum(z)
+        return value if quadratic is None else value + quadratic.evaluate(z)[0][0]
+
+    return lambda z: torch.cat([total(part) for part in z.split(ROWS_AT_ONCE)])
 
 
 def rung_target(prior: RatioSequence) -> Callable[[Tensor], Target] | None:
@@ -77,10 +93,8 @@ def rung_target(prior: RatioSequence) -> Callable[[Tensor], Target] | None:
     Returns:
         A function of the strengths t (N,) of every point's own rung.
     """
-    networks = stacked(prior)
-    if networks is None or any(_backward_of(one) is None for one in networks.activations):
-        return None
-    if prior.base.in_coordinates() is not prior.base:
+    networks = _supported(prior)
+    if networks is None or prior.base.in_coordinates() is not prior.base:
         return None
     base, ratios = prior.base.evaluate, _Ratios(networks, None)
     before = after = None
@@ -89,25 +103,32 @@ def rung_target(prior: RatioSequence) -> Callable[[Tensor], Target] | None:
         after = networks.quadratics.stages(num - 1, num)
         before = networks.quadratics.stages(0, num - 1).merged() if num > 1 else None
 
-    def at(strength: Tensor) -> Target:
-        @torch.no_grad()
-        def block(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            log_density, score = base(z)
-            value, score = _added(log_density, score, ratios.evaluate(z, score, t), before, z)
-            if after is not None:
-                values, gradients = after.evaluate(z)
-                value, score = value + t * values[0], score + t[:, None] * gradients[0]
-            return value, score
+    @torch.no_grad()
+    def block(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_density, score = base(z)
+        value, score = _added(log_density, *ratios.evaluate(z, score, t), before, z)
+        if after is not None:
+            values, gradients = after.evaluate(z)
+            value, score = value + t * values[0], score + t[:, None] * gradients[0]
+        return value, score
 
+    def at(strength: Tensor) -> Target:
         def target(z: Tensor) -> tuple[Tensor, Tensor]:
-            parts = [
-                block(part, t) for part, t in zip(z.split(ROWS_AT_ONCE), strength.split(ROWS_AT_ONCE), strict=True)
-            ]
+            rows = zip(z.split(ROWS_AT_ONCE), strength.split(ROWS_AT_ONCE), strict=True)
+            parts = [block(part, t) for part, t in rows]
             return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
         return target
 
     return at
+
+
+def _supported(prior: RatioSequence) -> StackedMlp | None:
+    """The networks of the prior if their score is known in closed form."""
+    networks = stacked(prior)
+    if networks is None or any(_backward_of(one) is None for one in networks.activations):
+        return None
+    return networks
 
 
 def stage_legs(prior: RatioSequence) -> list[Leg]:
@@ -117,21 +138,32 @@ def stage_legs(prior: RatioSequence) -> list[Leg]:
 
 def last_leg(prior: RatioSequence) -> Leg:
     """The leg from p_{K-1} to p_K."""
-    before, alone = prior.prefix(prior.num_stages - 1), prior.suffix(prior.num_stages - 1)
-    return Leg(merged(before).log_density, lambda z: alone.log_ratios(z)[0], rung_target(prior))
+    before, alone = merged(prior.prefix(prior.num_stages - 1)), prior.suffix(prior.num_stages - 1)
+    increment = closed_form_sum(alone)
+    if increment is None:
+        return Leg(before.log_density, lambda z: alone.log_ratios(z)[0])
+    return Leg(before.log_density, increment, rung_target(prior))
 
 
 class _Ratios:
-    """The values of the perceptrons of all stages and the gradient of their sum."""
+    """The values of the perceptrons of all stages and the gradient of their sum; zero functions cost nothing."""
 
     def __init__(self, networks: StackedMlp, dtype: torch.dtype | None):
         self._own = networks.weights[0].dtype
         self._kind = dtype or self._own
-        self._networks = networks
-        self._backwards = [backward for one in networks.activations if (backward := _backward_of(one)) is not None]
-        self._weights, self._biases = (
-            [one.to(self._kind) for one in part] for part in (networks.weights, networks.biases)
-        )
+        self._networks = networks.without_zeros()
+        self._last_is_zero = networks.last_is_zero
+        if self._networks is not None:
+            self._backwards = [back for one in networks.activations if (back := _backward_of(one)) is not None]
+            self._weights = [one.to(self._kind) for one in self._networks.weights]
+            self._biases = [one.to(self._kind) for one in self._networks.biases]
+
+    def sum(self, z: Tensor) -> Tensor:
+        """The sum of f_k (N,) at z (N, Z)."""
+        if self._networks is None:
+            return z.new_zeros(len(z))
+        features, _ = self._features(z, self._networks)
+        return self._outputs(features, self._networks)[0].sum(0)
 
     def evaluate(self, z: Tensor, score: Tensor, last: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sum of f_k (N,) at z (N, Z), and `score` plus its gradient (N, Z).
@@ -141,15 +173,12 @@ class _Ratios:
             score: (N, Z) what is added to.
             last: (N,) factor of f_K; 1 where there is none.
         """
-        weights, networks = self._weights, self._networks
-        inputs: list[Tensor] = []
-        features = z.to(self._kind).expand(len(weights[0]), *z.shape)  # K, N, Z
-        for weight, bias, activation in zip(weights[:-1], self._biases[:-1], networks.activations, strict=True):
-            inputs.append(torch.baddbmm(bias, features, weight.mT))
-            features = activation(inputs[-1])
-        outputs = torch.baddbmm(self._biases[-1], features, weights[-1].mT)[:, :, 0].to(self._own)
-        values, slopes = networks.outputs(outputs)
-        if last is not None:
+        if self._networks is None:
+            return z.new_zeros(len(z)), score
+        weights = self._weights
+        features, inputs = self._features(z, self._networks)
+        values, slopes = self._outputs(features, self._networks)
+        if last is not None and not self._last_is_zero:
             values = torch.cat([values[:-1], last * values[-1:]])
             ones = torch.ones_like(values) if slopes is None else slopes.expand_as(values)
             slopes = torch.cat([ones[:-1], last * ones[-1:]])
@@ -165,16 +194,30 @@ class _Ratios:
             score = score + torch.bmm(gradient, weights[0]).to(self._own).sum(0)
         return values.sum(0), score
 
+    def _features(self, z: Tensor, networks: StackedMlp) -> tuple[Tensor, list[Tensor]]:
+        """The inputs (K, N, H) of the last layer, and those of the activations."""
+        inputs: list[Tensor] = []
+        features = z.to(self._kind).expand(len(self._weights[0]), *z.shape)  # K, N, Z
+        layers = zip(self._weights[:-1], self._biases[:-1], networks.activations, strict=True)
+        for weight, bias, activation in layers:
+            inputs.append(torch.baddbmm(bias, features, weight.mT))
+            features = activation(inputs[-1])
+        return features, inputs
+
+    def _outputs(self, features: Tensor, networks: StackedMlp) -> tuple[Tensor, Tensor | None]:
+        """See `StackedMlp.outputs`."""
+        values = torch.baddbmm(self._biases[-1], features, self._weights[-1].mT)[:, :, 0]
+        return networks.outputs(values.to(self._own))
+
 
 def _added(
-    log_density: Tensor, score: Tensor, of_ratios: tuple[Tensor, Tensor], quadratic: Quadratics | None, z: Tensor
+    log_density: Tensor, of_ratios: Tensor, score: Tensor, quadratic: Quadratics | None, z: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log density and score with the perceptrons' values, whose gradient is in their score already, and a quadratic."""
-    log_density, score = log_density + of_ratios[0], of_ratios[1]
+    """Log density with the perceptrons' values, and score, both with a quadratic."""
     if quadratic is None:
-        return log_density, score
+        return log_density + of_ratios, score
     values, gradients = quadratic.evaluate(z)
-    return log_density + values[0], score + gradients[0]
+    return log_density + of_ratios + values[0], score + gradients[0]
 
 
 def _blockwise(target: Target) -> Target:

@@ -3,7 +3,7 @@
 Shapes: N points, Z latent, K stages, H hidden units of a layer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,27 @@ class StackedMlp:
     def activation(self) -> nn.Module | None:
         """The activation of all layers; None if they differ."""
         return self.activations[0] if len({repr(one) for one in self.activations}) == 1 else None
+
+    def without_zeros(self) -> "StackedMlp | None":
+        """The perceptrons that are not the zero function, with all quadratics; None where all are zero."""
+        output, offset = self.weights[-1], self.biases[-1]
+        kept = output.flatten(1).any(1) | offset.flatten(1).any(1)
+        if bool(kept.all()):
+            return self
+        if not bool(kept.any()):
+            return None
+        return replace(
+            self,
+            weights=tuple(one[kept] for one in self.weights),
+            biases=tuple(one[kept] for one in self.biases),
+            gains=None if self.gains is None else self.gains[kept],
+            bounds=None if self.bounds is None else self.bounds[kept],
+        )
+
+    @property
+    def last_is_zero(self) -> bool:
+        """Whether the perceptron of the last stage is the zero function."""
+        return not bool(self.weights[-1][-1].any() | self.biases[-1][-1].any())
 
     @property
     def is_plain(self) -> bool:

@@ -20,6 +20,7 @@ from ebmscale.density.path import Annealing
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import normaliser
+from ebmscale.kernels.closed_form import closed_form_sum
 from ebmscale.kernels.prior_chain import prior_target
 from ebmscale.kernels.quadratics import merged
 from ebmscale.model.normaliser import walk_prior
@@ -176,6 +177,9 @@ def total(prior: RatioSequence, z: Tensor) -> Tensor:
     """f_1 + ... + f_K at z (N, Z), as (N,), in parts that fit in a cache."""
     if not prior.num_stages:
         return torch.zeros(len(z), device=z.device)
+    in_closed_form = closed_form_sum(prior)
+    if in_closed_form is not None:
+        return in_closed_form(z)
     return torch.cat([prior.log_ratios(part).sum(0) for part in z.split(ROWS_AT_ONCE)])
 
 

@@ -11,7 +11,7 @@ from ebmscale.density.bases import Mixture, MomentBase
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
 from ebmscale.density.prior import Base, RatioSequence, StandardNormal
 from ebmscale.kernels import prior_chain
-from ebmscale.kernels.closed_form import ROWS_AT_ONCE, closed_form_target, last_leg
+from ebmscale.kernels.closed_form import ROWS_AT_ONCE, closed_form_sum, closed_form_target, last_leg
 from ebmscale.kernels.prior_chain import prior_target, run_prior_chain
 from ebmscale.networks import ACTIVATIONS, RatioNet, Standardised, vector_ratio
 
@@ -193,6 +193,27 @@ def test_rungs_between_two_stages_are_autograds(num_stages: int, quadratic: bool
     definition = path.Leg(prior.prefix(num_stages - 1).log_density, lambda z: prior.log_ratios(z)[-1])
     for got, wanted in zip(leg.target_at(t)(z), definition.target_at(t)(z), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)  # torch's softplus is linear beyond 20
+
+
+@pytest.mark.parametrize("zeros", [[0], [1, 2], [2], [0, 1, 2]])
+def test_stages_whose_perceptron_is_zero_cost_nothing_and_change_nothing(zeros: list[int]) -> None:
+    prior = make_stage_prior(3, True, True)
+    weights = {name: one.clone() for name, one in prior.weights.items()}
+    for name, one in weights.items():
+        if name.startswith("inner.parts.1.inner.layers.4"):
+            one[zeros] = 0
+    prior = RatioSequence(prior.base, prior.network, weights)
+    z, t = normal(50, DIM), normal(50, 1, seed=1)[:, 0].abs()
+    target, total = closed_form_target(prior), closed_form_sum(prior)
+    assert target is not None
+    assert total is not None
+    definition = path.Leg(prior.prefix(2).log_density, lambda z: prior.log_ratios(z)[-1])
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(total(z), prior.log_ratios(z).sum(0), **close)
+    for got, wanted in zip(target(z), prior.evaluate(z), strict=True):
+        torch.testing.assert_close(got, wanted, **close)
+    for got, wanted in zip(last_leg(prior).target_at(t)(z), definition.target_at(t)(z), strict=True):
+        torch.testing.assert_close(got, wanted, **close)
 
 
 def test_a_fitted_base_and_unknown_networks_have_no_rung_in_closed_form() -> None:
