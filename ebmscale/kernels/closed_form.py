@@ -22,27 +22,36 @@ from ebmscale.networks.ratio_net import SQUARE_BOUND, WithSquares
 ROWS_AT_ONCE = 1024
 """Points whose features stay in a processor's cache."""
 
-Backward = Callable[[Tensor, Tensor], Tensor]
-"""Maps the gradient at the output of an activation, and its input, to the gradient at its input."""
+Backward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps the gradient at an activation's output, its input and its output to the gradient at its input."""
 
 
 def _backward_of(activation: nn.Module) -> Backward | None:
     if isinstance(activation, WithSquares):
         return squares_backward
     if isinstance(activation, nn.SiLU):
-        return torch.ops.aten.silu_backward
+        return lambda gradient, x, y: torch.ops.aten.silu_backward(gradient, x)
     if isinstance(activation, nn.LeakyReLU):
         slope = activation.negative_slope
-        return lambda gradient, x: torch.ops.aten.leaky_relu_backward(gradient, x, slope, False)
+        return lambda gradient, x, y: torch.ops.aten.leaky_relu_backward(gradient, x, slope, False)
     if isinstance(activation, nn.GELU) and activation.approximate == "none":
-        return torch.ops.aten.gelu_backward
+        return lambda gradient, x, y: torch.ops.aten.gelu_backward(gradient, x)
     return None
 
 
-def squares_backward(gradient: Tensor, x: Tensor) -> Tensor:
-    """The backward pass of `WithSquares`: gradients (..., 2 H) at its output and its input x (..., H) to (..., H)."""
+def squares_backward(gradient: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The backward pass of `WithSquares`.
+
+    Args:
+        gradient: (..., 2 H) at its output.
+        x: (..., H), its input.
+        y: (..., 2 H), its output.
+
+    Returns:
+        The gradient (..., H) at its input.
+    """
     of_units, of_squares = gradient.chunk(2, dim=-1)
-    bend = 1 - torch.tanh(x.square() / SQUARE_BOUND).square()
+    bend = 1 - (y.chunk(2, dim=-1)[1] / SQUARE_BOUND).square()
     return of_units + 2 * of_squares * x * bend
 
 
@@ -176,7 +185,7 @@ class _Ratios:
         if self._networks is None:
             return z.new_zeros(len(z)), score
         weights = self._weights
-        features, inputs = self._features(z, self._networks)
+        features, passed = self._features(z, self._networks)
         values, slopes = self._outputs(features, self._networks)
         if last is not None and not self._last_is_zero:
             values = torch.cat([values[:-1], last * values[-1:]])
@@ -185,24 +194,25 @@ class _Ratios:
         gradient = weights[-1].expand(-1, len(z), -1)
         if slopes is not None:
             gradient = gradient * slopes.expand_as(values)[:, :, None].to(self._kind)
-        for weight, before, backward in zip(weights[-2:0:-1], inputs[:0:-1], self._backwards[:0:-1], strict=True):
-            gradient = torch.bmm(backward(gradient, before), weight)
-        gradient = self._backwards[0](gradient, inputs[0])
+        for weight, both, backward in zip(weights[-2:0:-1], passed[:0:-1], self._backwards[:0:-1], strict=True):
+            gradient = torch.bmm(backward(gradient, *both), weight)
+        gradient = self._backwards[0](gradient, *passed[0])
         if self._kind == self._own:
             score = torch.addbmm(score, gradient, weights[0])  # sums over K
         else:
             score = score + torch.bmm(gradient, weights[0]).to(self._own).sum(0)
         return values.sum(0), score
 
-    def _features(self, z: Tensor, networks: StackedMlp) -> tuple[Tensor, list[Tensor]]:
-        """The inputs (K, N, H) of the last layer, and those of the activations."""
-        inputs: list[Tensor] = []
+    def _features(self, z: Tensor, networks: StackedMlp) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The inputs (K, N, H) of the last layer, and input and output of every activation."""
+        passed: list[tuple[Tensor, Tensor]] = []
         features = z.to(self._kind).expand(len(self._weights[0]), *z.shape)  # K, N, Z
         layers = zip(self._weights[:-1], self._biases[:-1], networks.activations, strict=True)
         for weight, bias, activation in layers:
-            inputs.append(torch.baddbmm(bias, features, weight.mT))
-            features = activation(inputs[-1])
-        return features, inputs
+            before = torch.baddbmm(bias, features, weight.mT)
+            features = activation(before)
+            passed.append((before, features))
+        return features, passed
 
     def _outputs(self, features: Tensor, networks: StackedMlp) -> tuple[Tensor, Tensor | None]:
         """See `StackedMlp.outputs`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainState, start
-from ebmscale.density.moves import MoveSettings, chosen, move
+from ebmscale.density.moves import MoveSettings, move
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DivergenceError
 from ebmscale.kernels.prior_chain import prior_target
@@ -67,13 +67,16 @@ class Pool:
         stands = (moved.z == before.z).all(1)
         uses = torch.where(stands, self.uses[rows], 0)
         for _ in range(HALVINGS):
-            stuck = uses >= self._most_uses
-            if not bool(stuck.any()):
+            stuck = (uses >= self._most_uses).nonzero()[:, 0]
+            if not len(stuck):
                 break
-            steps = torch.where(stuck, 0.5 * steps, steps)
-            tried, _ = move(moved, noise.normal(before.z.shape[1]), noise.uniform(), self._target, steps, *args[2:])
-            went = stuck & (tried.z != moved.z).any(1)
-            moved, uses = chosen(went, tried, moved), torch.where(went, 0, uses)
+            steps[stuck] *= 0.5
+            stood = ChainState(*(part[stuck] for part in moved))
+            momentum, uniform = noise.normal(before.z.shape[1])[stuck], noise.uniform()[stuck]
+            tried, _ = move(stood, momentum, uniform, self._target, steps[stuck], *args[2:])
+            uses[stuck] = torch.where((tried.z != stood.z).any(1), 0, uses[stuck])
+            for whole, part in zip(moved, tried, strict=True):
+                whole[stuck] = part
         else:
             raise DivergenceError("Particles of the prior cannot move at any step size; use a lower rate.")
         for whole, part in zip(self.state, moved, strict=True):
