@@ -89,7 +89,7 @@ def run_python(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     noise = np.random.default_rng(0)
     p, q = noise.normal(size=(300, 2)), noise.normal(size=(300, 2)) + 0.5
     model = ebmscale.load("runs/mnist")
-    names: dict[str, Any] = {"p": p, "q": q, "x": q[:5], "z": model.sample_prior(3)[0]}
+    names: dict[str, Any] = {"p": p, "q": q, "x": q[:5], "z": model.sample_prior(3)}
     if page.parent.name == "evaluate":
         names["x"] = model.sample(3)
     exec(block, names)

@@ -1,7 +1,7 @@
 """Writing checkpoints. A checkpoint is a folder that is complete once its manifest, which is written last, exists.
 
     URL/NAME/checkpoints/000000064000-6921f0a35b7c/
-        {generator,ratio,chains}-RANK-INDEX.safetensors     parts, written by all ranks, at most 8 MiB each
+        {generator,ratio,chains,particles}-RANK-INDEX.safetensors   parts, written by all ranks, at most 8 MiB each
         state.json clock.json                               plain values
         manifest.json                                       size, sha256 and content of every file; written last
     URL/NAME/ratios/stage-001-9c1d02aa77e4.safetensors      frozen ratios, written once and shared by all checkpoints
