@@ -6,13 +6,25 @@ import sys
 
 import click
 
-from ebmscale.cli import about, measuring, models, ratios, running, searching, sets
+from ebmscale.cli import about, completion, measuring, models, ratios, running, searching, sets, starting
 from ebmscale.cli.group import cli
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
 from ebmscale.stop import ENDING, asked_by, handle_signals
 from ebmscale.terminal import LineHandler, Terminal, keep_output
 
-__all__ = ["about", "cli", "main", "measuring", "models", "ratios", "running", "searching", "sets"]
+__all__ = [
+    "about",
+    "cli",
+    "completion",
+    "main",
+    "measuring",
+    "models",
+    "ratios",
+    "running",
+    "searching",
+    "sets",
+    "starting",
+]
 
 
 def main() -> None:
@@ -24,7 +36,7 @@ def main() -> None:
     logging.getLogger("ebmscale").setLevel(logging.INFO if _is_first_rank() else logging.ERROR)
     logging.getLogger("ebmscale.rendezvous").setLevel(logging.INFO)  # every rank says that it waits for others
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="ebmscale", standalone_mode=False)
     except EbmscaleError as error:
         word = "stopped" if isinstance(error, Interrupted) else "error"
         errors.print(f"{word}: {error}")
@@ -42,6 +54,8 @@ def main() -> None:
 
 def _about_usage(error: click.ClickException) -> list[str]:
     """Click's message about arguments that it cannot use, line by line."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.format_message().splitlines()
     message = f"Error: {error.format_message()}"
     if not isinstance(error, click.UsageError) or error.ctx is None:
         return [message]

@@ -6,6 +6,7 @@ import sys
 import click
 from rich.table import Table
 
+from ebmscale.cli.arguments import COMPARISON, config_argument, overrides_argument
 from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config import RunConfig, load_config
@@ -13,9 +14,9 @@ from ebmscale.errors import ConfigError, EbmscaleError
 from ebmscale.terminal import shown_lines
 
 
-@cli.command(epilog=example("ebmscale train configs/digits.yaml run.name=first train.max_samples=20000"))
-@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@cli.command(epilog=example("ebmscale train preset:digits run.name=first train.max_samples=20000"))
+@config_argument()
+@overrides_argument
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -23,7 +24,11 @@ from ebmscale.terminal import shown_lines
 )
 @click.option("--all-ranks", is_flag=True, help="On Ray, show the output of every worker and not only of rank 0.")
 def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks: bool) -> None:
-    """Train the run that CONFIG describes. The same command resumes a run that stopped."""
+    """Train the run that CONFIG describes. The same command resumes a run that stopped.
+
+    CONFIG is a YAML file, or a preset such as preset:digits (`ebmscale presets` lists them, `ebmscale keys` explains
+    every KEY, and `ebmscale init` writes a file for your own images).
+    """
     config = load_config(config_file, overrides)
     if dry_run:
         _dry_run(config)
@@ -64,9 +69,9 @@ def _dry_run(config: RunConfig) -> None:
     console.print(table)
 
 
-@cli.command(epilog=example("ebmscale submit configs/cifar10.yaml --address http://HEAD:8265 ray.num_workers=8"))
-@click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@cli.command(epilog=example("ebmscale submit preset:cifar10 --address http://HEAD:8265 ray.num_workers=8"))
+@config_argument("[CONFIG]", required=False)
+@overrides_argument
 @click.option("--address", metavar="URL", help="The cluster's job server, such as http://HEAD:8265.")
 @click.option("--attach", metavar="ID", help="Follow a job that was submitted before.")
 @click.option(
@@ -113,9 +118,9 @@ def submit(
         sys.exit(jobs.follow(client, job, lambda text: print(shown_lines(text), end="", flush=True)))
 
 
-@cli.command(epilog=example("ebmscale plan configs/cifar10.yaml --workers 8,64"))
-@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@cli.command(epilog=example("ebmscale plan preset:cifar10 --workers 8,64"))
+@config_argument()
+@overrides_argument
 @click.option("--workers", default="8,64,512,1024", show_default=True, help="Numbers of workers, with commas.")
 @click.option(
     "--bandwidth-gbit",
@@ -152,9 +157,9 @@ def plan(
     console.print(forecast_table(found), breakdown_table(found, config), *assumption_lines(found), sep="\n")
 
 
-@cli.command(epilog=example("ebmscale compare configs/compare/digits.yaml --methods gaussian,adaptive --seeds 3"))
-@click.argument("comparison_file", metavar="FILE", type=click.Path(dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@cli.command(epilog=example("ebmscale compare preset:compare/digits --methods gaussian,adaptive --seeds 3"))
+@click.argument("comparison_file", metavar="FILE", type=COMPARISON)
+@overrides_argument
 @click.option("--methods", help="Rows of the file, with commas (default: all).")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of each row.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at the same time.")

@@ -2,6 +2,7 @@
 
 import click
 
+from ebmscale.cli.arguments import SPACE, config_argument, overrides_argument
 from ebmscale.cli.group import cli, console, example
 from ebmscale.config import load_config
 from ebmscale.terminal import Terminal
@@ -9,10 +10,12 @@ from ebmscale.terminal import Terminal
 TABLE_WIDTH = 200  # where the output is no terminal
 
 
-@cli.command(epilog=example("ebmscale tune configs/digits.yaml --space configs/tune/digits.yaml"))
-@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--space", "space_file", required=True, metavar="FILE", help="The search space (see configs/tune).")
+@cli.command(epilog=example("ebmscale tune preset:digits --space preset:tune/digits"))
+@config_argument()
+@overrides_argument
+@click.option(
+    "--space", "space_file", required=True, metavar="FILE", type=SPACE, help="The search space (see configs/tune)."
+)
 def tune(config_file: str, overrides: tuple[str, ...], space_file: str) -> None:
     """Search for good settings of CONFIG on Ray. The same command continues a search that stopped."""
     from ebmscale.search import evaluation as objective  # noqa: PLC0415

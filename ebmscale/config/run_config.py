@@ -19,6 +19,7 @@ from ebmscale.config.blocks import (
 from ebmscale.config.fields import Block, NonNegative, key, keys_that_change
 from ebmscale.config.keys import first_problem, known_keys, value_at
 from ebmscale.config.overrides import apply_override, set_key
+from ebmscale.config.presets import file_of
 from ebmscale.config.removed import drop_removed
 from ebmscale.config.training_blocks import (
     CheckpointBlock,
@@ -169,10 +170,18 @@ RESUMABLE = tuple(keys_that_change(RunConfig, ("resume", "circumstance")))
 def load_config(path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunConfig:
     """Reads a YAML file, sets `values` of dotted keys, and applies `key=value` overrides (see `config.overrides`).
 
+    Args:
+        path: of the file, or `preset:NAME` for one that comes with the package, such as `preset:digits`.
+        overrides: such as `["run.seed=1", "train.max_samples=20000"]`.
+        values: by dotted key, already of the right types.
+
     Raises:
         ConfigError: the file is missing or is not YAML, a key is unknown, a value has the wrong type or range.
+
+    Example:
+        config = ebmscale.load_config("preset:digits", ["run.name=first"])
     """
-    tree = load_yaml(path, f"the configuration {path}", ConfigError)
+    tree = load_yaml(file_of(path, ""), f"the configuration {path}", ConfigError)
     return _from_tree(tree, values or {}, overrides, str(path))
 
 
