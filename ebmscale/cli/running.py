@@ -11,7 +11,10 @@ from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError
-from ebmscale.terminal import shown_lines
+from ebmscale.terminal import duration, shown_lines
+
+MOST_S = 30 * 86400
+"""A dry run ends early where the whole run would take longer, in seconds."""
 
 
 @cli.command(epilog=example("ebmscale train preset:digits run.name=first train.max_samples=20000"))
@@ -57,12 +60,13 @@ def _dry_run(config: RunConfig) -> None:
     from ebmscale.forecast.dry_run import dry_run  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415
 
-    forecast = dry_run(config, World.from_environment(config.device))
+    console.print("dry run: an update of every kind is tried and timed")
+    forecast = dry_run(config, World.from_environment(config.device), MOST_S)
     table = Table(title="dry run: every part works; the run will need", show_header=False)
     table.add_row("parameters", "{:,} generator and encoder, {:,} a ratio".format(*forecast.num_parameters))
     table.add_row("updates", f"{forecast.num_batches:,}")
     table.add_row("seconds an update", f"{forecast.first_batch_s:.3f} at first, {forecast.last_batch_s:.3f} at the end")
-    table.add_row("time", f"at most {forecast.train_s / 60:.1f} min")
+    table.add_row("time", f"at most {duration(forecast.train_s)}")
     table.add_row("memory", f"{forecast.memory_bytes / 1e9:.2f} GB a process")
     free = "" if forecast.free_bytes is None else f", {forecast.free_bytes / 1e9:.1f} GB are free"
     table.add_row("a checkpoint", f"{forecast.checkpoint_bytes / 1e6:.1f} MB, {config.checkpoint.keep_last} kept{free}")

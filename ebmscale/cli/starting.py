@@ -1,5 +1,6 @@
 """Commands with which work begins: presets, the meaning of keys, a first configuration."""
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from rich.padding import Padding
 
 from ebmscale.cli.arguments import KeyPrefix
 from ebmscale.cli.group import cli, console, example
+from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config.presets import FOLDER, PREFIX
 from ebmscale.config.presets import presets as all_presets
 from ebmscale.config.table import find_keys
-from ebmscale.errors import ConfigError
+from ebmscale.errors import ConfigError, DataError
+from ebmscale.terminal import duration
 
 CLUSTER_FILES = FOLDER.with_name("cluster_files")
 UNCOPIED = shutil.ignore_patterns("__pycache__", "*.md")
@@ -61,3 +64,43 @@ def keys(prefix: str) -> None:
             console.print(
                 Padding(line, (0, 0, 0, 4)) if console.is_terminal else f"    {line}", soft_wrap=not console.is_terminal
             )
+
+
+@cli.command(epilog=example("ebmscale init data/photos --out my.yaml"))
+@click.argument("url", metavar="DATA", type=ADDRESS)
+@click.option("--out", metavar="FILE", type=click.Path(dir_okay=False), help="The file (default: NAME.yaml of DATA).")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Fit the length of the run to this time.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the run will train. auto: on a GPU if there is one.",
+)
+def init(url: str, out: str | None, minutes: float | None, device: str) -> None:
+    """Write a configuration for the packed set at DATA that trains on this machine.
+
+    The file says in comments what its keys do. Updates are tried and timed first, so the command also says how long
+    the run takes. A file that exists is left as it is.
+    """
+    from ebmscale.data.manifest import Manifest  # noqa: PLC0415 (commands import what they use)
+    from ebmscale.forecast.first_config import name_for, timed_config  # noqa: PLC0415
+    from ebmscale.forecast.pack_offer import pack_offer  # noqa: PLC0415
+    from ebmscale.storage import Storage  # noqa: PLC0415
+
+    storage, file = Storage.at(url), Path(out or f"{name_for(url)}.yaml")
+    if file.exists():
+        raise ConfigError(f"{file} is already there and is left as it is; give --out another name.")
+    offer = pack_offer(storage, url)
+    if offer is not None:
+        raise DataError(offer)
+    manifest = Manifest.load(storage)
+    console.print(f"{manifest.summary()}; updates are timed now")
+    text, seconds = timed_config(manifest, url, str(file), device, minutes * 60 if minutes else None)
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror or error}.") from None
+    console.print(f"{file} is written; its run takes at most {duration(seconds)} on this machine:")
+    console.print(f"    ebmscale train {shlex.quote(str(file))}")

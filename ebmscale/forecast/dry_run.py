@@ -1,5 +1,6 @@
 """A dry run: one update of every kind, one save and one load. From these it forecasts what the whole run needs."""
 
+import math
 import shutil
 import time
 from bisect import bisect_right
@@ -12,13 +13,14 @@ from typing import NamedTuple
 import torch
 
 from ebmscale.config import RunConfig
-from ebmscale.errors import EbmscaleError
+from ebmscale.errors import ConfigError, EbmscaleError
 from ebmscale.forecast.process_memory import peak_bytes
 from ebmscale.forecast.rehearsal import go_to_last_stage, rehearsal, try_base
 from ebmscale.model.run_folder import run_storage
 from ebmscale.networks import count_parameters
 from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.storage import Storage
+from ebmscale.terminal import duration
 from ebmscale.training.loop import take_evidence, train_batch
 from ebmscale.training.run import Run
 from ebmscale.world import World
@@ -113,16 +115,40 @@ class Forecast:
     num_parameters: tuple[int, int]
 
 
-def dry_run(config: RunConfig, world: World) -> Forecast:
+def dry_run(config: RunConfig, world: World, most_s: float = math.inf) -> Forecast:
     """Tries every operation of a run in a temporary folder; of the run's own storage it only checks the access.
 
+    Args:
+        config: of the run.
+        world: this process's place.
+        most_s: seconds; the dry run ends with an error after its first update if the whole run would take longer.
+
     Raises:
+        ConfigError: the machine is too slow.
         EbmscaleError: any error that the run itself would raise.
     """
     storage = run_storage(config)
     storage.probe()
     with rehearsal(config, world) as run:
+        _check_speed(run, most_s)
         return _measure(run, storage)
+
+
+def _check_speed(run: Run, most_s: float) -> None:
+    """Makes one update, and refuses a run whose updates would take more than `most_s` seconds in all."""
+    if math.isinf(most_s):
+        return
+    one_s = _batch_seconds(run, 0, num_warm=0, num_timed=1).wall_s
+    num_batches = -(-run.config.train.max_samples // run.config.train.batch_size)
+    if one_s * num_batches <= most_s:
+        return
+    one_s = min(one_s, _batch_seconds(run, 0, num_warm=0, num_timed=1).wall_s)  # the first one loads libraries too
+    if one_s * num_batches > most_s:
+        raise ConfigError(
+            f"This machine is too slow for this run: an update took {one_s:.1f} s, and {num_batches:,} of them take "
+            f"{duration(one_s * num_batches)} or more; use a GPU, lower model.generator_width or train.max_samples, or "
+            "write a configuration for this machine with `ebmscale init DATA`."
+        )
 
 
 def _measure(run: Run, storage: Storage) -> Forecast:
@@ -204,7 +230,7 @@ def _age(config: RunConfig, begin: int, end: int) -> float:
     return sum(stages) / len(stages) / num_later
 
 
-def _batch_seconds(run: Run, begin: int) -> Seconds:
+def _batch_seconds(run: Run, begin: int, num_warm: int = WARM_BATCHES, num_timed: int = TIMED_BATCHES) -> Seconds:
     """Seconds of an update after `begin` samples, under the run's current prior."""
     batches = run.batches(begin)
 
@@ -213,9 +239,9 @@ def _batch_seconds(run: Run, begin: int) -> Seconds:
         train_batch(run, batch)
         run.finish(batch)
 
-    for _ in range(WARM_BATCHES):
+    for _ in range(num_warm):
         update()
-    return _seconds(update)
+    return _seconds(update, num_timed)
 
 
 def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> Seconds:
