@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ebmscale.version import __version__
 
 if TYPE_CHECKING:
+    from ebmscale.api import TrainedRun, train
     from ebmscale.config import RunConfig, load_config
     from ebmscale.density.bases import Gaussian
     from ebmscale.density.prior import StandardNormal
@@ -23,6 +24,7 @@ __all__ = [
     "LatentModel",
     "RunConfig",
     "StandardNormal",
+    "TrainedRun",
     "__version__",
     "fit_ratio",
     "load",
@@ -37,9 +39,11 @@ _HOMES = {
     "LatentModel": "ebmscale.model.latent_model",
     "RunConfig": "ebmscale.config",
     "StandardNormal": "ebmscale.density.prior",
+    "TrainedRun": "ebmscale.api",
     "fit_ratio": "ebmscale.ratios",
     "load": "ebmscale.model.latent_model",
     "load_config": "ebmscale.config",
+    "train": "ebmscale.api",
 }
 
 
@@ -51,28 +55,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-def train(config: "RunConfig") -> str:
-    """Trains a run to its budget, or resumes it.
-
-    Args:
-        config: as `load_config` reads it.
-
-    Returns:
-        The run's address, for `load`.
-
-    Raises:
-        EbmscaleError: one sentence that says what is wrong and what to do (see `ebmscale.errors`).
-    """
-    from ebmscale.stop import StopSignal  # noqa: PLC0415
-    from ebmscale.training.loop import train as train_loop  # noqa: PLC0415
-    from ebmscale.training.view import View  # noqa: PLC0415
-    from ebmscale.world import World  # noqa: PLC0415
-
-    if config.ray.num_workers:
-        from ebmscale.runtime.ray_train import train_on_ray  # noqa: PLC0415
-        from ebmscale.terminal import Terminal  # noqa: PLC0415
-
-        return train_on_ray(config, Terminal(quiet=True))
-    return train_loop(config, View(quiet=True), World.from_environment(config.device), StopSignal())

@@ -19,7 +19,7 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 def test_functions_show_their_parameters() -> None:
     assert {"p", "q", "base", "settings", "seed"} <= set(inspect.signature(ebmscale.fit_ratio).parameters)
-    assert list(inspect.signature(ebmscale.load).parameters) == ["url"]
+    assert list(inspect.signature(ebmscale.load).parameters) == ["url", "device"]
 
 
 def test_another_name_is_not_there() -> None:
