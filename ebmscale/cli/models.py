@@ -68,7 +68,7 @@ def export(run: str, folder: str) -> None:
 
     `ebmscale.load` opens it without Ray or DeepSpeed.
     """
-    target = output_folder(folder)
+    target = output_folder(folder, "export")
     model = ebmscale.load(run)
     model.export(target)
     console.print(f"{model.prior.num_stages} stage(s), {model.samples_seen:,} samples seen: {folder}")

@@ -23,6 +23,7 @@ from ebmscale.kernels.forms import FormName, choose_form
 from ebmscale.kernels.rate import bf16_gain
 from ebmscale.model.build import build_live_networks, build_model, build_ratio_network
 from ebmscale.model.checkpoint import RATIO_FOLDER
+from ebmscale.model.kinds import refuse_other
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
 from ebmscale.networks import ImageShape
@@ -205,6 +206,7 @@ def _prepare(
         The configuration with the run's precision, and the lease's ticket.
     """
     storage.probe()
+    refuse_other(storage, "run", "choose another run.name")
     patience = _Listening(check)
     if lease is not None:
         retried(partial(lease.take, check), config.checkpoint.retry_s, patience, time.monotonic, "It")
