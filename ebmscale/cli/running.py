@@ -1,5 +1,6 @@
 """Commands that train, here or on a cluster."""
 
+import os
 import re
 import sys
 
@@ -36,6 +37,8 @@ def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks
     if dry_run:
         _dry_run(config)
         return
+    if os.environ.get("RANK", "0") in ("", "0"):
+        console.print(f"run {config.storage.url.below(config.run.name)}: it is opened, and its data are checked")
     if config.ray.num_workers:
         from ebmscale.runtime.ray_train import train_on_ray  # noqa: PLC0415 (commands import what they use)
 

@@ -75,7 +75,7 @@ def test_commands_refuse_the_place_of_something_else(tiny_text: str, digits_url:
     (tmp_path / "tiny.yaml").write_text(tiny_text)
     place(tmp_path / "runs" / "tune-tiny", "run")
     (tmp_path / "space.yaml").write_text(
-        "objectives: [{metric: held_out_mse, direction: min}]\nnum_trials: 1\nspace: {run.seed: {choice: [1]}}\n"
+        "objectives: [{metric: held_out_mse, direction: min}]\nnum_trials: 1\nspace: {run.seed: {choice: [1, 3]}}\n"
     )
     place(tmp_path / "runs" / "compare-tiny", "run")
     failed = call("compare", tmp_path / "tiny.yaml")
