@@ -29,6 +29,7 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
 
     RUN may also be an export. The command prints diagnostics of the samples.
     """
+    console.print(f"drawing {num} samples of {run}")
     from ebmscale.evaluate.sampling import draw  # noqa: PLC0415
     from ebmscale.model.pixels import to_images  # noqa: PLC0415
     from ebmscale.report.run_report import sample_grid  # noqa: PLC0415
@@ -55,6 +56,7 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
 @click.argument("run", type=ADDRESS)
 def report(run: str) -> None:
     """Write RUN's report: one self-contained HTML page."""
+    console.print(f"drawing samples of {run}, and its charts")
     from ebmscale.report.run_report import write_report  # noqa: PLC0415
 
     console.print(f"report   {write_report(output_folder(run))}")

@@ -153,6 +153,7 @@ def plan(
 
     The forecast starts from one worker, which is measured on this machine.
     """
+    console.print(f"one worker is measured on this machine{'' if measure else ', without timing'}")
     from ebmscale.forecast.plan import Network  # noqa: PLC0415
     from ebmscale.forecast.plan import plan as forecast  # noqa: PLC0415
     from ebmscale.forecast.table import assumption_lines, breakdown_table, forecast_table  # noqa: PLC0415

@@ -31,6 +31,8 @@ def allowed(schema: dict[str, Any]) -> str:
 
 def _list(schema: dict[str, Any]) -> str:
     members = schema.get("prefixItems", [schema.get("items", {})])
+    if "enum" in members[0]:
+        return f"a list of {', '.join(map(str, members[0]['enum']))}"
     many = _MANY.get(members[0].get("type", ""), "values")
     count = f"[{', '.join('ab'[: len(members)])}]: {len(members)}" if "prefixItems" in schema else "[a, b, ...]:"
     return f"{count} {many}{_limits(members[0])}"

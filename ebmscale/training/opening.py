@@ -45,6 +45,7 @@ from ebmscale.training.run_data import DATA_FILE, RunData, check_run_data
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
 from ebmscale.training.stopping import StopPoll, on_first
+from ebmscale.training.trackers import check_trackers
 from ebmscale.training.training_set import TrainingSet
 from ebmscale.world import World, owned_rows
 
@@ -76,6 +77,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
             "begin another run with a larger data.num_streams."
         )
     check_threads(config)
+    check_trackers(config)
     check_room(config, None, 0, world.size, world.device)
     config = config.with_absolute_addresses()
     if config.num_threads:
