@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.table import Table
 
 from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file
@@ -63,6 +62,7 @@ def ratio(
     from ebmscale.ratios.read import read_array, read_samples  # noqa: PLC0415
 
     target = output_file(out, (".npz",)) if out is not None else None
+    console.print(f"fitting the ratio of {q} to {'N(0, I)' if base == 'normal' else p}; every stage is a line")
     try:
         widths = tuple(int(width) for width in hidden.split(",") if width)
     except ValueError:
@@ -70,28 +70,25 @@ def ratio(
     samples_q = read_samples(q, "q") if base == "normal" else read_array(q)
     samples_p = StandardNormal(math.prod(samples_q.shape[1:])) if base == "normal" else read_array(p)
     settings = FitSettings(hidden=widths, waves=waves, quadratic=quadratic, max_stages=max_stages)
-    table = Table("stage", "updates", "held-out loss", "KL bound", "gain", "why it ended")
     fitted = fit_ratio(
         samples_p,
         samples_q,
         base="auto" if base == "normal" else base,
         settings=settings,
         seed=seed,
-        progress=lambda row: table.add_row(
-            str(row.stage),
-            str(row.updates),
-            f"{row.evidence.loss:.4f}",
-            f"{row.evidence.kl_bound:.4f} ± {row.evidence.kl_bound_error:.4f}",
-            f"{row.gain:.3f}",
-            row.reason,
-        ),
+        progress=lambda row: console.print(_stage_line(row)),
     )
-    console.print(table)
     for line in fitted.lines():
         console.print(line)
     if target is not None:
         sets = {"log_ratio_q": samples_q} | ({} if base == "normal" else {"log_ratio_p": samples_p})
         _write(target, {name: fitted.log_ratio(rows).numpy() for name, rows in sets.items()}, fitted)
+
+
+def _stage_line(row: Any) -> str:
+    bound = f"{row.evidence.kl_bound:.4f} ± {row.evidence.kl_bound_error:.4f}"
+    numbers = f"held-out loss {row.evidence.loss:.4f}, KL bound {bound}, gain {row.gain:.3f}"
+    return f"stage {row.stage}, {row.updates:,} updates: {numbers} ({row.reason})"
 
 
 def _write(target: OutputFile, arrays: dict[str, np.ndarray], fitted: Any) -> None:

@@ -14,7 +14,7 @@ from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError
 from ebmscale.terminal import duration, shown_lines
 
-MOST_S = 30 * 86400
+MOST_S = 7 * 86400
 """A dry run ends early where the whole run would take longer, in seconds."""
 
 

@@ -26,6 +26,7 @@ from ebmscale.training.run import Run
 from ebmscale.world import World
 
 WARM_BATCHES, TIMED_BATCHES = 3, 8
+SLOW_S = 2.0  # of an update, above which one is enough to time
 
 
 class Seconds(NamedTuple):
@@ -138,11 +139,10 @@ def _check_speed(run: Run, most_s: float) -> None:
     """Makes one update, and refuses a run whose updates would take more than `most_s` seconds in all."""
     if math.isinf(most_s):
         return
-    one_s = _batch_seconds(run, 0, num_warm=0, num_timed=1).wall_s
+    one_s = _seconds(_updates(run, 0), repeats=1).wall_s
     num_batches = -(-run.config.train.max_samples // run.config.train.batch_size)
-    if one_s * num_batches <= most_s:
-        return
-    one_s = min(one_s, _batch_seconds(run, 0, num_warm=0, num_timed=1).wall_s)  # the first one loads libraries too
+    if most_s < one_s * num_batches < 2 * most_s:  # the first one loads libraries too
+        one_s = _seconds(_updates(run, 0), repeats=1).wall_s
     if one_s * num_batches > most_s:
         raise ConfigError(
             f"This machine is too slow for this run: an update took {one_s:.1f} s, and {num_batches:,} of them take "
@@ -230,8 +230,18 @@ def _age(config: RunConfig, begin: int, end: int) -> float:
     return sum(stages) / len(stages) / num_later
 
 
-def _batch_seconds(run: Run, begin: int, num_warm: int = WARM_BATCHES, num_timed: int = TIMED_BATCHES) -> Seconds:
-    """Seconds of an update after `begin` samples, under the run's current prior."""
+def _batch_seconds(run: Run, begin: int) -> Seconds:
+    """Seconds of an update after `begin` samples, under the run's current prior; of one update if they are slow."""
+    update = _updates(run, begin)
+    if _seconds(update, repeats=1).wall_s > SLOW_S:
+        return _seconds(update, repeats=1)
+    for _ in range(WARM_BATCHES - 1):
+        update()
+    return _seconds(update)
+
+
+def _updates(run: Run, begin: int) -> Callable[[], None]:
+    """A function that makes the next update after `begin` samples."""
     batches = run.batches(begin)
 
     def update() -> None:
@@ -239,9 +249,7 @@ def _batch_seconds(run: Run, begin: int, num_warm: int = WARM_BATCHES, num_timed
         train_batch(run, batch)
         run.finish(batch)
 
-    for _ in range(num_warm):
-        update()
-    return _seconds(update, num_timed)
+    return update
 
 
 def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> Seconds:
