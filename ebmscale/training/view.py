@@ -69,7 +69,7 @@ class View:
         self._metrics = metrics
         if self._quiet:
             return
-        left = (run.config.train.max_samples - run.samples_seen) / max(self._rate, 1e-9)
+        left = max(run.config.train.max_samples - run.samples_seen, 0) / max(self._rate, 1e-9)
         if self._live is not None and self._progress is not None:
             self._progress.update(self._task, completed=run.samples_seen, eta=duration(left))
             self._live.update(self._render())
