@@ -70,6 +70,7 @@ def export(run: str, folder: str) -> None:
 
     `ebmscale.load` opens it without Ray or DeepSpeed.
     """
+    console.print(f"reading the model of {run}")
     target = output_folder(folder, "export")
     model = ebmscale.load(run)
     model.export(target)

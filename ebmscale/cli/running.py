@@ -191,6 +191,7 @@ def compare(
     configs/compare/) or a training configuration. Of a configuration every method is a row. The same command continues
     a comparison that stopped.
     """
+    console.print(f"comparing the rows of {comparison_file} with {seeds} seed(s) each")
     from ebmscale.compare import compare as run_comparison  # noqa: PLC0415
     from ebmscale.forecast.dry_run import dry_run  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415

@@ -12,7 +12,7 @@ from ebmscale.compare import make_jobs
 from ebmscale.config import RunConfig, known_keys, load_config
 from ebmscale.config.presets import FOLDER, presets
 from ebmscale.config.table import find_keys, key_rows
-from ebmscale.errors import ConfigError
+from ebmscale.errors import ConfigError, EbmscaleError
 from ebmscale.search.space import load_space
 
 BY_KIND = {
@@ -104,3 +104,24 @@ def test_keys_are_found_by_their_beginning_or_their_last_part() -> None:
     assert [row.name for row in find_keys("sigma")] == ["model.sigma"]
     with pytest.raises(ConfigError, match=r"did you mean train\.batch_size\?"):
         find_keys("train.bach_size")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("sample none --out x.png", "drawing 64 samples of none"),
+        ("report none", "drawing samples of none"),
+        ("export none model", "reading the model of none"),
+        ("plan none.yaml", "one worker is measured"),
+        ("compare none.yaml", "comparing the rows of none.yaml with 3 seed(s) each"),
+        ("ratio none.npy none.npy", "fitting the ratio of none.npy to none.npy"),
+        ("train preset:digits --dry-run data.url=none data.format=null", "dry run: an update of every kind"),
+    ],
+)
+def test_long_commands_say_at_once_what_they_do(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(line)
+    assert result.output.startswith(said)
+    assert isinstance(result.exception, EbmscaleError)
