@@ -47,7 +47,11 @@ class CallbackView(View):
     def start(self, run: Run) -> None:
         """Starts the display."""
         super().start(run)
-        self._tell("start", run, {})
+        try:
+            self._tell("start", run, {})
+        except BaseException:
+            self.close()  # the loop closes the view only if it has begun
+            raise
 
     def event(self, run: Run, event: dict[str, Any]) -> None:
         """Shows a measurement of evidence."""

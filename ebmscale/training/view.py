@@ -57,8 +57,8 @@ class View:
         """Shows a measurement of evidence, with its decision."""
         line = describe_event(run.samples_seen, event)
         narrow = self._live is not None and len(line) > self._console.width
-        for one in event_lines(run.samples_seen, event, self._console.width) if narrow else [line]:
-            self._line(run, one)
+        lines = event_lines(run.samples_seen, event, self._console.width) if narrow else [line]
+        self._line(run, *lines)
 
     def metrics(self, run: Run, metrics: dict[str, Any]) -> None:
         """Shows the metrics of an interval."""
@@ -94,16 +94,16 @@ class View:
             self._live.stop()
             self._live = None
 
-    def _line(self, run: Run, text: str) -> None:
-        """Prints a line; above the live part, so that it stays in the terminal's history."""
+    def _line(self, run: Run, *lines: str) -> None:
+        """Prints lines; above the live part, so that they stay in the terminal's history."""
         if self._quiet:
             return
         if self._progress is not None:
             self._progress.update(self._task, completed=run.samples_seen)
-        self._plain(text)
+        self._plain(*lines)
 
-    def _plain(self, text: str) -> None:
-        self._console.print(text)
+    def _plain(self, *lines: str) -> None:
+        self._console.print(*lines, sep="\n")
 
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 2))
