@@ -47,6 +47,15 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def duration(seconds: float) -> str:
+    """A length of time in the unit that suits it, such as `40 s`, `12 min`, `3.5 h` or `9 days`."""
+    for unit, length in (("s", 1), ("min", 60)):
+        if seconds < 90 * length:
+            return f"{seconds / length:.0f} {unit}"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 36 else f"{hours / 24:,.0f} days"
+
+
 class Terminal(Console):
     """A console of rich on which everything is data: no markup, no emoji codes, no highlighting, no control characters.
 

@@ -23,7 +23,7 @@ def test_functions_show_their_parameters() -> None:
             assert parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD), name
             assert parameter.annotation is not parameter.empty, name
     assert {"p", "q", "base", "settings", "seed"} <= set(inspect.signature(ebmscale.fit_ratio).parameters)
-    assert list(inspect.signature(ebmscale.load).parameters) == ["url"]
+    assert list(inspect.signature(ebmscale.load).parameters) == ["url", "device"]
 
 
 def test_another_name_is_not_there() -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ebmscale.report.pages import render
 from ebmscale.report.pictures import dot_chart
-from ebmscale.terminal import LineHandler, Output, Terminal, progress_on, shown, shown_lines
+from ebmscale.terminal import LineHandler, Output, Terminal, duration, progress_on, shown, shown_lines
 
 FOREIGN = "a[v2] x[/bold] [red]r :smile: \x1b[31m\x1b]0;t\x07 \u202eevil \u2066 \x9b1m \r\n\t\x00 \udcff \u2028 end"
 SHOWN = r"a[v2] x[/bold] [red]r :smile: \x1b[31m\x1b]0;t\x07 \u202eevil \u2066 \x9b1m \r\n\t\x00 \udcff \u2028 end"
@@ -180,3 +180,11 @@ def test_a_terminal_that_is_gone_ends_nothing() -> None:
         output.write("seen\n")
         os.close(leader)
         output.write("lost\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (5000, "83 min"), (9000, "2.5 h"), (800_000, "9 days")],
+)
+def test_a_duration_has_the_unit_that_suits_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -7,13 +7,26 @@ from collections.abc import Sequence
 
 import click
 
-from ebmscale.cli import about, measuring, models, ratios, running, searching, sets
+from ebmscale.cli import about, completion, measuring, models, ratios, running, searching, sets, starting
 from ebmscale.cli.group import cli
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
 from ebmscale.stop import ENDING, asked_by, handle_signals
 from ebmscale.terminal import LineHandler, Terminal, keep_output
 
-__all__ = ["about", "cli", "main", "measuring", "models", "ratios", "run_command", "running", "searching", "sets"]
+__all__ = [
+    "about",
+    "cli",
+    "completion",
+    "main",
+    "measuring",
+    "models",
+    "ratios",
+    "run_command",
+    "running",
+    "searching",
+    "sets",
+    "starting",
+]
 
 
 def main() -> None:
@@ -43,7 +56,7 @@ def run_command(errors: Terminal, arguments: Sequence[str] | None = None) -> int
         The exit code.
     """
     try:
-        cli(arguments, standalone_mode=False)
+        cli(arguments, prog_name="ebmscale", standalone_mode=False)
     except EbmscaleError as error:
         word = "stopped" if isinstance(error, Interrupted) else "error"
         errors.print(f"{word}: {error}")
@@ -60,6 +73,8 @@ def run_command(errors: Terminal, arguments: Sequence[str] | None = None) -> int
 
 def _about_usage(error: click.ClickException) -> list[str]:
     """Click's message about arguments that it cannot use, line by line."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.format_message().splitlines()
     message = f"Error: {error.format_message()}"
     if not isinstance(error, click.UsageError) or error.ctx is None:
         return [message]

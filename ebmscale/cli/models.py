@@ -30,6 +30,7 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
 
     RUN may also be an export. The command prints diagnostics of the samples.
     """
+    console.print(f"drawing {num} samples of {run}")
     from ebmscale.evaluate.sampling import draw  # noqa: PLC0415
     from ebmscale.model.pixels import to_images  # noqa: PLC0415
     from ebmscale.report.run_report import sample_grid  # noqa: PLC0415
@@ -56,6 +57,7 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
 @click.argument("run", type=ADDRESS)
 def report(run: str) -> None:
     """Write RUN's report: one self-contained HTML page."""
+    console.print(f"drawing samples of {run}, and its charts")
     from ebmscale.report.run_report import write_report  # noqa: PLC0415
 
     console.print(f"report   {write_report(output_folder(run))}")
@@ -69,7 +71,8 @@ def export(run: str, folder: str) -> None:
 
     `ebmscale.load` opens it without Ray or DeepSpeed.
     """
-    target = output_folder(folder)
+    console.print(f"reading the model of {run}")
+    target = output_folder(folder, "export")
     model = ebmscale.load(run)
     model.export(target)
     console.print(f"{model.prior.num_stages} stage(s), {model.samples_seen:,} samples seen: {folder}")

@@ -57,15 +57,22 @@ def output_file(out: str, endings: tuple[str, ...]) -> OutputFile:
     return OutputFile(address, folder, name)
 
 
-def output_folder(url: str) -> "Storage":
+def output_folder(url: str, kind: str | None = None) -> "Storage":
     """The folder that a command writes to.
 
+    Args:
+        url: its address.
+        kind: what is written there (see `model.kinds`), if that may not share the folder with anything else.
+
     Raises:
-        ConfigError: it is no address.
+        ConfigError: it is no address, or holds something else.
         StorageError: it cannot be written to.
     """
-    from ebmscale.storage import Storage  # noqa: PLC0415 (slow to import)
+    from ebmscale.model.kinds import refuse_other  # noqa: PLC0415 (slow to import)
+    from ebmscale.storage import Storage  # noqa: PLC0415
 
     folder = Storage.at(url)
     folder.probe("address")
+    if kind is not None:
+        refuse_other(folder, kind, "give another address")
     return folder

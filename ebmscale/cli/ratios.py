@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import numpy as np
 from numpy.typing import ArrayLike
-from rich.table import Table
 
 from ebmscale.address import Address
 from ebmscale.cli.group import cli, console, example, seed_option
@@ -117,12 +116,10 @@ def _fit(p: str, q: str, base: Base, settings: "FitSettings", seed: int, out: st
     from ebmscale.ratios.read import read_array, read_samples  # noqa: PLC0415
 
     target = output_file(out, (".npz",)) if out is not None else None
-    table = Table("stage", "updates", "held-out loss", "KL bound", "gain", "why it ended")
+    console.print(f"fitting the ratio of {q} to {'N(0, I)' if base == 'normal' else p}; every stage is a line")
 
     def progress(row: "StageRow") -> None:
-        bound = f"{row.evidence.kl_bound:.4f} ± {row.evidence.kl_bound_error:.4f}"
-        loss, gain = f"{row.evidence.loss:.4f}", f"{row.gain:.3f}"
-        table.add_row(str(row.stage), str(row.updates), loss, bound, gain, row.reason)
+        console.print(_stage_line(row))
 
     sets: dict[str, ArrayLike]
     if base == "normal":
@@ -134,7 +131,6 @@ def _fit(p: str, q: str, base: Base, settings: "FitSettings", seed: int, out: st
         of_q, of_p = read_array(q), read_array(p)
         fitted = fit_ratio(of_p, of_q, base=base, settings=settings, seed=seed, progress=progress)
         sets = {"log_ratio_q": of_q, "log_ratio_p": of_p}
-    console.print(table)
     _say(fitted.lines())
     if target is not None:
         _write(target, {name: fitted.log_ratio(rows).numpy() for name, rows in sets.items()}, _about(fitted))
@@ -146,6 +142,7 @@ def _test(p: str, q: str, settings: "FitSettings", seed: int) -> None:
     from ebmscale.ratios import two_sample_test  # noqa: PLC0415
     from ebmscale.ratios.read import read_array  # noqa: PLC0415
 
+    console.print(f"testing whether {p} and {q} differ")
     _say(two_sample_test(read_array(p), read_array(q), settings=settings, seed=seed).lines())
 
 
@@ -155,6 +152,7 @@ def _score(q: str, file: Address, settings: "FitSettings", seed: int, out: str |
     from ebmscale.ratios.read import read_array  # noqa: PLC0415
 
     target = output_file(out if out is not None else _beside(file), (".npz",))
+    console.print(f"learning the density of {q}, by which {file} is scored")
     samples, rows = read_array(q), read_array(file)
     judge = OutOfDistribution.fitted(samples, settings=settings, seed=seed)
     found = judge.judge(rows)
@@ -174,6 +172,12 @@ def _beside(file: Address) -> Address:
 def _say(lines: list[str]) -> None:
     for line in lines:
         console.print(line)
+
+
+def _stage_line(row: "StageRow") -> str:
+    bound = f"{row.evidence.kl_bound:.4f} ± {row.evidence.kl_bound_error:.4f}"
+    numbers = f"held-out loss {row.evidence.loss:.4f}, KL bound {bound}, gain {row.gain:.3f}"
+    return f"stage {row.stage}, {row.updates:,} updates: {numbers} ({row.reason})"
 
 
 def _about(fitted: "FittedRatio") -> dict[str, Any]:

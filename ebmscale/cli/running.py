@@ -1,21 +1,26 @@
 """Commands that train, here or on a cluster."""
 
+import os
 import re
 import sys
 
 import click
 from rich.table import Table
 
+from ebmscale.cli.arguments import COMPARISON, config_argument, overrides_argument
 from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError
-from ebmscale.terminal import shown_lines
+from ebmscale.terminal import duration, shown_lines
+
+MOST_S = 7 * 86400
+"""A dry run ends early where the whole run would take longer, in seconds."""
 
 
-@cli.command(epilog=example("ebmscale train configs/digits.yaml run.name=first train.max_samples=20000"))
-@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@cli.command(epilog=example("ebmscale train preset:digits run.name=first train.max_samples=20000"))
+@config_argument()
+@overrides_argument
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -23,11 +28,17 @@ from ebmscale.terminal import shown_lines
 )
 @click.option("--all-ranks", is_flag=True, help="On Ray, show the output of every worker and not only of rank 0.")
 def train(config_file: str, overrides: tuple[str, ...], dry_run: bool, all_ranks: bool) -> None:
-    """Train the run that CONFIG describes. The same command resumes a run that stopped."""
+    """Train the run that CONFIG describes. The same command resumes a run that stopped.
+
+    CONFIG is a YAML file, or a preset such as preset:digits (`ebmscale presets` lists them, `ebmscale keys` explains
+    every KEY, and `ebmscale init` writes a file for your own images).
+    """
     config = load_config(config_file, overrides)
     if dry_run:
         _dry_run(config)
         return
+    if os.environ.get("RANK", "0") in ("", "0"):
+        console.print(f"run {config.storage.url.below(config.run.name)}: it is opened, and its data are checked")
     if config.ray.num_workers:
         from ebmscale.runtime.ray_train import train_on_ray  # noqa: PLC0415 (commands import what they use)
 
@@ -52,21 +63,22 @@ def _dry_run(config: RunConfig) -> None:
     from ebmscale.forecast.dry_run import dry_run  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415
 
-    forecast = dry_run(config, World.from_environment(config.device))
+    console.print("dry run: an update of every kind is tried and timed")
+    forecast = dry_run(config, World.from_environment(config.device), MOST_S)
     table = Table(title="dry run: every part works; the run will need", show_header=False)
     table.add_row("parameters", "{:,} generator and encoder, {:,} a ratio".format(*forecast.num_parameters))
     table.add_row("updates", f"{forecast.num_batches:,}")
     table.add_row("seconds an update", f"{forecast.first_batch_s:.3f} at first, {forecast.last_batch_s:.3f} at the end")
-    table.add_row("time", f"at most {forecast.train_s / 60:.1f} min")
+    table.add_row("time", f"at most {duration(forecast.train_s)}")
     table.add_row("memory", f"{forecast.memory_bytes / 1e9:.2f} GB a process")
     free = "" if forecast.free_bytes is None else f", {forecast.free_bytes / 1e9:.1f} GB are free"
     table.add_row("a checkpoint", f"{forecast.checkpoint_bytes / 1e6:.1f} MB, {config.checkpoint.keep_last} kept{free}")
     console.print(table)
 
 
-@cli.command(epilog=example("ebmscale submit configs/cifar10.yaml --address http://HEAD:8265 ray.num_workers=8"))
-@click.argument("config_file", metavar="[CONFIG]", required=False, type=click.Path(dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@cli.command(epilog=example("ebmscale submit preset:cifar10 --address http://HEAD:8265 ray.num_workers=8"))
+@config_argument("[CONFIG]", required=False)
+@overrides_argument
 @click.option("--address", metavar="URL", help="The cluster's job server, such as http://HEAD:8265.")
 @click.option("--attach", metavar="ID", help="Follow a job that was submitted before.")
 @click.option(
@@ -113,9 +125,9 @@ def submit(
         sys.exit(jobs.follow(client, job, lambda text: print(shown_lines(text), end="", flush=True)))
 
 
-@cli.command(epilog=example("ebmscale plan configs/cifar10.yaml --workers 8,64"))
-@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@cli.command(epilog=example("ebmscale plan preset:cifar10 --workers 8,64"))
+@config_argument()
+@overrides_argument
 @click.option("--workers", default="8,64,512,1024", show_default=True, help="Numbers of workers, with commas.")
 @click.option(
     "--bandwidth-gbit",
@@ -141,6 +153,7 @@ def plan(
 
     The forecast starts from one worker, which is measured on this machine.
     """
+    console.print(f"one worker is measured on this machine{'' if measure else ', without timing'}")
     from ebmscale.forecast.plan import Network  # noqa: PLC0415
     from ebmscale.forecast.plan import plan as forecast  # noqa: PLC0415
     from ebmscale.forecast.table import assumption_lines, breakdown_table, forecast_table  # noqa: PLC0415
@@ -152,9 +165,9 @@ def plan(
     console.print(forecast_table(found), breakdown_table(found, config), *assumption_lines(found), sep="\n")
 
 
-@cli.command(epilog=example("ebmscale compare configs/compare/digits.yaml --methods gaussian,adaptive --seeds 3"))
-@click.argument("comparison_file", metavar="FILE", type=click.Path(dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@cli.command(epilog=example("ebmscale compare preset:compare/digits --methods gaussian,adaptive --seeds 3"))
+@click.argument("comparison_file", metavar="FILE", type=COMPARISON)
+@overrides_argument
 @click.option("--methods", help="Rows of the file, with commas (default: all).")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of each row.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at the same time.")
@@ -178,6 +191,7 @@ def compare(
     configs/compare/) or a training configuration. Of a configuration every method is a row. The same command continues
     a comparison that stopped.
     """
+    console.print(f"comparing the rows of {comparison_file} with {seeds} seed(s) each")
     from ebmscale.compare import compare as run_comparison  # noqa: PLC0415
     from ebmscale.forecast.dry_run import dry_run  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415

@@ -2,6 +2,7 @@
 
 import click
 
+from ebmscale.cli.arguments import SPACE, config_argument, overrides_argument
 from ebmscale.cli.group import cli, console, example
 from ebmscale.config import load_config
 from ebmscale.terminal import Terminal
@@ -9,20 +10,26 @@ from ebmscale.terminal import Terminal
 TABLE_WIDTH = 200  # where the output is no terminal
 
 
-@cli.command(epilog=example("ebmscale tune configs/digits.yaml --space configs/tune/digits.yaml"))
-@click.argument("config_file", metavar="CONFIG", type=click.Path(dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--space", "space_file", required=True, metavar="FILE", help="The search space (see configs/tune).")
+@cli.command(epilog=example("ebmscale tune preset:digits --space preset:tune/digits"))
+@config_argument()
+@overrides_argument
+@click.option(
+    "--space", "space_file", required=True, metavar="FILE", type=SPACE, help="The search space (see configs/tune)."
+)
 def tune(config_file: str, overrides: tuple[str, ...], space_file: str) -> None:
-    """Search for good settings of CONFIG on Ray. The same command continues a search that stopped."""
+    """Search for good settings of CONFIG on Ray. The same command continues a search that stopped.
+
+    The search is kept in the folder tune-NAME beside the run NAME that `ebmscale train` makes of CONFIG.
+    """
     from ebmscale.search import evaluation as objective  # noqa: PLC0415
     from ebmscale.search.check import base_config  # noqa: PLC0415
     from ebmscale.search.driver import search  # noqa: PLC0415
     from ebmscale.search.files import write_search  # noqa: PLC0415
     from ebmscale.search.space import load_space  # noqa: PLC0415
+    from ebmscale.search.trial import own_place  # noqa: PLC0415
     from ebmscale.search.view import front_table, trials_table  # noqa: PLC0415
 
-    config, space = load_config(config_file, overrides), load_space(space_file)
+    config, space = own_place(load_config(config_file, overrides)), load_space(space_file)
     objective.check(space, base_config(config, space))
     ledger = search(config, space, console, objective.measure_run, objective.names)
     written = write_search(ledger.store, ledger.config, ledger.space, list(ledger.records.values()))

@@ -58,7 +58,7 @@ def pack(
     from ebmscale.data.packed import packed_manifest  # noqa: PLC0415
 
     source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
-    storage = output_folder(url)
+    storage = output_folder(url, "packed set")
     with progress_on(console) as progress:
         task = progress.add_task(f"packing {format_name}")
 
@@ -117,5 +117,5 @@ def index(url: str, shape: str | None) -> None:
     channels, height, width = map(int, (shape or "0,0,0").split(","))
     notes: list[str] = []
     shape_of_bin = (channels, height, width) if shape else None
-    manifest = write_manifest(output_folder(url), image_shape=shape_of_bin, note=notes.append)
+    manifest = write_manifest(output_folder(url, "packed set"), image_shape=shape_of_bin, note=notes.append)
     console.print("; ".join([f"{printable(url)}: {manifest.summary()}", *notes]), markup=False)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -19,6 +18,7 @@ from ebmscale.config import (
     known_keys,
     load_config,
 )
+from ebmscale.config.presets import file_of
 from ebmscale.documents import load_yaml
 from ebmscale.errors import ConfigError
 
@@ -92,11 +92,11 @@ def load_comparison(path: str) -> Comparison:
     Raises:
         ConfigError: it is missing, is not YAML, or has unknown keys or no rows.
     """
-    tree = load_yaml(path, f"the comparison {path}", ConfigError)
+    file = file_of(path, "compare", "")
+    tree = load_yaml(file, f"the comparison {path}", ConfigError)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping with name, config and rows; see configs/compare/ for examples.")
     if "run" in tree and "rows" not in tree:
-        file = Path(path)
         rows: dict[str, Any] = {"name": file.stem, "config": file.name, "rows": METHOD_ROWS}
         tree = rows | {"evaluation": {"metrics": ["reconstruction"]}}
     try:
@@ -143,7 +143,7 @@ def _job(path: str, comparison: Comparison, row: str, seed: int, overrides: Sequ
     name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', row)}-seed{seed}"
     own = [f"run.seed={seed}", f"run.name={name}"]
     try:
-        config = load_config(Path(path).parent / comparison.config, [*overrides, *own], settings)
+        config = load_config(file_of(path, "compare", "").parent / comparison.config, [*overrides, *own], settings)
     except ConfigError as error:
         raise ConfigError(f"row {row} of {path}: {error}") from None
     storage = config.storage.model_copy(update={"url": config.storage.url.below(f"compare-{comparison.name}")})

@@ -15,6 +15,7 @@ from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
 from ebmscale.errors import ConfigError, DamagedError, Interrupted, StorageError
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import FOLDER, check_metrics, read_records
+from ebmscale.model.kinds import refuse_other
 from ebmscale.model.run_documents import MetricsLine
 from ebmscale.model.run_folder import run_storage, saved_config
 from ebmscale.report.comparison import PAGE_FILE, Result, write_comparison
@@ -67,6 +68,7 @@ def compare(
     network = open_features(evaluation.features) if evaluation.features is not None else None
     storage = open_storage(jobs[0].config.storage)
     storage.probe()
+    refuse_other(storage, "comparison", "give the comparison another name")
     with Lease(storage, what="comparison") as lease:
         lease.take()
         results = _results(jobs, comparison, network, storage, samples_within, num_at_once, say, lease)

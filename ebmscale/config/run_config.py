@@ -19,6 +19,7 @@ from ebmscale.config.blocks import (
 from ebmscale.config.fields import Block, NonNegative, key, keys_that_change
 from ebmscale.config.keys import first_problem, known_keys, value_at
 from ebmscale.config.overrides import apply_override, set_key
+from ebmscale.config.presets import file_of
 from ebmscale.config.removed import drop_removed
 from ebmscale.config.training_blocks import (
     CheckpointBlock,
@@ -189,17 +190,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), values: Mapping
     """Reads the configuration of a run.
 
     Args:
-        path: of a YAML file.
-        overrides: as on the command line, such as `train.max_samples=20000`; they are applied last.
-        values: Python values of dotted keys.
+        path: of a YAML file, or `preset:NAME` for one that comes with the package, such as `preset:digits`.
+        overrides: as on the command line, such as `["train.max_samples=20000"]`; they are applied last.
+        values: Python values of dotted keys, already of the right types.
 
     Raises:
         ConfigError: the file is missing or is not YAML, a key is unknown, a value has the wrong type or range.
 
     Example:
-        >>> config = load_config("configs/digits.yaml", ["run.name=first", "train.max_samples=20000"])
+        >>> config = ebmscale.load_config("preset:digits", ["run.name=first", "train.max_samples=20000"])
     """
-    tree = load_yaml(path, f"the configuration {path}", ConfigError)
+    tree = load_yaml(file_of(path, ""), f"the configuration {path}", ConfigError)
     return _from_tree(tree, values or {}, overrides, str(path))
 
 

@@ -1,53 +1,99 @@
-"""Every key of a configuration as a table in Markdown, from the descriptions of the fields."""
+"""Every key of a configuration with its meaning, unit, default and values, from the descriptions of the fields."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from functools import cache
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from ebmscale.config.allowed import allowed
 from ebmscale.config.fields import Block, about, block_of
+from ebmscale.config.keys import nearest_key
 from ebmscale.config.run_config import RunConfig
+from ebmscale.documents import excerpt
+from ebmscale.errors import ConfigError
 
 HEAD = "| key | default | meaning | at a resume |\n|---|---|---|---|"
 
 
+class KeyRow(NamedTuple):
+    """A key of the configuration.
+
+    Attributes:
+        name: with dots.
+        meaning: one or two sentences, in Markdown.
+        default: as YAML shows it, with its unit; `needed` if the key has none.
+        values: what the key takes, in words.
+        choices: the values where they are few, else nothing.
+        may_change: whether a resumed run may have another value.
+    """
+
+    name: str
+    meaning: str
+    default: str
+    values: str
+    choices: tuple[str, ...]
+    may_change: bool
+
+
+@cache
+def key_rows() -> tuple[KeyRow, ...]:
+    """All keys, in the order of the schema."""
+    return tuple(_rows(RunConfig, RunConfig.model_json_schema(), "", False))
+
+
+def find_keys(prefix: str) -> list[KeyRow]:
+    """The keys that begin with `prefix`; if there are none, those whose last part begins with it.
+
+    Raises:
+        ConfigError: there are none; the sentence names the nearest key.
+    """
+    rows = [row for row in key_rows() if row.name.startswith(prefix)]
+    rows = rows or [row for row in key_rows() if row.name.rpartition(".")[2].startswith(prefix)]
+    if rows:
+        return rows
+    match = nearest_key(prefix, [row.name for row in key_rows()])
+    blocks = dict.fromkeys(row.name.partition(".")[0] for row in key_rows())
+    hint = f"did you mean {match}?" if match else f"keys begin with {', '.join(blocks)}."
+    raise ConfigError(f"no key begins with {excerpt(prefix)}; {hint}")
+
+
 def key_tables() -> str:
-    """A section for the keys of the run and one for each block, with a table each."""
-    alone = [name for name, field in RunConfig.model_fields.items() if block_of(field) is None]
-    rows = [_row(name, RunConfig.model_fields[name], False) for name in alone]
-    parts = ["### Of the run itself", "", HEAD, *rows, ""]
+    """A section in Markdown for the keys of the run and one for each block, with a table each."""
+    lines = ["### Of the run itself", "", HEAD, *(_line(row) for row in key_rows() if "." not in row.name), ""]
     for name, field in RunConfig.model_fields.items():
-        inner = block_of(field)
-        if inner is not None:
-            free = about(field)["change"] != "never"
-            parts += [f"### `{name}`", "", _sentence(inner), "", HEAD, *_rows(inner, f"{name}.", free), ""]
-    return "\n".join(parts)
+        block = block_of(field)
+        if block is not None:
+            rows = [row for row in key_rows() if row.name.startswith(f"{name}.")]
+            lines += [f"### `{name}`", "", _sentence(block), "", HEAD, *map(_line, rows), ""]
+    return "\n".join(lines)
 
 
-def _rows(block: type[Block], prefix: str, free: bool) -> Iterator[str]:
+def _rows(block: type[Block], schema: dict[str, Any], prefix: str, free: bool) -> Iterator[KeyRow]:
+    own = schema if block is RunConfig else schema["$defs"][block.__name__]
     for name, field in block.model_fields.items():
-        inner = block_of(field)
+        inner, may_change = block_of(field), free or about(field)["change"] != "never"
         if inner is not None:
-            yield from _rows(inner, f"{prefix}{name}.", free or about(field)["change"] != "never")
-        else:
-            yield _row(prefix + name, field, free)
+            yield from _rows(inner, schema, f"{prefix}{name}.", may_change)
+            continue
+        unit = about(field)["unit"]
+        default = "needed" if field.is_required() else _shown(field.default) + (f" {unit}" if unit else "")
+        values = allowed(own["properties"][name])
+        yield KeyRow(prefix + name, field.description or "", default, values, _choices(field), may_change)
 
 
-def _row(name: str, field: FieldInfo, free: bool) -> str:
-    unit = about(field)["unit"]
-    default = "needed" if field.is_required() else _shown(field.default) + (f" {unit}" if unit else "")
-    change = "may change" if free or about(field)["change"] != "never" else "fixed"
-    return f"| `{name}` | {default} | {_choices(field)}{field.description} | {change} |"
+def _line(row: KeyRow) -> str:
+    """The row of a table; the values stand before the meaning if the meaning does not name them all."""
+    named = all(f"`{value}`" in row.meaning for value in row.choices) or row.values == "true or false"
+    values = "" if named else f"{', '.join(row.choices)}. "
+    change = "may change" if row.may_change else "fixed"
+    return f"| `{row.name}` | {row.default} | {values}{row.meaning} | {change} |"
 
 
-def _choices(field: FieldInfo) -> str:
-    """The allowed values, where the meaning does not name them all."""
-    if get_origin(field.annotation) is not Literal:
-        return ""
-    values = [str(value) for value in get_args(field.annotation)]
-    if all(f"`{value}`" in (field.description or "") for value in values):
-        return ""
-    return f"{', '.join(values)}. "
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    if field.annotation is bool:
+        return ("true", "false")
+    return tuple(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ()
 
 
 def _shown(value: Any) -> str:

@@ -92,7 +92,10 @@ class MetricsBlock(Block):
     """How often metrics are written, and where besides JSON lines."""
 
     every_samples: Positive = key("Time between two lines.", 5_000, unit="samples")
-    tensorboard: bool = key("Whether TensorBoard files are written.", True)
+    tensorboard: bool = key("Whether TensorBoard files are written, if the run is in a local folder.", True)
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = key(
+        "Where numbers and pictures are sent too: Weights & Biases, MLflow. Their packages are installed apart.", ()
+    )
 
 
 class DeepspeedBlock(Block):

@@ -1,5 +1,6 @@
 """A dry run: one update of every kind, one save and one load. From these it forecasts what the whole run needs."""
 
+import math
 import shutil
 import time
 from bisect import bisect_right
@@ -12,19 +13,21 @@ from typing import NamedTuple
 import torch
 
 from ebmscale.config import RunConfig
-from ebmscale.errors import EbmscaleError
+from ebmscale.errors import ConfigError, EbmscaleError
 from ebmscale.forecast.process_memory import peak_bytes
 from ebmscale.forecast.rehearsal import go_to_last_stage, rehearsal, try_base
 from ebmscale.model.run_folder import run_storage
 from ebmscale.networks import count_parameters
 from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.storage import Storage
+from ebmscale.terminal import duration
 from ebmscale.training.measurement import take_evidence
 from ebmscale.training.run import Run
 from ebmscale.training.update import train_batch
 from ebmscale.world import World
 
 WARM_BATCHES, TIMED_BATCHES = 3, 8
+SLOW_S = 2.0  # of an update, above which one is enough to time
 
 
 class Seconds(NamedTuple):
@@ -114,16 +117,39 @@ class Forecast:
     num_parameters: tuple[int, int]
 
 
-def dry_run(config: RunConfig, world: World) -> Forecast:
+def dry_run(config: RunConfig, world: World, most_s: float = math.inf) -> Forecast:
     """Tries every operation of a run in a temporary folder; of the run's own storage it only checks the access.
 
+    Args:
+        config: of the run.
+        world: this process's place.
+        most_s: seconds; the dry run ends with an error after its first update if the whole run would take longer.
+
     Raises:
+        ConfigError: the machine is too slow.
         EbmscaleError: any error that the run itself would raise.
     """
     storage = run_storage(config)
     storage.probe()
     with rehearsal(config, world) as run:
+        _check_speed(run, most_s)
         return _measure(run, storage)
+
+
+def _check_speed(run: Run, most_s: float) -> None:
+    """Makes one update, and refuses a run whose updates would take more than `most_s` seconds in all."""
+    if math.isinf(most_s):
+        return
+    one_s = _seconds(_updates(run, 0), repeats=1).wall_s
+    num_batches = -(-run.config.train.max_samples // run.config.train.batch_size)
+    if most_s < one_s * num_batches < 2 * most_s:  # the first one loads libraries too
+        one_s = _seconds(_updates(run, 0), repeats=1).wall_s
+    if one_s * num_batches > most_s:
+        raise ConfigError(
+            f"This machine is too slow for this run: an update took {one_s:.1f} s, and {num_batches:,} of them take "
+            f"{duration(one_s * num_batches)} or more; use a GPU, lower model.generator_width or train.max_samples, or "
+            "write a configuration for this machine with `ebmscale init DATA`."
+        )
 
 
 def _measure(run: Run, storage: Storage) -> Forecast:
@@ -205,7 +231,17 @@ def _age(config: RunConfig, begin: int, end: int) -> float:
 
 
 def _batch_seconds(run: Run, begin: int) -> Seconds:
-    """Seconds of an update after `begin` samples, under the run's current prior."""
+    """Seconds of an update after `begin` samples, under the run's current prior; of one update if they are slow."""
+    update = _updates(run, begin)
+    if _seconds(update, repeats=1).wall_s > SLOW_S:
+        return _seconds(update, repeats=1)
+    for _ in range(WARM_BATCHES - 1):
+        update()
+    return _seconds(update)
+
+
+def _updates(run: Run, begin: int) -> Callable[[], None]:
+    """A function that makes the next update after `begin` samples."""
     batches = run.batches(begin)
 
     def update() -> None:
@@ -213,9 +249,7 @@ def _batch_seconds(run: Run, begin: int) -> Seconds:
         train_batch(run, batch)
         run.finish(batch)
 
-    for _ in range(WARM_BATCHES):
-        update()
-    return _seconds(update)
+    return update
 
 
 def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> Seconds:

@@ -4,8 +4,8 @@ This file needs neither DeepSpeed nor Ray. Shapes: B batch, N samples, Z latent,
 """
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,34 +14,37 @@ from ebmscale.config import RunConfig
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, RatioSequence
-from ebmscale.errors import ConfigError, DamagedError, StorageError
-from ebmscale.kernels.prior_chain import run_prior_chain
+from ebmscale.errors import ConfigError, StorageError
 from ebmscale.model.anomaly_score import BACKGROUND_WIDTH, AnomalyScore
-from ebmscale.model.build import build_live_networks, build_model, build_on_meta, build_ratio_network
-from ebmscale.model.checkpoint import AVERAGE, SavedCheckpoint
+from ebmscale.model.build import build_model, build_ratio_network
+from ebmscale.model.checkpoint import SavedCheckpoint
 from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.export import ABOUT_FILE, NETWORKS, RATIOS, read_export, write_export
 from ebmscale.model.image_model import ImageModel
+from ebmscale.model.inputs import check_count, images_of, latents_of
 from ebmscale.model.normaliser import measure_normaliser
-from ebmscale.model.pieces import check_fit, shapes_of, whole_spans
 from ebmscale.model.posterior import langevin_settings, log_likelihood, sample_posterior
-from ebmscale.model.prior_base import BASE, base_from, check_base
+from ebmscale.model.prior_base import BASE, base_from
+from ebmscale.model.prior_samples import on_cpu, sample_stage_by_stage
 from ebmscale.model.residuals import Residuals
 from ebmscale.model.run_folder import load_run_config
 from ebmscale.model.sampler import draw_density
+from ebmscale.model.saved_tensors import saved_tensors
 from ebmscale.networks import ImageShape
 from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
+from ebmscale.world import device_of
 
 ROWS_AT_ONCE = 500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LatentModel:
     """p(x, z) = p_K(z) N(x; G(z), sigma^2 I), with images in [-1, 1].
 
-    Its methods compute on `device`, accept tensors on any device and return tensors on the CPU. Random numbers are
-    drawn on the CPU, so they are the same on every device.
+    Its methods compute on `device`. Images are tensors or arrays (B, C, H, W): uint8, or floats in [-1, 1]. Latents are
+    tensors or arrays (N, Z). Others are refused with a `ConfigError`. Results are float32 tensors on the CPU. Random
+    numbers are drawn on the CPU, so they are the same on every device.
 
     Attributes:
         config: of the run that trained it.
@@ -53,9 +56,9 @@ class LatentModel:
 
     Example:
         >>> model = ebmscale.load("runs/digits")
-        >>> x = model.sample(64)  # (64, C, H, W) in [-1, 1]
-        >>> z = model.infer(x)[0]  # (64, Z)
-        >>> model.log_prior(z).shape  # in nats, up to log Z_K
+        >>> x = model.sample(64, seed=1)  # (64, C, H, W) in [-1, 1]
+        >>> z = model.encode(x)  # (64, Z)
+        >>> model.log_prior(z, model.log_normaliser()).shape  # in nats
         torch.Size([64])
     """
 
@@ -65,6 +68,13 @@ class LatentModel:
     image_shape: ImageShape
     samples_seen: int
     residuals: Residuals | None = None
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        return (
+            f"LatentModel({self.config.run.name!r}: images {shape}, latents {self.prior.base.dim}, "
+            f"{self.prior.num_stages} stage(s), {self.samples_seen:,} samples seen, on {self.device})"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -78,86 +88,123 @@ class LatentModel:
         return replace(self, networks=copy.deepcopy(self.networks).to(device), prior=self.prior.to(device))
 
     def at_stage(self, stage: int) -> "LatentModel":
-        """The model with the prior p_k after its first k = `stage` stages.
+        """The model with the prior p_k after its first k = `stage` stages; 0 is the base p_0.
 
         Raises:
             ConfigError: the prior has fewer stages.
+
+        Example:
+            >>> model.at_stage(0).sample(16).shape
+            torch.Size([16, 1, 8, 8])
         """
-        if stage > self.prior.num_stages:
+        if not 0 <= stage <= self.prior.num_stages:
             raise ConfigError(f"Stage {stage} is beyond the {self.prior.num_stages} stages that the run has.")
         return replace(self, prior=self.prior.prefix(stage))
 
     def sample(self, num: int, seed: int = 0, num_stages: int | None = None) -> Tensor:
-        """Images (N, C, H, W) in [-1, 1] from the prior p_K, or from p_k with k = `num_stages`."""
+        """Draws images (N, C, H, W) in [-1, 1] from the model.
+
+        Args:
+            num: N.
+            seed: of the noise; the same seed gives the same images.
+            num_stages: k, for images from p_k instead of p_K.
+
+        Raises:
+            ConfigError: `num` is no whole number above 0, or the prior has fewer stages.
+
+        Example:
+            >>> model.sample(64, seed=1).shape
+            torch.Size([64, 1, 8, 8])
+        """
         return self.decode(self.sample_prior(num, seed, num_stages))
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """The generator's images (N, C, H, W) at latents (N, Z)."""
+    def decode(self, z: Any) -> Tensor:
+        """The generator's images (N, C, H, W) in [-1, 1] at latents z (N, Z).
+
+        Example:
+            >>> model.decode(np.zeros((2, 16))).shape
+            torch.Size([2, 1, 8, 8])
+        """
+        z = latents_of(z, self.prior.base.dim)
         return torch.cat([self.networks.generator(part.to(self.device)).cpu() for part in z.split(ROWS_AT_ONCE)])
 
     def sample_prior(self, num: int, seed: int = 0, num_stages: int | None = None) -> Tensor:
         """Latents (N, Z) from the prior p_K, or from p_k with k = `num_stages`.
 
         A prior that was learned on samples of its density is drawn by `model.sampler.draw_density`. One that was
-        learned on chains is what such chains draw.
+        learned on chains is what such chains draw. The arguments are those of `sample`.
         """
         if not self.config.uses_density:
             return self.sample_chains(num, seed, num_stages)[0]
-        prior = self.prior if num_stages is None else self.prior.prefix(num_stages)
+        check_count(num, seed)
+        prior = self.prior if num_stages is None else self.at_stage(num_stages).prior
         return draw_density(prior.to("cpu"), num, seed).z
 
     def sample_chains(self, num: int, seed: int = 0, num_stages: int | None = None) -> tuple[Tensor, list[ChainTrace]]:
         """Latents (N, Z) from the prior by Langevin chains, and the trace of the chains at every stage.
 
-        A chain starts from an exact draw of p_0 and passes through p_1, ..., p_K, with `prior.sample_steps` steps each.
+        The arguments are those of `sample`. At every stage a chain makes `prior.sample_steps` steps.
         """
-        prior = self.prior if num_stages is None else self.prior.prefix(num_stages)
+        check_count(num, seed)
+        prior = self.prior if num_stages is None else self.at_stage(num_stages).prior
         noise = _noise(seed, "sample-prior", num)
         settings = langevin_settings(self.config.prior, self.config.prior.sample_steps)
-        z, traces = prior.base.from_noise(noise.normal(prior.base.dim).to(self.device)), []
-        for stage in range(1, prior.num_stages + 1):
-            steps = noise.normal(settings.num_steps, prior.base.dim).to(self.device)
-            z, trace = run_prior_chain(prior.prefix(stage), z, steps, settings)
-            traces.append(_on_cpu(trace))
-        return z.cpu(), traces
+        return sample_stage_by_stage(prior, noise, settings, self.device)
 
-    def infer(self, x: Tensor, seed: int = 0, at_mean: bool = False) -> tuple[Tensor, ChainTrace]:
+    def encode(self, x: Any, seed: int = 0) -> Tensor:
+        """Posterior latents (B, Z) of images x (B, C, H, W), a draw for each: uint8, or floats in [-1, 1].
+
+        Example:
+            >>> model.encode(np.zeros((3, 1, 8, 8), dtype=np.uint8)).shape
+            torch.Size([3, 16])
+        """
+        return self.infer(x, seed)[0]
+
+    def infer(self, x: Any, seed: int = 0, at_mean: bool = False) -> tuple[Tensor, ChainTrace]:
         """Posterior latents (B, Z) of images by the chain of the run, and the trace of the first `ROWS_AT_ONCE` images.
 
         Args:
-            x: (B, C, H, W) in [-1, 1].
+            x: (B, C, H, W), uint8 or floats in [-1, 1].
             seed: of the noise.
             at_mean: start at the mean of the encoder, if there is one, and not at a draw from it.
         """
+        check_count(1, seed)
         settings = langevin_settings(self.config.posterior)
         dim, sigma = self.prior.base.dim, self.config.model.sigma
         parts = []
-        for index, part in enumerate(x.split(ROWS_AT_ONCE)):
+        for index, part in enumerate(images_of(x, self.image_shape).split(ROWS_AT_ONCE)):
             noise = _noise(seed, f"infer-{index}", len(part))
             first, steps = noise.normal(dim), noise.normal(settings.num_steps, dim)
             if at_mean and self.networks.encoder is not None:
                 first = torch.zeros_like(first)
             rows, first, steps = (tensor.to(self.device) for tensor in (part, first, steps))
             parts.append(sample_posterior(self.networks, sigma, self.prior, rows, first, steps, settings, scored=False))
-        return torch.cat([part.z.cpu() for part in parts]), _on_cpu(parts[0].trace)
+        return torch.cat([part.z.cpu() for part in parts]), on_cpu(parts[0].trace)
 
-    def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
-        """G(z) at posterior latents z of images x (B, C, H, W)."""
-        return self.decode(self.infer(x, seed)[0])
+    def reconstruct(self, x: Any, seed: int = 0) -> Tensor:
+        """G(z) (B, C, H, W) in [-1, 1] at posterior latents z of images x (B, C, H, W)."""
+        return self.decode(self.encode(x, seed))
 
     @torch.no_grad()
-    def log_prior(self, z: Tensor, normaliser: Normaliser | None = None) -> Tensor:
+    def log_prior(self, z: Any, normaliser: Normaliser | None = None) -> Tensor:
         """log p_K(z) (N,) in nats at z (N, Z): normalised if `normaliser` is given, else up to the constant log Z_K."""
+        z = latents_of(z, self.prior.base.dim)
         return self.prior.log_density(z.to(self.device)).cpu() - (normaliser.log_z if normaliser is not None else 0.0)
 
     def log_normaliser(self, seed: int = 0) -> Normaliser:
-        """log Z_K with its standard error, by sequential Monte Carlo along the stages."""
+        """log Z_K in nats with its standard error, by sequential Monte Carlo along the stages."""
         return measure_normaliser(self.prior, seed)
 
     @torch.no_grad()
-    def score(self, x: Tensor, seed: int = 0) -> AnomalyScore:
-        """Anomaly scores of images x (B, C, H, W) in [-1, 1] at their posterior latents."""
+    def score(self, x: Any, seed: int = 0) -> AnomalyScore:
+        """Anomaly scores (B,) in nats of images x (B, C, H, W) at their posterior latents; higher means less likely.
+
+        Example:
+            >>> model.score(np.zeros((3, 1, 8, 8), dtype=np.uint8)).joint.shape
+            torch.Size([3])
+        """
+        x = images_of(x, self.image_shape).cpu()
         z = self.infer(x, seed, at_mean=True)[0]
         mean = self.decode(z)
         reconstruction = -log_likelihood(x, mean, self.config.model.sigma)
@@ -185,21 +232,22 @@ class LatentModel:
         write_export(storage, about, tensors)
 
 
-def load(url: str) -> LatentModel:
-    """Opens the newest valid checkpoint of a run, or an export, on the CPU.
+def load(url: str, device: str = "cpu") -> LatentModel:
+    """Opens the newest valid checkpoint of a run, or an export.
 
     Args:
         url: a folder, or any address that fsspec reads, such as `s3://bucket/runs/digits`.
+        device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
 
     Raises:
-        ConfigError: there is no run at the address.
+        ConfigError: there is no run at the address, or no such device.
         StorageError: it has no valid checkpoint, or the export is damaged.
 
     Example:
-        >>> ebmscale.load("runs/digits").sample(64).shape
+        >>> ebmscale.load("runs/digits", device="auto").sample(64).shape
         torch.Size([64, 1, 8, 8])
     """
-    return open_model(Storage.at(url))
+    return open_model(Storage.at(url)).to(device_of(device))
 
 
 def open_model(storage: Storage) -> LatentModel:
@@ -228,49 +276,21 @@ def _load_run(storage: Storage) -> LatentModel:
 def from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
     """The model in a checkpoint, with averaged weights if the run has them. The state of the optimisers is not read.
 
-    Raises:
-        ConfigError: there is no architecture for images of that shape.
-        DamagedError: the checkpoint is damaged, is not of this configuration, or holds weights that are not finite.
+    Raises as `saved_tensors`.
     """
     state = saved.state()
-    networks, ratio = build_on_meta(config, state.image_shape)
-    ratio_shapes = shapes_of(ratio.state_dict())
-    if config.train.generator.ema_samples:
-        weights = _read(saved, AVERAGE, "", shapes_of(networks.state_dict()))
-    else:
-        weights = _read(saved, "generator", "weights/", shapes_of(networks.state_dict()))
-    if config.num_live:
-        if config.num_live > len(saved.shapes("ratio")):
-            raise DamagedError(f"Checkpoint {saved.name} has fewer ratios than the {config.num_live} configured.")
-        live = {f"nets.{k}.{name}": size for k in range(config.num_live) for name, size in ratio_shapes.items()}
-        ratios = build_live_networks(config).stacked(_read(saved, "ratio", "weights/", live))
-    else:
-        frozen = saved.ratios()
-        for one in frozen:
-            check_fit(shapes_of(one), ratio_shapes, f"a frozen ratio of checkpoint {saved.name}")
-        ratios = {name: torch.stack([one[name] for one in frozen]) for name in (frozen[0] if frozen else ())}
-    kept: dict[str, Tensor] = {}
-    if config.prior.base == "moments":
-        shapes = {name.removeprefix(BASE): s for name, s in saved.shapes("chains").items() if name.startswith(BASE)}
-        check_base(config.model.latent_dim, shapes)
-        kept = _read(saved, "chains", BASE, shapes)
-    base = base_from(config.model.latent_dim, kept)
-    model = _assemble(config, state.image_shape, saved.samples_seen, weights, base, ratios)
+    found = saved_tensors(config, saved, state.image_shape)
+    base = base_from(config.model.latent_dim, found.base)
+    model = _assemble(config, state.image_shape, saved.samples_seen, found.networks, base, found.ratios)
     return replace(model, residuals=state.residuals)
-
-
-def _read(saved: SavedCheckpoint, stem: str, prefix: str, expected: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """The whole tensors of a stem whose names begin with a prefix, by their names without the prefix."""
-    shapes = {name: size for name, size in saved.shapes(stem).items() if name.startswith(prefix)}
-    own = {name.removeprefix(prefix): size for name, size in shapes.items()}
-    check_fit(own, expected, f"{stem} of checkpoint {saved.name}")
-    flat = {span.name: values for span, values in saved.read(stem, whole_spans(shapes)).items()}
-    return {name.removeprefix(prefix): flat[name].view(size) for name, size in shapes.items()}
 
 
 def _load_export(storage: Storage) -> LatentModel:
     about, config, tensors = read_export(storage)
-    networks, ratios, kept = (_below(tensors, prefix) for prefix in (NETWORKS, RATIOS, BASE))
+    networks, ratios, kept = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in (NETWORKS, RATIOS, BASE)
+    )
     base = base_from(config.model.latent_dim, kept)
     model = _assemble(config, about.image_shape, about.samples_seen, networks, base, ratios)
     return replace(model, residuals=about.residuals)
@@ -289,14 +309,6 @@ def _assemble(
     model.requires_grad_(False)
     prior = RatioSequence(base, build_ratio_network(config), ratios)
     return LatentModel(config, model, prior, shape, samples_seen)
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _on_cpu(trace: ChainTrace) -> ChainTrace:
-    return ChainTrace(*(values.cpu() for values in trace))
 
 
 def _noise(seed: int, purpose: str, num_rows: int) -> StreamNoise:

@@ -4,6 +4,7 @@ from ebmscale.config import RunConfig, parse_config
 from ebmscale.data.manifest import FILE as MANIFEST_FILE
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.model.checkpoint_reader import CheckpointReader
+from ebmscale.model.kinds import what_is_there
 from ebmscale.storage import Storage, open_storage
 from ebmscale.stored import read_file
 
@@ -53,5 +54,7 @@ def load_run_config(storage: Storage) -> RunConfig:
         ConfigError: there is no run in the storage.
     """
     if not storage.exists(CONFIG_FILE):
-        raise ConfigError(f"There is no run at {storage.url}; give the address that `ebmscale train` printed.")
+        raise ConfigError(
+            f"There is no run at {storage.url}; give the address that `ebmscale train` printed.{what_is_there(storage)}"
+        )
     return parse_config(read_file(storage, CONFIG_FILE, CONFIG_BYTES), source=storage.url_of(CONFIG_FILE))

@@ -3,7 +3,6 @@
 import uuid
 from typing import Any, NamedTuple
 
-import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import class_index
@@ -11,6 +10,7 @@ from ebmscale.errors import ConfigError, DataError, EbmscaleError, StorageError
 from ebmscale.machine import num_cpus
 from ebmscale.storage import Storage, open_storage
 from ebmscale.terminal import Terminal
+from ebmscale.version import __version__
 
 CHECK_S = 120.0
 _ERRORS: dict[str, type[EbmscaleError]] = {kind.__name__: kind for kind in (ConfigError, DataError, StorageError)}
@@ -70,7 +70,7 @@ def _ask_nodes(ray: Any, config: RunConfig, name: str) -> list[NodeCheck]:
         if node["Alive"] and node["Resources"].get("CPU", 0.0) >= config.ray.cpus_per_worker:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             place = node["NodeManagerAddress"]
-            ref = task.options(scheduling_strategy=strategy).remote(config, name, place, ebmscale.__version__)
+            ref = task.options(scheduling_strategy=strategy).remote(config, name, place, __version__)
             asked.append((place, ref))
     checks = []
     for place, ref in asked:
@@ -98,10 +98,8 @@ def _ask_nodes(ray: Any, config: RunConfig, name: str) -> list[NodeCheck]:
 def check_node(config: RunConfig, name: str, place: str, version: str) -> NodeCheck:
     """Runs the checks on this node; `name` is a file that the driver has written to the run's storage."""
     try:
-        if ebmscale.__version__ != version:
-            raise ConfigError(
-                f"ebmscale {ebmscale.__version__} is installed, but the driver runs {version}; install {version}."
-            )
+        if __version__ != version:
+            raise ConfigError(f"ebmscale {__version__} is installed, but the driver runs {version}; install {version}.")
         if config.num_threads > num_cpus():
             raise ConfigError(
                 f"num_threads is {config.num_threads:,}, and this machine has {num_cpus()} processors; lower it."

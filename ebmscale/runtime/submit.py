@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ebmscale.config import RunConfig, load_config
+from ebmscale.config.presets import file_of
 from ebmscale.errors import ConfigError, Interrupted, WorkersLostError
 from ebmscale.runtime.exposure import check_configuration, check_variable
 from ebmscale.runtime.package import examine_folder
@@ -52,7 +53,7 @@ def submit(
         ConfigError: the configuration, the folder or the cluster cannot be used, or the job would reveal a secret.
     """
     import_ray()
-    config, path = load_config(config_file, overrides), Path(config_file)
+    config, path = load_config(config_file, overrides), file_of(config_file, "")
     _check(config)
     text = path.read_text()
     check_configuration(config.model_dump(), text, [*overrides])

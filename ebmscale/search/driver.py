@@ -16,6 +16,7 @@ from typing import Any
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, WorkersLostError
+from ebmscale.model.kinds import refuse_other
 from ebmscale.model.run_folder import run_storage
 from ebmscale.runtime.preflight import preflight
 from ebmscale.runtime.ray_driver import here, note_for_jobs, with_devices
@@ -69,6 +70,7 @@ def search(
     config = config.with_absolute_addresses()
     store = SearchStore(run_storage(config))
     store.storage.probe()
+    refuse_other(store.storage, "search", "choose another run.name")
     with Lease(store.storage, what="search") as lease:
         lease.take()
         store.claim(config, space)

@@ -11,7 +11,7 @@ from ebmscale.search.ledger import short
 from ebmscale.search.objectives import best, objective_value
 from ebmscale.search.page import PAGE_FILE, search_page
 from ebmscale.search.space import Space
-from ebmscale.search.trial import SearchStore, TrialRecord
+from ebmscale.search.trial import SEARCH_PREFIX, SearchStore, TrialRecord
 
 CSV_FILE, PARQUET_FILE, BEST_FILE = "trials.csv", "trials.parquet", "best.yaml"
 
@@ -66,7 +66,7 @@ def best_yaml(store: SearchStore, config: RunConfig, space: Space, winner: Trial
     """The configuration of the best trial, as a separate run for `ebmscale train`."""
     found = ", ".join(f"{o.name} {short(objective_value(o, winner))}" for o in space.objectives)
     made = with_values(config, winner.values, f"trial {winner.number}")
-    run = made.run.model_copy(update={"name": f"{config.run.name}-best"})
+    run = made.run.model_copy(update={"name": f"{config.run.name.removeprefix(SEARCH_PREFIX)}-best"})
     head = f"# Trial {winner.number} of {store.storage.url}: {found}\n"
     if winner.origins:
         head += "# The values are those of its last generation; its weights come from other trials and values too.\n"

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ebmscale.address import Address, clean
 from ebmscale.config import Block, Fraction, NonNegative, Positive, PositiveFloat, first_problem
+from ebmscale.config.presets import file_of
 from ebmscale.documents import load_yaml
 from ebmscale.errors import ConfigError
 
@@ -261,12 +262,12 @@ _KEYS = [field.alias or name for block in _BLOCKS for name, field in block.model
 
 
 def load_space(path: str | Path) -> Space:
-    """Reads a space from a YAML file.
+    """Reads a space from a YAML file, or from `preset:tune/NAME`.
 
     Raises:
         ConfigError: the file is missing or is not YAML, a key is unknown, a value is wrong, or a range is empty.
     """
-    return parse_space(load_yaml(path, f"the space {path}", ConfigError), str(path))
+    return parse_space(load_yaml(file_of(path, "tune"), f"the space {path}", ConfigError), str(path))
 
 
 def parse_space(tree: Any, source: str = "space") -> Space:

@@ -12,11 +12,13 @@ from pydantic import BaseModel, field_validator
 from ebmscale.config import Block, RunConfig, config_of
 from ebmscale.documents import read_yaml, write_yaml
 from ebmscale.errors import ConfigError, DamagedError, NotFoundError
+from ebmscale.model.run_folder import run_storage
 from ebmscale.search.space import Space, parse_space
 from ebmscale.storage import Storage
 from ebmscale.stored import DOCUMENT_BYTES, Count, FileName, Stored, as_form, read_document, read_file
 
 SEARCH_FILE, RECORDS, TRIALS = "search.yaml", "records", "trials"
+SEARCH_PREFIX = "tune-"  # of the folder of a search
 
 
 class Attempt(Block):
@@ -101,6 +103,16 @@ class TrialRecord(BaseModel):
 def folder_of(number: int, generation: int) -> str:
     """The name of a trial's run."""
     return f"{number:04d}" + (f"-{generation}" if generation else "")
+
+
+def own_place(config: RunConfig) -> RunConfig:
+    """The configuration of a search, whose folder is not that of a run of the same name.
+
+    A search lies at `storage.url`/tune-`run.name`. One of an earlier version stays at `storage.url`/`run.name`.
+    """
+    if run_storage(config).exists(SEARCH_FILE):
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": SEARCH_PREFIX + config.run.name})})
 
 
 class SearchFile(Stored):

@@ -33,6 +33,7 @@ class Latents:
         base: p_0 now.
         fits_base: whether the base is yet to be fitted; no ratio is trained before.
         buffer: recent posteriors, as samples or as means and standard deviations.
+        tables: the buffer and the other tables, by name.
     """
 
     def __init__(self, base: Base, settings: RatioSettings, world: World, tables: Mapping[str, StreamTable]):
@@ -41,7 +42,7 @@ class Latents:
         self.base = base
         self.fits_base = chains.base == "moments"
         self.buffer = StreamTable(num_streams, settings.stages.buffer_samples // num_streams, width, world)
-        self._tables = {"buffer": self.buffer, **tables}
+        self.tables = {"buffer": self.buffer, **tables}
         self._settings, self._world = settings, world
         self._base_form: dict[str, Tensor] = {}  # N(0, I) in the tensors of a base that is fitted
         if self.fits_base:
@@ -106,7 +107,7 @@ class Latents:
 
     def shapes(self) -> dict[str, torch.Size]:
         """The shapes of the chains' and the buffer's tables, over all ranks, and of a fitted base."""
-        tables = {f"{name}/{key}": size for name, table in self._tables.items() for key, size in table.shapes().items()}
+        tables = {f"{name}/{key}": size for name, table in self.tables.items() for key, size in table.shapes().items()}
         return tables | shapes_of(self._base_form)
 
     def check_shapes(self, found: Mapping[str, Sequence[int]]) -> None:
@@ -122,7 +123,7 @@ class Latents:
         """This rank's share of the tables and of the base."""
         tables = [
             Piece(one.span._replace(name=f"{name}/{one.span.name}"), one.values)
-            for name, table in self._tables.items()
+            for name, table in self.tables.items()
             for one in table.share()
         ]
         base = [piece(name, tensor) for name, tensor in self._base_tensors().items()]
@@ -131,7 +132,7 @@ class Latents:
     def wanted(self) -> list[Span]:
         """The spans that `restore` needs on this rank."""
         tables = [
-            span._replace(name=f"{name}/{span.name}") for name, table in self._tables.items() for span in table.wanted()
+            span._replace(name=f"{name}/{span.name}") for name, table in self.tables.items() for span in table.wanted()
         ]
         return tables + whole_spans(shapes_of(self._base_form))
 
@@ -139,7 +140,7 @@ class Latents:
         """Takes what `share` gave, on any world size; `fits_base` says already whether the base was fitted."""
         whole = {span.name.removeprefix(BASE): values[span] for span in whole_spans(shapes_of(self._base_form))}
         self.base = self._on_device(base_from(self.base.dim, {} if self.fits_base else whole))
-        for name, table in self._tables.items():
+        for name, table in self.tables.items():
             table.restore({span: values[span._replace(name=f"{name}/{span.name}")] for span in table.wanted()})
 
     def _base_tensors(self) -> dict[str, Tensor]:

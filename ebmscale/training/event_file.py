@@ -6,8 +6,10 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from ebmscale.errors import StorageError
 from ebmscale.storage import Storage
@@ -36,13 +38,24 @@ class EventFile:
         if position:
             self._put(Event(wall_time=time.time(), step=position, session_log=SessionLog(status=SessionLog.START)))
 
-    def add(self, samples_seen: int, values: Iterable[tuple[str, float]]) -> None:
+    def numbers(self, samples_seen: int, values: Mapping[str, float]) -> None:
         """Adds a point at `samples_seen` to the curve of every name."""
         from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415
         from tensorboardX.summary import scalar  # noqa: PLC0415
 
-        for name, value in values:
+        for name, value in values.items():
             self._put(Event(wall_time=time.time(), step=samples_seen, summary=scalar(name, value)))
+
+    def picture(self, samples_seen: int, name: str, picture: np.ndarray) -> None:
+        """Adds a picture (H, W, 3) of uint8 at `samples_seen`."""
+        from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415
+        from tensorboardX.summary import image  # noqa: PLC0415
+
+        summary = image(name, picture, dataformats="HWC")
+        self._put(Event(wall_time=time.time(), step=samples_seen, summary=summary))
+
+    def close(self) -> None:
+        """Does nothing: `flush` has written everything that could be written."""
 
     def flush(self, storage: Storage) -> None:
         """Writes the buffered events. If the storage fails, they stay buffered for the next call."""

@@ -23,7 +23,9 @@ from ebmscale.training.opening import open_run
 from ebmscale.training.owner import Lease
 from ebmscale.training.profile import Profile
 from ebmscale.training.run import Run
+from ebmscale.training.sample_picture import sample_picture
 from ebmscale.training.stopping import Stopped
+from ebmscale.training.trackers import open_trackers
 from ebmscale.training.update import BatchReport, train_batch
 from ebmscale.training.view import View
 from ebmscale.world import World
@@ -121,7 +123,8 @@ def _next_batch(batches: Iterator[Batch], world: World) -> Batch:
 def _open_log(run: Run, lease: Lease) -> RunLog:
     """The run's files, up to what its state knows of, written before any checkpoint that knows of more."""
     kept = {EVENTS_FILE: run.done_at["evidence"], METRICS_FILE: run.done_at["metrics"], GUARD_FILE: run.samples_seen}
-    log = RunLog(run.storage, kept, run.config.metrics.tensorboard, lease.check)
+    trackers = open_trackers(run.config, str(run.storage.url))
+    log = RunLog(run.storage, kept, run.config.metrics.tensorboard, lease.check, trackers)
     run.before_manifests(log.flush)
     return log
 
@@ -146,6 +149,8 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
     view.event(run.samples_seen, event)
     if log is not None:
         log.event(run.samples_seen, event)
+        if log.takes_pictures and (event.get("freeze") or run.samples_seen >= run.config.train.max_samples):
+            log.picture(run.samples_seen, "samples", sample_picture(run))
     if "diverged" in event:
         if run.samples_seen >= run.config.train.max_samples:
             raise DivergenceError(

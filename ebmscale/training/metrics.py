@@ -9,11 +9,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from ebmscale.model.timed_parts import PARTS
 from ebmscale.storage import Storage
 from ebmscale.stored import as_form, read_file
 from ebmscale.training.event_file import EventFile
+from ebmscale.training.trackers import Tracker
 from ebmscale.world import World
 
 log = logging.getLogger(__name__)
@@ -133,10 +135,16 @@ class RunLog:
         kept: by file, the `samples_seen` of the checkpoint from which the run starts. Later lines are deleted.
         tensorboard: whether to write TensorBoard files (only if the run is in a local folder).
         check: called before anything is written. It raises if this process may not write the run.
+        trackers: where numbers and pictures go too.
     """
 
     def __init__(
-        self, storage: Storage, kept: Mapping[str, int], tensorboard: bool, check: Callable[[], None] = lambda: None
+        self,
+        storage: Storage,
+        kept: Mapping[str, int],
+        tensorboard: bool,
+        check: Callable[[], None] = lambda: None,
+        trackers: Sequence[Tracker] = (),
     ):
         self._storage, self._check = storage, check
         self._local = storage.local_path() is not None
@@ -148,19 +156,25 @@ class RunLog:
         self._flushed = time.monotonic()
         self._uncut = dict(kept)
         self._board = EventFile(max(kept.values())) if tensorboard and self._local else None
+        self._trackers = [*trackers, *([self._board] if self._board is not None else [])]
+        self.takes_pictures = bool(self._trackers)
         self._try_flush()
 
     def metrics(self, samples_seen: int, values: dict[str, Any]) -> None:
         """Writes one interval's metrics."""
-        if self._board is not None:
-            self._board.add(samples_seen, flatten(values))
+        self._numbers(samples_seen, dict(flatten(values)))
         self._line(METRICS_FILE, {"samples_seen": samples_seen, **values})
 
     def event(self, samples_seen: int, values: dict[str, Any]) -> None:
         """Writes one measurement of evidence, with its decision."""
-        if self._board is not None:
-            self._board.add(samples_seen, flatten(values.get("evidence", {}), "evidence/"))
+        error = {"held_out_mse": values["held_out_mse"]} if "held_out_mse" in values else {}
+        self._numbers(samples_seen, dict(flatten(error | values.get("evidence", {}), "evidence/")))
         self._line(EVENTS_FILE, {"samples_seen": samples_seen, **values})
+
+    def picture(self, samples_seen: int, name: str, picture: np.ndarray) -> None:
+        """Adds a picture (H, W, 3) of uint8 where pictures are shown, which `takes_pictures` says."""
+        for tracker in self._trackers:
+            tracker.picture(samples_seen, name, picture)
 
     def guard(self, samples_seen: int, values: dict[str, Any]) -> None:
         """Writes the action after a bad update."""
@@ -197,6 +211,12 @@ class RunLog:
         if self._background is not None:
             self._background.shutdown(wait=True, cancel_futures=True)
         self._try_flush()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _numbers(self, samples_seen: int, values: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.numbers(samples_seen, values)
 
     def _line(self, name: str, values: dict[str, Any]) -> None:
         with self._lock:

@@ -21,6 +21,7 @@ from ebmscale.kernels.forms import FormName, choose_form
 from ebmscale.kernels.rate import bf16_gain
 from ebmscale.model.build import build_live_networks, build_model, build_ratio_network
 from ebmscale.model.checkpoint import RATIO_FOLDER
+from ebmscale.model.kinds import refuse_other
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
 from ebmscale.stages.live import LiveTrainer
@@ -42,6 +43,7 @@ from ebmscale.training.run_data import DATA_FILE, RunData, check_run_data, load_
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
 from ebmscale.training.stopping import StopPoll, on_first
+from ebmscale.training.trackers import check_trackers
 from ebmscale.training.training_set import TrainingSet
 from ebmscale.world import World, owned_rows
 
@@ -73,6 +75,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
             "begin another run with a larger data.num_streams."
         )
     check_threads(config)
+    check_trackers(config)
     check_room(config, None, 0, world.size, world.device)
     config = config.with_absolute_addresses()
     if config.num_threads:
@@ -208,6 +211,7 @@ def _prepare(
         The configuration with the run's precision, and the lease's ticket.
     """
     storage.probe()
+    refuse_other(storage, "run", "choose another run.name")
     patience = _Listening(check)
     if lease is not None:
         retried(partial(lease.take, check), config.checkpoint.retry_s, patience, time.monotonic, "It")

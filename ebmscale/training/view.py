@@ -6,16 +6,13 @@ from typing import Any
 
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
-from rich.text import Text
 
 from ebmscale.data.stream import Batch
 from ebmscale.model.timed_parts import PARTS
-from ebmscale.terminal import Terminal, shown
+from ebmscale.terminal import Terminal, duration
 from ebmscale.training.summary import Activity, RunSummary
-
-EVENTS_SHOWN = 8
 
 
 class View:
@@ -33,7 +30,6 @@ class View:
         self._progress: Progress | None = None
         self._task: Any = None
         self._metrics: dict[str, Any] = {}
-        self._events: list[str] = []
         self._rate = 0.0
         self._max_samples = 0
         self._mark = (0, time.perf_counter())
@@ -55,16 +51,18 @@ class View:
             f"{run.num_workers} worker(s) on {run.device}"
         )
         if self._console.is_terminal and self._console.is_interactive:
-            self._progress = Progress(
-                TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=self._console
-            )
-            self._task = self._progress.add_task("", total=run.max_samples, completed=run.samples_seen)
+            columns = TextColumn("samples"), BarColumn(24), MofNCompleteColumn(), TextColumn("ETA {task.fields[eta]}")
+            self._progress = Progress(*columns, console=self._console)
+            self._task = self._progress.add_task("", total=run.max_samples, completed=run.samples_seen, eta="...")
             self._live = Live(self._render(), console=self._console, refresh_per_second=4)
             self._live.start()
 
     def event(self, samples_seen: int, event: dict[str, Any]) -> None:
         """Shows a measurement of evidence, with its decision."""
-        self._line(samples_seen, describe_event(samples_seen, event))
+        line = describe_event(samples_seen, event)
+        narrow = self._live is not None and len(line) > self._console.width
+        lines = event_lines(samples_seen, event, self._console.width) if narrow else [line]
+        self._line(samples_seen, *lines)
 
     def metrics(self, samples_seen: int, metrics: dict[str, Any]) -> None:
         """Shows the metrics of an interval."""
@@ -75,15 +73,15 @@ class View:
         self._metrics = metrics
         if self._quiet:
             return
+        left = max(self._max_samples - samples_seen, 0) / max(self._rate, 1e-9)
         if self._live is not None and self._progress is not None:
-            self._progress.update(self._task, completed=samples_seen)
+            self._progress.update(self._task, completed=samples_seen, eta=duration(left))
             self._live.update(self._render())
             return
-        left = (self._max_samples - samples_seen) / max(self._rate, 1e-9)
         times = metrics["time"]
         parts = " ".join(f"{part} {times[f'{part}_s'] / max(times['total_s'], 1e-9):.0%}" for part in PARTS)
         mse = f"mse {metrics['train/mse']:.4f}  " if "train/mse" in metrics else ""
-        self._plain(f"{samples_seen:>9,} samples  {self._rate:7.0f}/s  ETA {left:5.0f} s  {mse}{parts}")
+        self._plain(f"{samples_seen:>9,} samples  {self._rate:7.0f}/s  ETA {duration(left):>7}  {mse}{parts}")
 
     def batch(self, batch: Batch) -> None:
         """Called before a batch is trained."""
@@ -100,19 +98,16 @@ class View:
             self._live.stop()
             self._live = None
 
-    def _line(self, samples_seen: int, text: str) -> None:
+    def _line(self, samples_seen: int, *lines: str) -> None:
+        """Prints lines; above the live part, so that they stay in the terminal's history."""
         if self._quiet:
             return
-        if self._live is None:
-            self._plain(text)
-            return
-        self._events = [*self._events, text][-EVENTS_SHOWN:]
         if self._progress is not None:
             self._progress.update(self._task, completed=samples_seen)
-        self._live.update(self._render())
+        self._plain(*lines)
 
-    def _plain(self, text: str) -> None:
-        self._console.print(text)
+    def _plain(self, *lines: str) -> None:
+        self._console.print(*lines, sep="\n")
 
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 2))
@@ -127,9 +122,7 @@ class View:
             parts = "  ".join(f"{part} {times[f'{part}_s']:.1f}" for part in PARTS)
             table.add_row("seconds in", parts)
         parts_shown: list[Any] = [self._progress] if self._progress is not None else []
-        return Group(
-            *parts_shown, table, *(Text(shown(line), overflow="ellipsis", no_wrap=True) for line in self._events)
-        )
+        return Group(*parts_shown, table)
 
 
 def describe_event(samples_seen: int, event: dict[str, Any]) -> str:
@@ -142,3 +135,18 @@ def describe_event(samples_seen: int, event: dict[str, Any]) -> str:
             f"  ESS {e['ess']:.1%}  {event['decision']}: {event['reason']}"
         )
     return text
+
+
+def event_lines(samples_seen: int, event: dict[str, Any], width: int) -> list[str]:
+    """For a terminal that is too narrow for one line: the bound and the decision, the other numbers, the reason."""
+    head, margin = f"{samples_seen:>9,} samples  stage {event['stage']}", " " * 11
+    if "evidence" not in event:
+        return [f"{head}  held-out mse {event['held_out_mse']:.4f}"]
+    e = event["evidence"]
+    lines = [
+        f"{head}  KL >= {e['kl_bound']:.3f} +- {e['kl_bound_error']:.3f}  {event['decision']}",
+        f"{margin}mse {event['held_out_mse']:.4f}  loss {e['loss']:.4f}  AUC {e['auc']:.3f}  ESS {e['ess']:.1%}",
+    ]
+    if len(lines[1]) + len(event["reason"]) + 2 > width:
+        return [*lines, f"{margin}{event['reason']}"]
+    return [lines[0], f"{lines[1]}  {event['reason']}"]

@@ -7,6 +7,7 @@ import click
 import pytest
 
 from ebmscale.cli import cli
+from ebmscale.config.presets import KINDS, PREFIX, file_of
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(cli.commands)
@@ -23,7 +24,8 @@ def test_the_example_is_a_command_that_the_program_takes(name: str, monkeypatch:
     with click.Context(cli) as top:
         cli.commands[name].make_context(name, words[2:], parent=top)
     for word in words[2:]:
-        assert not word.startswith("configs/") or (ROOT / word).exists()
+        assert not word.startswith("configs/"), "a preset has a name that works without a clone"
+        assert file_of(word, *KINDS).exists() or not word.startswith(PREFIX)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

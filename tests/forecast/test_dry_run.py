@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from ebmscale.config import RunConfig, load_config
-from ebmscale.forecast.dry_run import Costs, _age
+from ebmscale.errors import ConfigError
+from ebmscale.forecast.dry_run import Costs, _age, dry_run
+from ebmscale.world import World
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,3 +51,8 @@ def test_a_live_prior_costs_the_same_from_its_start_to_the_end() -> None:
     config = digits(**{"method": "lebm", "stages.start_samples": 20_000, "stages.evidence_every": 10_000})
     costs = Costs(config, (0, 20_000), (1.0, 3.0), (1.0, 3.0), 10.0, 10.0, 0.0)
     assert costs.cpu_s(50_000) == pytest.approx(200 * 1.0 + 300 * 3.0 + 5 * 10.0)
+
+
+def test_a_run_that_is_too_long_for_the_machine_ends_the_dry_run_early(tiny: RunConfig) -> None:
+    with pytest.raises(ConfigError, match=r"too slow for this run: an update took .* 100 of them take \d+ s or more"):
+        dry_run(tiny, World.alone(), most_s=1e-3)

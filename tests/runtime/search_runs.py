@@ -36,7 +36,7 @@ def space_file(folder: Path, **blocks: Any) -> Path:
 
 
 def tiny_config(folder: Path, data_url: str, **blocks: Any) -> Path:
-    """A configuration whose trials take seconds; the search lies at `folder/runs/tiny`."""
+    """A configuration whose trials take seconds; the search lies at `folder/runs/tune-tiny`."""
     storage = {"url": str(folder / "runs")}
     return config_file(folder, TINY.replace("DATA", data_url), **{"storage": storage} | blocks)
 

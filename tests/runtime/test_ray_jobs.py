@@ -92,7 +92,7 @@ def test_a_search_is_stopped_sent_again_and_finished(
         assert "Stopped by SIGTERM" in first.text
     with running([*command, *entry], **pair.access) as last:
         assert last.end() == 0, last.text
-    check_complete(store_at(tmp_path / "runs" / "tiny"), 5, first.lines + last.lines)
+    check_complete(store_at(tmp_path / "runs" / "tune-tiny"), 5, first.lines + last.lines)
 
 
 def test_following_ends_as_the_job_does(

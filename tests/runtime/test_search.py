@@ -51,7 +51,7 @@ def test_trials_that_diverge_or_err_are_told_with_their_reasons_and_end_nothing(
     done = tune(tmp_path, tiny_text, SPACE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    store = SearchStore(Storage.at(tmp_path / "runs" / "tiny"))
+    store = SearchStore(Storage.at(tmp_path / "runs" / "tune-tiny"))
     records = store.records()
     assert {n: record.status for n, record in records.items()} == {
         0: "finished", 1: "failed", 2: "failed",

@@ -74,7 +74,7 @@ def test_a_search_of_the_digits_finds_better_than_the_preset_through_three_losse
     config, space_path = ROOT / "configs" / "digits.yaml", ROOT / "configs" / "tune" / "digits.yaml"
     words = command(config, space_path, f"storage.url={tmp_path / 'runs'}", f"data.url={digits_url}")
     lines = interrupted_thrice(two, words)
-    store = store_at(tmp_path / "runs" / "digits")
+    store = store_at(tmp_path / "runs" / "tune-digits")
     records = check_complete(store, 12, lines)
     assert sum(len(record.attempts) - 1 for record in records.values()) >= 3
     _, space = store.load()
@@ -83,7 +83,9 @@ def test_a_search_of_the_digits_finds_better_than_the_preset_through_three_losse
     assert found is not None
     assert default is not None
     assert found < default
-    assert load_config(tmp_path / "runs" / "digits" / "best.yaml").train.ratio.rate == best.values["train.ratio.rate"]
+    assert (
+        load_config(tmp_path / "runs" / "tune-digits" / "best.yaml").train.ratio.rate == best.values["train.ratio.rate"]
+    )
     with running(words) as again:
         assert again.end() == 0, again.text
         assert "12 done" in again.text
@@ -119,4 +121,4 @@ def test_a_killed_head_is_started_again_and_so_is_the_search(
     with running(cluster.command(*words)) as last:
         assert last.end() == 0, last.text
     cluster.down()
-    check_complete(store_at(tmp_path / "runs" / "tiny"), 5, first.lines + last.lines)
+    check_complete(store_at(tmp_path / "runs" / "tune-tiny"), 5, first.lines + last.lines)

@@ -25,7 +25,7 @@ def test_the_cpus_of_twenty_trials_that_were_stopped_early_come_back(digits_url:
     )
     with running(command(tiny_config(tmp_path, digits_url, **WORKERS), space, program=DRIVER)) as run:
         assert run.end(PATIENCE_S) == 0, run.text
-    records = store_at(tmp_path / "runs" / "tiny").records()
+    records = store_at(tmp_path / "runs" / "tune-tiny").records()
     assert len(records) == 23
     assert {record.status for record in records.values()} == {"finished", "stopped"}, run.text
     assert sum(record.status == "stopped" for record in records.values()) >= 20, run.text
@@ -42,12 +42,12 @@ def test_a_population_of_trials_of_two_workers(digits_url: str, tmp_path: Path) 
     config = tiny_config(tmp_path, digits_url, **WORKERS | {"train": {"max_samples": 2560}})
     with running(command(config, space)) as run:
         assert run.end(PATIENCE_S) == 0, run.text
-    store = store_at(tmp_path / "runs" / "tiny")
+    store = store_at(tmp_path / "runs" / "tune-tiny")
     records = store.records()
     assert [record.status for record in records.values()] == ["finished", "finished"], run.text
     assert records[1].origins[0].donor == 0
     objective = store.load()[1].objectives[0]
     ends = [objective_value(objective, record) for record in records.values()]
     assert ends[0] == pytest.approx(ends[1], rel=0.3)  # the heir was far behind before
-    heir = load_config(tmp_path / "runs" / "tiny" / "trials" / records[1].folder / "config.yaml")
+    heir = load_config(tmp_path / "runs" / "tune-tiny" / "trials" / records[1].folder / "config.yaml")
     assert heir.train.generator.rate == records[1].values["train.generator.rate"]

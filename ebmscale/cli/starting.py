@@ -1,0 +1,106 @@
+"""Commands with which work begins: presets, the meaning of keys, a first configuration."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+from rich.padding import Padding
+
+from ebmscale.cli.arguments import KeyPrefix
+from ebmscale.cli.group import cli, console, example
+from ebmscale.cli.outputs import ADDRESS
+from ebmscale.config.presets import FOLDER, PREFIX
+from ebmscale.config.presets import presets as all_presets
+from ebmscale.config.table import find_keys
+from ebmscale.errors import ConfigError, DataError
+from ebmscale.terminal import duration
+
+CLUSTER_FILES = FOLDER.with_name("cluster_files")
+UNCOPIED = shutil.ignore_patterns("__pycache__", "*.md")
+
+
+@cli.command(epilog=example("ebmscale presets --copy examples"))
+@click.option("--copy", metavar="DIR", type=click.Path(file_okay=False), help="Write the files to DIR/configs too.")
+def presets(copy: str | None) -> None:
+    """List the configurations, comparisons and search spaces that come with the program.
+
+    Every command takes their names in place of a file. With --copy they are written to DIR/configs, and the files for
+    clusters to DIR/cluster, so that they can be changed.
+    """
+    known = all_presets()
+    width = max(len(one.name) for one in known)
+    for one in known:
+        console.print(f"{PREFIX}{one.name:<{width}}  {one.about}")
+    if copy is not None:
+        _copy(Path(copy))
+
+
+def _copy(folder: Path) -> None:
+    targets = {FOLDER: folder / "configs", CLUSTER_FILES: folder / "cluster"}
+    for target in targets.values():
+        if target.exists():
+            raise ConfigError(f"{target} is already there; give --copy another folder.")
+    try:
+        for source, target in targets.items():
+            shutil.copytree(source, target, ignore=UNCOPIED)
+    except OSError as error:
+        raise ConfigError(f"The files cannot be written to {folder}: {error.strerror or error}.") from None
+    console.print(f"files in {targets[FOLDER]} and {targets[CLUSTER_FILES]}")
+
+
+@cli.command(epilog=example("ebmscale keys train.generator"))
+@click.argument("prefix", metavar="[PREFIX]", default="", type=KeyPrefix())
+def keys(prefix: str) -> None:
+    """Explain the keys of a configuration that begin with PREFIX, or all keys.
+
+    Each has its meaning, its values and its default.
+    """
+    for row in find_keys(prefix):
+        change = "may change at a resume" if row.may_change else "fixed for a run"
+        default = "has no default" if row.default == "needed" else f"default {row.default}"
+        console.print(row.name, style="bold")
+        for line in (row.meaning, f"{row.values}; {default}; {change}"):
+            console.print(
+                Padding(line, (0, 0, 0, 4)) if console.is_terminal else f"    {line}", soft_wrap=not console.is_terminal
+            )
+
+
+@cli.command(epilog=example("ebmscale init data/photos --out my.yaml"))
+@click.argument("url", metavar="DATA", type=ADDRESS)
+@click.option("--out", metavar="FILE", type=click.Path(dir_okay=False), help="The file (default: NAME.yaml of DATA).")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Fit the length of the run to this time.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the run will train. auto: on a GPU if there is one.",
+)
+def init(url: str, out: str | None, minutes: float | None, device: str) -> None:
+    """Write a configuration for the packed set at DATA that trains on this machine.
+
+    The file says in comments what its keys do. Updates are tried and timed first, so the command also says how long
+    the run takes. A file that exists is left as it is.
+    """
+    from ebmscale.data.manifest import Manifest  # noqa: PLC0415 (commands import what they use)
+    from ebmscale.forecast.first_config import name_for, timed_config  # noqa: PLC0415
+    from ebmscale.forecast.pack_offer import pack_offer  # noqa: PLC0415
+    from ebmscale.storage import Storage  # noqa: PLC0415
+
+    storage, file = Storage.at(url), Path(out or f"{name_for(url)}.yaml")
+    if file.exists():
+        raise ConfigError(f"{file} is already there and is left as it is; give --out another name.")
+    offer = pack_offer(storage, url)
+    if offer is not None:
+        raise DataError(offer)
+    manifest = Manifest.load(storage)
+    console.print(f"{manifest.summary()}; updates are timed now")
+    text, seconds = timed_config(manifest, url, str(file), device, minutes * 60 if minutes else None)
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror or error}.") from None
+    console.print(f"{file} is written; its run takes at most {duration(seconds)} on this machine:")
+    console.print(f"    ebmscale train {shlex.quote(str(file))}")
