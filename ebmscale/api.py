@@ -21,6 +21,10 @@ class TrainedRun(str):
     Attributes:
         storage: the folder of the run.
         report: the address of its page; empty on ranks other than the first.
+
+    Example:
+        >>> run = ebmscale.train("preset:digits")
+        >>> images = run.load().sample(64)
     """
 
     storage: "Storage"

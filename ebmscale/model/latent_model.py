@@ -13,7 +13,7 @@ from torch import Tensor
 from ebmscale.config import RunConfig
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.path import Normaliser
-from ebmscale.density.prior import Base, RatioSequence
+from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import ConfigError, StorageError
 from ebmscale.model.anomaly_score import BACKGROUND_WIDTH, AnomalyScore
 from ebmscale.model.build import build_model, build_ratio_network
@@ -29,7 +29,7 @@ from ebmscale.model.prior_samples import on_cpu, sample_stage_by_stage
 from ebmscale.model.residuals import Residuals
 from ebmscale.model.run_folder import load_run_config
 from ebmscale.model.sampler import draw_density
-from ebmscale.model.saved_tensors import saved_tensors
+from ebmscale.model.saved_tensors import SavedTensors, saved_tensors
 from ebmscale.networks import ImageShape
 from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
@@ -148,7 +148,7 @@ class LatentModel:
         """
         check_count(num, seed)
         prior = self.prior if num_stages is None else self.at_stage(num_stages).prior
-        noise = _noise(seed, "sample-prior", num)
+        noise = StreamNoise(seed, "sample-prior", 0, [0] * num)
         settings = langevin_settings(self.config.prior, self.config.prior.sample_steps)
         return sample_stage_by_stage(prior, noise, settings, self.device)
 
@@ -174,7 +174,7 @@ class LatentModel:
         dim, sigma = self.prior.base.dim, self.config.model.sigma
         parts = []
         for index, part in enumerate(images_of(x, self.image_shape).split(ROWS_AT_ONCE)):
-            noise = _noise(seed, f"infer-{index}", len(part))
+            noise = StreamNoise(seed, f"infer-{index}", 0, [0] * len(part))
             first, steps = noise.normal(dim), noise.normal(settings.num_steps, dim)
             if at_mean and self.networks.encoder is not None:
                 first = torch.zeros_like(first)
@@ -251,12 +251,7 @@ def load(url: str, device: str = "cpu") -> LatentModel:
 
 
 def open_model(storage: Storage) -> LatentModel:
-    """Opens the newest valid checkpoint of a run, or an export, on the CPU.
-
-    Raises:
-        ConfigError: there is no run in this storage.
-        StorageError: it has no valid checkpoint, or the export is damaged.
-    """
+    """Opens the newest valid checkpoint of a run, or an export, on the CPU. Raises as `load`."""
     return _load_export(storage) if storage.exists(ABOUT_FILE) else _load_run(storage)
 
 
@@ -279,37 +274,27 @@ def from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
     Raises as `saved_tensors`.
     """
     state = saved.state()
-    found = saved_tensors(config, saved, state.image_shape)
-    base = base_from(config.model.latent_dim, found.base)
-    model = _assemble(config, state.image_shape, saved.samples_seen, found.networks, base, found.ratios)
-    return replace(model, residuals=state.residuals)
+    tensors = saved_tensors(config, saved, state.image_shape)
+    return _assemble(config, state.image_shape, saved.samples_seen, tensors, state.residuals)
 
 
 def _load_export(storage: Storage) -> LatentModel:
     about, config, tensors = read_export(storage)
-    networks, ratios, kept = (
+    networks, base, ratios = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        for prefix in (NETWORKS, RATIOS, BASE)
+        for prefix in (NETWORKS, BASE, RATIOS)
     )
-    base = base_from(config.model.latent_dim, kept)
-    model = _assemble(config, about.image_shape, about.samples_seen, networks, base, ratios)
-    return replace(model, residuals=about.residuals)
+    return _assemble(
+        config, about.image_shape, about.samples_seen, SavedTensors(networks, base, ratios), about.residuals
+    )
 
 
 def _assemble(
-    config: RunConfig,
-    shape: ImageShape,
-    samples_seen: int,
-    networks: dict[str, Tensor],
-    base: Base,
-    ratios: dict[str, Tensor],
+    config: RunConfig, shape: ImageShape, samples_seen: int, tensors: SavedTensors, residuals: Residuals | None
 ) -> LatentModel:
+    base = base_from(config.model.latent_dim, tensors.base)
     model = build_model(config, shape)
-    model.load_state_dict(networks)
+    model.load_state_dict(tensors.networks)
     model.requires_grad_(False)
-    prior = RatioSequence(base, build_ratio_network(config), ratios)
-    return LatentModel(config, model, prior, shape, samples_seen)
-
-
-def _noise(seed: int, purpose: str, num_rows: int) -> StreamNoise:
-    return StreamNoise(seed, purpose, 0, [0] * num_rows)
+    prior = RatioSequence(base, build_ratio_network(config), tensors.ratios)
+    return LatentModel(config, model, prior, shape, samples_seen, residuals)
