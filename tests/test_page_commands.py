@@ -65,6 +65,7 @@ TABLE: dict[str, Run | str] = {
     "bash tools/quickstart": "it sets up an environment; its training is the command of configs/README.md",
     "bash tools/test": SUITE,
     "ebmscale pack folder photos data/photos --size 64": Run(),
+    "ebmscale init data/photos --out my.yaml": Run(),
     "ebmscale train configs/photos.yaml --dry-run": Run(SMALL),
     "ebmscale train configs/photos.yaml": Run(SMALL),
     "ebmscale sample runs/photos -n 64 --out samples.png": Run(),
@@ -99,6 +100,11 @@ TABLE: dict[str, Run | str] = {
     "python tools/bench/on_ray.py scaling --updates 16 --precision bf16": BENCHMARK,
     "python tools/bench/on_ray.py scaling --rounds 1 --updates 12 --kernel plain": BENCHMARK,
     # configs/README.md
+    "ebmscale train my.yaml": Run(SMALL),
+    "ebmscale train preset:digits": Run(f"{SMALL} run.name=preset"),
+    "ebmscale presets --copy examples": Run(),
+    "ebmscale keys train.generator": Run(),
+    'eval "$(_EBMSCALE_COMPLETE=bash_source ebmscale)"': "tests/cli/test_completion.py runs it",
     "ebmscale fetch mnist downloads/mnist": NETWORK,
     "ebmscale pack idx downloads/mnist data/mnist": Run(),
     "ebmscale pack npy latents.npy data/latents": Run(),
@@ -172,7 +178,10 @@ TABLE: dict[str, Run | str] = {
 }
 
 BEFORE = {
-    "configs/README.md": ["ebmscale pack digits - data/digits"],
+    "configs/README.md": [
+        "ebmscale pack digits - data/digits",
+        "ebmscale pack folder photos data/photos --size 64",
+    ],
     "configs/compare/README.md": ["ebmscale pack idx downloads/mnist data/mnist"],
     "README.md": ["ebmscale pack idx downloads/mnist data/mnist"],
     "ebmscale/evaluate/README.md": [

@@ -41,7 +41,12 @@ class StackedMlp:
         return self.activations[0] if len({repr(one) for one in self.activations}) == 1 else None
 
     def without_zeros(self) -> "StackedMlp | None":
-        """The perceptrons that are not the zero function, with all quadratics; None where all are zero."""
+        """The perceptrons that are not the zero function, with all quadratics; None where all are zero.
+
+        On the meta device, where there are no values, all are kept.
+        """
+        if self.weights[-1].is_meta:
+            return self
         output, offset = self.weights[-1], self.biases[-1]
         kept = output.flatten(1).any(1) | offset.flatten(1).any(1)
         if bool(kept.all()):
@@ -58,8 +63,8 @@ class StackedMlp:
 
     @property
     def last_is_zero(self) -> bool:
-        """Whether the perceptron of the last stage is the zero function."""
-        return not bool(self.weights[-1][-1].any() | self.biases[-1][-1].any())
+        """Whether the perceptron of the last stage is the zero function; False on the meta device."""
+        return not self.weights[-1].is_meta and not bool(self.weights[-1][-1].any() | self.biases[-1][-1].any())
 
     @property
     def is_plain(self) -> bool:
