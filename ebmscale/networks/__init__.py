@@ -1,7 +1,7 @@
 """The networks: plain `torch.nn` modules, unaware of ranks, engines, files and configuration."""
 
 from ebmscale.networks.architectures import ARCHITECTURES, Architecture, ImageShape, Layer, find_architecture
-from ebmscale.networks.blocks import count_parameters, initialise
+from ebmscale.networks.blocks import count_parameters, initialise, take_features
 from ebmscale.networks.encoder import LOG_STD_BOUND, Encoder, build_encoder
 from ebmscale.networks.generator import Generator, build_generator
 from ebmscale.networks.ratio_heads import (
@@ -42,5 +42,6 @@ __all__ = [
     "initialise",
     "quadratic_part",
     "set_bound",
+    "take_features",
     "vector_ratio",
 ]

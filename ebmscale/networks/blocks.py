@@ -4,7 +4,7 @@ Shapes: B batch, Z latent, C channels, H height, W width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -93,6 +93,20 @@ def build(make: Callable[[], Network], generator: torch.Generator) -> Network:
     network.to_empty(device="cpu")
     initialise(network, generator)
     return network
+
+
+@torch.no_grad()
+def take_features(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies the hidden layers of another network of the same form, and leaves layers that start at zero as they are.
+
+    Args:
+        module: the network.
+        weights: the state dict of the other one.
+    """
+    for prefix, layer in module.named_modules():
+        if not isinstance(layer, ZeroLinear):
+            for name, parameter in layer.named_parameters(prefix, recurse=False):
+                parameter.copy_(weights[name])
 
 
 @torch.no_grad()

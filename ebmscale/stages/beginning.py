@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.losses import chance_loss
-from ebmscale.networks import NARROW_BOUND, WIDE_BOUND, QuadraticHead, Standardised, initialise, set_bound
+from ebmscale.density.prior import RatioSequence
+from ebmscale.networks import (
+    NARROW_BOUND,
+    WIDE_BOUND,
+    QuadraticHead,
+    Standardised,
+    initialise,
+    set_bound,
+    take_features,
+)
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.moments import gaussian_ratio
 from ebmscale.stages.trainer import HeldOut, nce_loss
@@ -18,18 +27,20 @@ GAINS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.0)
 """Strengths of the moments' ratio that are tried on held-out samples."""
 
 
-def begin(form: Standardised, samples: HeldOut, bound: float, seed: int, stage: int) -> Standardised:
-    """The network of a new stage, the zero function.
+def begin(sequence: RatioSequence, samples: HeldOut, bound: float, seed: int) -> Standardised:
+    """The network of a new stage: the zero function, with the hidden layers of the stage before, which learns faster.
 
     Args:
-        form: any network of the sequence, of which all are copies.
+        sequence: p_{k-1}.
         samples: of both sides, in whose spread it counts.
         bound: see `networks.Bounded`.
         seed: of the weights.
-        stage: k.
     """
-    network = copy.deepcopy(form).requires_grad_(True)
-    initialise(network, torch_generator(seed, "stage-weights", stage))
+    network = copy.deepcopy(sequence.network).requires_grad_(True)
+    assert isinstance(network, Standardised)
+    initialise(network, torch_generator(seed, "stage-weights", sequence.num_stages + 1))
+    if sequence.num_stages:
+        take_features(network, sequence.stage_weights(sequence.num_stages))
     q, p = samples.q, samples.negatives.z
     num = min(len(q), len(p))
     both = torch.cat([q[:num], p[:num]])

@@ -114,9 +114,7 @@ def open_stage(sequence: RatioSequence, source: Source, chosen: Chosen, course: 
     q = every(course.parts.tune, draws, "tune", stage)
     q = q[torch.randperm(len(q), generator=torch_generator(draws.seed, "tune-order", stage))[:CHECKED]]
     held_out = HeldOut(q, source.tuning(chosen.supply))
-    form = sequence.network
-    assert isinstance(form, Standardised)
-    network = begin(form, held_out, settings.bound or WIDE_BOUND, draws.seed, stage)
+    network = begin(sequence, held_out, settings.bound or WIDE_BOUND, draws.seed)
     head = quadratic_part(network.inner)
     if head is not None and settings.start == "moments":
         q = every(course.parts.train, draws, "moments", stage)[:MOST_FOR_MOMENTS]

@@ -18,6 +18,8 @@ from ebmscale.stages.draws import Draws
 from ebmscale.stages.supplies import REMEMBERED, Negatives
 
 HALVINGS = 40
+MOVES = MoveSettings(kind="hmc", num_leapfrog=3)
+"""Of a particle at every use: far enough that a network cannot memorise where the particles are."""
 
 
 class Pool:
@@ -29,7 +31,7 @@ class Pool:
     Args:
         sequence: p_{k-1}.
         z: (P, Z) particles of it, this worker's; P is a multiple of the rows that it draws.
-        lengths: (Z,) of MALA's steps. They stay, so that nothing depends on the number of workers.
+        lengths: (Z,) of the moves' steps. They stay, so that nothing depends on the number of workers.
         fresh: (M, Z) particles of it that no update sees.
         most_uses: of a particle where it stands.
         draws: noise.
@@ -53,8 +55,7 @@ class Pool:
         self.uses = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         self._lengths = lengths[None]
         self._fresh, self._most_uses, self._draws, self._name = fresh, most_uses, draws, name
-        self._moves = MoveSettings(kind="mala")
-        self.passes = 3.0 * sequence.num_stages
+        self.passes = 3.0 * MOVES.num_leapfrog * sequence.num_stages
 
     def draw(self, num: int, position: int) -> Negatives:
         """See `supplies.Supply.draw`."""
@@ -62,7 +63,7 @@ class Pool:
         rows = self._rows(noise.num_rows, position)
         before = ChainState(*(part[rows] for part in self.state))
         steps = torch.ones(len(rows), device=before.z.device)
-        args = (self._target, steps, self._lengths, self._moves)
+        args = (self._target, steps, self._lengths, MOVES)
         moved, _ = move(before, noise.normal(before.z.shape[1]), noise.uniform(), *args)
         stands = (moved.z == before.z).all(1)
         uses = torch.where(stands, self.uses[rows], 0)

@@ -69,10 +69,13 @@ def explore(
 
 
 def elasticity(curve: Sequence[Measured]) -> float:
-    """d log D / d log t over the last part of the curve, D the fall of the loss below chance; 0 where there is none."""
+    """d log D / d log t over the last part of the curve, D the fall of the loss below chance.
+
+    While the loss is above chance it is 1 if the loss falls, else 0.
+    """
     known = [(one.updates, CHANCE - one.loss) for one in curve if one.updates >= max(0.4 * curve[-1].updates, 1)]
     if any(fall <= 0 for _, fall in known):
-        return 0.0
+        return 1.0 if known[-1][1] > known[0][1] else 0.0
     if len(known) < 3:
         return 1.0
     x, y = ([math.log(value) for value in column] for column in zip(*known, strict=True))

@@ -23,7 +23,7 @@ from ebmscale.density.losses import n2ce
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Advance, Decision, Finish, RollBack, StageState, decide, is_settled, rate_factor
 from ebmscale.model.saved_part import SavedPart
-from ebmscale.networks import WIDE_BOUND, Standardised, initialise, set_bound
+from ebmscale.networks import WIDE_BOUND, Standardised, initialise, set_bound, take_features
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.stages.beginning import bound_for
 from ebmscale.stages.chain_negatives import ChainNegatives
@@ -229,6 +229,8 @@ class StageTrainer:
         spread = self.negatives.spread()
         if spread is not None and isinstance(network, Standardised):
             network.set_spread(*spread)
+            if self.prior.num_stages and not state.rollbacks:
+                take_features(network, self.prior.stage_weights(self.prior.num_stages))
         set_bound(network, WIDE_BOUND)
         return network.state_dict()
 
