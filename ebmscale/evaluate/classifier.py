@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from ebmscale.data.chunks import iter_chunks, take
+from ebmscale.data.choose import take
+from ebmscale.data.chunks import iter_chunks
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import VALIDATION_FRACTION, select
 from ebmscale.data.stream import ImageStream
@@ -185,7 +186,7 @@ def check_labelled_images(data: Storage, manifest: Manifest) -> ImageShape:
     """
     if manifest.dtype != "uint8" or len(manifest.image_shape) != 3:
         raise DataError(f"{data.url} holds {manifest.dtype} arrays of shape {manifest.image_shape}; give uint8 images.")
-    if not manifest.classes or any(label < 0 for shard in manifest.shards for label in shard.labels):
+    if not manifest.classes or manifest.num_unlabelled():
         raise DataError(f"{data.url} has samples without a label; a classifier needs a label for each.")
     channels, height, width = manifest.image_shape
     return channels, height, width

@@ -278,7 +278,7 @@ def _describe_data(config: RunConfig) -> tuple[ImageShape, int]:
     if len(manifest.image_shape) != 3:
         raise DataError(f"{data.url} holds arrays of shape {manifest.image_shape}; a run needs images (C, H, W).")
     channels, height, width = manifest.image_shape
-    return (channels, height, width), sum(shard.num_samples for shard in manifest.shards)
+    return (channels, height, width), manifest.num_samples
 
 
 def on_cuda(config: RunConfig) -> bool:

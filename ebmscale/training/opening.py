@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, changed_keys
+from ebmscale.data.checks import verify
+from ebmscale.data.choose import lowest
+from ebmscale.data.chunks import read_samples
 from ebmscale.data.formats import open_source
-from ebmscale.data.manifest import Manifest, verify
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.split import has_validation_part
-from ebmscale.data.stream import read_split
+from ebmscale.data.split import has_validation_part, select
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.kernels.forms import FormName, choose_form
@@ -88,7 +90,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
         lease.join(*ticket)
     manifest = Manifest.load(data)
     image_shape = _image_shape(data, manifest)
-    check_room(config, image_shape, sum(manifest.counts().values()), world.size, world.device)
+    check_room(config, image_shape, manifest.num_samples, world.size, world.device)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
     settings = _engine_settings(config, world)
     adam = replace(_adam(config.train.generator), factors={"encoder.": config.train.generator.encoder_factor})
@@ -277,13 +279,13 @@ def _adam(block: OptimizerBlock) -> OptimizerSettings:
 def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World) -> tuple[Tensor, Tensor]:
     """This rank's held-out images, as pixels (B, C, H, W), and their streams (B,)."""
     block = config.data
-    images, _, _ = read_split(
-        data, manifest, "validation", config.stages.evidence_samples, block.validation_fraction, block.held_out
-    )
-    if len(images) < LEAST_HELD_OUT:
+    split = select(manifest, "validation", block.validation_fraction, block.held_out)
+    chosen = lowest(split, config.stages.evidence_samples)
+    if len(chosen) < LEAST_HELD_OUT:
         cure = f"raise data.validation_fraction (now {block.validation_fraction}) until it has {LEAST_HELD_OUT}"
         if has_validation_part(manifest):
             cure = f"pack it with {LEAST_HELD_OUT} or more in its validation part, or without that part"
-        raise DataError(f"{data.url} has only {len(images)} held-out images, too few to decide on; {cure}.")
-    rows = owned_rows(len(images), block.num_streams, world)
-    return to_pixels(images[rows]).to(world.device), rows % block.num_streams
+        raise DataError(f"{data.url} has only {len(chosen)} held-out images, too few to decide on; {cure}.")
+    rows = owned_rows(len(chosen), block.num_streams, world)
+    images = read_samples(data, manifest, chosen.at(rows.numpy()))
+    return to_pixels(images).to(world.device), rows % block.num_streams

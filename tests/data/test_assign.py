@@ -55,8 +55,7 @@ def test_ranks_get_equally_many_rows_when_the_numbers_divide(start, batches, per
 
 
 def make_order(shard_sizes, num_streams, window, seed=0):
-    shards = np.repeat(np.arange(len(shard_sizes)), shard_sizes)
-    return SampleOrder(shards, seed=seed, num_streams=num_streams, window=window)
+    return SampleOrder(shard_sizes, seed=seed, num_streams=num_streams, window=window)
 
 
 def sample_at(order, i):

@@ -1,0 +1,69 @@
+"""The samples of a part whose keys hash lowest: a fixed number of them, with all that is needed to read them.
+
+The held-out images of a run are among them, so that a run begins without reading the index of every shard.
+"""
+
+import heapq
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ebmscale.data.shard_index import ShardIndex, decoded, key_hash
+
+NUM_LOWEST = 4096  # of each part
+
+
+class LowSample(NamedTuple):
+    """A sample, as in its shard's index.
+
+    Attributes:
+        shard: its shard's number in the manifest.
+        sample: its place in the shard.
+        key: its key.
+        label: index into the classes; -1 if none.
+        offset: byte of the shard's file at which the payload begins.
+        size: bytes of the payload.
+        crc32: of the payload.
+    """
+
+    shard: int
+    sample: int
+    key: str
+    label: int
+    offset: int
+    size: int
+    crc32: int
+
+
+Rank = tuple[float, int, int]  # hash, shard, sample
+
+
+def rank_of(one: LowSample) -> Rank:
+    """What the samples are sorted by: the hash of the key; equal hashes stand in the order of the manifest."""
+    return key_hash(one.key), one.shard, one.sample
+
+
+class LowestSamples:
+    """Collects the lowest samples of each part, shard by shard."""
+
+    def __init__(self) -> None:
+        self._ranked: dict[str, list[tuple[Rank, LowSample]]] = {}
+
+    def add(self, part: str, shard: int, index: ShardIndex) -> None:
+        """Take the samples of a shard into account."""
+        ranked = self._ranked.setdefault(part, [])
+        fresh = (((float(index.hashes[one.sample]), one.shard, one.sample), one) for one in _lowest(shard, index))
+        self._ranked[part] = heapq.nsmallest(NUM_LOWEST, [*ranked, *fresh])
+
+    def found(self) -> dict[str, list[LowSample]]:
+        """The lowest samples of each part, the lowest first."""
+        return {part: [one for _, one in ranked] for part, ranked in self._ranked.items()}
+
+
+def _lowest(shard: int, index: ShardIndex) -> Iterator[LowSample]:
+    chosen = np.argsort(index.hashes, kind="stable")[:NUM_LOWEST]
+    arrays = (index.labels, index.offsets, index.sizes, index.crc32)
+    columns = [chosen.tolist(), decoded(index.keys[chosen]), *[array[chosen].tolist() for array in arrays]]
+    for values in zip(*columns, strict=True):
+        yield LowSample(shard, *values)
