@@ -3,7 +3,6 @@
 The held-out images of a run are among them, so that a run begins without reading the index of every shard.
 """
 
-import heapq
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -53,16 +52,22 @@ class LowestSamples:
     def add(self, part: str, shard: int, index: ShardIndex) -> None:
         """Take the samples of a shard into account."""
         ranked = self._ranked.setdefault(part, [])
-        fresh = (((float(index.hashes[one.sample]), one.shard, one.sample), one) for one in _lowest(shard, index))
-        self._ranked[part] = heapq.nsmallest(NUM_LOWEST, [*ranked, *fresh])
+        bound = ranked[-1][0][0] if len(ranked) == NUM_LOWEST else 1.0
+        fresh = [
+            ((float(index.hashes[one.sample]), one.shard, one.sample), one) for one in _lowest(shard, index, bound)
+        ]
+        if fresh:
+            self._ranked[part] = sorted([*ranked, *fresh])[:NUM_LOWEST]
 
     def found(self) -> dict[str, list[LowSample]]:
         """The lowest samples of each part, the lowest first."""
         return {part: [one for _, one in ranked] for part, ranked in self._ranked.items()}
 
 
-def _lowest(shard: int, index: ShardIndex) -> Iterator[LowSample]:
-    chosen = np.argsort(index.hashes, kind="stable")[:NUM_LOWEST]
+def _lowest(shard: int, index: ShardIndex, bound: float) -> Iterator[LowSample]:
+    """The lowest samples of a shard whose hashes are below a bound."""
+    below = np.flatnonzero(index.hashes < bound)
+    chosen = below[np.argsort(index.hashes[below], kind="stable")[:NUM_LOWEST]]
     arrays = (index.labels, index.offsets, index.sizes, index.crc32)
     columns = [chosen.tolist(), decoded(index.keys[chosen]), *[array[chosen].tolist() for array in arrays]]
     for values in zip(*columns, strict=True):

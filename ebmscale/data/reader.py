@@ -4,7 +4,7 @@ Shapes: M samples asked for, m of them in one piece, C channels, H height, W wid
 """
 
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +25,7 @@ KEPT_BYTES = 64 << 20  # whole shards kept, in all; the least recently used goes
 GAP_BYTES = 64 << 10  # samples nearer than this are read as one range
 RANGE_BYTES = 8 << 20  # and a range ends when it is longer than this
 TOGETHER_BYTES = 64 << 20  # ranges asked for together
+LEAST_WRONG = 8  # samples read of a shard, all of them wrong, that show that the file is another one
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,32 @@ class ShardReader:
             image is zeros).
 
         Raises:
-            DataError: a shard is missing.
+            DataError: a shard is missing, or is another file than the one that was indexed.
             StorageError: the storage fails.
         """
         images = np.zeros((len(samples), *self._manifest.image_shape), self._manifest.dtype)
         sound = np.zeros(len(samples), bool)
         fill = self._copy if self._manifest.encoding == "raw" else self._decode
+        wrong: Counter[str] = Counter()  # of each file, the samples whose bytes are others
         for pieces in _together(self._pieces(samples)):
             for piece, data in zip(pieces, self._fetch(pieces), strict=True):
                 fill(piece, data, images, sound)
-                if self._cache is not None and not sound[piece.places].all():
-                    self._cache.forget(piece.range)
+                if not sound[piece.places].all():
+                    wrong[piece.shard.file] += int((piece.offsets[~sound[piece.places]] < len(data)).sum())
+                    if self._cache is not None:
+                        self._cache.forget(piece.range)
+        self._check_replaced(samples, sound, wrong)
         return images, sound
+
+    def _check_replaced(self, samples: Found, sound: np.ndarray, wrong: Counter[str]) -> None:
+        """DataError if nothing of what was read of a shard is what its index says."""
+        right = {self._manifest.shards[number].file for number in np.unique(samples.shards[sound]).tolist()}
+        for file, count in wrong.items():
+            if file not in right and count >= LEAST_WRONG:
+                raise DataError(
+                    f"Shard {self._storage.url_of(file)} is not the one that its index describes (none of {count} "
+                    f"samples has the checksum that is noted); copy it back, or pack or index the set again."
+                )
 
     def _pieces(self, samples: Found) -> Iterator[_Piece]:
         """The samples in the order of files and offsets, neighbours joined."""
