@@ -73,8 +73,9 @@ def _in_manifest(split: Split, limit: int) -> Found | None:
 
 
 def _as_index(samples: list[LowSample]) -> ShardIndex:
-    columns = list(zip(*samples, strict=True))
-    return ShardIndex.of(*columns[2:])
+    _, _, texts, hashes, labels, *others = zip(*samples, strict=True)
+    keys = np.array([key.encode() for key in texts], np.bytes_)
+    return ShardIndex(keys, np.array(labels), np.array(hashes), *[np.array(column) for column in others])
 
 
 def _by_hash(found: Found) -> np.ndarray:

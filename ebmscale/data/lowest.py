@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ebmscale.data.shard_index import ShardIndex, decoded, key_hash
+from ebmscale.data.shard_index import ShardIndex, decoded
 
 NUM_LOWEST = 4096  # of each part
 
@@ -20,6 +20,7 @@ class LowSample(NamedTuple):
         shard: its shard's number in the manifest.
         sample: its place in the shard.
         key: its key.
+        hash: of the key, see `shard_index.key_hash`.
         label: index into the classes; -1 if none.
         offset: byte of the shard's file at which the payload begins.
         size: bytes of the payload.
@@ -29,46 +30,42 @@ class LowSample(NamedTuple):
     shard: int
     sample: int
     key: str
+    hash: float
     label: int
     offset: int
     size: int
     crc32: int
 
 
-Rank = tuple[float, int, int]  # hash, shard, sample
-
-
-def rank_of(one: LowSample) -> Rank:
-    """What the samples are sorted by: the hash of the key; equal hashes stand in the order of the manifest."""
-    return key_hash(one.key), one.shard, one.sample
+def rank(sample: LowSample) -> tuple[float, int, int]:
+    """What samples are sorted by; equal hashes stand in the order of the manifest."""
+    return sample.hash, sample.shard, sample.sample
 
 
 class LowestSamples:
     """Collects the lowest samples of each part, shard by shard."""
 
     def __init__(self) -> None:
-        self._ranked: dict[str, list[tuple[Rank, LowSample]]] = {}
+        self._lowest: dict[str, list[LowSample]] = {}
 
     def add(self, part: str, shard: int, index: ShardIndex) -> None:
         """Take the samples of a shard into account."""
-        ranked = self._ranked.setdefault(part, [])
-        bound = ranked[-1][0][0] if len(ranked) == NUM_LOWEST else 1.0
-        fresh = [
-            ((float(index.hashes[one.sample]), one.shard, one.sample), one) for one in _lowest(shard, index, bound)
-        ]
-        if fresh:
-            self._ranked[part] = sorted([*ranked, *fresh])[:NUM_LOWEST]
+        lowest = self._lowest.setdefault(part, [])
+        bound = lowest[-1].hash if len(lowest) == NUM_LOWEST else 1.0
+        lowest += _lowest(shard, index, bound)
+        lowest.sort(key=rank)
+        del lowest[NUM_LOWEST:]
 
     def found(self) -> dict[str, list[LowSample]]:
         """The lowest samples of each part, the lowest first."""
-        return {part: [one for _, one in ranked] for part, ranked in self._ranked.items()}
+        return self._lowest
 
 
 def _lowest(shard: int, index: ShardIndex, bound: float) -> Iterator[LowSample]:
     """The lowest samples of a shard whose hashes are below a bound."""
     below = np.flatnonzero(index.hashes < bound)
     chosen = below[np.argsort(index.hashes[below], kind="stable")[:NUM_LOWEST]]
-    arrays = (index.labels, index.offsets, index.sizes, index.crc32)
+    arrays = (index.hashes, index.labels, index.offsets, index.sizes, index.crc32)
     columns = [chosen.tolist(), decoded(index.keys[chosen]), *[array[chosen].tolist() for array in arrays]]
     for values in zip(*columns, strict=True):
         yield LowSample(shard, *values)

@@ -34,6 +34,7 @@ MOST_SAMPLES = 2**53
 _WRONG = "a field is missing, unknown or of the wrong form"
 
 Text = Annotated[str, Field(max_length=1000)]
+Hash = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Label = Annotated[int, Field(strict=True, ge=-1, lt=MOST_CLASSES)]
 Crc32 = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 
@@ -77,7 +78,7 @@ class _Head:
     classes: Annotated[list[Text], Field(max_length=MOST_CLASSES)]
 
 
-_Lowest = dict[Part, list[tuple[Count, Count, Text, Label, Count, Count, Crc32]]]
+_Lowest = dict[Part, list[tuple[Count, Count, Text, Hash, Label, Count, Count, Crc32]]]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ The shards are of raw uint8 images of zeros. Shards with equal contents share th
 
 import hashlib
 import json
+import math
 import zlib
 from collections import Counter
 from typing import ClassVar
@@ -20,8 +21,7 @@ from ebmscale.data.shard_index import FRACTIONS, ShardIndex
 from ebmscale.storage import Storage
 
 SHAPE = (3, 32, 32)
-PAYLOAD = 3 * 32 * 32
-STRIDE = 512 + PAYLOAD + 1024  # header and payload, and the label's header and block
+AROUND = 512 + 1024  # bytes of a sample besides its payload: its header, and the label's header and block
 
 
 class MadeUpFiles(fsspec.AbstractFileSystem):
@@ -29,6 +29,7 @@ class MadeUpFiles(fsspec.AbstractFileSystem):
 
     protocol = "madeup"
     per_shard = 0
+    payload = 0
     num_bytes = 0
     calls: ClassVar[Counter[str]] = Counter()
 
@@ -36,7 +37,11 @@ class MadeUpFiles(fsspec.AbstractFileSystem):
         """Bytes of a shard or of an index."""
         name = path.rpartition("/")[2]
         MadeUpFiles.calls[name] += 1
-        data = index_bytes(number_of(name), self.per_shard)[start:end] if name.endswith("npz") else bytes(end - start)
+        data = (
+            index_bytes(number_of(name), self.per_shard, self.payload)[start:end]
+            if name.endswith("npz")
+            else bytes(end - start)
+        )
         MadeUpFiles.num_bytes += len(data)
         return data
 
@@ -45,46 +50,54 @@ def number_of(name):
     return int(name.partition(".")[0].rpartition("-")[2])
 
 
-def index_of(number, per_shard):
+def index_of(number, per_shard, payload):
     """The index of a shard; the hashes are random numbers and not those of the keys, which would take longer."""
     keys = np.char.add(b"%08d-" % number, np.char.zfill(np.arange(per_shard).astype(np.bytes_), 6))
     return ShardIndex(
         keys,
         np.zeros(per_shard, np.int32),
         np.random.default_rng(number).random(per_shard),
-        512 + STRIDE * np.arange(per_shard, dtype=np.int64),
-        np.full(per_shard, PAYLOAD, np.int64),
-        np.full(per_shard, zlib.crc32(bytes(PAYLOAD)), np.uint32),
+        512 + (payload + AROUND) * np.arange(per_shard, dtype=np.int64),
+        np.full(per_shard, payload, np.int64),
+        np.full(per_shard, zlib.crc32(bytes(payload)), np.uint32),
     )
 
 
-def index_bytes(number, per_shard):
-    return index_of(number, per_shard).to_bytes(sha256_of(number))
+def index_bytes(number, per_shard, payload):
+    return index_of(number, per_shard, payload).to_bytes(sha256_of(number))
 
 
 def sha256_of(number):
     return f"{number:064x}"
 
 
-def make_up(num_shards, per_shard, counted=False):
-    """The manifest of a set of `num_shards` shards; the storage's counts begin at nothing.
+def register(per_shard, payload=math.prod(SHAPE)):
+    """Describe the set that the storage makes up; its counts begin at nothing."""
+    fsspec.register_implementation("madeup", MadeUpFiles, clobber=True)
+    MadeUpFiles.per_shard, MadeUpFiles.payload = per_shard, payload
+    MadeUpFiles.num_bytes, MadeUpFiles.calls = 0, Counter()
+
+
+def make_up(num_shards, per_shard, counted=False, shape=SHAPE):
+    """The manifest of a set of `num_shards` shards, which the storage makes up from now on.
 
     Args:
         num_shards: shards, all of part train.
         per_shard: samples of each.
         counted: whether validation samples are counted and the lowest ones known, which takes a millisecond a shard.
+        shape: of an image.
     """
-    fsspec.register_implementation("madeup", MadeUpFiles, clobber=True)
-    MadeUpFiles.per_shard, MadeUpFiles.num_bytes, MadeUpFiles.calls = per_shard, 0, Counter()
+    payload = math.prod(shape)
+    register(per_shard, payload)
     labels = hashlib.sha256(json.dumps([0] * per_shard).encode()).hexdigest()
-    size, lowest, shards = len(index_bytes(0, per_shard)), LowestSamples(), []
+    size, lowest, shards = len(index_bytes(0, per_shard, payload)), LowestSamples(), []
     below = (0,) * len(FRACTIONS)
     for number in range(num_shards):
         if counted:
-            index = index_of(number, per_shard)
+            index = index_of(number, per_shard, payload)
             below = index.below(FRACTIONS)
             lowest.add("train", number, index)
-        file = f"big-train-{number:08d}.tar"
-        shards.append(Shard(file, "train", per_shard, STRIDE * per_shard, sha256_of(number), 0, labels, size, below))
-    indexes = IndexFiles(Storage.at("madeup://set"), shards, 1, PAYLOAD)
-    return Manifest("big", "toy", "raw", SHAPE, "uint8", ["0"], shards, lowest.found(), indexes)
+        file, num_bytes = f"big-train-{number:08d}.tar", (payload + AROUND) * per_shard
+        shards.append(Shard(file, "train", per_shard, num_bytes, sha256_of(number), 0, labels, size, below))
+    indexes = IndexFiles(Storage.at("madeup://set"), shards, 1, payload)
+    return Manifest("big", "toy", "raw", shape, "uint8", ["0"], shards, lowest.found(), indexes)

@@ -112,9 +112,10 @@ def low(place, value):
         (lambda fields: fields.update(fractions=[0.3]), "other fractions"),
         (low(0, 9), "is not in part train"),
         (low(1, 9), "does not fit its shard"),
-        (low(3, 9), "does not fit its shard"),
-        (low(4, 2**40), "lies beyond its shard"),
-        (low(6, -1), "lowest"),
+        (low(4, 9), "does not fit its shard"),
+        (low(5, 2**40), "lies beyond its shard"),
+        (low(7, -1), "lowest"),
+        (low(3, 1.5), "lowest"),
     ],
 )
 def test_values_of_another_type_sign_or_size_are_refused(packed, change, words):
