@@ -71,7 +71,7 @@ def sha256_of(number):
     return f"{number:064x}"
 
 
-def register(per_shard, payload=math.prod(SHAPE)):
+def register(per_shard, payload):
     """Describe the set that the storage makes up; its counts begin at nothing."""
     fsspec.register_implementation("madeup", MadeUpFiles, clobber=True)
     MadeUpFiles.per_shard, MadeUpFiles.payload = per_shard, payload

@@ -13,6 +13,7 @@ images, from real files, and the memory of windows of 256x256 images.
 """
 
 import argparse
+import math
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from ebmscale.data.choose import lowest
@@ -31,7 +33,7 @@ from ebmscale.data.split import select
 from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
 from ebmscale.world import World, owned_rows
-from tests.data.made_up_set import MadeUpFiles, make_up, register
+from tests.data.made_up_set import SHAPE, MadeUpFiles, make_up, register
 
 PER_SHARD = 10_000
 RANKS, BATCH, HELD_OUT = 1024, 4096, 512
@@ -85,13 +87,13 @@ def child(kind: str, argument: str) -> None:
 
 def begin(path: str) -> None:
     """A rank's start, and a late position."""
-    register(PER_SHARD)
+    register(PER_SHARD, math.prod(SHAPE))
     base, since = resident("VmRSS"), time.perf_counter()
     text = Path(path).read_bytes()
     manifest = Manifest.from_json(text, Storage.at("madeup://set"))
     storage = Storage.at("madeup://set")
     chosen = lowest(select(manifest, "validation", FRACTION), HELD_OUT)
-    world = World(rank=3, size=RANKS)
+    world = World(3, RANKS, torch.device("cpu"))
     read_samples(storage, manifest, chosen.at(owned_rows(len(chosen), RANKS, world).numpy()))
     next_batch(storage, manifest, 0)
     seconds, read = time.perf_counter() - since, MadeUpFiles.num_bytes
@@ -131,7 +133,7 @@ def large_windows(_: str) -> None:
     manifest = make_up(1000, 340, shape=(3, 256, 256))
     base = resident("VmRSS")
     batches = single(Storage.at("madeup://set"), manifest)._read_batches(0)
-    for _ in range(3 * WINDOW // 2):
+    for _batch in range(60):
         next(batches)
     print(f"{STREAMS} streams of {WINDOW}, raw 256x256, one worker: {(resident('VmHWM') - base) / 1e6:.0f} MB")
 
