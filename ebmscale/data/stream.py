@@ -28,7 +28,7 @@ from ebmscale.storage import Storage
 
 BATCHES_AHEAD = 64  # that the background thread may have ready,
 AHEAD_BYTES = 64 << 20  # or images of this size: enough for the moments when many windows end at once
-WINDOW_BYTES = 256 << 20  # of the windows of all streams, in memory
+WINDOW_BYTES = 160 << 20  # of the windows of all streams, in memory
 MAX_DAMAGED = 100
 
 

@@ -59,9 +59,7 @@ def main() -> None:
 
 def start(sizes: list[int]) -> None:
     """One line for each size of a set."""
-    print(
-        "samples, manifest MB, memory MB, seconds to the first batch, MB read, late: seconds, MB read, indexes, shards"
-    )
+    print("samples, manifest MB, memory MB, s to the first batch, MB read; late: s, MB read, indexes, shards")
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "manifest.json"
