@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from arviz_stats.base.array import array_stats
 from torch import Tensor
 
 from ebmscale.density.estimates import importance_estimate
@@ -108,6 +107,8 @@ def _by_sir(prior: RatioSequence, num: int, seed: int) -> Drawn:
         "different samples": len(chosen.unique()),
     }
     if float(log_weights.std()) > 0:
+        from arviz_stats.base.array import array_stats  # noqa: PLC0415 (slow to import)
+
         figures["Pareto k (above 0.7: weights are not reliable)"] = float(array_stats.psislw(log_weights.numpy())[1])
     return Drawn(z[_shuffled(chosen, seed)], figures)
 
@@ -138,6 +139,8 @@ def chain_diagnostics(prior: RatioSequence, z: Tensor, settings: LangevinSetting
     values = torch.cat([torch.stack(path, 1), torch.stack(log_densities, 1)[:, :, None]], dim=2)
     figures = {"chains": float(num), "steps": float(num_steps), "acceptance": float(torch.stack(acceptance).mean())}
     if num > 1 and num_steps >= 4 and bool(values.isfinite().all()):
+        from arviz_stats.base.array import array_stats  # noqa: PLC0415 (slow to import)
+
         series = values.double().permute(2, 0, 1).numpy()
         quarter = num_steps // 4
         change = values[:, -quarter:, -1].mean(1) - values[:, :quarter, -1].mean(1)

@@ -21,6 +21,7 @@ from ebmscale.data.shard_index import FRACTIONS, ShardIndex
 from ebmscale.storage import Storage
 
 SHAPE = (3, 32, 32)
+NUM_KINDS = 64
 AROUND = 512 + 1024  # bytes of a sample besides its payload: its header, and the label's header and block
 
 
@@ -51,12 +52,12 @@ def number_of(name):
 
 
 def index_of(number, per_shard, payload):
-    """The index of a shard; the hashes are random numbers and not those of the keys, which would take longer."""
+    """The index of a shard; the hashes are random numbers, the same in every 64th shard, and not those of the keys."""
     keys = np.char.add(b"%08d-" % number, np.char.zfill(np.arange(per_shard).astype(np.bytes_), 6))
     return ShardIndex(
         keys,
         np.zeros(per_shard, np.int32),
-        np.random.default_rng(number).random(per_shard),
+        np.random.default_rng(number % NUM_KINDS).random(per_shard),
         512 + (payload + AROUND) * np.arange(per_shard, dtype=np.int64),
         np.full(per_shard, payload, np.int64),
         np.full(per_shard, zlib.crc32(bytes(payload)), np.uint32),
@@ -84,19 +85,19 @@ def make_up(num_shards, per_shard, counted=False, shape=SHAPE):
     Args:
         num_shards: shards, all of part train.
         per_shard: samples of each.
-        counted: whether validation samples are counted and the lowest ones known, which takes a millisecond a shard.
+        counted: whether validation samples are counted, and the lowest ones known.
         shape: of an image.
     """
     payload = math.prod(shape)
     register(per_shard, payload)
     labels = hashlib.sha256(json.dumps([0] * per_shard).encode()).hexdigest()
     size, lowest, shards = len(index_bytes(0, per_shard, payload)), LowestSamples(), []
-    below = (0,) * len(FRACTIONS)
+    kinds = [index_of(kind, per_shard, payload) for kind in range(NUM_KINDS)] if counted else []
+    counts = [index.below(FRACTIONS) for index in kinds] or [(0,) * len(FRACTIONS)] * NUM_KINDS
     for number in range(num_shards):
+        below = counts[number % NUM_KINDS]
         if counted:
-            index = index_of(number, per_shard, payload)
-            below = index.below(FRACTIONS)
-            lowest.add("train", number, index)
+            lowest.add("train", number, kinds[number % NUM_KINDS])
         file, num_bytes = f"big-train-{number:08d}.tar", (payload + AROUND) * per_shard
         shards.append(Shard(file, "train", per_shard, num_bytes, sha256_of(number), 0, labels, size, below))
     indexes = IndexFiles(Storage.at("madeup://set"), shards, 1, payload)
