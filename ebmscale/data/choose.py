@@ -5,11 +5,12 @@ Shapes: M samples.
 
 import numpy as np
 
+from ebmscale.data.found import Found, joined
 from ebmscale.data.indexes import each_index
 from ebmscale.data.lowest import LowSample
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.shard_index import ShardIndex
-from ebmscale.data.split import Found, Split, joined, without
+from ebmscale.data.split import Split, without
 from ebmscale.errors import DataError
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ebmscale.config import HeldOutBlock
 from ebmscale.data.choose import lowest
+from ebmscale.data.found import Found
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.reader import ShardReader
-from ebmscale.data.split import NOTHING_HELD_OUT, VALIDATION_FRACTION, Found, Split, select
+from ebmscale.data.split import NOTHING_HELD_OUT, VALIDATION_FRACTION, Split, select
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
 

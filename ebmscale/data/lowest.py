@@ -52,9 +52,10 @@ class LowestSamples:
         """Take the samples of a shard into account."""
         lowest = self._lowest.setdefault(part, [])
         bound = lowest[-1].hash if len(lowest) == NUM_LOWEST else 1.0
-        lowest += _lowest(shard, index, bound)
-        lowest.sort(key=rank)
-        del lowest[NUM_LOWEST:]
+        if fresh := list(_lowest(shard, index, bound)):
+            lowest += fresh
+            lowest.sort(key=rank)
+            del lowest[NUM_LOWEST:]
 
     def found(self) -> dict[str, list[LowSample]]:
         """The lowest samples of each part, the lowest first."""

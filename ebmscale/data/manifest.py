@@ -95,6 +95,7 @@ class Manifest:
         shards: all shards, part by part.
         lowest: of each part, the samples whose keys hash lowest, `lowest.NUM_LOWEST` at most.
         indexes: the samples of each shard.
+        counted: what `split` counted by reading indexes.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Manifest:
     shards: list[Shard]
     lowest: dict[str, list[LowSample]]
     indexes: Indexes = field(compare=False, repr=False)
+    counted: dict[Any, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def sample_bytes(self) -> int:

@@ -14,9 +14,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ebmscale.data.cache import RangeCache
 from ebmscale.data.decode import decoder
+from ebmscale.data.found import Found
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.shard import Shard
-from ebmscale.data.split import Found
 from ebmscale.errors import DataError, StorageError
 from ebmscale.storage import Range, Storage
 

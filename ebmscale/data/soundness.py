@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from ebmscale.data.found import Found
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.reader import ShardReader
 from ebmscale.data.shard import Shard
-from ebmscale.data.split import Found
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
 

@@ -11,17 +11,18 @@ fractions; for others, and where a class is held out, the indexes of all shards 
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ebmscale.config import HeldOutBlock
+from ebmscale.data.found import Found, joined
 from ebmscale.data.indexes import Indexes, each_index
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.parts import PARTS
 from ebmscale.data.shard import Shard
-from ebmscale.data.shard_index import FRACTIONS, ShardIndex, decoded, key_hash
+from ebmscale.data.shard_index import FRACTIONS, ShardIndex, key_hash
 from ebmscale.errors import ConfigError, DataError
 
 SPLITS = PARTS
@@ -29,60 +30,6 @@ VALIDATION_FRACTION = 0.05
 POOLED_TEST_FRACTION = 0.2  # of the normal samples, in the pooled protocol
 POOLED_SALT = "pooled test/"  # makes this choice independent of which samples are validation
 NOTHING_HELD_OUT = HeldOutBlock()
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """Samples, and where they are (M samples).
-
-    Attributes:
-        shards: (M,) int64 the number of the shard.
-        samples: (M,) int64 the place in the shard.
-        labels: (M,) int64, -1 if none.
-        keys: (M,) UTF-8 bytes.
-        hashes: (M,) float64, `key_hash` of each key.
-        offsets: (M,) int64 byte of the shard's file at which the payload begins.
-        sizes: (M,) int64 bytes of the payload.
-        crc32: (M,) int64, of the payload.
-    """
-
-    shards: np.ndarray
-    samples: np.ndarray
-    labels: np.ndarray
-    keys: np.ndarray
-    hashes: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-    crc32: np.ndarray
-
-    @classmethod
-    def of(cls, shard: int, index: ShardIndex, samples: np.ndarray) -> "Found":
-        """Samples of one shard, by their places in it."""
-        numbers = (index.offsets, index.sizes, index.crc32)
-        return cls(
-            np.full(len(samples), shard),
-            samples,
-            index.labels[samples].astype(np.int64),
-            index.keys[samples],
-            index.hashes[samples],
-            *[column[samples].astype(np.int64) for column in numbers],
-        )
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def texts(self) -> list[str]:
-        """The keys as text."""
-        return decoded(self.keys)
-
-    def at(self, places: np.ndarray) -> "Found":
-        """Some of the samples."""
-        return Found(**{name: array[places] for name, array in vars(self).items()})
-
-
-def joined(parts: Sequence[Found]) -> Found:
-    """The samples of several parts, at least one."""
-    return Found(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 @dataclass(frozen=True)
@@ -238,15 +185,29 @@ def rule_of(
 
 def by_rule(manifest: Manifest, rule: Rule) -> Split:
     """The samples that a rule admits."""
-    counts = [rule.count(shard) for shard in manifest.shards]
-    unknown = [number for number, count in enumerate(counts) if count is None]
-    for number, index in each_index(manifest.indexes, unknown):
-        counts[number] = int(rule.mask(manifest.shards[number].part, index).sum())
 
     def members(number: int, index: ShardIndex) -> np.ndarray:
         return np.flatnonzero(rule.mask(manifest.shards[number].part, index))
 
-    return Split(manifest, np.array(counts, np.int64), members, rule)
+    return Split(manifest, _counts(manifest, rule), members, rule)
+
+
+def _counts(manifest: Manifest, rule: Rule) -> np.ndarray:
+    """The number of samples of each shard that a rule admits, (num_shards,) int64.
+
+    If indexes must be read for it, all splits are counted together, and the manifest keeps the numbers.
+    """
+    shards = manifest.shards
+    if None not in (counts := [rule.count(shard) for shard in shards]):
+        return np.array(counts, np.int64)
+    if rule not in manifest.counted:
+        tables = {one: [one.count(shard) for shard in shards] for one in (replace(rule, split=name) for name in SPLITS)}
+        unknown = [number for number in range(len(shards)) if any(table[number] is None for table in tables.values())]
+        for number, index in each_index(manifest.indexes, unknown):
+            for one, table in tables.items():
+                table[number] = int(one.mask(shards[number].part, index).sum())
+        manifest.counted.update({one: np.array(table, np.int64) for one, table in tables.items()})
+    return manifest.counted[rule]
 
 
 def without(split: Split, label: int) -> Split:

@@ -18,11 +18,12 @@ from ebmscale.config import HeldOutBlock
 from ebmscale.data.ahead import ReadAhead
 from ebmscale.data.assign import locate, rows_of
 from ebmscale.data.cache import RangeCache
+from ebmscale.data.found import Found
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.order import SampleOrder
 from ebmscale.data.reader import ShardReader
 from ebmscale.data.shard_index import decoded
-from ebmscale.data.split import NOTHING_HELD_OUT, VALIDATION_FRACTION, Found, select
+from ebmscale.data.split import NOTHING_HELD_OUT, VALIDATION_FRACTION, select
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 

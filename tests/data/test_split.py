@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ebmscale.config import HeldOutBlock
 from ebmscale.data.chunks import read_split
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.shard_index import key_hash
 from ebmscale.data.split import SPLITS, select
@@ -219,3 +220,16 @@ def test_a_class_of_an_unlabelled_set_cannot_be_held_out(make_source, storage):
     shard = replace(manifest.shards[0], num_unlabelled=1)
     with pytest.raises(DataError, match="1 samples of toy have no label, so its class 'a' cannot be held out"):
         select(replace(manifest, shards=[shard]), "train", 0.1, HeldOutBlock(label="a"))
+
+
+def test_indexes_are_read_once_where_the_manifest_cannot_count(held_out_set, monkeypatch):
+    storage, packed = held_out_set
+    fetched = []
+    manifest = Manifest.load(storage)
+    fetch = manifest.indexes.fetch
+    monkeypatch.setattr(manifest.indexes, "fetch", lambda numbers: fetched.extend(numbers) or fetch(numbers))
+    assert len(select(manifest, "train", 0.05)) + len(select(manifest, "validation", 0.05)) == 150
+    assert fetched == []
+    found = {split: len(select(manifest, split, 0.3, HeldOutBlock(label="a"))) for split in SPLITS}
+    assert sorted(fetched) == [n for n, shard in enumerate(packed.shards) if shard.part == "train"]
+    assert found == {split: len(select(packed, split, 0.3, HeldOutBlock(label="a")).find()) for split in SPLITS}
