@@ -17,7 +17,7 @@ def damaged_samples(storage: Storage, manifest: Manifest, shard: int) -> str | N
     """What is wrong with the index or the samples of a shard whose file is the manifest's; None if all are sound.
 
     Raises:
-        DataError: the shard is missing, or this version has no decoder for the set.
+        DataError: this version has no decoder for the set.
     """
     row = manifest.shards[shard]
     try:
@@ -31,5 +31,8 @@ def damaged_samples(storage: Storage, manifest: Manifest, shard: int) -> str | N
     num_damaged = 0
     for first in range(0, len(index), together):
         samples = np.arange(first, min(first + together, len(index)))
-        num_damaged += int((~reader.read(Found.of(shard, index, samples))[1]).sum())
+        try:
+            num_damaged += int((~reader.read(Found.of(shard, index, samples))[1]).sum())
+        except DataError as error:
+            return str(error)
     return f"has {num_damaged:,} samples that do not match the manifest, or cannot be decoded" if num_damaged else None

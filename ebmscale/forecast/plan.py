@@ -16,6 +16,7 @@ from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.forecast.footprint import FP32, EngineChoice
 from ebmscale.forecast.memory import Memory, Share, forecast_memory
+from ebmscale.forecast.set_start import SetStart
 from ebmscale.forecast.timing import UpdateTimes, measure, process_bytes
 from ebmscale.model.build import build_on_meta
 from ebmscale.networks import ImageShape
@@ -109,6 +110,7 @@ class Plan:
         assumptions: of the forecasts, as sentences.
         process_bytes: interpreter and libraries of a worker, on the host.
         single_s: seconds of an update on one worker with the plain engine, measured.
+        start: what a worker reads of the set before its first batch.
     """
 
     forecasts: list[WorkersForecast]
@@ -116,6 +118,7 @@ class Plan:
     assumptions: list[str]
     process_bytes: int
     single_s: float | None = None
+    start: SetStart | None = None
 
 
 @dataclass(frozen=True)
@@ -147,15 +150,18 @@ def plan(config: RunConfig, workers: Sequence[int], network: Network | None = No
     sizes = [size for size in workers if not impossible_reason(config, size)]
     if not sizes:
         raise ConfigError(refused[0] if refused else "No number of workers was given, such as --workers 8,64.")
-    shape, num_samples = _describe_data(config)
-    planned = PlannedRun(config, shape, num_samples, network or Network(), on_cuda(config))
+    manifest = _open_set(config)
+    channels, height, width = manifest.image_shape
+    shape = (channels, height, width)
+    planned = PlannedRun(config, shape, manifest.num_samples, network or Network(), on_cuda(config))
     choices = {size: _engines(planned, size) for size in sizes}
     stages = list(dict.fromkeys(engine.zero_stage for engines in choices.values() for engine in engines))
     process = process_bytes(config, shape, with_deepspeed=stages != [None])
     measured = measure(config, shape, max(sizes), stages) if measuring else None
     forecasts = [forecast(planned, engine, size, measured) for size in sizes for engine in choices[size]]
     single = None if measured is None else _compute_seconds(config, EngineChoice(None), Share.of(config, 1), measured)
-    return Plan(forecasts, refused, assumptions(planned, measured), process, single)
+    start = SetStart.of(config, manifest, Share.of(config, min(sizes)).num_streams)
+    return Plan(forecasts, refused, assumptions(planned, measured), process, single, start)
 
 
 def impossible_reason(config: RunConfig, size: int) -> str | None:
@@ -269,16 +275,15 @@ def _engines(planned: PlannedRun, size: int) -> list[EngineChoice]:
     return [EngineChoice(stage) for stage in range(4)]
 
 
-def _describe_data(config: RunConfig) -> tuple[ImageShape, int]:
-    """Shape and number of the images; packs the data set first if the run would do so."""
+def _open_set(config: RunConfig) -> Manifest:
+    """The data set of images; it is packed first if the run would do so."""
     data = open_storage(config.data)
     if config.data.format is not None and not data.exists("manifest.json"):
         pack(open_source(config.data.format, config.data.source or ""), data)
     manifest = Manifest.load(data)
     if len(manifest.image_shape) != 3:
         raise DataError(f"{data.url} holds arrays of shape {manifest.image_shape}; a run needs images (C, H, W).")
-    channels, height, width = manifest.image_shape
-    return (channels, height, width), manifest.num_samples
+    return manifest
 
 
 def on_cuda(config: RunConfig) -> bool:
