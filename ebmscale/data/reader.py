@@ -20,7 +20,8 @@ from ebmscale.data.shard import Shard
 from ebmscale.errors import DataError, StorageError
 from ebmscale.storage import Range, Storage
 
-WHOLE_BYTES = 8 << 20  # a shard up to this size is read as a whole and kept
+WHOLE_BYTES = 8 << 20  # a shard up to this size is read as a whole and kept,
+WHOLE_SHARE = 16  # if at least one sample in so many is wanted
 KEPT_BYTES = 64 << 20  # whole shards kept, in all; the least recently used goes first
 GAP_BYTES = 64 << 10  # samples nearer than this are read as one range
 RANGE_BYTES = 8 << 20  # and a range ends when it is longer than this
@@ -116,7 +117,18 @@ class ShardReader:
 
     def _fetch(self, pieces: list[_Piece]) -> list[memoryview]:
         """The bytes of each piece's range; fewer if the file ends before."""
-        whole = {piece.shard.file: piece.shard for piece in pieces if piece.shard.num_bytes <= WHOLE_BYTES}
+        wanted: Counter[str] = Counter()
+        for piece in pieces:
+            wanted[piece.shard.file] += len(piece.places)
+        whole = {
+            piece.shard.file: piece.shard
+            for piece in pieces
+            if piece.shard.file in self._kept
+            or (
+                piece.shard.num_bytes <= WHOLE_BYTES
+                and piece.shard.num_samples <= WHOLE_SHARE * wanted[piece.shard.file]
+            )
+        }
         fresh = [Range(file, 0, shard.num_bytes) for file, shard in whole.items() if file not in self._kept]
         ranges = [piece.range for piece in pieces if piece.shard.file not in whole]
         answers = self._read([*fresh, *ranges])

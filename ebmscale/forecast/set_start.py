@@ -9,8 +9,8 @@ from ebmscale.data.reader import WHOLE_BYTES
 from ebmscale.data.shard_index import FRACTIONS
 from ebmscale.data.split import has_validation_part
 
-SHARD_BYTES = 700
-"""Memory of a shard's row of the manifest (measured by tools/bench/scale.py)."""
+SHARD_BYTES = 1300
+"""Memory for a shard's row of the manifest while that is read (measured by tools/bench/scale.py)."""
 OLD_SAMPLE_BYTES = 60
 """Memory of a sample where the manifest is of version 1 and all indexes are in memory, besides its key."""
 

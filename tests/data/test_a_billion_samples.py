@@ -94,3 +94,21 @@ def test_the_memory_of_windows_is_bounded(monkeypatch):
     for num_samples in (16, 16 * 7, 16 * 99):
         monkeypatch.setattr("ebmscale.data.stream.WINDOW_BYTES", num_samples * manifest.sample_bytes)
         assert served() == expected
+
+
+def test_a_few_samples_of_a_small_shard_are_read_alone():
+    """Windows of large images are read in pieces, each of which wants few samples of many shards."""
+    manifest = make_up(60, 40, shape=(3, 128, 128))
+    stream = open_stream(manifest, 0, 0, batch_size=8, num_streams=8, window=200, size=1)
+    stream._piece = 4
+    next(stream._read_batches(0))
+    assert MadeUpFiles.num_bytes < 8 * 4 * 3 * manifest.sample_bytes
+
+
+def test_a_small_shard_of_which_much_is_wanted_is_read_once():
+    manifest = make_up(10, 100)
+    stream = open_stream(manifest, 0, 0, batch_size=8, num_streams=4, window=30, size=1)
+    batches = stream._read_batches(0)
+    for _ in range(125):
+        next(batches)
+    assert sum(MadeUpFiles.calls[shard.file] for shard in manifest.shards) <= 12
