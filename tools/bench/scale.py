@@ -10,9 +10,13 @@ process. Memory is the highest resident set after the imports, beyond what it wa
 
 The part `windows` is one worker with 64 streams of 512. It prints processor seconds until the first batch of 32x32
 images, from real files, and the memory of windows of 256x256 images.
+
+The part `logs` resumes a run with 10^6 lines of metrics in a local folder, and in a storage
+that cannot append.
 """
 
 import argparse
+import json
 import math
 import subprocess
 import sys
@@ -32,6 +36,8 @@ from ebmscale.data.pack import pack
 from ebmscale.data.split import select
 from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
+from ebmscale.training.line_files import LineFile
+from ebmscale.training.metrics import METRICS_FILE, RunLog
 from ebmscale.world import World, owned_rows
 from tests.data.made_up_set import SHAPE, MadeUpFiles, make_up, register
 
@@ -44,17 +50,19 @@ FRACTION = 0.05
 def main() -> None:
     """Runs the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--part", choices=["start", "windows"])
+    parser.add_argument("--part", choices=["start", "windows", "logs"])
     parser.add_argument("--samples", default="1e6,1e8,1e9", help="sizes of sets")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         kind, argument = arguments.child
-        return {"start": begin, "first": first_batch, "large": large_windows}[kind](argument)
-    if arguments.part != "windows":
+        return {"start": begin, "first": first_batch, "large": large_windows, "logs": logs}[kind](argument)
+    if arguments.part in (None, "start"):
         start([int(float(size)) for size in arguments.samples.split(",")])
-    if arguments.part != "start":
+    if arguments.part in (None, "windows"):
         windows()
+    if arguments.part in (None, "logs"):
+        child("logs", "-")
 
 
 def start(sizes: list[int]) -> None:
@@ -134,6 +142,23 @@ def large_windows(_: str) -> None:
     for _batch in range(60):
         next(batches)
     print(f"{STREAMS} streams of {WINDOW}, raw 256x256, one worker: {(resident('VmHWM') - base) / 1e6:.0f} MB")
+
+
+def logs(_: str) -> None:
+    """A resume after a million lines of metrics."""
+    line = {"samples_seen": 0, "text": "x" * 480}
+    with tempfile.TemporaryDirectory() as folder:
+        for storage in (Storage.at(folder), Storage.at("memory://scale")):
+            file = LineFile(storage, METRICS_FILE)
+            for first in range(0, 10**6, 1000):
+                numbers = range(first, first + 1000)
+                file.append(b"".join(json.dumps(line | {"samples_seen": n}).encode() + b"\n" for n in numbers))
+            base, since = resident("VmRSS"), time.perf_counter()
+            log = RunLog(storage, {METRICS_FILE: 10**6 - 10}, tensorboard=False)
+            seconds, memory = time.perf_counter() - since, resident("VmRSS") - base
+            log.metrics(10**6, {"loss": 1.0})
+            log.close()
+            print(f"resume after 10^6 lines, {storage.url}: {seconds:.2f} s, {memory / 1e6:.0f} MB")
 
 
 def single(storage: Storage, manifest: Manifest) -> ImageStream:
