@@ -71,7 +71,7 @@ class SetStart:
         ]
         if self.reads_all:
             lines.append(
-                f"every worker reads the indexes of all shards, {self.index_bytes / 1e6:,.1f} MB: {self.reads_all}"
+                f"one worker reads the indexes of all shards, {self.index_bytes / 1e6:,.1f} MB: {self.reads_all}"
             )
         if self.verified_bytes:
             lines.append(

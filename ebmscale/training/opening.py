@@ -85,10 +85,11 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
     reading = storage.hearing(stop.event)  # while nothing needs to be saved yet
     gain = least_bf16_gain(config, world)
     asked = config
-    config, ticket = on_first(world, stop, lambda check: _prepare(asked, gain, reading, data, lease, check))
+    config, ticket, counted = on_first(world, stop, lambda check: _prepare(asked, gain, reading, data, lease, check))
     if lease is not None and not world.is_first:
         lease.join(*ticket)
     manifest = Manifest.load(data)
+    manifest.counted.update(counted)
     image_shape = _image_shape(data, manifest)
     check_room(config, image_shape, manifest.num_samples, world.size, world.device)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
@@ -200,11 +201,11 @@ def _prepare(
     data: Storage,
     lease: Lease | None,
     check: Callable[[], None],
-) -> tuple[RunConfig, Any]:
-    """What one rank does before all begin: tries the storage, takes the run, packs and verifies the data.
+) -> tuple[RunConfig, Any, dict[Any, Any]]:
+    """What one rank does before all begin: tries the storage, takes the run, packs, verifies and counts the data.
 
     Returns:
-        The configuration with the run's precision, and the lease's ticket.
+        The configuration with the run's precision, the lease's ticket, and `Manifest.counted`.
     """
     storage.probe()
     patience = _Listening(check)
@@ -222,10 +223,11 @@ def _prepare(
     manifest = Manifest.load(data)
     seen = RunData.of(manifest) if old is None else check_run_data(storage, manifest, config)
     verify(data, manifest, config.data.verify, progress=lambda shard: check())
+    select(manifest, "train", config.data.validation_fraction, config.data.held_out)
     for file, text in ((CONFIG_FILE, config.dump()), (DATA_FILE, seen.model_dump_json(indent=1))):
         publish = partial(storage.publish, file, text.encode())
         retried(publish, config.checkpoint.retry_s, patience, time.monotonic, "It")
-    return config, lease.ticket if lease is not None else None
+    return config, lease.ticket if lease is not None else None, manifest.counted
 
 
 class _Listening(threading.Event):
