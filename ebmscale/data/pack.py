@@ -10,9 +10,11 @@ import numpy as np
 
 from ebmscale.data.encode import ENDINGS, choose_encoding, encode_all, encode_raw
 from ebmscale.data.formats import Record, Source
-from ebmscale.data.manifest import Manifest, Shard
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.packed import DESCRIBED, packed_manifest
 from ebmscale.data.partial import Partial
+from ebmscale.data.set_summary import SetAbout, SetSummary
+from ebmscale.data.shard import IndexedShard
 from ebmscale.data.shard_writer import ShardWriter
 from ebmscale.data.source_record import FILE as SOURCE_FILE
 from ebmscale.data.source_record import SourceRecord
@@ -54,24 +56,20 @@ def pack(
     total = sum(source.counts.values())
     record = SourceRecord.of(source)
     partial = Partial(storage, _plan(source, record, encoding, shard_samples, shard_bytes))
+    summary = SetSummary()
     num_written = 0
-    for shard, data in _all_shards(source, partial.shards, encoding, shard_samples, shard_bytes, num_threads):
+    for shard, data in _all_shards(source, partial.finished(), encoding, shard_samples, shard_bytes, num_threads):
         if data is not None:
             storage.publish(shard.file, data)
             partial.add(shard)
+        summary.add(shard)
         num_written += shard.num_samples
         if progress:
             progress(num_written, total)
-    _check_keys(source, partial.shards)
-    manifest = Manifest(
-        name=source.name,
-        format=source.format,
-        encoding=encoding,
-        image_shape=source.image_shape,
-        dtype=source.dtype,
-        classes=source.classes,
-        shards=partial.shards,
-    )
+    if not num_written:
+        raise DataError(f"{source.name} has no samples; check the address of the {source.format} files.")
+    about = SetAbout(source.name, source.format, encoding, source.image_shape, source.dtype, source.classes)
+    manifest = summary.manifest(storage, about)
     if record is None:
         storage.delete(SOURCE_FILE)
     else:
@@ -94,20 +92,19 @@ def _plan(
 
 def _all_shards(
     source: Source,
-    finished: list[Shard],
+    finished: Iterator[IndexedShard],
     encoding: str,
     shard_samples: int,
     shard_bytes: int,
     num_threads: int | None,
-) -> Iterator[tuple[Shard, bytes | None]]:
+) -> Iterator[tuple[IndexedShard, bytes | None]]:
     """The finished shards, without bytes, then the remaining records in shards of one part each."""
     records = source.records()
-    for shard in list(finished):
-        _skip_finished(records, shard, source, encoding)
-        yield shard, None
     numbers: dict[str, int] = {}  # shards begun, per part
     for shard in finished:
+        _skip_finished(records, shard, source, encoding)
         numbers[shard.part] = numbers.get(shard.part, 0) + 1
+        yield shard, None
     writer: ShardWriter | None = None
     for sample in encode_all(records, source, encoding, num_threads):
         if writer and (
@@ -124,7 +121,7 @@ def _all_shards(
         yield writer.finish()
 
 
-def _skip_finished(records: Iterator[Record], shard: Shard, source: Source, encoding: str) -> None:
+def _skip_finished(records: Iterator[Record], shard: IndexedShard, source: Source, encoding: str) -> None:
     """Skip the records of a finished shard without decoding them; they must be those of the shard.
 
     Keys and labels are compared, and the numbers of arrays that are stored raw.
@@ -138,11 +135,3 @@ def _skip_finished(records: Iterator[Record], shard: Shard, source: Source, enco
             f"The files of {source.name} are not those that shard {shard.file} was made of; "
             "pack to another address, or delete what is there."
         )
-
-
-def _check_keys(source: Source, shards: list[Shard]) -> None:
-    keys = [key for shard in shards for key in shard.keys]
-    if not keys:
-        raise DataError(f"{source.name} has no samples; check the address of the {source.format} files.")
-    if len(set(keys)) != len(keys):
-        raise DataError(f"Records of {source.name} share a key; give every sample a key of its own.")

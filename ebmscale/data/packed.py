@@ -11,7 +11,8 @@ import numpy as np
 from ebmscale.data.decode import DECODERS
 from ebmscale.data.encode import encode_all
 from ebmscale.data.formats import Source
-from ebmscale.data.manifest import FILE, Manifest, Shard
+from ebmscale.data.manifest import FILE, Manifest
+from ebmscale.data.shard import IndexedShard
 from ebmscale.data.source_record import SourceRecord
 from ebmscale.errors import DataError, StorageError
 from ebmscale.storage import Storage
@@ -83,8 +84,9 @@ def _is_cheap(source: Source) -> bool:
     return num_bytes <= CHEAP_BYTES and isinstance(next(source.records()).image, np.ndarray)
 
 
-def _samples(manifest: Manifest) -> Iterator[tuple[Shard, int]]:
-    for shard in manifest.shards:
+def _samples(manifest: Manifest) -> Iterator[tuple[IndexedShard, int]]:
+    for place, row in enumerate(manifest.shards):
+        shard = IndexedShard(row, manifest.index(place))
         for number in range(shard.num_samples):
             yield shard, number
 
@@ -124,11 +126,11 @@ def _images(
     return None
 
 
-def _same_pixels(payload: bytes, storage: Storage, manifest: Manifest, shard: Shard, number: int) -> bool:
+def _same_pixels(payload: bytes, storage: Storage, manifest: Manifest, shard: IndexedShard, number: int) -> bool:
     """Whether a PNG holds the same pixels; versions of the PNG library compress differently."""
     if manifest.encoding != "png":
         return False
-    there = storage.read_range(shard.file, shard.offsets[number], shard.sizes[number])
+    there = storage.read_range(shard.file, int(shard.index.offsets[number]), int(shard.index.sizes[number]))
     decode, shape = DECODERS["png"], manifest.image_shape
     try:
         return np.array_equal(decode(there, shape), decode(payload, shape))

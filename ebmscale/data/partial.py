@@ -1,13 +1,16 @@
 """The finished shards of an interrupted pack: one note for each below .partial/, deleted when the set is complete.
 
-.partial/plan.json says what is being packed and how; .partial/000000.json and so on are the finished shards' entries
-of the manifest, each written after its shard. So a shard with a note is complete.
+.partial/plan.json says what is being packed and how; .partial/000000.json and so on are the finished shards' rows of
+the manifest, each written after its shard and the index of it. So a shard with a note is complete.
 """
 
 import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-from ebmscale.data.manifest import Shard
+from ebmscale.data.shard import IndexedShard, Shard
+from ebmscale.data.shard_index import ShardIndex
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
 from ebmscale.stored import read_document
@@ -50,10 +53,23 @@ class Partial:
             return ["plan"]
         return [name for name in plan if there.get(name) != plan[name]]
 
-    def add(self, shard: Shard) -> None:
-        """Note a shard whose file is written."""
-        self._storage.publish(self._note(len(self.shards)), json.dumps(vars(shard)).encode())
-        self.shards.append(shard)
+    def add(self, shard: IndexedShard) -> None:
+        """Write the index of a shard whose file is written, and note it."""
+        self._storage.publish(shard.row.index_file, shard.index_data)
+        self._storage.publish(self._note(len(self.shards)), json.dumps(asdict(shard.row)).encode())
+        self.shards.append(shard.row)
+
+    def finished(self) -> Iterator[IndexedShard]:
+        """The shards that were noted before, one in memory at a time."""
+        for shard in list(self.shards):
+            yield IndexedShard(shard, self._index(shard))
+
+    def _index(self, shard: Shard) -> ShardIndex:
+        """The samples of a shard; ValueError where its index is damaged or of another file."""
+        index, sha256 = ShardIndex.from_bytes(self._storage.read_bytes(shard.index_file))
+        if sha256 != shard.sha256 or index.labels_digest() != shard.labels_sha256:
+            raise ValueError("it is of another shard")
+        return index
 
     def remove(self) -> None:
         """Delete all notes; the manifest replaces them."""
@@ -67,7 +83,12 @@ class Partial:
                 shard = read_document(self._storage, note, Shard, DataError)
             except DataError:
                 break
-            if not self._storage.exists(shard.file) or self._storage.size(shard.file) != shard.num_bytes:
+            sizes = {shard.file: shard.num_bytes, shard.index_file: shard.index_bytes}
+            if not all(self._storage.exists(file) and self._storage.size(file) == sizes[file] for file in sizes):
+                break
+            try:
+                self._index(shard)
+            except ValueError:
                 break
             shards.append(shard)
         return shards

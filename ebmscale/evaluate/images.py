@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebmscale.config import HeldOutBlock
-from ebmscale.data.chunks import Chunk, iter_chunks, select_all, take
+from ebmscale.data.choose import select_all, take
+from ebmscale.data.chunks import Chunk, iter_chunks
 from ebmscale.data.manifest import Manifest
-from ebmscale.data.split import Selection, class_index, select
+from ebmscale.data.split import Split, class_index, select
 from ebmscale.errors import DataError
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.seeds import derive
@@ -34,7 +35,7 @@ class ImageSet:
 
     storage: Storage
     manifest: Manifest
-    selection: Selection
+    selection: Split
     split: str
     held_out: HeldOutBlock
     anomalous: int | None

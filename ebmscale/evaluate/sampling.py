@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from arviz_stats.base.array import array_stats
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainState, LangevinSettings, start, transition
@@ -83,6 +82,8 @@ def pareto_k(log_weights: Tensor) -> float:
 
     The weights have a finite variance if k is below 1/2; above 0.7 their sums are not reliable (Vehtari et al. 2024).
     """
+    from arviz_stats.base.array import array_stats  # noqa: PLC0415 (slow to import)
+
     return float(array_stats.psislw(-log_weights.numpy())[1])  # it takes log likelihoods, whose inverses are weights
 
 
@@ -112,6 +113,8 @@ def chain_diagnostics(prior: RatioSequence, z: Tensor, settings: LangevinSetting
     values = torch.cat([torch.stack(path, 1), torch.stack(log_densities, 1)[:, :, None]], dim=2)
     figures = {"chains": float(num), "steps": float(num_steps), "acceptance": float(torch.stack(acceptance).mean())}
     if num > 1 and num_steps >= 4 and bool(values.isfinite().all()):
+        from arviz_stats.base.array import array_stats  # noqa: PLC0415 (slow to import)
+
         series = values.double().permute(2, 0, 1).numpy()
         quarter = num_steps // 4
         change = values[:, -quarter:, -1].mean(1) - values[:, :quarter, -1].mean(1)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ebmscale.address import Address
+from ebmscale.data.chunks import read_split
 from ebmscale.data.manifest import Manifest
-from ebmscale.data.stream import read_split
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.model.latent_model import LatentModel, open_model

@@ -15,10 +15,10 @@ import torch
 from sklearn.metrics import average_precision_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from ebmscale.data.chunks import read_split
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import read_split
 from ebmscale.density.bases import MomentBase
 from ebmscale.errors import ConfigError, DataError, DivergenceError
 from ebmscale.evaluate import fidelity
@@ -168,8 +168,8 @@ def test_a_file_of_scores_has_a_row_for_every_image(make_model, digits, tmp_path
             rows = list(csv.DictReader(file))
     else:
         rows = pq.read_table(out).to_pylist()
-    assert [row["key"] for row in rows] == images.selection.keys
-    assert [int(row["label"]) for row in rows] == images.selection.labels.tolist()
+    assert [row["key"] for row in rows] == images.selection.find().texts()
+    assert [int(row["label"]) for row in rows] == images.selection.find().labels.tolist()
     chunk = next(iter(images.chunks()))
     expected = model.score(to_pixels(chunk.images), chunk_seed(1, 0))
     for part, values in expected._asdict().items():
