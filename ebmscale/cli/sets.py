@@ -75,10 +75,10 @@ def pack(
     JPEG has quality 95. A set that is already packed is compared with its source; if they differ, an error says how.
     """
     from ebmscale.data.formats import open_source  # noqa: PLC0415
+    from ebmscale.data.make_test_part import with_test_part  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
     from ebmscale.data.packed import packed_manifest  # noqa: PLC0415
-    from ebmscale.data.make_test_part import with_test_part  # noqa: PLC0415
 
     source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
     if test_fraction is not None:

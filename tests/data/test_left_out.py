@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ebmscale.data.left_out import FILE, LeftOutList
+from ebmscale.data.make_test_part import with_test_part
 from ebmscale.data.pack import pack
 from ebmscale.data.packed import packed_manifest
-from ebmscale.data.make_test_part import with_test_part
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 
