@@ -20,7 +20,7 @@ from ebmscale.cli import cli
 from ebmscale.compare import RunFailed, compare, load_comparison, make_jobs
 from ebmscale.compare import runs as module
 from ebmscale.config import RunConfig, load_config
-from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, LostRunError
+from ebmscale.errors import ConfigError, DataError, EbmscaleError, Interrupted, LostRunError
 from ebmscale.evaluate.metrics import Measured
 from ebmscale.model.checkpoint import position_of
 from ebmscale.model.run_folder import CONFIG_FILE
@@ -169,9 +169,23 @@ def test_what_is_done_is_kept_and_other_settings_are_refused(file: Path, command
         with pytest.raises(ConfigError, match=f"other values of {next(iter(changes))}; give the comparison another"):
             run_comparison(write(file.parent, {"set": {"train.max_samples": 640} | changes}))
     assert commands.calls == []
-    run_comparison(write(file.parent, {"evaluation": {"metrics": ["reconstruction"], "split": "test"}}), seeds=1)
+    other = {"metrics": ["reconstruction"], "split": "validation", "num_samples": 9}
+    run_comparison(write(file.parent, {"evaluation": other}), seeds=1)
     assert "evaluate plain-seed0" in commands.calls
     assert Path(url).name == PAGE_FILE
+
+
+def test_the_split_is_found_and_checked_before_anything_trains(file: Path, commands: Commands) -> None:
+    without = write(file.parent, {"evaluation": {"metrics": ["reconstruction"]}})
+    said: list[str] = []
+    results, _, _ = compare(str(without), None, 1, (), lambda config, cpu_s: 1, said.append)
+    assert "evaluation.split: validation, as the data have no test part" in said
+    assert [result.measured["mse"] for result in results] == [0.5, 0.5]
+    commands.calls.clear()
+    wrong = write(file.parent, {"name": "other", "evaluation": {"metrics": ["reconstruction"], "split": "test"}})
+    with pytest.raises(DataError, match=r"digits has no test part.*The key of a comparison is evaluation\.split"):
+        run_comparison(wrong, seeds=1)
+    assert commands.calls == []
 
 
 def test_a_run_that_fails_is_a_row_that_says_why_and_the_command_fails(

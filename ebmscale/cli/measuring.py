@@ -22,22 +22,19 @@ device_option = click.option(
 )
 @click.option(
     "--metrics",
-    default="reconstruction",
-    show_default=True,
-    help="One or more, with commas: reconstruction, frechet, anomaly, likelihood.",
+    help="One or more, with commas: reconstruction, frechet, anomaly, likelihood (default: reconstruction, and frechet "
+    "if --features is given).",
 )
 @click.option(
     "--features",
     metavar="URL",
     type=ADDRESS,
-    help="For frechet: what tools/feature_net.py wrote, or Inception weights.",
+    help="For frechet: efficientnet_lite0, what `ebmscale features train` wrote, or a file of Inception weights.",
 )
 @click.option(
     "--split",
     type=click.Choice(["test", "validation", "train"]),
-    default="test",
-    show_default=True,
-    help="Samples to measure on.",
+    help="Samples to measure on (default: test, or validation where the set has no test part).",
 )
 @click.option(
     "--num-samples",
@@ -50,9 +47,9 @@ device_option = click.option(
 def evaluate(
     run: str,
     url: str | None,
-    metrics: str,
+    metrics: str | None,
     features: str | None,
-    split: str,
+    split: str | None,
     num_samples: int | None,
     seed: int,
     stage: int | None,
@@ -64,13 +61,14 @@ def evaluate(
     was held out as anomalies, are those of RUN's configuration. Under `torchrun -m ebmscale` workers share the work.
     """
     from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (commands import what they use)
-    from ebmscale.evaluate.metrics import check_metrics, measure  # noqa: PLC0415
+    from ebmscale.evaluate.images import measured_split  # noqa: PLC0415
+    from ebmscale.evaluate.metrics import check_metrics, default_metrics, measure  # noqa: PLC0415
     from ebmscale.model.latent_model import open_model  # noqa: PLC0415
     from ebmscale.model.run_folder import data_of  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415
 
-    names = [name.strip() for name in metrics.split(",")]
+    names = [name.strip() for name in metrics.split(",")] if metrics else default_metrics(features)
     check_metrics(names, features)
     place, world = device_of(device), World.from_environment("cpu")
     storage = output_folder(run) if world.is_first else Storage.at(run)
@@ -80,8 +78,12 @@ def evaluate(
     way_out = "give its address with --data"
     data = data_of(model.config, way_out) if url is None else Storage.at(url)
     network = open_features(features, place) if features is not None and "frechet" in names else None
+    if split is None:
+        split = measured_split(model, data)
+        if split == "validation" and world.is_first:
+            console.print(f"{data.url} has no test part, so the run is measured on its validation part.")
     for name in names:
-        found = measure(model, data, name, network, split, num_samples, seed, world)
+        found = measure(model, data, name, network, split, num_samples, seed, world, (data, storage))
         if not world.is_first:
             continue
         table = Table("metric", "value", title=f"{name}, {found.protocol['num_images']:,} images of {split}")

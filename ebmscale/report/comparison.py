@@ -15,7 +15,7 @@ from ebmscale.version import __version__
 
 TABLE_FILE, JSON_FILE, PAGE_FILE = "comparison.md", "comparison.json", "comparison.html"
 COST = ("samples", "cpu_s", "stages")
-LESS_IS_BETTER = ("mse", "FD", "FID", "bits")
+LESS_IS_BETTER = ("mse", "FD", "FID", "KD-", "KID", "bits")
 
 
 @dataclass(frozen=True)

@@ -112,10 +112,28 @@ def test_other_metrics_leave_the_anomalies_out(make_model, digits):
     assert len(labels) == int((tested != 1).sum())
 
 
+def test_without_a_test_part_the_validation_part_is_measured(make_model, digits):
+    found = measure(make_model(), digits, "reconstruction", num_samples=9)
+    assert found.protocol["split"] == "validation"
+    pooled = measure(make_model(HELD_OUT), digits, "reconstruction", num_samples=9)
+    assert pooled.protocol["split"] == "test"
+
+
 def test_one_table_of_several_metrics(make_model, digits):
     model = make_model(HELD_OUT)
     table = evaluate(model, digits, ["reconstruction", "frechet", "anomaly"], features=PIXELS, num_samples=100)
-    assert set(table) >= {"mse", "psnr", "FD-pixels", "precision", "recall", "density", "coverage", "auprc_joint"}
+    assert set(table) >= {
+        "mse",
+        "psnr",
+        "FD-pixels",
+        "KD-pixels",
+        "KD-pixels_error",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "auprc_joint",
+    }
     assert all(np.isfinite(value) for value in table.values())
 
 
@@ -124,7 +142,7 @@ def test_what_cannot_be_measured_gets_a_sentence(make_model, digits, tmp_path):
     with pytest.raises(ConfigError, match=r"trained on every class.*data\.held_out\.label=CLASS"):
         measure(model, digits, "anomaly", split="validation")
     with pytest.raises(DataError, match="digits has no test part"):
-        measure(model, digits, "reconstruction")
+        measure(model, digits, "reconstruction", split="test")
     with pytest.raises(ConfigError, match="no metric 'fid'; choose from reconstruction, frechet, anomaly"):
         measure(model, digits, "fid")
     with pytest.raises(ConfigError, match="needs features"):
