@@ -22,8 +22,8 @@ device_option = click.option(
 )
 @click.option(
     "--metrics",
-    help="One or more, with commas: reconstruction, frechet, anomaly, likelihood (default: reconstruction, and frechet "
-    "if --features is given).",
+    help="One or more, with commas: reconstruction, prior, frechet, anomaly, likelihood (default: reconstruction and "
+    "prior, and frechet if --features is given).",
 )
 @click.option(
     "--features",
@@ -63,6 +63,7 @@ def evaluate(
     from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (commands import what they use)
     from ebmscale.evaluate.images import measured_split  # noqa: PLC0415
     from ebmscale.evaluate.metrics import check_metrics, default_metrics, measure  # noqa: PLC0415
+    from ebmscale.evaluate.rounding import rounded, with_error  # noqa: PLC0415
     from ebmscale.model.latent_model import open_model  # noqa: PLC0415
     from ebmscale.model.run_folder import data_of  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
@@ -88,8 +89,14 @@ def evaluate(
             continue
         table = Table("metric", "value", title=f"{name}, {found.protocol['num_images']:,} images of {split}")
         for key, value in found.values.items():
-            table.add_row(key, f"{value:,.0f}" if key.startswith("num_") else f"{value:.5g}")
+            error = found.values.get(f"{key}_error")
+            if error is not None:
+                table.add_row(key, with_error(value, error))
+            elif not key.endswith("_error"):
+                table.add_row(key, rounded(value, 4))
         console.print(table)
+        for verdict in found.verdicts():
+            console.print(str(verdict))
         found.save(storage)
         console.print(f"record   {storage.url_of(found.file)}")
 

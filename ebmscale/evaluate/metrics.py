@@ -14,15 +14,17 @@ from ebmscale.evaluate.fidelity import measure_frechet, measure_reconstruction
 from ebmscale.evaluate.images import measured_split, open_images
 from ebmscale.evaluate.likelihood import CONVENTION, measure_likelihood
 from ebmscale.evaluate.manifold import NEIGHBOURS
+from ebmscale.evaluate.prior_fit import measure_prior_fit
+from ebmscale.evaluate.verdicts import Verdict, of_metric
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.storage import Storage
 from ebmscale.stored import Count, Number, Stored, read_document
 from ebmscale.version import __version__
 from ebmscale.world import World
 
-METRICS = ("reconstruction", "frechet", "anomaly", "likelihood")
+METRICS = ("reconstruction", "prior", "frechet", "anomaly", "likelihood")
 FOLDER = "evaluation"
-DEFAULT_SAMPLES = {"frechet": 10_000, "likelihood": 64}
+DEFAULT_SAMPLES = {"prior": 256, "frechet": 10_000, "likelihood": 64}
 """Default number of images for metrics that would otherwise take too long."""
 
 
@@ -48,6 +50,10 @@ class Measured:
         features = f"-{self.protocol['features']}" if "features" in self.protocol else ""
         stage = f"-stage{self.protocol['num_stages']}"
         return f"{FOLDER}/{self.metric}{features}-{self.protocol['split']}{stage}-{self.samples_seen:012d}.json"
+
+    def verdicts(self) -> list[Verdict]:
+        """What the values mean."""
+        return of_metric(self.metric, self.values)
 
     def save(self, run: Storage) -> None:
         """Writes the record into a run. It replaces an earlier record with the same file name."""
@@ -125,7 +131,8 @@ def measure(
         split: "test", "validation" or "train"; None: test, or validation where the set has no test part. Images of a
             class that was held out are used for `anomaly` only.
         num_samples: the largest number of images, and the number of samples for the Frechet distance. None means all
-            images, but 10,000 images and as many samples for the Frechet distance, and 64 images for the likelihood.
+            images, but 10,000 images and as many samples for the Frechet distance, 256 images for the prior, and 64 for
+            the likelihood.
         seed: of the posterior chains and the samples.
         world: the ranks that divide the work among them.
         places: storages in which the features of the images are kept for the next Frechet distance.
@@ -146,6 +153,8 @@ def measure(
     protocol |= {"seed": seed, "run_seed": model.config.run.seed}
     if metric == "reconstruction":
         values = measure_reconstruction(model, images, seed)
+    elif metric == "prior":
+        values = measure_prior_fit(model, images, seed)
     elif metric == "likelihood":
         values = measure_likelihood(model.to("cpu"), images, seed)
         protocol |= {"convention": CONVENTION}
@@ -164,7 +173,7 @@ def measure(
 
 def default_metrics(features: Features | str | None) -> list[str]:
     """What is measured where nothing else is asked for: the Frechet distance needs features."""
-    return ["reconstruction"] if features is None else ["reconstruction", "frechet"]
+    return ["reconstruction", "prior"] if features is None else ["reconstruction", "prior", "frechet"]
 
 
 def check_metrics(metrics: Sequence[str], features: Features | str | None) -> None:

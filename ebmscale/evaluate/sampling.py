@@ -24,6 +24,8 @@ from ebmscale.density.prior import RatioSequence
 from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import normaliser
 from ebmscale.errors import ConfigError
+from ebmscale.evaluate.rounding import rounded, with_error
+from ebmscale.evaluate.verdicts import of_samples
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.normaliser import walk_prior
 from ebmscale.model.posterior import langevin_settings
@@ -49,8 +51,18 @@ class Drawn:
     diagnostics: dict[str, float]
 
     def lines(self) -> list[str]:
-        """The diagnostics, one for each line."""
-        return [f"{name}: {value:,.6g}" for name, value in self.diagnostics.items()]
+        """What the diagnostics mean, and then the diagnostics, one for each line."""
+        errors = {
+            "log Z": "log Z standard error",
+            "drift of the log density (standard deviations)": "drift's standard error",
+        }
+        lines = [str(verdict) for verdict in of_samples(self.diagnostics)]
+        for name, value in self.diagnostics.items():
+            if name in errors:
+                lines.append(f"{name}: {with_error(value, self.diagnostics[errors[name]])}")
+            elif name not in errors.values():
+                lines.append(f"{name}: {rounded(value)}")
+        return lines
 
 
 def draw(model: LatentModel, num: int, method: str = "chain", seed: int = 0, num_stages: int | None = None) -> Drawn:
@@ -108,7 +120,7 @@ def _by_sir(prior: RatioSequence, num: int, seed: int) -> Drawn:
         "different samples": len(chosen.unique()),
     }
     if float(log_weights.std()) > 0:
-        figures["Pareto k (above 0.7: weights are not reliable)"] = float(array_stats.psislw(log_weights.numpy())[1])
+        figures["Pareto k"] = float(array_stats.psislw(log_weights.numpy())[1])
     return Drawn(z[_shuffled(chosen, seed)], figures)
 
 

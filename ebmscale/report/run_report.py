@@ -21,6 +21,10 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.data.stream import read_split
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.errors import ConfigError, DataError, StorageError
+from ebmscale.evaluate import verdicts
+from ebmscale.evaluate.prior_fit import fit_prior
+from ebmscale.evaluate.rounding import with_error
+from ebmscale.evaluate.verdicts import Stage, Verdict
 from ebmscale.model.latent_model import LatentModel, open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
@@ -88,11 +92,13 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
     held_out, missing = _held_out(model, data)
     samples = sample_grid(model, model.sample(GRID_COLUMNS**2, SEED), GRID_COLUMNS)
     data_name = held_out.name if held_out else model.config.data.url
+    stages = record.stages(model.prior.num_stages, bool(model.config.num_live))
     page = render(
         REPORT_FILE,
         name=model.config.run.name,
         num_stages=model.prior.num_stages,
-        figures=_key_figures(model, record, data_name),
+        figures=_key_figures(model, record, data_name, stages),
+        verdicts=_verdicts(model, held_out, stages),
         beyond=max(record.end - model.samples_seen, 0),
         samples=Picture(pictures.data_uri(samples, "image/png"), "64 samples from the final prior"),
         stage_samples=_stage_samples(model),
@@ -128,7 +134,14 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None,
     return HeldOut(manifest.name, x, z, trace, model.decode(z)), None
 
 
-def _key_figures(model: LatentModel, record: RunRecord, data_name: str) -> list[KeyFigure]:
+def _verdicts(model: LatentModel, held_out: HeldOut | None, stages: list[Stage]) -> list[Verdict]:
+    """What the numbers of the page mean."""
+    found = verdicts.of_metric("prior", fit_prior(model, held_out.z, ENERGY_SEED)) if held_out else []
+    last = verdicts.last_stage(stages, model.config.most_stages)
+    return [*found, *([last] if last else [])]
+
+
+def _key_figures(model: LatentModel, record: RunRecord, data_name: str, stages: list[Stage]) -> list[KeyFigure]:
     """The key figures at the top of the page."""
     budget, seen = model.config.train.max_samples, model.samples_seen
     shape = " x ".join(map(str, model.image_shape))
@@ -142,11 +155,11 @@ def _key_figures(model: LatentModel, record: RunRecord, data_name: str) -> list[
     if measured:
         note = f"of pixels in [-1, 1], at {measured['samples_seen']:,} samples"
         figures.append(KeyFigure("Held-out MSE", f"{number(measured['held_out_mse']):.4f}", note))
-    if record.measured:
-        last = record.measured[-1]
-        frozen = "frozen" if last["freeze"] else "not frozen"
-        note = f"nats, stage {last['stage']} ({frozen}), at {last['samples_seen']:,} samples"
-        figures.append(KeyFigure("KL bound", _bound(last), note))
+    if stages:
+        last = stages[-1]
+        bounds = ", ".join(with_error(stage.bound, stage.error) for stage in stages[:-1])
+        note = f"nats, of stage {last.number}{f'; before it {bounds}' if bounds else ''}"
+        figures.append(KeyFigure("KL bound", with_error(last.bound, last.error), note))
     if record.wall_s is not None:
         figures.append(KeyFigure("Wall time", _duration(record.wall_s), "sum of the recorded intervals"))
     return figures
@@ -277,7 +290,7 @@ def _chart(svg: bytes) -> str:
 
 def _bound(event: Line) -> str:
     evidence = event["evidence"]
-    return f"{number(evidence['kl_bound']):.3f} ± {number(evidence['kl_bound_error']):.3f}"
+    return with_error(number(evidence["kl_bound"]), number(evidence["kl_bound_error"]))
 
 
 def _duration(seconds: float) -> str:

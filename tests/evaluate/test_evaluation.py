@@ -103,6 +103,22 @@ def test_the_ratio_score_compares_with_a_gaussian_twice_as_wide(make_model):
     torch.testing.assert_close(fitted.score(x).ratio, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_the_prior_is_compared_with_the_posteriors_stage_by_stage(make_model, digits):
+    model = make_model()
+    found = measure(model, digits, "prior", num_samples=60, seed=2)
+    assert {"gap_p0", "gap_p1", "gap_p2", "gap_p2_error", "r_hat", "log_z", "log_z_bridge"} <= set(found.values)
+    z = torch.cat(
+        [
+            model.infer(to_pixels(chunk.images), chunk_seed(2, chunk.index))[0]
+            for chunk in open_images(model, digits, "validation", ALONE, 60).chunks()
+        ]
+    )
+    drawn, _ = model.sample_prior(60, derive(2, "prior-fit"))
+    gap = model.log_prior(z).mean() - model.log_prior(drawn).mean()
+    assert found.values["gap_p2"] == pytest.approx(float(gap), abs=1e-4)
+    assert [verdict.topic for verdict in found.verdicts()] == ["prior", "chains", "log Z"]
+
+
 def test_other_metrics_leave_the_anomalies_out(make_model, digits):
     model = make_model(HELD_OUT)
     labels = torch.cat([chunk.labels for chunk in open_images(model, digits, "test", ALONE).chunks()])
@@ -143,7 +159,7 @@ def test_what_cannot_be_measured_gets_a_sentence(make_model, digits, tmp_path):
         measure(model, digits, "anomaly", split="validation")
     with pytest.raises(DataError, match="digits has no test part"):
         measure(model, digits, "reconstruction", split="test")
-    with pytest.raises(ConfigError, match="no metric 'fid'; choose from reconstruction, frechet, anomaly"):
+    with pytest.raises(ConfigError, match="no metric 'fid'; choose from reconstruction, prior, frechet"):
         measure(model, digits, "fid")
     with pytest.raises(ConfigError, match="needs features"):
         measure(model, digits, "frechet", split="validation")

@@ -158,6 +158,28 @@ def test_a_record_beyond_the_checkpoint_and_numbers_that_are_not_finite(copied):
     assert "<td>RollBack</td>" in page
 
 
+def test_the_headline_is_of_the_frozen_stages(copied):
+    """A stage that was rejected after them is in the table of decisions only."""
+    record = RunRecord.of(copied)
+    frozen = [event for event in record.measured if event["freeze"]][-1]
+    evidence = frozen["evidence"] | {"kl_bound": 77.0, "kl_bound_error": 1.0}
+    rejected = frozen | {"samples_seen": 2500, "decision": "Finish", "freeze": False, "stage": 3, "evidence": evidence}
+    copied.append(EVENTS_FILE, json.dumps(rejected) + "\n")
+    page = page_of(copied)
+    headline = page[: page.index('<section id="samples"')]
+    assert "77" in page
+    assert "77" not in headline
+    assert f"of stage {frozen['stage']}" in headline
+
+
+def test_the_page_says_what_its_numbers_mean(reported):
+    page = reported.read_text("report.html")
+    said = re.findall(r'<li class="(\w+)"><b>([\w ]+)</b>', page)
+    assert [topic for _, topic in said] == ["prior", "chains", "log Z", "stages"]
+    assert {grade for grade, _ in said} <= {"good", "bad", "unclear"}
+    assert "Gap by stage, in nats: p_0 " in page
+
+
 def test_run_without_checkpoint(copied):
     copied.delete("checkpoints")
     with pytest.raises(StorageError, match="no valid checkpoint"):
