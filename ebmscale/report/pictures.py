@@ -94,24 +94,32 @@ def data_uri(data: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
-@matplotlib.rc_context(STYLE)
 def energy_histogram(posterior: Tensor, prior: Tensor) -> bytes:
-    """Histograms of energies (N,) of posterior and prior latents, with common bins.
+    """Histograms of energies (N,) of posterior and prior latents; see `histogram`."""
+    return histogram({"posterior z⁺": posterior, "prior z⁻": prior}, "energy (nats)")
+
+
+@matplotlib.rc_context(STYLE)
+def histogram(sides: Mapping[str, Tensor], label: str) -> bytes:
+    """Histograms of values (N,) of one or two kinds, with common bins.
 
     The outermost bins hold the lowest and highest 0.5 % of the values.
+
+    Args:
+        sides: the values by the name of their kind.
+        label: of the values.
     """
-    figure, axes = _new_chart("energy (nats)", "density")
-    sides = {"posterior z⁺": (posterior, POSTERIOR_COLOUR), "prior z⁻": (prior, PRIOR_COLOUR)}
-    finite = torch.cat([energy[energy.isfinite()] for energy, _ in sides.values()]).double()
+    figure, axes = _new_chart(label, "density")
+    finite = torch.cat([values[values.isfinite()] for values in sides.values()]).double()
     if len(finite) == 0:
-        axes.text(0.5, 0.5, "no finite energy", transform=axes.transAxes, ha="center")
+        axes.text(0.5, 0.5, f"no finite {label.split(' ', maxsplit=1)[0]}", transform=axes.transAxes, ha="center")
         return _svg(figure)
     low, high = np.quantile(finite.numpy(), [0.005, 0.995])
     bins = np.linspace(low, max(high, low + 1e-6), HISTOGRAM_BINS + 1).tolist()
-    for label, (energy, colour) in sides.items():
-        inside = energy[energy.isfinite()].double().clamp(low, high).numpy()
+    for (name, values), colour in zip(sides.items(), (POSTERIOR_COLOUR, PRIOR_COLOUR), strict=False):
+        inside = values[values.isfinite()].double().clamp(low, high).numpy()
         axes.hist(inside, bins, density=True, histtype="stepfilled", color=colour, alpha=0.3)
-        axes.hist(inside, bins, density=True, histtype="step", color=colour, label=label)
+        axes.hist(inside, bins, density=True, histtype="step", color=colour, label=name)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     _legend_above(axes)
     return _svg(figure)

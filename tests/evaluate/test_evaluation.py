@@ -27,6 +27,7 @@ from ebmscale.evaluate.fidelity import psnr
 from ebmscale.evaluate.images import chunk_seed, open_all_images, open_images
 from ebmscale.evaluate.metrics import evaluate, measure
 from ebmscale.evaluate.score_file import write_scores
+from ebmscale.evaluate.scoring import held_out_scores
 from ebmscale.model.pixels import to_images, to_pixels
 from ebmscale.seeds import derive
 from ebmscale.storage import Storage
@@ -196,7 +197,7 @@ def test_a_set_that_does_not_fit_gets_a_sentence(make_model, tmp_path, shape, la
 def test_a_file_of_scores_has_a_row_for_every_image(make_model, digits, tmp_path, ending):
     model, out = make_model(), str(tmp_path / "deep" / f"scores.{ending}")
     images = open_all_images(model, digits, ALONE)
-    assert write_scores(model, images, out, seed=1) == len(images) == 1797
+    assert len(write_scores(model, images, out, seed=1)["joint"]) == len(images) == 1797
     if ending == "csv":
         with open(out) as file:
             rows = list(csv.DictReader(file))
@@ -215,7 +216,11 @@ def test_scores_go_to_an_address_too(make_model, digits):
     model = make_model()
     out = "memory://scores/of.csv"
     write_scores(model, open_all_images(model, digits, ALONE), out, seed=1)
-    assert Storage.at("memory://scores").read_text("of.csv").startswith("key,label,joint,reconstruction,prior")
+    assert (
+        Storage.at("memory://scores")
+        .read_text("of.csv")
+        .startswith("key,label,joint,reconstruction,prior,ratio,balanced")
+    )
     with pytest.raises(ConfigError, match=r"must end in \.parquet or \.csv"):
         write_scores(model, open_all_images(model, digits, ALONE), "scores.txt", seed=1)
 
@@ -265,7 +270,8 @@ def test_two_workers_give_the_numbers_of_one(make_model, digits, digits_url, cla
         assert record["values"] == pytest.approx(alone.values, rel=1e-9)
         assert record["protocol"] == alone.protocol | {"num_workers": 2}
         assert record["samples_seen"] == 640
-    write_scores(model, open_all_images(model, digits, ALONE), str(tmp_path / "one.csv"), seed=0)
+    images, reference = open_all_images(model, digits, ALONE), held_out_scores(model, 0, ALONE)
+    write_scores(model, images, str(tmp_path / "one.csv"), 0, reference)
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
     frechet = json.loads(
         (tmp_path / "model/evaluation/frechet-FD-digits-classifier-test-stage2-000000000640.json").read_text()

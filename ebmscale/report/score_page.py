@@ -1,0 +1,117 @@
+"""A page of scores: the most and the least likely pictures of a set, and how its scores lie among held-out images.
+
+Shapes: N images, M images of the reference.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ebmscale.data.chunks import iter_chunks
+from ebmscale.data.split import Selection
+from ebmscale.evaluate.anomaly import main_score, percentiles
+from ebmscale.evaluate.images import ImageSet
+from ebmscale.model.latent_model import LatentModel
+from ebmscale.model.pixels import to_pixels
+from ebmscale.report import pictures
+from ebmscale.report.pages import Picture, render
+
+PAGE_TEMPLATE = "scores.html"
+NUM_SHOWN = 20
+TILE_PIXELS = 96
+
+
+@dataclass(frozen=True)
+class Against:
+    """A comparison with a set of normal images.
+
+    Attributes:
+        name: of that set.
+        scores: (M,) of its images, of the score to use.
+        values: `anomaly.detection` of all scores.
+    """
+
+    name: str
+    scores: Tensor
+    values: Mapping[str, float]
+
+
+def score_page(
+    model: LatentModel,
+    images: ImageSet,
+    scores: Mapping[str, Tensor],
+    reference: Tensor | None = None,
+    against: Against | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        model: that gave the scores.
+        images: that were scored.
+        scores: every score (N,) by name, as `score_file.write_scores` returns them.
+        reference: (M,) scores of held-out images, of the score to use.
+        against: normal images that these are compared with.
+    """
+    name = main_score(model)
+    own = scores[name]
+    order = own.argsort(stable=True)
+    shares = percentiles(own, reference) if reference is not None else None
+    sides = {images.manifest.name: own}
+    if against is not None:
+        sides[against.name] = against.scores
+    elif reference is not None:
+        sides["held-out images"] = reference
+    chart = pictures.data_uri(pictures.histogram(sides, f"{name} (nats)"), "image/svg+xml")
+    least = _tiles(images, order.flip(0)[:NUM_SHOWN], own, shares)
+    most = _tiles(images, order[:NUM_SHOWN], own, shares)
+    return render(
+        PAGE_TEMPLATE,
+        name=f"{images.manifest.name} scored by {model.config.run.name}",
+        data=images.manifest.name,
+        run=model.config.run.name,
+        num=len(own),
+        score=name,
+        percentiles=shares is not None,
+        num_reference=f"{len(reference):,}" if reference is not None else "",
+        against=against.name if against else "",
+        chance=f"{against.values['prevalence']:.3f}" if against else "",
+        detections=_detections(against) if against else [],
+        chart=Picture(chart, "Scores", "the outermost bars hold the lowest and the highest 0.5 %"),
+        groups=[(f"The {len(least)} least likely", least), (f"The {len(most)} most likely", most)],
+    )
+
+
+def _detections(against: Against) -> list[dict[str, str]]:
+    """A row for every score, the best first."""
+    names = [name.removeprefix("auroc_") for name in against.values if name.startswith("auroc_")]
+    names.sort(key=lambda name: -against.values[f"auroc_{name}"])
+    found = against.values
+    return [
+        {"name": name, "auroc": f"{found[f'auroc_{name}']:.3f}", "auprc": f"{found[f'auprc_{name}']:.3f}"}
+        for name in names
+    ]
+
+
+def _tiles(images: ImageSet, places: Tensor, scores: Tensor, shares: Tensor | None) -> list[Picture]:
+    """The images at these places, each with its key and its percentile or score."""
+    shown = _read(images, places)
+    scale = max(1, TILE_PIXELS // max(shown.shape[2:]))
+    tiles = []
+    for place, image in zip(places.tolist(), shown, strict=True):
+        picture = pictures.image_grid(to_pixels(image[None]), 1, scale)
+        value = f"{scores[place]:,.1f}" if shares is None else f"{shares[place]:.1f} %"
+        tiles.append(Picture(pictures.data_uri(picture, "image/png"), value, images.selection.keys[place]))
+    return tiles
+
+
+def _read(images: ImageSet, places: Tensor) -> Tensor:
+    """The uint8 images at some places of a set, in the order of the places."""
+    ordered = places.sort()
+    rows, whole = ordered.values.numpy(), images.selection
+    keys = [whole.keys[row] for row in rows.tolist()]
+    chosen = Selection(whole.shards[rows], whole.samples[rows], whole.labels[rows], keys)
+    some = replace(images, selection=chosen)
+    found = torch.cat([chunk.images for chunk in iter_chunks(some.storage, some.manifest, some.selection)])
+    return found[ordered.indices.argsort()]
