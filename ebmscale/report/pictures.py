@@ -7,6 +7,7 @@ Shapes: N images or latents, C H W image, T steps of a chain.
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -209,16 +210,25 @@ def speed_chart(edges: Sequence[float], speeds: Sequence[float]) -> bytes:
 
 
 @matplotlib.rc_context(STYLE)
-def dot_chart(values: Mapping[str, Sequence[float]]) -> bytes:
-    """A row for every name, from top to bottom, with a dot for every value and a bar at the mean."""
+def dot_chart(values: Mapping[str, Sequence[float]], origin: float | None = None) -> bytes:
+    """A row for every name, from top to bottom, with a dot for every value, and a bar at the mean of several.
+
+    Args:
+        values: by name.
+        origin: where the axis starts; None: near the values. Lower values are shown too.
+    """
     figure, axes = _new_chart("")
     figure.set_size_inches(WIDTH, max(HEIGHT, 0.6 + 0.28 * len(values)))
     for place, row in enumerate(values.values()):
         axes.plot(row, [place] * len(row), "o", color=POSTERIOR_COLOUR, alpha=0.6, markersize=4)
-        mean = sum(row) / len(row)
-        axes.plot([mean, mean], [place - 0.3, place + 0.3], color=PRIOR_COLOUR)
+        if len(row) > 1:
+            mean = sum(row) / len(row)
+            axes.plot([mean, mean], [place - 0.3, place + 0.3], color=PRIOR_COLOUR)
     axes.set_yticks(range(len(values)), list(values), parse_math=False)
     axes.invert_yaxis()
+    lowest = min((value for row in values.values() for value in row if math.isfinite(value)), default=math.nan)
+    if origin is not None and lowest >= origin:
+        axes.set_xlim(left=origin)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return _svg(figure)
 
