@@ -17,11 +17,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from PIL import Image
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainTrace
-from ebmscale.model.pixels import to_images
 
 POSTERIOR_COLOUR, PRIOR_COLOUR = "#0072b2", "#d55e00"
 MARK_COLOURS = {
@@ -32,7 +30,6 @@ MARK_COLOURS = {
     "Finish": "#1a1a1a",
 }
 PART_COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#6b5b95", "#bdbdbd")
-GAP = 2  # pixels between the images of a grid
 
 WIDTH, HEIGHT = 4.0, 2.5  # inches
 HISTOGRAM_BINS = 30
@@ -66,28 +63,6 @@ class Mark(NamedTuple):
 
     at: int
     kind: str
-
-
-def image_grid(images: Tensor, columns: int, scale: int = 1) -> bytes:
-    """A PNG with a grid of images on white, with thin gaps.
-
-    Args:
-        images: (N, C, H, W) in [-1, 1]. One channel is grey, three are RGB. Further channels are not shown.
-        columns: number of images in a row.
-        scale: factor by which images are enlarged, without interpolation.
-    """
-    num, channels, height, width = images.shape
-    shown = images[:, :3] if channels >= 3 else images[:, :1]
-    pixels = to_images(shown).permute(0, 2, 3, 1).numpy()
-    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    rows, step_y, step_x = -(-num // columns), height * scale + GAP, width * scale + GAP
-    canvas = np.full((rows * step_y - GAP, columns * step_x - GAP, pixels.shape[3]), 255, np.uint8)
-    for index, image in enumerate(pixels):
-        y, x = index // columns * step_y, index % columns * step_x
-        canvas[y : y + height * scale, x : x + width * scale] = image
-    out = io.BytesIO()
-    Image.fromarray(canvas.squeeze(2) if canvas.shape[2] == 1 else canvas).save(out, "PNG", optimize=True)
-    return out.getvalue()
 
 
 def data_uri(data: bytes, media_type: str) -> str:

@@ -47,11 +47,19 @@ class RunRecord:
             live: whether its ratios are trained together and never frozen; then the last measurement of each counts.
         """
         found: dict[int, Stage] = {}
-        for event in self.measured:
-            if (live or event.get("freeze", event["decision"] == "Advance")) and event["stage"] <= num_stages:
+        for event in self.measured if live else self.frozen(num_stages):
+            if event["stage"] <= num_stages:
                 bound, error = (number(event["evidence"][name]) for name in ("kl_bound", "kl_bound_error"))
                 found[event["stage"]] = Stage(event["stage"], bound, error)
         return [found[stage] for stage in sorted(found)]
+
+    def frozen(self, num_stages: int) -> list[Line]:
+        """The events that froze a stage of the prior, which has K = `num_stages` stages."""
+        return [
+            event
+            for event in self.measured
+            if event.get("freeze", event["decision"] == "Advance") and event["stage"] <= num_stages
+        ]
 
     @property
     def wall_s(self) -> float | None:

@@ -25,6 +25,7 @@ from ebmscale.evaluate import verdicts
 from ebmscale.evaluate.prior_fit import fit_prior
 from ebmscale.evaluate.rounding import with_error
 from ebmscale.evaluate.verdicts import Stage, Verdict
+from ebmscale.model.image_grid import image_grid
 from ebmscale.model.latent_model import LatentModel, open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
@@ -33,6 +34,7 @@ from ebmscale.report.pages import KeyFigure, Picture, render
 from ebmscale.report.run_record import Line, RunRecord, fractions, kind_of, number
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import retried
+from ebmscale.training.stage_samples import stage_file
 from ebmscale.version import __version__
 from ebmscale.world import device_of
 
@@ -102,6 +104,7 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         beyond=max(record.end - model.samples_seen, 0),
         samples=Picture(pictures.data_uri(samples, "image/png"), "64 samples from the final prior"),
         stage_samples=_stage_samples(model),
+        over_time=_samples_over_time(run, record, model.prior.num_stages),
         missing=missing,
         reconstruction=_reconstruction(model, held_out) if held_out else None,
         evidence=_evidence(model, record),
@@ -172,6 +175,17 @@ def _stage_samples(model: LatentModel) -> list[Picture]:
         images = model.sample(GRID_COLUMNS**2, SEED, stage)[: TILE_COLUMNS**2]
         found.append(_grid_picture(model, images, f"k = {stage}"))
     return found
+
+
+def _samples_over_time(run: Storage, record: RunRecord, num_stages: int) -> list[Picture]:
+    """Samples at the end of every stage, by the generator of that time; runs of earlier versions have none."""
+    found = {}
+    for event in record.frozen(num_stages):
+        file = stage_file(event["stage"], event["samples_seen"])
+        if run.exists(file):
+            uri = pictures.data_uri(run.read_bytes(file), "image/png")
+            found[event["stage"]] = Picture(uri, f"k = {event['stage']}, {event['samples_seen']:,} samples")
+    return list(found.values())
 
 
 def _reconstruction(model: LatentModel, held_out: HeldOut) -> dict[str, Any]:
@@ -277,7 +291,7 @@ def _time(record: RunRecord) -> dict[str, Any]:
 
 def sample_grid(model: LatentModel, images: Tensor, columns: int) -> bytes:
     """A PNG with a grid of images (N, C, H, W) in [-1, 1] of the model. Small images are enlarged."""
-    return pictures.image_grid(images, columns, scale=max(1, TILE_PIXELS // max(model.image_shape[1:])))
+    return image_grid(images, columns, scale=max(1, TILE_PIXELS // max(model.image_shape[1:])))
 
 
 def _grid_picture(model: LatentModel, images: Tensor, title: str) -> Picture:

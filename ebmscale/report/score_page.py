@@ -13,6 +13,7 @@ from ebmscale.data.chunks import iter_chunks
 from ebmscale.data.split import Selection
 from ebmscale.evaluate.anomaly import main_score, percentiles
 from ebmscale.evaluate.images import ImageSet
+from ebmscale.model.image_grid import image_grid
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.pixels import to_pixels
 from ebmscale.report import pictures
@@ -100,7 +101,7 @@ def _tiles(images: ImageSet, places: Tensor, scores: Tensor, shares: Tensor | No
     scale = max(1, TILE_PIXELS // max(shown.shape[2:]))
     tiles = []
     for place, image in zip(places.tolist(), shown, strict=True):
-        picture = pictures.image_grid(to_pixels(image[None]), 1, scale)
+        picture = image_grid(to_pixels(image[None]), 1, scale)
         value = f"{scores[place]:,.1f}" if shares is None else f"{shares[place]:.1f} %"
         tiles.append(Picture(pictures.data_uri(picture, "image/png"), value, images.selection.keys[place]))
     return tiles

@@ -14,13 +14,14 @@ from ebmscale.config import parse_config
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.pack import pack
 from ebmscale.errors import StorageError
-from ebmscale.report.pictures import image_grid
+from ebmscale.model.image_grid import image_grid
 from ebmscale.report.run_record import RunRecord
 from ebmscale.report.run_report import write_report
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import EVENTS_FILE
+from ebmscale.training.stage_samples import stage_file
 from ebmscale.training.view import View
 from ebmscale.world import World
 from tests.conftest import PATIENCE_S
@@ -95,6 +96,16 @@ def test_page_holds_every_section(reported):
     assert "ratio_hidden" in page
     assert f'ebmscale.load("{reported.url}")' in page
     assert len(page) < 1_500_000
+
+
+def test_samples_at_every_stage_s_end_are_kept_and_shown(reported):
+    frozen = [event for event in RunRecord.of(reported).measured if event["freeze"]]
+    assert frozen
+    page = reported.read_text("report.html")
+    for event in frozen:
+        picture = Image.open(reported.local_path(stage_file(event["stage"], event["samples_seen"])))
+        assert picture.size == (5 * 64 + 4 * 2, 5 * 64 + 4 * 2)
+        assert f"k = {event['stage']}, {event['samples_seen']:,} samples" in page
 
 
 def test_page_is_self_contained(reported):
