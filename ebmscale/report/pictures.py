@@ -33,6 +33,7 @@ PART_COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7"
 
 WIDTH, HEIGHT = 4.0, 2.5  # inches
 HISTOGRAM_BINS = 30
+MARGIN = 0.06  # at the right of the highest dot, as a share of the axis
 MOST_DOTS = 60  # a curve with more points is drawn without dots
 STYLE: Any = {
     "font.size": 9.5,
@@ -201,9 +202,9 @@ def dot_chart(values: Mapping[str, Sequence[float]], origin: float | None = None
             axes.plot([mean, mean], [place - 0.3, place + 0.3], color=PRIOR_COLOUR)
     axes.set_yticks(range(len(values)), list(values), parse_math=False)
     axes.invert_yaxis()
-    lowest = min((value for row in values.values() for value in row if math.isfinite(value)), default=math.nan)
-    if origin is not None and lowest >= origin:
-        axes.set_xlim(left=origin)
+    finite = [value for row in values.values() for value in row if math.isfinite(value)]
+    if origin is not None and finite and min(finite) >= origin:
+        axes.set_xlim(origin, max(finite) + MARGIN * (max(finite) - origin))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return _svg(figure)
 

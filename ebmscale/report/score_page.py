@@ -22,6 +22,7 @@ from ebmscale.report.pages import Picture, render
 PAGE_TEMPLATE = "scores.html"
 NUM_SHOWN = 20
 TILE_PIXELS = 96
+FINE = 500  # images of the reference, from which on percentiles have a decimal
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,16 @@ def score_page(
     elif reference is not None:
         sides["held-out images"] = reference
     chart = pictures.data_uri(pictures.histogram(sides, f"{name} (nats)"), "image/svg+xml")
-    least = _tiles(images, order.flip(0)[:NUM_SHOWN], own, shares)
-    most = _tiles(images, order[:NUM_SHOWN], own, shares)
+    if shares is None:
+        notes = [f"{score:,.1f}" for score in own.tolist()]
+    else:
+        places = 1 if reference is not None and len(reference) >= FINE else 0
+        notes = [f"{share:.{places}f} %" for share in shares.tolist()]
+    least = _tiles(images, order.flip(0)[:NUM_SHOWN], notes)
+    most = _tiles(images, order[:NUM_SHOWN], notes)
     return render(
         PAGE_TEMPLATE,
-        name=f"{images.manifest.name} scored by {model.config.run.name}",
+        name=f"Scores of {images.manifest.name}",
         data=images.manifest.name,
         run=model.config.run.name,
         num=len(own),
@@ -95,15 +101,14 @@ def _detections(against: Against) -> list[dict[str, str]]:
     ]
 
 
-def _tiles(images: ImageSet, places: Tensor, scores: Tensor, shares: Tensor | None) -> list[Picture]:
-    """The images at these places, each with its key and its percentile or score."""
+def _tiles(images: ImageSet, places: Tensor, notes: list[str]) -> list[Picture]:
+    """The images at these places, each with its key and with the note at its place."""
     shown = _read(images, places)
     scale = max(1, TILE_PIXELS // max(shown.shape[2:]))
     tiles = []
     for place, image in zip(places.tolist(), shown, strict=True):
         picture = image_grid(to_pixels(image[None]), 1, scale)
-        value = f"{scores[place]:,.1f}" if shares is None else f"{shares[place]:.1f} %"
-        tiles.append(Picture(pictures.data_uri(picture, "image/png"), value, images.selection.keys[place]))
+        tiles.append(Picture(pictures.data_uri(picture, "image/png"), notes[place], images.selection.keys[place]))
     return tiles
 
 
