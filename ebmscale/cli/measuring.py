@@ -125,7 +125,7 @@ def score(run: str, url: str, out: str, against: str | None, seed: int, device: 
     The higher the score, the less likely the image. The first score of a row is the one to use; its percentile is among
     the scores of RUN's held-out images. The page beside the file shows the most and the least likely images.
     """
-    from ebmscale.evaluate.anomaly import main_score  # noqa: PLC0415
+    from ebmscale.evaluate.anomaly import MAIN_SCORE  # noqa: PLC0415
     from ebmscale.evaluate.images import open_all_images  # noqa: PLC0415
     from ebmscale.evaluate.score_file import FORMATS, write_scores  # noqa: PLC0415
     from ebmscale.evaluate.scoring import (  # noqa: PLC0415
@@ -144,7 +144,7 @@ def score(run: str, url: str, out: str, against: str | None, seed: int, device: 
     place, world = device_of(device), World.from_environment("cpu")
     target = output_file(out, FORMATS) if world.is_first else None
     model = open_model(Storage.at(run)).to(place)
-    images, name = open_all_images(model, Storage.at(url), world), main_score(model)
+    images = open_all_images(model, Storage.at(url), world)
     reference = held_out_scores(model, seed, world)
     normal = normal_scores(model, Storage.at(against), seed, world) if against is not None else None
     scores = write_scores(model, images, out, seed, reference)
@@ -152,14 +152,14 @@ def score(run: str, url: str, out: str, against: str | None, seed: int, device: 
         return
     compared = None
     if normal is not None and against is not None:
-        compared = Against(str(Address(against)), normal[name], against_normal(scores, normal))
+        compared = Against(str(Address(against)), normal[MAIN_SCORE], against_normal(scores, normal))
     target.publish(score_page(model, images, scores, reference, compared).encode(), ".html")
     console.print(f"{len(images):,} images scored: {out}")
-    console.print(f"score    {name}: the higher, the less likely")
+    console.print(f"score    {MAIN_SCORE}: the higher, the less likely")
     if reference is None:
         console.print("note     no percentiles, as the run's own images cannot be read from here")
     else:
-        share = unlikely_share(scores[name], reference)
+        share = unlikely_share(scores[MAIN_SCORE], reference)
         console.print(f"unlikely {share:.1%} of the images are above the {UNLIKELY}th percentile of held-out images")
     if compared is not None:
         for one in scores:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ebmscale.errors import ConfigError, StorageError
-from ebmscale.evaluate.anomaly import ScoredChunk, main_score, percentiles, score_chunks
+from ebmscale.evaluate.anomaly import MAIN_SCORE, ScoredChunk, percentiles, score_chunks
 from ebmscale.evaluate.images import ImageSet
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.storage import Storage
@@ -72,7 +72,7 @@ def write_scores(
 ) -> dict[str, Tensor]:
     """Scores every image, with one chunk of images in memory at a time. Rank 0 writes the file (collective).
 
-    The first score of a row is the one to use (see `main_score`). With a reference, the percentile of this score comes
+    The first score of a row is the one to use, `MAIN_SCORE`. With a reference, the percentile of this score comes
     before it.
 
     Args:
@@ -80,7 +80,7 @@ def write_scores(
         images: the images.
         out: FILE.parquet or FILE.csv, a path or an address of fsspec.
         seed: of the posterior chains.
-        reference: (M,) the scores `main_score` of other images, for the percentiles.
+        reference: (M,) the score `MAIN_SCORE` of other images, for the percentiles.
 
     Returns:
         Every score (N,) by name, in the order of the images; empty on other ranks than the first.
@@ -97,12 +97,11 @@ def write_scores(
         for _ in _rounds(chunks, images):
             pass
         return {}
-    first = main_score(model)
     with _published(out) as path:
         writer: _Writer = _CsvWriter(path) if out.endswith(".csv") else _ParquetWriter(path)
         try:
             for chunk in _rounds(chunks, images):
-                writer.write(_columns(chunk, classes, first, reference))
+                writer.write(_columns(chunk, classes, reference))
                 found.append(chunk.scores)
         finally:
             writer.close()
@@ -128,12 +127,12 @@ def _rounds(chunks: Iterator[ScoredChunk], images: ImageSet) -> Iterator[ScoredC
         yield from found
 
 
-def _columns(chunk: ScoredChunk, classes: list[str], first: str, reference: Tensor | None) -> Columns:
+def _columns(chunk: ScoredChunk, classes: list[str], reference: Tensor | None) -> Columns:
     labels = [classes[label] if 0 <= label < len(classes) else None for label in chunk.labels.tolist()]
     columns: Columns = {"key": chunk.keys, "label": labels}
     if reference is not None:
-        columns["percentile"] = percentiles(chunk.scores[first], reference).tolist()
-    columns[first] = []  # the score to use comes first
+        columns["percentile"] = percentiles(chunk.scores[MAIN_SCORE], reference).tolist()
+    columns[MAIN_SCORE] = []  # the score to use comes first
     return columns | {part: values.tolist() for part, values in chunk.scores.items()}
 
 

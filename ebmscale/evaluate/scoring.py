@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ebmscale.data.manifest import Manifest
 from ebmscale.errors import ConfigError, DataError, StorageError
-from ebmscale.evaluate.anomaly import detection, main_score, percentiles, score_images
+from ebmscale.evaluate.anomaly import MAIN_SCORE, detection, percentiles, score_images
 from ebmscale.evaluate.images import ImageSet, measured_split, open_all_images, open_images
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.run_folder import data_of
@@ -25,7 +25,7 @@ def held_out_scores(model: LatentModel, seed: int, world: World) -> Tensor | Non
     try:
         data = data_of(model.config, "give its address")
         images = open_images(model, data, measured_split(model, data), world, MOST_IMAGES)
-        return score_images(model, images, seed)[main_score(model)]
+        return score_images(model, images, seed)[MAIN_SCORE]
     except (ConfigError, DataError, StorageError):
         return None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ebmscale.data.chunks import iter_chunks
 from ebmscale.data.split import Selection
-from ebmscale.evaluate.anomaly import main_score, percentiles
+from ebmscale.evaluate.anomaly import MAIN_SCORE, percentiles
 from ebmscale.evaluate.images import ImageSet
 from ebmscale.model.image_grid import image_grid
 from ebmscale.model.latent_model import LatentModel
@@ -56,8 +56,7 @@ def score_page(
         reference: (M,) scores of held-out images, of the score to use.
         against: normal images that these are compared with.
     """
-    name = main_score(model)
-    own = scores[name]
+    own = scores[MAIN_SCORE]
     order = own.argsort(stable=True)
     shares = percentiles(own, reference) if reference is not None else None
     sides = {images.manifest.name: own}
@@ -65,7 +64,7 @@ def score_page(
         sides[against.name] = against.scores
     elif reference is not None:
         sides["held-out images"] = reference
-    chart = pictures.data_uri(pictures.histogram(sides, f"{name} (nats)"), "image/svg+xml")
+    chart = pictures.data_uri(pictures.histogram(sides, f"{MAIN_SCORE} (nats)"), "image/svg+xml")
     if shares is None:
         notes = [f"{score:,.1f}" for score in own.tolist()]
     else:
@@ -79,7 +78,7 @@ def score_page(
         data=images.manifest.name,
         run=model.config.run.name,
         num=len(own),
-        score=name,
+        score=MAIN_SCORE,
         percentiles=shares is not None,
         num_reference=f"{len(reference):,}" if reference is not None else "",
         against=against.name if against else "",

@@ -219,7 +219,7 @@ def test_scores_go_to_an_address_too(make_model, digits):
     assert (
         Storage.at("memory://scores")
         .read_text("of.csv")
-        .startswith("key,label,joint,reconstruction,prior,ratio,balanced")
+        .startswith("key,label,ratio,joint,reconstruction,prior,balanced")
     )
     with pytest.raises(ConfigError, match=r"must end in \.parquet or \.csv"):
         write_scores(model, open_all_images(model, digits, ALONE), "scores.txt", seed=1)

@@ -2,7 +2,6 @@
 
 import csv
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +12,9 @@ from ebmscale.cli import cli
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.pack import pack
 from ebmscale.errors import DataError
-from ebmscale.evaluate.anomaly import main_score, percentiles
+from ebmscale.evaluate.anomaly import percentiles
 from ebmscale.evaluate.images import open_images
 from ebmscale.evaluate.scoring import against_normal, held_out_scores, normal_scores, unlikely_share
-from ebmscale.model.residuals import Residuals
 from ebmscale.storage import Storage
 from ebmscale.world import World
 
@@ -29,13 +27,6 @@ def test_percentiles_count_lower_scores_and_ties_half():
     assert unlikely_share(torch.tensor([0.0, 9.0]), reference) == 0.5
 
 
-def test_the_score_to_use_is_balanced_where_errors_were_measured(make_model):
-    model = make_model()
-    assert main_score(model) == "joint"
-    residuals = Residuals.__new__(Residuals)
-    assert main_score(replace(model, residuals=residuals)) == "balanced"
-
-
 def test_detection_takes_the_new_images_as_anomalies():
     found = against_normal({"a": torch.tensor([2.0, 3.0])}, {"a": torch.tensor([0.0, 1.0, 2.5])})
     assert found["auroc_a"] == pytest.approx(5 / 6)
@@ -44,7 +35,7 @@ def test_detection_takes_the_new_images_as_anomalies():
 
 def test_normal_images_of_the_run_s_own_set_are_held_out(make_model, digits, tmp_path):
     model = make_model()
-    own = normal_scores(model, digits, 0, ALONE)["joint"]
+    own = normal_scores(model, digits, 0, ALONE)["ratio"]
     assert len(own) == len(open_images(model, digits, "validation", ALONE)) < 500
     torch.testing.assert_close(own, held_out_scores(model, 0, ALONE))
     noise(tmp_path / "noise")
@@ -71,19 +62,19 @@ def test_the_command_writes_scores_a_page_and_says_what_they_mean(make_model, di
     arguments = ["score", str(tmp_path / "model"), str(tmp_path / "new"), "--out", str(out), "--against", digits_url]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
-    assert "score    joint: the higher, the less likely" in done.output
+    assert "score    ratio: the higher, the less likely" in done.output
     assert re.search(r"unlikely [\d.]+% of the images are above the 99th percentile", done.output)
     assert re.search(r"joint +AUROC [\d.]+, AUPRC [\d.]+", done.output)
     assert "detection: The score" in done.output
     rows = list(csv.DictReader(out.open()))
-    assert list(rows[0])[:4] == ["key", "label", "percentile", "joint"]
+    assert list(rows[0])[:4] == ["key", "label", "percentile", "ratio"]
     assert len(rows) == 30
     page = (tmp_path / "scores.html").read_text()
     assert f"page     {tmp_path / 'scores.html'}" in done.output
     assert "The 20 least likely" in page
     assert "The 20 most likely" in page
     shown = re.findall(r'<p class="note">(noise-\d+)</p>', page)
-    by_score = [row["key"] for row in sorted(rows, key=lambda row: float(row["joint"]))]
+    by_score = [row["key"] for row in sorted(rows, key=lambda row: float(row["ratio"]))]
     assert shown == [*by_score[::-1][:20], *by_score[:20]]
 
 
@@ -95,5 +86,5 @@ def test_without_the_run_s_images_there_are_no_percentiles(make_model, tmp_path)
     done = CliRunner().invoke(cli, ["score", str(tmp_path / "model"), str(tmp_path / "new"), "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "no percentiles, as the run's own images cannot be read" in done.output
-    assert out.read_text().startswith("key,label,joint,")
+    assert out.read_text().startswith("key,label,ratio,joint,")
     assert "There are no percentiles" in (tmp_path / "scores.html").read_text()
