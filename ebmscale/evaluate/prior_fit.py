@@ -17,6 +17,7 @@ from ebmscale.model.posterior import langevin_settings
 from ebmscale.seeds import derive
 
 NUM_GROUPS, GROUP_SIZE = 8, 256  # of the particles that estimate log Z
+MOST_WIDTH = 40.0  # nats; with more, log Z is not estimated here
 
 
 def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, float]:
@@ -25,11 +26,15 @@ def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, fl
     Returns:
         `gap_pK` and `gap_pK_error` for every k: mean log density of the posteriors minus that of the samples, in nats,
         with its standard error. With stages also `r_hat`, `r_hat_steps`, `drift` and `drift_error` of the chains (see
-        `chain_diagnostics`), and `log_z`, `log_z_error` and `log_z_bridge` (see `Normaliser`).
+        `chain_diagnostics`); `width`, the sum of the standard deviations of the stages' log ratios at samples of the
+        stage before; and, up to a width of `MOST_WIDTH`, `log_z`, `log_z_error` and `log_z_bridge` (see `Normaliser`).
     """
     model, values, z = model.to("cpu"), {}, torch.empty(0)
+    width = 0.0
     for stage in range(model.prior.num_stages + 1):
         earlier = model.at_stage(stage)
+        if stage:
+            width += float(earlier.prior.log_ratios(z)[-1].std())
         z, _ = earlier.sample_prior(len(posteriors), seed)
         (above, above_error), (below, below_error) = (_mean(earlier.log_prior(side)) for side in (posteriors, z))
         values[f"gap_p{stage}"] = above - below
@@ -42,6 +47,9 @@ def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, fl
         values |= {"r_hat": chains["largest R-hat"], "r_hat_steps": chains["steps"]}
         values["drift"] = chains["drift of the log density (standard deviations)"]
         values["drift_error"] = chains["drift's standard error"]
+    values["width"] = width
+    if not width <= MOST_WIDTH:  # the walk would take long; NaN is wide too
+        return values
     found = measure_normaliser(model.prior, seed, num_groups=NUM_GROUPS, group_size=GROUP_SIZE)
     return values | {"log_z": found.log_z, "log_z_error": found.error, "log_z_bridge": found.bridge}
 

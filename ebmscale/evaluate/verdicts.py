@@ -145,12 +145,9 @@ def last_stage(stages: Sequence[Stage], max_stages: int) -> Verdict | None:
     if not max_stages:
         return None
     if not stages:
-        return Verdict(
-            "stages",
-            "unclear",
-            "No stage is frozen, so the prior is the base density p_0.",
-            "Train longer (train.max_samples), or begin the ratios earlier (stages.start_samples).",
-        )
+        text = "No stage is frozen, so the prior is the base density p_0."
+        advice = "Train longer (train.max_samples), or begin the ratios earlier (stages.start_samples)."
+        return Verdict("stages", "unclear", text, advice)
     stage, bound, error = stages[-1]
     size = with_error(bound, error)
     if not bound > STANDARD_ERRORS * error:
@@ -187,6 +184,12 @@ def log_z(value: float, error: float, bridge: float) -> Verdict:
             f"log Z is known only roughly: {found} nats. Differences of log p(x) between images hold.",
         )
     return Verdict("log Z", "good", f"log Z is {found} nats, and two estimates agree.")
+
+
+def wide_stages(width: float) -> Verdict:
+    """Why log Z was left out: the log ratios of the stages vary by `width` nats, so a walk through them takes long."""
+    text = f"log Z is left out: the stages' log ratios vary by {rounded(width)} nats, so its estimate takes long."
+    return Verdict("log Z", "unclear", text, "`ebmscale sample RUN --method smc` estimates it.")
 
 
 def weights(pareto_k: float) -> Verdict:
@@ -283,8 +286,10 @@ def of_metric(metric: str, values: Mapping[str, float]) -> list[Verdict]:
         found = [prior_fit(fits)]
         if "r_hat" in values:
             found.append(mixing(values["r_hat"], values["r_hat_steps"], values["drift"], values["drift_error"]))
-        if len(fits) > 1:  # p_0 is normalised
+        if "log_z" in values:
             found.append(log_z(values["log_z"], values["log_z_error"], values["log_z_bridge"]))
+        elif math.isfinite(values.get("width", math.nan)):  # p_0 alone has no width, and is normalised
+            found.append(wide_stages(values["width"]))
         return found
     if metric == "frechet":
         name = next(name for name in values if name.startswith("F"))

@@ -120,6 +120,18 @@ def test_the_prior_is_compared_with_the_posteriors_stage_by_stage(make_model, di
     assert [verdict.topic for verdict in found.verdicts()] == ["prior", "chains", "log Z"]
 
 
+def test_a_prior_that_is_wide_or_has_diverged_is_measured_in_short_time(make_model, digits):
+    model = make_model()
+    for factor, grades in ((30.0, ["unclear"]), (math.nan, [])):
+        prior = model.prior.prefix(0)
+        for stage in (1, 2):
+            prior = prior.append({name: factor * w for name, w in model.prior.stage_weights(stage).items()})
+        found = measure(replace(model, prior=prior), digits, "prior", num_samples=20)
+        assert "log_z" not in found.values
+        assert [verdict.grade for verdict in found.verdicts() if verdict.topic == "log Z"] == grades
+        assert found.verdicts()[0].grade == "bad"
+
+
 def test_other_metrics_leave_the_anomalies_out(make_model, digits):
     model = make_model(HELD_OUT)
     labels = torch.cat([chunk.labels for chunk in open_images(model, digits, "test", ALONE).chunks()])

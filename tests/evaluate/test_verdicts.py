@@ -127,6 +127,14 @@ def test_likelihood_and_detection():
     assert verdicts.detection({"auroc_a": 0.55}).grade == "bad"
 
 
+def test_without_log_z_it_is_said_why():
+    values = {"gap_p0": 1.0, "gap_p0_error": 0.1, "gap_p1": 0.0, "gap_p1_error": 0.1, "width": 123.4}
+    prior, log_z = verdicts.of_metric("prior", values)
+    assert (prior.grade, log_z.grade) == ("good", "unclear")
+    assert "vary by 123 nats" in log_z.text
+    assert [verdict.topic for verdict in verdicts.of_metric("prior", {"gap_p0": 1.0, "gap_p0_error": 0.1})] == ["prior"]
+
+
 def test_figures_of_samples():
     assert verdicts.of_samples({}) == []
     [weights] = verdicts.of_samples({"Pareto k": 0.71})
