@@ -12,6 +12,8 @@ from ebmscale.evaluate.rounding import rounded, with_error
 
 STANDARD_ERRORS = 2.0
 """A difference counts if it is larger than this many standard errors."""
+KNOWN_GAP = 1.0
+"""Nats. With a larger standard error a gap between posteriors and samples would stay unseen."""
 MIXED_R_HAT = 1.05
 """Chains with a larger R-hat did not mix."""
 SMALL_DRIFT = 0.1
@@ -64,11 +66,6 @@ class Fit(NamedTuple):
     gap: float
     error: float
 
-    @property
-    def fits(self) -> bool:
-        """Whether both means agree within their errors."""
-        return abs(self.gap) <= STANDARD_ERRORS * self.error
-
 
 class Stage(NamedTuple):
     """A stage of the prior: its number, and its KL bound with standard error in nats."""
@@ -83,30 +80,26 @@ def prior_fit(fits: Sequence[Fit]) -> Verdict:
 
     Equal means are necessary and not sufficient, so a good fit is said with that reserve.
     """
-    last = fits[-1]
+    last, at = fits[-1], f"under p_{fits[-1].stage}"
     stages = ", ".join(f"p_{fit.stage} {with_error(fit.gap, fit.error)}" for fit in fits)
     gaps = f"Gap by stage, in nats: {stages}."
     if not all(math.isfinite(number) for number in (last.gap, last.error)):
         return Verdict("prior", "bad", "The log densities are infinite or undefined, so the model has diverged.")
     size = with_error(abs(last.gap), last.error)
-    if last.fits:
-        text = f"Posteriors and samples have the same mean log density under p_{last.stage} (gap {size} nats), as in a "
+    agrees = abs(last.gap) <= STANDARD_ERRORS * last.error
+    if agrees and last.error > KNOWN_GAP:
+        text = f"Too few images to tell: the gap {at} is {with_error(last.gap, last.error)} nats. {gaps}"
+        return Verdict("prior", "unclear", text, "Measure on more images (--num-samples, or a larger set).")
+    if agrees:
+        text = f"Posteriors and samples have the same mean log density {at} (gap {size} nats), as in a "
         return Verdict("prior", "good", f"{text}prior that fits. {gaps}")
     if last.gap < 0:
-        return Verdict(
-            "prior",
-            "bad",
-            f"Samples have a mean log density that is {size} nats higher than that of posteriors under p_{last.stage}, "
-            f"so the prior gives too little mass to some images. {gaps}",
-            "Train longer, or allow more stages (stages.max_stages).",
-        )
-    return Verdict(
-        "prior",
-        "bad",
-        f"Posteriors have a mean log density that is {size} nats higher than that of samples under p_{last.stage}, so "
-        f"samples miss where the posteriors are. {gaps}",
-        "Give chains more steps (prior.sample_steps), draw with --method smc, or train longer.",
-    )
+        text = f"Samples have a mean log density {at} that is {size} nats above that of posteriors, so the prior "
+        advice = "Train longer, or allow more stages (stages.max_stages)."
+        return Verdict("prior", "bad", f"{text}gives too little mass to some images. {gaps}", advice)
+    text = f"Posteriors have a mean log density {at} that is {size} nats above that of samples, so samples miss "
+    advice = "Give chains more steps (prior.sample_steps), draw with --method smc, or train longer."
+    return Verdict("prior", "bad", f"{text}where the posteriors are. {gaps}", advice)
 
 
 def mixing(r_hat: float, num_steps: float, drift: float = 0.0, drift_error: float = 0.0) -> Verdict:

@@ -59,6 +59,14 @@ def test_the_prior_fits_where_both_means_agree_within_two_errors(gap, grade, wor
         assert "p_0 5.00 ± 0.10, p_1" in found.text
 
 
+def test_too_few_images_tell_nothing_of_the_prior():
+    found = verdicts.prior_fit([Fit(0, 5.0, 1.1), Fit(1, 0.2, 1.3)])
+    assert found.grade == "unclear"
+    assert "the gap under p_1 is 0.2 ± 1.3 nats" in found.text
+    assert verdicts.prior_fit([Fit(0, 0.2, 1.0)]).grade == "good"
+    assert verdicts.prior_fit([Fit(0, 9.0, 1.3)]).grade == "bad"
+
+
 @pytest.mark.parametrize(
     ("r_hat", "drift", "grade"),
     [(1.05, 0.0, "good"), (1.06, 0.0, "bad"), (math.nan, 0.0, "bad"), (1.0, 0.5, "bad"), (1.0, 0.09, "good")],
