@@ -300,10 +300,10 @@ def test_a_page_of_one_seed_shows_no_spread(tmp_path: Path) -> None:
     assert "±" not in page
     assert "every dot is a seed" not in page
     assert "The table scrolls sideways" in page
-    assert "| row | seeds | mse | psnr | FD-x | KD-x |" in table
+    assert "| row | seeds | mse | psnr | mse_unit | FD-x | KD-x |" in table
     charts = re.findall(r"<figcaption>([^<]*)</figcaption>", page)
     assert charts == ["mse", "FD-x", "KD-x"]  # one chart a fact
-    assert re.findall(r"<b>([^<]*)</b>", page) == ["0.5000", "3", "0.1000", "18"]
+    assert re.findall(r"<b>([^<]*)</b>", page) == ["0.5000", "0.1250", "3", "0.1000", "18"]
 
 
 def test_the_axis_starts_where_it_means_something() -> None:

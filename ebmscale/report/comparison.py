@@ -17,7 +17,7 @@ TABLE_FILE, JSON_FILE, PAGE_FILE = "comparison.md", "comparison.json", "comparis
 COST = ("samples", "cpu_s", "stages")
 LESS_IS_BETTER = ("mse", "FD", "FID", "KD-", "KID", "bits")
 FROM_CHANCE = ("auroc_", "auc")  # 0.5 is chance
-SAME_FACT = ("psnr",)  # as `mse` says, in other units
+SAME_FACT = ("mse_unit", "psnr")  # as `mse` says, in other units
 WIDE_COLUMNS = 5  # a table with more columns is wider than a phone
 
 
@@ -86,9 +86,9 @@ def summarise(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
 
 
 def _quantities(results: Sequence[Result]) -> list[str]:
-    """The columns of the table: without counts, standard errors, and `mse_unit`, which is a quarter of `mse`."""
+    """The columns of the table: without counts, and without standard errors."""
     names = dict.fromkeys(name for result in results for name in result.measured)
-    beside = {f"{name}_error" for name in names} | set(COST) | ({"mse_unit"} if "mse" in names else set())
+    beside = {f"{name}_error" for name in names} | set(COST)
     kept = [name for name in names if name not in beside and not name.startswith("num_")]
     return [*kept, *(name for name in COST if name in names)]
 
