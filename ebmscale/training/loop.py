@@ -32,7 +32,7 @@ from ebmscale.training.opening import open_run
 from ebmscale.training.owner import Lease
 from ebmscale.training.profile import Profile
 from ebmscale.training.run import Run
-from ebmscale.training.stage_samples import keep_stage_samples
+from ebmscale.training.stage_samples import stage_file, stage_picture
 from ebmscale.training.stopping import Stopped
 from ebmscale.training.view import View
 from ebmscale.world import World
@@ -300,7 +300,7 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
     if log is not None:
         log.event(run.samples_seen, event)
         if event.get("freeze"):
-            keep_stage_samples(run, event["stage"])
+            log.keep(stage_file(event["stage"], run.samples_seen), stage_picture(run))
     if "diverged" in event:
         if run.samples_seen >= run.config.train.max_samples:
             raise DivergenceError(

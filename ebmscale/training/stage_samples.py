@@ -5,15 +5,10 @@
 Shapes: N images, Z latent.
 """
 
-import logging
-
 import torch
 
-from ebmscale.errors import StorageError
 from ebmscale.model.image_grid import image_grid
 from ebmscale.training.run import Run
-
-log = logging.getLogger(__name__)
 
 FOLDER = "samples"
 COLUMNS = 5
@@ -26,13 +21,9 @@ def stage_file(stage: int, samples_seen: int) -> str:
 
 
 @torch.no_grad()
-def keep_stage_samples(run: Run, stage: int) -> None:
-    """Writes the images of held-out chains of the prior on this rank. If the storage fails, it warns."""
+def stage_picture(run: Run) -> bytes:
+    """A PNG of the generator's images at held-out chains of the prior on this rank."""
     z = run.stages.latents.pools.held_out.z.flatten(0, -2)[: COLUMNS**2]
     generator = run.sampling.model.generator
     images = generator(z.to(next(generator.parameters()).dtype)).float().cpu()
-    picture = image_grid(images, COLUMNS, max(1, TILE_PIXELS // max(images.shape[2:])))
-    try:
-        run.storage.publish(stage_file(stage, run.samples_seen), picture)
-    except StorageError as error:
-        log.warning("the samples of stage %d are not kept: %s", stage, error)
+    return image_grid(images, COLUMNS, max(1, TILE_PIXELS // max(images.shape[2:])))
