@@ -93,12 +93,17 @@ def open_features(url: str, device: torch.device | str = "cpu") -> Features:
         device: on which they are computed.
 
     Raises:
-        ConfigError: the package with the weights of a named network is not installed.
+        ConfigError: there is no such name, or the package with the weights of a named network is not installed.
         StorageError: the address holds neither.
     """
     if url == LITE0:
         return _open_lite0(device)
     storage = Storage.at(url)
+    if "/" not in url and not storage.exists():
+        raise ConfigError(
+            f"There are no features {url}; give {' or '.join(NAMES)}, a folder that `ebmscale features train` wrote, "
+            "or a file with the weights of Inception."
+        )
     if storage.exists(classifier.ABOUT_FILE):
         network, about = classifier.load_classifier(storage)
         network.to(device)

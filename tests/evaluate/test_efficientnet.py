@@ -60,6 +60,11 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
         open_features(LITE0)
 
 
+def test_an_unknown_name_is_answered_with_those_there_are():
+    with pytest.raises(ConfigError, match="There are no features resnet; give efficientnet_lite0, a folder"):
+        open_features("resnet")
+
+
 def test_other_weights_are_refused(monkeypatch):
     monkeypatch.setattr(module, "_LITE0_SHA256", "0" * 64)
     with pytest.raises(StorageError, match="is not the published file"):
