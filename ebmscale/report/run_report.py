@@ -21,16 +21,14 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.data.stream import read_split
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.errors import ConfigError, DataError, StorageError
-from ebmscale.evaluate import verdicts
-from ebmscale.evaluate.prior_fit import fit_prior
 from ebmscale.evaluate.rounding import with_error
-from ebmscale.evaluate.verdicts import Stage, Verdict
 from ebmscale.model.image_grid import image_grid
 from ebmscale.model.latent_model import LatentModel, open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
 from ebmscale.report import pictures
-from ebmscale.report.pages import KeyFigure, Picture, render
+from ebmscale.report.headline import key_figures, verdicts_of
+from ebmscale.report.pages import Picture, render
 from ebmscale.report.run_record import Line, RunRecord, fractions, kind_of, number
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import retried
@@ -99,8 +97,8 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         REPORT_FILE,
         name=model.config.run.name,
         num_stages=model.prior.num_stages,
-        figures=_key_figures(model, record, data_name, stages),
-        verdicts=_verdicts(model, held_out, stages),
+        figures=key_figures(model, record, data_name, stages),
+        verdicts=verdicts_of(model, held_out.z if held_out else None, stages),
         beyond=max(record.end - model.samples_seen, 0),
         samples=Picture(pictures.data_uri(samples, "image/png"), "64 samples from the final prior"),
         stage_samples=_stage_samples(model),
@@ -135,37 +133,6 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOut | None,
     x = to_pixels(images)
     z, trace = model.infer(x, SEED)
     return HeldOut(manifest.name, x, z, trace, model.decode(z)), None
-
-
-def _verdicts(model: LatentModel, held_out: HeldOut | None, stages: list[Stage]) -> list[Verdict]:
-    """What the numbers of the page mean."""
-    found = verdicts.of_metric("prior", fit_prior(model, held_out.z, ENERGY_SEED)) if held_out else []
-    last = verdicts.last_stage(stages, model.config.most_stages)
-    return [*found, *([last] if last else [])]
-
-
-def _key_figures(model: LatentModel, record: RunRecord, data_name: str, stages: list[Stage]) -> list[KeyFigure]:
-    """The key figures at the top of the page."""
-    budget, seen = model.config.train.max_samples, model.samples_seen
-    shape = " x ".join(map(str, model.image_shape))
-    measured = next((event for event in reversed(record.events) if "held_out_mse" in event), None)
-    state = "finished" if seen >= budget else f"stopped at {seen / budget:.0%}"
-    figures = [
-        KeyFigure("State", state, f"{seen:,} of {budget:,} samples seen, seed {model.config.run.seed}"),
-        KeyFigure("Data set", data_name, f"{shape} images, latents of {model.config.model.latent_dim}"),
-        KeyFigure("Stages K", str(model.prior.num_stages), f"at most {model.config.most_stages}"),
-    ]
-    if measured:
-        note = f"of pixels in [-1, 1], at {measured['samples_seen']:,} samples"
-        figures.append(KeyFigure("Held-out MSE", f"{number(measured['held_out_mse']):.4f}", note))
-    if stages:
-        last = stages[-1]
-        bounds = ", ".join(with_error(stage.bound, stage.error) for stage in stages[:-1])
-        note = f"nats, of stage {last.number}{f'; before it {bounds}' if bounds else ''}"
-        figures.append(KeyFigure("KL bound", with_error(last.bound, last.error), note))
-    if record.wall_s is not None:
-        figures.append(KeyFigure("Wall time", _duration(record.wall_s), "sum of the recorded intervals"))
-    return figures
 
 
 def _stage_samples(model: LatentModel) -> list[Picture]:
@@ -305,9 +272,3 @@ def _chart(svg: bytes) -> str:
 def _bound(event: Line) -> str:
     evidence = event["evidence"]
     return with_error(number(evidence["kl_bound"]), number(evidence["kl_bound_error"]))
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
