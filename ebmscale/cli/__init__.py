@@ -7,13 +7,25 @@ from collections.abc import Sequence
 
 import click
 
-from ebmscale.cli import about, measuring, models, ratios, running, searching, sets
+from ebmscale.cli import about, features, measuring, models, ratios, running, searching, sets
 from ebmscale.cli.group import cli
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
 from ebmscale.stop import ENDING, asked_by, handle_signals
 from ebmscale.terminal import LineHandler, Terminal, keep_output
 
-__all__ = ["about", "cli", "main", "measuring", "models", "ratios", "run_command", "running", "searching", "sets"]
+__all__ = [
+    "about",
+    "cli",
+    "features",
+    "main",
+    "measuring",
+    "models",
+    "ratios",
+    "run_command",
+    "running",
+    "searching",
+    "sets",
+]
 
 
 def main() -> None:

@@ -27,23 +27,24 @@ class Partial:
         plan: all that the shards' bytes depend on, as JSON values.
 
     Raises:
-        DataError: an unfinished pack of something else is there.
+        DataError: an unfinished pack of something else is there, of which at least one shard is finished.
     """
 
     def __init__(self, storage: Storage, plan: dict[str, Any]):
         self._storage = storage
         self.shards: list[Shard] = []
         plan = json.loads(json.dumps(plan))
-        if not storage.exists(_PLAN):
-            storage.publish(_PLAN, json.dumps(plan).encode())
-            return
-        if changed := self._changed(plan):
+        changed = self._changed(plan) if storage.exists(_PLAN) else ["plan"]
+        if not changed:
+            self.shards = self._finished()
+        elif storage.exists(self._note(0)):
             what = "whose source changed since" if changed == ["source"] else "of another set or with other options"
             raise DataError(
-                f"{storage.url} holds an unfinished pack {what} (other {', '.join(changed)}); "
-                "run that command again, pack to another address, or delete what is there."
+                f"{storage.url} holds an unfinished pack {what} (other {', '.join(changed)}). Delete {storage.url} and "
+                "run this command again, or run the earlier command again to finish it, or pack to another address."
             )
-        self.shards = self._finished()
+        else:  # no shard is finished, so nothing is lost
+            storage.publish(_PLAN, json.dumps(plan).encode())
 
     def _changed(self, plan: dict[str, Any]) -> list[str]:
         """What differs from the plan that is there; earlier versions did not note the source."""

@@ -159,7 +159,7 @@ def load_classifier(storage: Storage) -> tuple[FeatureNet, About]:
     except DamagedError as error:
         raise StorageError(
             f"{where} does not describe a classifier of this version ({str(error).rstrip('.')}); train one with "
-            "tools/feature_net.py."
+            "`ebmscale features train DATA OUT`."
         ) from None
     weights = read_file(storage, WEIGHTS_FILE, WEIGHTS_BYTES)
     if hashlib.sha256(weights).hexdigest() != about.sha256:

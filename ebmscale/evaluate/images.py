@@ -54,6 +54,22 @@ class ImageSet:
         return {"data": self.manifest.name, "split": self.split, "num_images": len(self)} | held_out
 
 
+def measured_split(model: LatentModel, storage: Storage) -> str:
+    """The split on which a model is measured by default: test, or validation where the set has no test part.
+
+    Raises:
+        DataError: there is no set.
+    """
+    held_out = model.config.data.held_out
+    return default_split(Manifest.load(storage), held_out)
+
+
+def default_split(manifest: Manifest, held_out: HeldOutBlock) -> str:
+    """Test, or validation where the set has no test part, and no protocol makes one."""
+    makes_one = held_out.label is not None and held_out.protocol == "pooled"
+    return "test" if manifest.counts().get("test") or makes_one else "validation"
+
+
 def open_images(
     model: LatentModel,
     storage: Storage,

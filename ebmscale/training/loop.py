@@ -23,6 +23,7 @@ from ebmscale.training.opening import open_run
 from ebmscale.training.owner import Lease
 from ebmscale.training.profile import Profile
 from ebmscale.training.run import Run
+from ebmscale.training.stage_samples import stage_file, stage_picture
 from ebmscale.training.stopping import Stopped
 from ebmscale.training.update import BatchReport, train_batch
 from ebmscale.training.view import View
@@ -146,6 +147,8 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
     view.event(run.samples_seen, event)
     if log is not None:
         log.event(run.samples_seen, event)
+        if event.get("freeze"):
+            log.keep(stage_file(event["stage"], run.samples_seen), stage_picture(run))
     if "diverged" in event:
         if run.samples_seen >= run.config.train.max_samples:
             raise DivergenceError(

@@ -166,6 +166,16 @@ class RunLog:
         """Writes the action after a bad update."""
         self._line(GUARD_FILE, {"samples_seen": samples_seen, **values})
 
+    def keep(self, file: str, content: bytes) -> None:
+        """Writes a file of the run that nothing depends on, such as a picture. If the storage fails, it warns."""
+        try:
+            self._check()
+            self._storage.publish(file, content)
+        except LostRunError:  # the next save raises it
+            return
+        except StorageError as error:
+            log.warning("%s cannot be written: %s", file, error)
+
     def flush(self) -> None:
         """Writes every buffered line.
 

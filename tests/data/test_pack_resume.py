@@ -111,6 +111,18 @@ def test_another_set_or_other_options_do_not_go_on(make_source, storage):
             pack(source, storage, **options)
 
 
+def test_other_options_go_on_where_no_shard_is_finished(make_source, storage):
+    source = make_source()
+
+    def broken():
+        yield from ()
+        raise Killed
+
+    with pytest.raises(Killed):
+        pack(dataclasses.replace(source, records=broken), storage, shard_samples=10)
+    assert [shard.num_samples for shard in pack(source, storage, shard_samples=25).shards] == [25, 25]
+
+
 def test_other_files_do_not_go_on(make_source, storage):
     source = make_source()
     with pytest.raises(Killed):
