@@ -3,8 +3,6 @@
 Shapes: N latents, Z latent, K stages.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,7 @@ from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.normaliser import measure_normaliser
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.posterior import langevin_settings
+from ebmscale.model.sampler import agreement, draw_density
 from ebmscale.seeds import derive
 
 NUM_GROUPS, GROUP_SIZE = 8, 256  # of the particles that estimate log Z
@@ -25,9 +24,10 @@ def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, fl
 
     Returns:
         `gap_pK` and `gap_pK_error` for every k: mean log density of the posteriors minus that of the samples, in nats,
-        with its standard error. With stages also `r_hat`, `r_hat_steps`, `drift` and `drift_error` of the chains (see
-        `chain_diagnostics`); `width`, the sum of the standard deviations of the stages' log ratios at samples of the
-        stage before; and, up to a width of `MOST_WIDTH`, `log_z`, `log_z_error` and `log_z_bridge` (see `Normaliser`).
+        with its standard error. Where samples are those of chains, with stages also `r_hat`, `r_hat_steps`, `drift` and
+        `drift_error` of the chains (see `chain_diagnostics`). With stages `width`, the sum of the standard deviations
+        of the stages' log ratios at samples of the stage before; and, up to a width of `MOST_WIDTH`, `log_z`,
+        `log_z_error` and `log_z_bridge` (see `Normaliser`).
     """
     model, values, z = model.to("cpu"), {}, torch.empty(0)
     width = 0.0
@@ -35,23 +35,40 @@ def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, fl
         earlier = model.at_stage(stage)
         if stage:
             width += float(earlier.prior.log_ratios(z)[-1].std())
-        z = earlier.sample_prior(len(posteriors), seed)
-        (above, above_error), (below, below_error) = (_mean(earlier.log_prior(side)) for side in (posteriors, z))
-        values[f"gap_p{stage}"] = above - below
-        values[f"gap_p{stage}_error"] = math.hypot(above_error, below_error)
+        z, unique = _samples(earlier, len(posteriors), seed)
+        found = agreement(earlier.prior, z, posteriors, unique)
+        values[f"gap_p{stage}"], values[f"gap_p{stage}_error"] = -found.difference, found.error
     if not model.prior.num_stages:
         return values
-    settings = langevin_settings(model.config.prior, model.config.prior.sample_steps)
-    chains = chain_diagnostics(model.prior, z, settings, seed)
-    if "largest R-hat" in chains:
-        values |= {"r_hat": chains["largest R-hat"], "r_hat_steps": chains["steps"]}
-        values["drift"] = chains["drift of the log density (standard deviations)"]
-        values["drift_error"] = chains["drift's standard error"]
+    if not model.config.uses_density:
+        values |= _of_chains(model, z, seed)
     values["width"] = width
     if not width <= MOST_WIDTH:  # the walk would take long; NaN is wide too
         return values
-    found = measure_normaliser(model.prior, seed, num_groups=NUM_GROUPS, group_size=GROUP_SIZE)
-    return values | {"log_z": found.log_z, "log_z_error": found.error, "log_z_bridge": found.bridge}
+    log_z = measure_normaliser(model.prior, seed, num_groups=NUM_GROUPS, group_size=GROUP_SIZE)
+    return values | {"log_z": log_z.log_z, "log_z_error": log_z.error, "log_z_bridge": log_z.bridge}
+
+
+def _samples(model: LatentModel, num: int, seed: int) -> tuple[Tensor, float]:
+    """Samples (N, Z) of the prior as `LatentModel.sample_prior` draws them, and the share that are different ones."""
+    if not model.config.uses_density:
+        return model.sample_prior(num, seed), 1.0
+    drawn = draw_density(model.prior, num, seed)
+    return drawn.z, drawn.unique
+
+
+def _of_chains(model: LatentModel, z: Tensor, seed: int) -> dict[str, float]:
+    """Whether chains that start at z (N, Z) mix; empty where that cannot be measured."""
+    settings = langevin_settings(model.config.prior, model.config.prior.sample_steps)
+    chains = chain_diagnostics(model.prior, z, settings, seed)
+    if "largest R-hat" not in chains:
+        return {}
+    return {
+        "r_hat": chains["largest R-hat"],
+        "r_hat_steps": chains["steps"],
+        "drift": chains["drift of the log density (standard deviations)"],
+        "drift_error": chains["drift's standard error"],
+    }
 
 
 def measure_prior_fit(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
@@ -65,8 +82,3 @@ def measure_prior_fit(model: LatentModel, images: ImageSet, seed: int) -> dict[s
     return images.world.broadcast(
         fit_prior(model, posteriors, derive(seed, "prior-fit")) if images.world.is_first else {}
     )
-
-
-def _mean(values: Tensor) -> tuple[float, float]:
-    """Mean and standard error of values (N,)."""
-    return float(values.double().mean()), float(values.double().std() / math.sqrt(len(values)))

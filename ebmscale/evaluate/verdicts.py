@@ -75,10 +75,14 @@ class Stage(NamedTuple):
     error: float
 
 
-def prior_fit(fits: Sequence[Fit]) -> Verdict:
+def prior_fit(fits: Sequence[Fit], by_chains: bool = True) -> Verdict:
     """Whether the prior fits: the mean log density of posteriors and of samples, stage by stage.
 
     Equal means are necessary and not sufficient, so a good fit is said with that reserve.
+
+    Args:
+        fits: under p_0, ..., p_K.
+        by_chains: whether the samples are the ends of Langevin chains.
     """
     last, at = fits[-1], f"under p_{fits[-1].stage}"
     stages = ", ".join(f"p_{fit.stage} {with_error(fit.gap, fit.error)}" for fit in fits)
@@ -98,7 +102,9 @@ def prior_fit(fits: Sequence[Fit]) -> Verdict:
         advice = "Train longer, or allow more stages (stages.max_stages)."
         return Verdict("prior", "bad", f"{text}gives too little mass to some images. {gaps}", advice)
     text = f"Posteriors have a mean log density {at} that is {size} nats above that of samples, so samples miss "
-    advice = "Give chains more steps (prior.sample_steps), draw with --method smc, or train longer."
+    advice = "Train longer."
+    if by_chains:
+        advice = "Give chains more steps (prior.sample_steps), draw with --method smc, or train longer."
     return Verdict("prior", "bad", f"{text}where the posteriors are. {gaps}", advice)
 
 
@@ -276,7 +282,7 @@ def of_metric(metric: str, values: Mapping[str, float]) -> list[Verdict]:
     if metric == "prior":
         stages = range(sum(name.startswith("gap_p") for name in values) // 2)
         fits = [Fit(k, values[f"gap_p{k}"], values[f"gap_p{k}_error"]) for k in stages]
-        found = [prior_fit(fits)]
+        found = [prior_fit(fits, by_chains="r_hat" in values)]
         if "r_hat" in values:
             found.append(mixing(values["r_hat"], values["r_hat_steps"], values["drift"], values["drift_error"]))
         if "log_z" in values:
