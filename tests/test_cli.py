@@ -193,10 +193,10 @@ def test_damaged_shards_stop_a_run_before_it_starts(config: Path, tmp_path: Path
     else:
         content[len(content) // 2] ^= 1
     shard.write_bytes(bytes(content))
-    sentence = one_sentence(here("train", config, f"data.url={data}", code=3))
+    sentence = one_sentence(here("train", config, f"data.url={data}", "data.verify=sha256", code=3))
     assert words in sentence
     assert shard.name in sentence
-    assert words in here("inspect", data, code=3).stdout
+    assert words in here("inspect", "--verify", data, code=3).stdout
 
 
 def test_a_run_whose_every_checkpoint_is_damaged_stops(config: Path, tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from ebmscale.cli import cli
 from ebmscale.compare import RunFailed, compare, load_comparison, make_jobs
 from ebmscale.compare import commands as commands_module
 from ebmscale.config import RunConfig, load_config
-from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, LostRunError
+from ebmscale.errors import ConfigError, DataError, EbmscaleError, Interrupted, LostRunError
 from ebmscale.evaluate.metrics import MetricValues
 from ebmscale.model.checkpoint import position_of
+from ebmscale.model.image_grid import image_grid
 from ebmscale.model.run_folder import CONFIG_FILE
+from ebmscale.report import comparison
 from ebmscale.report.comparison import JSON_FILE, PAGE_FILE, TABLE_FILE, Result, markdown_table, write_comparison
-from ebmscale.report.pictures import image_grid
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training import claim
 from ebmscale.training.checkpoint import CheckpointStore
@@ -158,7 +159,7 @@ def test_what_is_done_is_kept_and_other_settings_are_refused(file: Path, command
     assert len(commands.calls) == 8
     assert [result.measured["mse"] for result in results] == [0.5, 0.5, 1.5, 1.5]  # of the asked split
     assert {(result.measured["cpu_s"], result.measured["samples"]) for result in results} == {(2.5, 640)}
-    assert "| staged | 2 | 1 ± 0.7071 | 640 ± 0 |" in table
+    assert "| staged | 2 | 1 ± 0.7071 | 640 |" in table
     commands.calls.clear()
     assert run_comparison(file)[1] == table
     assert commands.calls == []
@@ -169,9 +170,23 @@ def test_what_is_done_is_kept_and_other_settings_are_refused(file: Path, command
         with pytest.raises(ConfigError, match=f"other values of {next(iter(changes))}; give the comparison another"):
             run_comparison(write(file.parent, {"set": {"train.max_samples": 640} | changes}))
     assert commands.calls == []
-    run_comparison(write(file.parent, {"evaluation": {"metrics": ["reconstruction"], "split": "test"}}), seeds=1)
+    other = {"metrics": ["reconstruction"], "split": "validation", "num_samples": 9}
+    run_comparison(write(file.parent, {"evaluation": other}), seeds=1)
     assert "evaluate plain-seed0" in commands.calls
     assert Path(url).name == PAGE_FILE
+
+
+def test_the_split_is_found_and_checked_before_anything_trains(file: Path, commands: Commands) -> None:
+    without = write(file.parent, {"evaluation": {"metrics": ["reconstruction"]}})
+    said: list[str] = []
+    results, _, _ = compare(str(without), None, 1, (), lambda config, cpu_s: 1, said.append)
+    assert "evaluation.split: validation, as the data have no test part" in said
+    assert [result.measured["mse"] for result in results] == [0.5, 0.5]
+    commands.calls.clear()
+    wrong = write(file.parent, {"name": "other", "evaluation": {"metrics": ["reconstruction"], "split": "test"}})
+    with pytest.raises(DataError, match=r"digits has no test part.*The key of a comparison is evaluation\.split"):
+        run_comparison(wrong, seeds=1)
+    assert commands.calls == []
 
 
 def test_a_run_that_fails_is_a_row_that_says_why_and_the_command_fails(
@@ -269,6 +284,33 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert 'src="data:image/svg' in page
     assert storage.read_text(TABLE_FILE) == table
     assert len(json.loads(storage.read_text(JSON_FILE))["results"]) == 6
+
+
+def one_seed(**rows: dict[str, float]) -> list[Result]:
+    return [Result(row, 0, f"x/{row}", values, None) for row, values in rows.items()]
+
+
+def test_a_page_of_one_seed_shows_no_spread(tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path)
+    values = {"mse": 0.5, "psnr": 9.0, "mse_unit": 0.125, "FD-x": 3.0, "KD-x": 0.1, "KD-x_error": 0.01, "num_x": 5.0}
+    rows = one_seed(good=values, bad={name: 2 * value for name, value in values.items()})
+    table = write_comparison(storage, "few", "", rows)
+    page = storage.read_text(PAGE_FILE)
+    assert "How far it varies is unknown" in page
+    assert "±" not in page
+    assert "every dot is a seed" not in page
+    assert "The table scrolls sideways" in page
+    assert "| row | seeds | mse | psnr | mse_unit | FD-x | KD-x |" in table
+    charts = re.findall(r"<figcaption>([^<]*)</figcaption>", page)
+    assert charts == ["mse", "FD-x", "KD-x"]  # one chart a fact
+    assert re.findall(r"<b>([^<]*)</b>", page) == ["0.5000", "0.1250", "3", "0.1000", "18"]
+
+
+def test_the_axis_starts_where_it_means_something() -> None:
+    assert comparison._origin("mse", {"a": [0.5]}) == 0.0
+    assert comparison._origin("auroc_joint", {"a": [0.9]}) == 0.5
+    assert comparison._origin("KD-x", {"a": [-0.1, 2.0]}) is None
+    assert comparison._origin("psnr", {"a": [20.0]}) is None
 
 
 def test_a_signal_to_the_group_saves_what_trains(file: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def distances(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     ebmscale = ["-m", "ebmscale"]
     for command in (
         [*ebmscale, "pack", "digits", "-", "data/digits"],
-        [str(ROOT / "tools" / "feature_net.py"), "data/digits", "features/digits"],
+        [*ebmscale, "features", "train", "data/digits", "features/digits"],
         [*ebmscale, "compare", str(ROOT / "configs" / "compare" / "digits.yaml"), "--seeds", "3", "--jobs", "2"],
     ):
         done = subprocess.run(

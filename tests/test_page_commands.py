@@ -6,7 +6,6 @@ in the tables below.
 
 import gzip
 import os
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -51,6 +50,7 @@ SUITE = "it sets up an environment of its own and runs these tests"
 CLUSTER = "it needs a cluster; tests/cluster checks the files, tests/runtime runs Ray on this machine"
 NETWORK = "it downloads data from its official place"
 REAL_DATA = "it needs a data set that is not in the repository, and hours"
+WEIGHTS = "it needs the weights of the features extra; tests/evaluate/test_efficientnet.py uses them"
 BENCHMARK = "a benchmark of minutes to hours on an idle machine"
 GPU = "it needs a GPU"
 CHAOS = "a campaign of an hour; tests/chaos runs a short one"
@@ -112,16 +112,16 @@ TABLE: dict[str, Run | str] = {
     "torchrun --nproc-per-node 2 -m ebmscale train configs/mnist.yaml": Run(f"{SMALL} run.name=two", slow=True),
     # configs/compare/README.md
     "ebmscale pack digits - data/digits": Run(),
-    "python tools/feature_net.py data/digits features/digits": Run("--epochs 1 --width 4"),
+    "ebmscale features train data/digits features/digits": Run("--epochs 1 --width 4"),
     "ebmscale compare configs/compare/digits.yaml --seeds 3 --jobs 2": Run(
         "--seeds 1 train.max_samples=4000 checkpoint.every_samples=4000", slow=True
     ),
     "ebmscale compare configs/compare/digits.yaml --seeds 3": Run(
         "--seeds 1 --methods gaussian train.max_samples=4000 checkpoint.every_samples=4000", slow=True
     ),
-    "python tools/feature_net.py data/mnist features/mnist": Run("--epochs 1 --width 4"),
-    "python tools/feature_net.py data/fashion_mnist features/fashion_mnist --epochs 6": REAL_DATA,
-    "python tools/feature_net.py data/cifar10 features/cifar10 --width 24 --epochs 4": REAL_DATA,
+    "ebmscale features train data/mnist features/mnist": Run("--epochs 1 --width 4"),
+    "ebmscale features train data/fashion_mnist features/fashion_mnist --epochs 6": REAL_DATA,
+    "ebmscale features train data/cifar10 features/cifar10 --width 24 --epochs 4": REAL_DATA,
     "ebmscale compare configs/compare/mnist.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/fashion_mnist.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/cifar10_two_stage.yaml --seeds 1 --jobs 2": REAL_DATA,
@@ -131,6 +131,10 @@ TABLE: dict[str, Run | str] = {
     # ebmscale/evaluate/README.md
     "ebmscale evaluate runs/mnist --metrics reconstruction,frechet --features features/mnist": Run("--num-samples 64"),
     "ebmscale evaluate runs/mnist_anomaly --metrics anomaly": Run(),
+    "pip install 'ebmscale[features]'": SUITE,
+    "ebmscale evaluate runs/photos --features efficientnet_lite0": WEIGHTS,
+    "ebmscale score runs/photos data/new --out scores.csv": Run(),
+    "ebmscale score runs/mnist data/fashion_mnist --out scores.parquet --against data/mnist": Run(),
     "ebmscale evaluate runs/mnist --metrics likelihood --num-samples 16": Run("--num-samples 2", slow=True),
     "ebmscale score runs/mnist_anomaly data/new --out scores.parquet": Run(),
     "ebmscale sample runs/mnist -n 64 --method smc --out x.png": Run(),
@@ -175,6 +179,7 @@ TABLE: dict[str, Run | str] = {
     "python tools/bench/checkpoint.py": BENCHMARK,
     "python tools/bench/prior.py --help": Run(),
     "python tools/bench/ring.py --seeds 3": BENCHMARK,
+    "python tools/bench/scale.py": BENCHMARK,
 }
 
 BEFORE = {
@@ -187,8 +192,10 @@ BEFORE = {
     "ebmscale/evaluate/README.md": [
         "ebmscale pack idx downloads/mnist data/mnist",
         "ebmscale pack idx downloads/mnist data/new",
-        "python tools/feature_net.py data/mnist features/mnist --epochs 1 --width 4",
+        "ebmscale pack idx downloads/mnist data/fashion_mnist",
+        "ebmscale features train data/mnist features/mnist --epochs 1 --width 4",
         f"ebmscale train configs/mnist.yaml {SMALL}",
+        f"ebmscale train configs/mnist.yaml {SMALL} run.name=photos",
         f"ebmscale train configs/mnist_anomaly.yaml {SMALL}",
     ],
 }
@@ -227,11 +234,6 @@ def run(command: str) -> None:
         done = CliRunner().invoke(cli, words[1:])
         if done.exit_code:
             raise AssertionError(f"{command}: {done.output} {done.exception}") from done.exception
-        return
-    if words[:2] == ["python", "tools/feature_net.py"]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", words[1:])
-            runpy.run_path(words[1], run_name="__main__")
         return
     program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "torch.distributed.run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

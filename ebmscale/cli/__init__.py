@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from ebmscale.cli import about, completion, measuring, models, ratios, running, searching, sets, starting
+from ebmscale.cli import about, completion, features, measuring, models, ratios, running, searching, sets, starting
 from ebmscale.cli.group import cli
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
 from ebmscale.stop import ENDING, asked_by, handle_signals
@@ -17,6 +17,7 @@ __all__ = [
     "about",
     "cli",
     "completion",
+    "features",
     "main",
     "measuring",
     "models",

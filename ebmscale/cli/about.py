@@ -9,14 +9,16 @@ from ebmscale.cli.outputs import ADDRESS
 
 @cli.command(epilog=example("ebmscale inspect runs/digits"))
 @click.argument("url", type=ADDRESS)
-def inspect(url: str) -> None:
-    """Show what URL holds, and verify its checksums.
+@click.option("--verify", is_flag=True, help="Read a whole set of shards and check every sample.")
+def inspect(url: str, verify: bool) -> None:
+    """Show what URL holds, and whether it is sound.
 
-    URL is a run, an export or a set of shards.
+    URL is a run, an export or a set of shards. Every checksum of a run and of an export is verified. Of a set of shards
+    the sizes of the files are compared with the manifest; --verify reads all of it.
     """
     from ebmscale.model.inspection import inspect as examine  # noqa: PLC0415
 
-    found = examine(url)
+    found = examine(url, verify)
     console.print(found.title)
     table = Table(*found.columns)
     for row in found.rows:

@@ -3,6 +3,7 @@
 import click
 from rich.table import Table
 
+from ebmscale.address import Address
 from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 
@@ -22,22 +23,19 @@ device_option = click.option(
 )
 @click.option(
     "--metrics",
-    default="reconstruction",
-    show_default=True,
-    help="One or more, with commas: reconstruction, frechet, anomaly, likelihood.",
+    help="One or more, with commas: reconstruction, prior, frechet, anomaly, likelihood (default: reconstruction and "
+    "prior, and frechet if --features is given).",
 )
 @click.option(
     "--features",
     metavar="URL",
     type=ADDRESS,
-    help="For frechet: what tools/feature_net.py wrote, or Inception weights.",
+    help="For frechet: efficientnet_lite0, what `ebmscale features train` wrote, or a file of Inception weights.",
 )
 @click.option(
     "--split",
     type=click.Choice(["test", "validation", "train"]),
-    default="test",
-    show_default=True,
-    help="Samples to measure on.",
+    help="Samples to measure on (default: test, or validation where the set has no test part).",
 )
 @click.option(
     "--num-samples",
@@ -50,9 +48,9 @@ device_option = click.option(
 def evaluate(
     run: str,
     url: str | None,
-    metrics: str,
+    metrics: str | None,
     features: str | None,
-    split: str,
+    split: str | None,
     num_samples: int | None,
     seed: int,
     stage: int | None,
@@ -64,13 +62,15 @@ def evaluate(
     was held out as anomalies, are those of RUN's configuration. Under `torchrun -m ebmscale` workers share the work.
     """
     from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (commands import what they use)
-    from ebmscale.evaluate.metrics import check_metrics, measure_metric  # noqa: PLC0415
+    from ebmscale.evaluate.images import measured_split  # noqa: PLC0415
+    from ebmscale.evaluate.metrics import check_metrics, default_metrics, measure_metric  # noqa: PLC0415
+    from ebmscale.evaluate.rounding import rounded, with_error  # noqa: PLC0415
     from ebmscale.model.latent_model import open_model  # noqa: PLC0415
     from ebmscale.model.run_folder import data_of  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415
 
-    names = [name.strip() for name in metrics.split(",")]
+    names = [name.strip() for name in metrics.split(",")] if metrics else default_metrics(features)
     check_metrics(names, features)
     place, world = device_of(device), World.from_environment("cpu")
     storage = output_folder(run) if world.is_first else Storage.at(run)
@@ -80,44 +80,91 @@ def evaluate(
     way_out = "give its address with --data"
     data = data_of(model.config, way_out) if url is None else Storage.at(url)
     network = open_features(features, place) if features is not None and "frechet" in names else None
+    if split is None:
+        split = measured_split(model, data)
+        if split == "validation" and world.is_first:
+            console.print(f"{data.url} has no test part, so the run is measured on its validation part.")
     for name in names:
-        found = measure_metric(model, data, name, network, split, num_samples, seed, world)
+        found = measure_metric(model, data, name, network, split, num_samples, seed, world, (data, storage))
         if not world.is_first:
             continue
         table = Table("metric", "value", title=f"{name}, {found.protocol['num_images']:,} images of {split}")
         for key, value in found.values.items():
-            table.add_row(key, f"{value:,.0f}" if key.startswith("num_") else f"{value:.5g}")
+            error = found.values.get(f"{key}_error")
+            if error is not None:
+                table.add_row(key, with_error(value, error))
+            elif not key.endswith("_error"):
+                table.add_row(key, rounded(value, 4))
         console.print(table)
+        for verdict in found.verdicts():
+            console.print(str(verdict))
         found.save(storage)
         console.print(f"record   {storage.url_of(found.file)}")
 
 
-@cli.command(epilog=example("ebmscale score runs/mnist_anomaly data/mnist --out scores.csv"))
+@cli.command(epilog=example("ebmscale score runs/photos data/new --out scores.csv --against data/photos"))
 @click.argument("run", type=ADDRESS)
 @click.argument("url", type=ADDRESS)
 @click.option(
     "--out",
     required=True,
     type=ADDRESS,
-    help="FILE.parquet or FILE.csv, with one row for each image: key, label and scores.",
+    help="FILE.parquet or FILE.csv, with a row for each image: key, label, percentile, scores. FILE.html is a page.",
+)
+@click.option(
+    "--against",
+    metavar="URL",
+    type=ADDRESS,
+    help="A packed set of normal images: how well the scores tell the images from these (AUROC and AUPRC).",
 )
 @seed_option
 @device_option
-def score(run: str, url: str, out: str, seed: int, device: str) -> None:
+def score(run: str, url: str, out: str, against: str | None, seed: int, device: str) -> None:
     """Score the images of the packed set at URL by RUN's model.
 
-    The higher the score, the less likely the image.
+    The higher the score, the less likely the image. The first score of a row is the one to use; its percentile is among
+    the scores of RUN's held-out images. The page beside the file shows the most and the least likely images.
     """
+    from ebmscale.evaluate.anomaly import MAIN_SCORE  # noqa: PLC0415
     from ebmscale.evaluate.images import open_all_images  # noqa: PLC0415
     from ebmscale.evaluate.score_file import FORMATS, write_scores  # noqa: PLC0415
+    from ebmscale.evaluate.scoring import (  # noqa: PLC0415
+        UNLIKELY,
+        against_normal,
+        held_out_scores,
+        normal_scores,
+        unlikely_share,
+    )
+    from ebmscale.evaluate.verdicts import of_metric  # noqa: PLC0415
     from ebmscale.model.latent_model import open_model  # noqa: PLC0415
+    from ebmscale.report.score_page import Against, score_page  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415
 
     place, world = device_of(device), World.from_environment("cpu")
-    if world.is_first:
-        output_file(out, FORMATS)
+    target = output_file(out, FORMATS) if world.is_first else None
     model = open_model(Storage.at(run)).to(place)
-    num_scored = write_scores(model, open_all_images(model, Storage.at(url), world), out, seed)
-    if world.is_first:
-        console.print(f"{num_scored:,} images scored: {out}")
+    images = open_all_images(model, Storage.at(url), world)
+    reference = held_out_scores(model, seed, world)
+    normal = normal_scores(model, Storage.at(against), seed, world) if against is not None else None
+    scores = write_scores(model, images, out, seed, reference)
+    if target is None:
+        return
+    compared = None
+    if normal is not None and against is not None:
+        compared = Against(str(Address(against)), normal[MAIN_SCORE], against_normal(scores, normal))
+    target.publish(score_page(model, images, scores, reference, compared).encode(), ".html")
+    console.print(f"{len(images):,} images scored: {out}")
+    console.print(f"score    {MAIN_SCORE}: the higher, the less likely")
+    if reference is None:
+        console.print("note     no percentiles, as the run's own images cannot be read from here")
+    else:
+        share = unlikely_share(scores[MAIN_SCORE], reference)
+        console.print(f"unlikely {share:.1%} of the images are above the {UNLIKELY}th percentile of held-out images")
+    if compared is not None:
+        for one in scores:
+            found = {measure: compared.values[f"{measure.lower()}_{one}"] for measure in ("AUROC", "AUPRC")}
+            console.print(f"{one:<14} " + ", ".join(f"{measure} {value:.3f}" for measure, value in found.items()))
+        for verdict in of_metric("anomaly", compared.values):
+            console.print(str(verdict))
+    console.print(f"page     {target.folder.url_of(target.name.removesuffix(target.address.suffix) + '.html')}")

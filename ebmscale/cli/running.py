@@ -175,7 +175,7 @@ def plan(
     "--features",
     metavar="URL",
     type=ADDRESS,
-    help="For the Frechet distance: features that tools/feature_net.py wrote.",
+    help="For the Frechet distance: efficientnet_lite0, or what `ebmscale features train` wrote.",
 )
 def compare(
     comparison_file: str,

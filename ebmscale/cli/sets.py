@@ -1,14 +1,19 @@
 """Commands that make data sets."""
 
 import re
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import click
-from rich.progress import TaskID
 
 from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS, output_folder
+from ebmscale.cli.progress import Steps
 from ebmscale.errors import ConfigError
-from ebmscale.terminal import progress_on
+
+if TYPE_CHECKING:
+    from ebmscale.data.formats import Source
+    from ebmscale.storage import Storage
 
 
 @cli.command(epilog=example("ebmscale pack folder photos data/photos --size 64"))
@@ -31,6 +36,20 @@ from ebmscale.terminal import progress_on
 @click.option(
     "--threads", type=click.IntRange(1), help="Threads that load and encode images (default: one for each core)."
 )
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Make this share of the train samples the test part, for sets that have none.",
+)
+@click.option(
+    "--max-damaged",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    default=0.01,
+    show_default=True,
+    help="Largest share of the samples that may be left out because they cannot be used.",
+)
 def pack(
     format_name: str,
     src: str,
@@ -41,6 +60,8 @@ def pack(
     attribute: str | None,
     shard_samples: int,
     threads: int | None,
+    test_fraction: float | None,
+    max_damaged: float,
 ) -> None:
     """Pack the data set at SRC into shards at URL.
 
@@ -50,28 +71,56 @@ def pack(
     is the first folder below) or npy (arrays or latents: .npy, .npz or a folder of .npy).
 
     The words train, val and test in the names of folders, files and arrays (train2017, x_test) say the set's parts.
+    A picture that cannot be read, or has another size than the others, is left out and listed in URL/left_out.json.
     JPEG has quality 95. A set that is already packed is compared with its source; if they differ, an error says how.
     """
     from ebmscale.data.formats import open_source  # noqa: PLC0415
+    from ebmscale.data.make_test_part import with_test_part  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
     from ebmscale.data.packed import packed_manifest  # noqa: PLC0415
 
     source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
+    if test_fraction is not None:
+        source = with_test_part(source, test_fraction)
     storage = output_folder(url, "packed set")
-    with progress_on(console) as progress:
-        task = progress.add_task(f"packing {format_name}")
-
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
+    _say_if_untrainable(source)
+    with Steps(console, f"packing {format_name}", "samples") as show:
         already = packed_manifest(source, storage, encoding, num_threads=threads, progress=show)
         manifest = already or write_shards(
-            source, storage, encoding=encoding, shard_samples=shard_samples, num_threads=threads, progress=show
+            source,
+            storage,
+            encoding=encoding,
+            shard_samples=shard_samples,
+            num_threads=threads,
+            max_damaged=max_damaged,
+            progress=show,
         )
     state = "already packed, its source has not changed: " if already else ""
-    skipped = [f"{source.num_skipped:,} other files skipped"] if source.num_skipped else []
-    console.print("; ".join([f"{printable(url)}: {state}{manifest.summary()}", *skipped, *source.notes]), markup=False)
+    notes = [f"{source.num_skipped:,} other files skipped"] if source.num_skipped else []
+    notes += [*_left_out(storage), *source.notes]
+    console.print("; ".join([f"{printable(url)}: {state}{manifest.summary()}", *notes]), markup=False)
+
+
+def _say_if_untrainable(source: "Source") -> None:
+    """Says before a pack that no network makes such images."""
+    from ebmscale.networks.architectures import find_architecture  # noqa: PLC0415
+
+    if source.dtype != "uint8" or len(source.image_shape) != 3:
+        return
+    channels, height, width = source.image_shape
+    try:
+        find_architecture((channels, height, width))
+    except ConfigError as error:
+        console.print(f"note: this set cannot be trained on with the built-in networks. {error}")
+
+
+def _left_out(storage: "Storage") -> list[str]:
+    """What to say of the samples that were left out of the set."""
+    from ebmscale.data.left_out import FILE, LeftOutList  # noqa: PLC0415
+
+    num = len(LeftOutList.load(storage).samples)
+    return [f"{num:,} damaged or unfitting sample(s) left out, listed in {storage.url_of(FILE)}"] if num else []
 
 
 @cli.command(epilog=example("ebmscale fetch mnist downloads/mnist"))
@@ -88,13 +137,13 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
     """
     from ebmscale.data.fetch import fetch as download  # noqa: PLC0415
 
-    with progress_on(console) as progress:
-        tasks: dict[str, TaskID] = {}
+    with ExitStack() as stack:
+        tasks: dict[str, Steps] = {}
 
         def show(file: str, num_bytes: int, total: int | None) -> None:
             if file not in tasks:
-                tasks[file] = progress.add_task(file)
-            progress.update(tasks[file], completed=num_bytes, total=total)
+                tasks[file] = stack.enter_context(Steps(console, file, "bytes"))
+            tasks[file](num_bytes, total)
 
         files = download(name, folder, mirror=mirror, progress=show)
     console.print(f"{name}: {', '.join(file.name for file in files)} in {folder}")
@@ -104,10 +153,13 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
 @click.argument("url", type=ADDRESS)
 @click.option("--shape", metavar="C,H,W", help="Shape of raw .bin members, which do not contain it.")
 def index(url: str, shape: str | None) -> None:
-    """Write the manifest of WebDataset shards that others made.
+    """Write the manifest and the indexes of WebDataset shards that others made.
 
-    With it the shards can be trained on. Every shard at URL is read once. The words train, val and test in a shard's
+    With them the shards can be trained on. Every shard at URL is read once. The words train, val and test in a shard's
     name say its part. The last line counts what was left out of the set.
+
+    Of a set that `pack` wrote, only what is missing is written: indexes that are missing, damaged, or do not fit their
+    shard, and all of them if the set was packed by an earlier version.
     """
     from ebmscale.data.index import index as write_manifest  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415

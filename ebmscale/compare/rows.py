@@ -53,10 +53,13 @@ class BudgetBlock(Block):
 
 
 class EvaluationBlock(Block):
-    """What is measured on every row's final checkpoint, as `ebmscale evaluate` does it."""
+    """What is measured on every row's final checkpoint, as `ebmscale evaluate` does it.
+
+    Without a `split` it is the test part, or the validation part where the set has no test part.
+    """
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("reconstruction", "frechet")
-    split: Literal["test", "validation"] = "test"
+    split: Literal["test", "validation"] | None = None
     features: Address | None = None
     num_samples: Positive | None = None
 

@@ -10,19 +10,19 @@ from typing import Any
 
 from ebmscale.compare.budget import budgeted
 from ebmscale.compare.commands import STOPPED, Commands, RunFailed
+from ebmscale.compare.outcome import cost, measured_values
 from ebmscale.compare.rows import Comparison, EvaluationBlock, Job, load_comparison, make_jobs, with_features
+from ebmscale.compare.split import common_split
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
-from ebmscale.errors import ConfigError, DamagedError, Interrupted, StorageError
+from ebmscale.errors import ConfigError, Interrupted
 from ebmscale.evaluate.features import Features, open_features
-from ebmscale.evaluate.metrics import FOLDER, check_metrics, read_records
+from ebmscale.evaluate.metrics import check_metrics
 from ebmscale.model.kinds import refuse_other
-from ebmscale.model.run_documents import MetricsLine
 from ebmscale.model.run_folder import run_storage, saved_config
 from ebmscale.report.comparison import PAGE_FILE, Result, write_comparison
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.stored import Number, Stored, read_document
-from ebmscale.training.metrics import METRICS_FILE, read_lines
 from ebmscale.training.owner import Lease
 
 SEEN = (
@@ -66,6 +66,11 @@ def compare(
         raise ConfigError(f"features {evaluation.features} holds a password or a token, and {SEEN}.")
     check_metrics(evaluation.metrics, evaluation.features)
     network = open_features(evaluation.features) if evaluation.features is not None else None
+    split = common_split((job.config for job in jobs), evaluation.split)
+    if split != evaluation.split:
+        say(f"evaluation.split: {split}, as the data have {'a' if split == 'test' else 'no'} test part")
+        evaluation = evaluation.model_copy(update={"split": split})
+        comparison = comparison.model_copy(update={"evaluation": evaluation})
     storage = open_storage(jobs[0].config.storage)
     storage.probe()
     refuse_other(storage, "comparison", "give the comparison another name")
@@ -160,7 +165,7 @@ def _carry_out(
     except RunFailed as error:
         say(f"{config.run.name}: {error}")
         return Result(job.row, config.run.seed, url, {}, str(error))
-    measured = _measured(run_storage(config), evaluation, features) | _cost(run_storage(config), config)
+    measured = measured_values(run_storage(config), evaluation, features) | cost(run_storage(config), config)
     lease.check()
     storage.publish(result_file, json.dumps({"wanted": wanted, "measured": measured}, indent=1).encode())
     say(f"{config.run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
@@ -176,7 +181,7 @@ class ResultRecord(Stored):
 
 def _options(evaluation: EvaluationBlock) -> list[str]:
     """The options of the command `evaluate`."""
-    arguments = ["--metrics", ",".join(evaluation.metrics), "--split", evaluation.split]
+    arguments = ["--metrics", ",".join(evaluation.metrics), "--split", str(evaluation.split)]
     if evaluation.features is not None:
         arguments += ["--features", evaluation.features]
     if evaluation.num_samples is not None:
@@ -187,37 +192,3 @@ def _options(evaluation: EvaluationBlock) -> list[str]:
 def _environment(config: RunConfig) -> dict[str, str]:
     """The server that holds the run, for `evaluate`, whose argument is an address alone."""
     return {"AWS_ENDPOINT_URL": config.storage.endpoint_url.real} if config.storage.endpoint_url else {}
-
-
-def _measured(run: Storage, evaluation: EvaluationBlock, features: Features | None) -> dict[str, float]:
-    """The values that the evaluation found; a run may hold records of other splits, features and checkpoints too."""
-    records = read_records(run)
-    expected = features.protocol() if features is not None else {}
-    values: dict[str, float] = {}
-    for metric in evaluation.metrics:
-        of_metric = [
-            record
-            for record in records
-            if record.metric == metric
-            and record.protocol["split"] == evaluation.split
-            and (metric != "frechet" or expected.items() <= record.protocol.items())
-        ]
-        if not of_metric:
-            raise StorageError(
-                f"{run.url_of(FOLDER)} does not list what `evaluate` wrote of {metric}; run the same command again."
-            )
-        values |= max(of_metric, key=lambda record: (record.samples_seen, record.protocol["num_stages"])).values
-    return values
-
-
-def _cost(run: Storage, config: RunConfig) -> dict[str, float]:
-    """The cost of the training: seconds of processor time, samples, and the number of stages."""
-    lines = read_lines(run, METRICS_FILE, MetricsLine)
-    if not lines:
-        raise DamagedError(f"{run.url_of(METRICS_FILE)} holds no metrics of the run; delete the run to train it again.")
-    cpu_s = sum(line["time"].get("cpu_s", 0.0) for line in lines)
-    return {
-        "stages": lines[-1].get("num_frozen", 0) or config.num_live,
-        "samples": lines[-1]["samples_seen"],
-        "cpu_s": cpu_s,
-    }

@@ -83,8 +83,9 @@ class DataBlock(AddressBlock):
     )
     shuffle_window: Positive = key("Samples of a stream among which the next one is drawn.", 512, unit="samples")
     verify: Literal["sha256", "size", "none"] = key(
-        "What is checked for every shard when a run starts. `sha256` reads the whole set once.",
-        "sha256",
+        "What is checked for every shard when a run starts: nothing, its size, or its sha256, which reads the whole "
+        "set once. Each sample is compared with its checksum when it is read, in any case.",
+        "none",
         change="circumstance",
     )
     max_damaged: NonNegative = key(

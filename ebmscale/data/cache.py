@@ -1,9 +1,10 @@
 """A local folder of bounded size that keeps what was read from a remote set of shards; processes may share it.
 
-Shards are kept in aligned blocks of `BLOCK_BYTES`, so every epoch needs the same blocks, in whatever order. A block is
-one file, which holds the bytes and their crc32. Its name is made of the shard's sha256 and the block's number, so a set
-that was packed again matches none of the old blocks. A block is renamed into place when it is complete. A missing or
-damaged block is read from the storage. When the bound is reached, the least recently used blocks are deleted.
+Shards and their indexes are kept in aligned blocks of `BLOCK_BYTES`, so every epoch needs the same blocks, in whatever
+order. A block is one file, which holds the bytes and their crc32. Its name is made of the shard's sha256 and the
+block's number, so a set that was packed again matches none of the old blocks. A block is renamed into place when it is
+complete. A missing or damaged block is read from the storage. When the bound is reached, the least recently used blocks
+are deleted.
 """
 
 import fcntl
@@ -36,6 +37,13 @@ class CacheBlock(NamedTuple):
     number: int
 
 
+class CachedFile(NamedTuple):
+    """A file that may be kept: its size, and what names its content."""
+
+    num_bytes: int
+    content: str
+
+
 def _local(folder: str | os.PathLike[str]) -> Path:
     """The path of a local folder; ConfigError if the text is something else."""
     path = Storage.at(folder).local_path()
@@ -59,7 +67,9 @@ class RangeCache:
 
     def __init__(self, storage: Storage, manifest: Manifest, folder: str | os.PathLike[str], max_bytes: int):
         self._storage = storage
-        self._shards = {shard.file: shard for shard in manifest.shards}
+        self._files = {shard.file: CachedFile(shard.num_bytes, shard.sha256) for shard in manifest.shards}
+        for shard in manifest.shards:
+            self._files[shard.index_file] = CachedFile(shard.index_bytes, f"index of {shard.sha256}")
         self._folder = _local(folder)
         self._max_bytes = max_bytes
         self._writes = True
@@ -99,7 +109,7 @@ class RangeCache:
             yield group
 
     def _blocks_of(self, one: Range) -> list[CacheBlock]:
-        end = min(one.start + one.length, self._shards[one.path].num_bytes)
+        end = min(one.start + one.length, self._files[one.path].num_bytes)
         return [CacheBlock(one.path, number) for number in range(one.start // BLOCK_BYTES, -(-end // BLOCK_BYTES))]
 
     def _cut(self, one: Range, blocks: dict[CacheBlock, bytes]) -> bytes:
@@ -124,10 +134,10 @@ class RangeCache:
 
     def _span(self, block: CacheBlock) -> Range:
         start = block.number * BLOCK_BYTES
-        return Range(block.file, start, min(BLOCK_BYTES, self._shards[block.file].num_bytes - start))
+        return Range(block.file, start, min(BLOCK_BYTES, self._files[block.file].num_bytes - start))
 
     def _path(self, block: CacheBlock) -> Path:
-        name = f"{self._shards[block.file].sha256} {BLOCK_BYTES} {block.number}"
+        name = f"{self._files[block.file].content} {BLOCK_BYTES} {block.number}"
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()}{ENDING}"
 
     def _load(self, block: CacheBlock) -> bytes | None:

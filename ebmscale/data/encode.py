@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ebmscale.data.formats import Record, Source
+from ebmscale.data.left_out import LeftOut
 from ebmscale.errors import ConfigError, DataError
 
 JPEG_QUALITY = 95  # with full colour resolution (4:4:4)
@@ -76,8 +77,10 @@ def choose_encoding(source: Source, wanted: str | None = None) -> str:
 
 def encode_all(
     records: Iterator[Record], source: Source, encoding: str, num_threads: int | None = None
-) -> Generator[Encoded, None, None]:
+) -> Generator[Encoded | LeftOut, None, None]:
     """Load and encode records in threads; they come out in their order, and only a bounded number is in memory.
+
+    A record whose file is damaged, or whose image does not fit the source, comes out as a `LeftOut`.
 
     Threads and not processes: what takes time in Pillow (decoding, resizing, compressing PNG) runs without Python's
     lock, and nothing has to be started or sent. Writing JPEG keeps the lock, but is fast.
@@ -89,12 +92,12 @@ def encode_all(
         num_threads: None: one for every core that this process may use.
 
     Raises:
-        DataError: a record does not fit the source's description, or its file is damaged.
+        DataError: the key of a record cannot be stored.
     """
     num_threads = num_threads or _num_cores()
     sample_bytes = math.prod(source.image_shape) * np.dtype(source.dtype).itemsize
     chunk_samples = max(1, min(_CHUNK_SAMPLES, _CHUNK_BYTES // sample_bytes))
-    waiting: deque[Future[list[Encoded]]] = deque()
+    waiting: deque[Future[list[Encoded | LeftOut]]] = deque()
     with ThreadPoolExecutor(num_threads, "encode") as pool:
         while chunk := list(itertools.islice(records, chunk_samples)):
             waiting.append(pool.submit(_encode_chunk, chunk, source, ENCODERS[encoding]))
@@ -109,21 +112,41 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _encode_chunk(records: list[Record], source: Source, encode: Callable[[np.ndarray], bytes]) -> list[Encoded]:
-    chunk = []
+def _encode_chunk(
+    records: list[Record], source: Source, encode: Callable[[np.ndarray], bytes]
+) -> list[Encoded | LeftOut]:
+    chunk: list[Encoded | LeftOut] = []
     for record in records:
-        image = record.load()
-        _check(record, image, source)
-        chunk.append(Encoded(record.key, encode(image), record.label, record.part))
+        _check_key(record, source)
+        try:
+            image = _checked(record, source)
+        except DataError as error:
+            chunk.append(LeftOut.of(record, str(error)))
+        else:
+            chunk.append(Encoded(record.key, encode(image), record.label, record.part))
     return chunk
 
 
-def _check(record: Record, image: np.ndarray, source: Source) -> None:
-    """Refuse a record that could not be read back unchanged; WebDataset ends a key at its first dot."""
+def why_left_out(record: Record, source: Source) -> str | None:
+    """Why a record cannot be used; None if it can."""
+    try:
+        _checked(record, source)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _check_key(record: Record, source: Source) -> None:
+    """Refuse a key that could not be read back: WebDataset ends a key at its first dot."""
     if "." in record.key or len(record.key) > 90 or not record.key.isascii():
         raise DataError(
             f"The key {record.key!r} of {source.name} must be ASCII, without dots, of 90 characters at most."
         )
+
+
+def _checked(record: Record, source: Source) -> np.ndarray:
+    """The image of a record; DataError if its file is damaged, or it could not be read back unchanged."""
+    image = record.load()
     if image.shape != source.image_shape or image.dtype.name != source.dtype:
         raise DataError(
             f"Sample {record.key} of {source.name} is {image.dtype.name} {image.shape}, "
@@ -131,3 +154,4 @@ def _check(record: Record, image: np.ndarray, source: Source) -> None:
         )
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise DataError(f"Sample {record.key} of {source.name} holds NaN or infinity; take it out of the source.")
+    return image

@@ -1,7 +1,7 @@
-"""The manifest of shards that others made: plain WebDataset tars, each read once from its first byte to its last.
+"""Manifest and indexes of shards that others made: plain WebDataset tars, each read once from end to end.
 
 A sample is the members KEY.png, KEY.jpg, KEY.npy or KEY.bin (its image) and KEY.cls, KEY.json or KEY.txt (its label,
-if any). Payloads stay where they are: the manifest records their offsets, lengths and checksums. An .npy member is a
+if any). Payloads stay where they are: the indexes record their offsets, lengths and checksums. An .npy member is a
 raw payload behind a header.
 """
 
@@ -13,10 +13,14 @@ from pathlib import PurePosixPath
 
 from ebmscale.data.decode import Shape
 from ebmscale.data.labels import Label, LabelError, are_captions, number_labels
-from ebmscale.data.manifest import Manifest, Shard
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.names import printable
 from ebmscale.data.parts import part_of
+from ebmscale.data.reindex import Note, reindex
 from ebmscale.data.scan import ENCODINGS, ImageMember, Kind, Sample, Scan, scan
+from ebmscale.data.set_summary import SetAbout, SetSummary
+from ebmscale.data.shard import IndexedShard
+from ebmscale.data.shard_index import ShardIndex
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
 
@@ -25,8 +29,6 @@ log = logging.getLogger(__name__)
 MOST_LEFT_OUT = 0.5  # of all samples; with more there is no set
 _ENDINGS = ", ".join(f".{ending}" for ending in ENCODINGS)
 _FEW = 10  # classes, which may be as many as samples
-
-Note = Callable[[str], None]
 
 
 @dataclass
@@ -48,7 +50,9 @@ def index(
     progress: Callable[[int, int], None] | None = None,
     note: Note = lambda text: None,
 ) -> Manifest:
-    """Read every `*.tar` at an address and write the manifest beside them.
+    """Read every `*.tar` at an address, and write an index of each and the manifest beside them.
+
+    Of a set that `pack` wrote only what is missing is written (see `reindex`).
 
     The most frequent kind of image becomes the set's: field of the name, encoding, shape (C, H, W), dtype. Samples
     without an image of it are left out of the manifest, counted, and reported by shard as a warning. A shard's part is
@@ -65,6 +69,8 @@ def index(
         DataError: there are no tars, one of them is truncated or no tar, or most samples cannot be used.
         StorageError: the storage fails, or cannot be written.
     """
+    if (packed := reindex(storage, note)) is not None:
+        return packed
     files = [name for name in storage.list() if name.endswith(".tar")]
     if not files:
         raise DataError(f"{storage.url} has no .tar files; give the folder that holds the WebDataset shards.")
@@ -77,9 +83,7 @@ def index(
     shards = [_sound_samples(storage, one, kind) for one in scans]
     _note_left_out(storage, shards, note)
     classes, labels = _labels(shards, note)
-    manifest = _manifest(storage, shards, kind, classes, labels)
-    manifest.save(storage)
-    return manifest
+    return _write(storage, shards, kind, classes, labels)
 
 
 def _common_kind(storage: Storage, scans: list[Scan], image_shape: Shape | None) -> Kind:
@@ -171,33 +175,27 @@ def _labels(shards: list[_Found], note: Note) -> tuple[list[str], list[int]]:
     return classes, numbers
 
 
-def _manifest(storage: Storage, shards: list[_Found], kind: Kind, classes: list[str], labels: list[int]) -> Manifest:
+def _write(storage: Storage, shards: list[_Found], kind: Kind, classes: list[str], labels: list[int]) -> Manifest:
+    """Writes the index of each shard, and the manifest."""
     keys = [key for found in shards for key in found.keys]
     ambiguous = len(set(keys)) != len(keys)
-    entries, rest = [], iter(labels)
+    summary, rest = SetSummary(), iter(labels)
     for found in shards:
         if not found.keys:
             continue
         file, images = found.scan.file, found.images
-        entries.append(
-            Shard(
-                file,
-                part_of(file) or "train",
-                found.scan.num_bytes,
-                found.scan.sha256,
-                [f"{file.removesuffix('.tar')}/{key}" for key in found.keys] if ambiguous else found.keys,
-                [next(rest) for _ in found.keys],
-                [image.offset for image in images],
-                [image.size for image in images],
-                [image.crc32 for image in images],
-            )
+        samples = ShardIndex.of(
+            [f"{file.removesuffix('.tar')}/{key}" for key in found.keys] if ambiguous else found.keys,
+            [next(rest) for _ in found.keys],
+            [image.offset for image in images],
+            [image.size for image in images],
+            [image.crc32 for image in images],
         )
-    return Manifest(
-        name=PurePosixPath(storage.url).name or "shards",
-        format="webdataset",
-        encoding=kind.encoding,
-        image_shape=kind.shape,
-        dtype=kind.dtype,
-        classes=classes,
-        shards=entries,
-    )
+        shard = IndexedShard.of(file, part_of(file) or "train", found.scan.num_bytes, found.scan.sha256, samples)
+        storage.publish(shard.row.index_file, shard.index_data)
+        summary.add(shard)
+    name = PurePosixPath(storage.url).name or "shards"
+    about = SetAbout(name, "webdataset", kind.encoding, kind.shape, kind.dtype, classes)
+    manifest = summary.manifest(storage, about)
+    manifest.save(storage)
+    return manifest

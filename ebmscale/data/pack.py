@@ -1,23 +1,27 @@
 """Write records as shards, and their manifest last. A pack that was killed continues when it is called again."""
 
-import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebmscale.data.encode import ENDINGS, choose_encoding, encode_all, encode_raw
+from ebmscale.data.encode import ENDINGS, choose_encoding, encode_all, encode_raw, why_left_out
 from ebmscale.data.formats import Record, Source
-from ebmscale.data.manifest import Manifest, Shard
+from ebmscale.data.left_out import MOST_DAMAGED, LeftOut, Tolerance
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.packed import DESCRIBED, packed_manifest
 from ebmscale.data.partial import Partial
+from ebmscale.data.set_summary import SetAbout, SetSummary
+from ebmscale.data.shard import IndexedShard
 from ebmscale.data.shard_writer import ShardWriter
 from ebmscale.data.source_record import FILE as SOURCE_FILE
 from ebmscale.data.source_record import SourceRecord
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
+
+STEP_SAMPLES = 64  # between two reports of progress
 
 
 def pack(
@@ -28,6 +32,7 @@ def pack(
     shard_samples: int = 4096,
     shard_bytes: int = 64 << 20,
     num_threads: int | None = None,
+    max_damaged: float = MOST_DAMAGED,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Write a source as shards; a set that is already there is returned as it is (see `packed_manifest`).
@@ -42,11 +47,13 @@ def pack(
         shard_samples: a shard ends after this many samples,
         shard_bytes: or when its file reaches this many bytes, whichever comes first. One shard is held in memory.
         num_threads: that load and encode images; None: as many as there are cores.
-        progress: called after every shard with (samples written, samples in all).
+        max_damaged: the largest share of the samples that may be left out because they cannot be read or do not fit the
+            source's description. They are listed in `left_out.FILE`.
+        progress: called after every shard, and every `STEP_SAMPLES` samples in it, with (samples done, samples in all).
 
     Raises:
         ConfigError: the encoding is unknown or cannot hold such images.
-        DataError: the address holds another set, or a record does not fit the source's description.
+        DataError: the address holds another set, or too many samples would be left out.
     """
     if (already := packed_manifest(source, storage, encoding, num_threads=num_threads, progress=progress)) is not None:
         return already
@@ -54,28 +61,31 @@ def pack(
     total = sum(source.counts.values())
     record = SourceRecord.of(source)
     partial = Partial(storage, _plan(source, record, encoding, shard_samples, shard_bytes))
+    summary = SetSummary()
+    report = progress or (lambda done, total: None)
+    tolerance = Tolerance(source, storage, max_damaged)
     num_written = 0
-    for shard, data in _all_shards(source, partial.shards, encoding, shard_samples, shard_bytes, num_threads):
+
+    def step(num_samples: int) -> None:
+        report(num_written + num_samples, total)
+
+    limits = _Limits(shard_samples, shard_bytes)
+    for shard, data in _all_shards(source, partial.finished(), encoding, limits, num_threads, tolerance, step):
         if data is not None:
             storage.publish(shard.file, data)
             partial.add(shard)
+        summary.add(shard)
         num_written += shard.num_samples
-        if progress:
-            progress(num_written, total)
-    _check_keys(source, partial.shards)
-    manifest = Manifest(
-        name=source.name,
-        format=source.format,
-        encoding=encoding,
-        image_shape=source.image_shape,
-        dtype=source.dtype,
-        classes=source.classes,
-        shards=partial.shards,
-    )
+        report(num_written + len(tolerance.found.samples), total)
+    if not num_written:
+        raise DataError(f"{source.name} has no samples; check the address of the {source.format} files.")
+    about = SetAbout(source.name, source.format, encoding, source.image_shape, source.dtype, source.classes)
+    manifest = summary.manifest(storage, about)
     if record is None:
         storage.delete(SOURCE_FILE)
     else:
         record.save(storage)
+    tolerance.found.save(storage)
     manifest.save(storage)
     partial.remove()
     return manifest
@@ -92,26 +102,36 @@ def _plan(
     }
 
 
+class _Limits(NamedTuple):
+    """A shard ends after this many samples, or at this many bytes."""
+
+    samples: int
+    bytes: int
+
+
 def _all_shards(
     source: Source,
-    finished: list[Shard],
+    finished: Iterator[IndexedShard],
     encoding: str,
-    shard_samples: int,
-    shard_bytes: int,
+    limits: _Limits,
     num_threads: int | None,
-) -> Iterator[tuple[Shard, bytes | None]]:
+    tolerance: Tolerance,
+    step: Callable[[int], None],
+) -> Iterator[tuple[IndexedShard, bytes | None]]:
     """The finished shards, without bytes, then the remaining records in shards of one part each."""
     records = source.records()
-    for shard in list(finished):
-        _skip_finished(records, shard, source, encoding)
-        yield shard, None
     numbers: dict[str, int] = {}  # shards begun, per part
     for shard in finished:
+        _skip_finished(records, shard, source, encoding, tolerance)
         numbers[shard.part] = numbers.get(shard.part, 0) + 1
+        yield shard, None
     writer: ShardWriter | None = None
     for sample in encode_all(records, source, encoding, num_threads):
+        if isinstance(sample, LeftOut):
+            tolerance.add(sample)
+            continue
         if writer and (
-            writer.part != sample.part or writer.num_samples >= shard_samples or writer.num_bytes >= shard_bytes
+            writer.part != sample.part or writer.num_samples >= limits.samples or writer.num_bytes >= limits.bytes
         ):
             yield writer.finish()
             writer = None
@@ -120,29 +140,30 @@ def _all_shards(
             numbers[sample.part] = number + 1
             writer = ShardWriter(f"{source.name}-{sample.part}-{number:06d}.tar", sample.part, ENDINGS[encoding])
         writer.add(sample)
+        if writer.num_samples % STEP_SAMPLES == 0:
+            step(writer.num_samples + len(tolerance.found.samples))
     if writer is not None:
         yield writer.finish()
 
 
-def _skip_finished(records: Iterator[Record], shard: Shard, source: Source, encoding: str) -> None:
+def _skip_finished(
+    records: Iterator[Record], shard: IndexedShard, source: Source, encoding: str, tolerance: Tolerance
+) -> None:
     """Skip the records of a finished shard without decoding them; they must be those of the shard.
 
-    Keys and labels are compared, and the numbers of arrays that are stored raw.
+    Keys and labels are compared, and the numbers of arrays that are stored raw. A record between them must be one that
+    was left out, so it is read again.
     """
-    passed = list(itertools.islice(records, shard.num_samples))
-    same = [(record.key, record.label) for record in passed] == list(zip(shard.keys, shard.labels, strict=True))
-    if same and encoding == "raw" and passed and isinstance(passed[0].image, np.ndarray):
-        same = [zlib.crc32(encode_raw(record.load())) for record in passed] == shard.crc32
-    if not same:
-        raise DataError(
-            f"The files of {source.name} are not those that shard {shard.file} was made of; "
-            "pack to another address, or delete what is there."
-        )
-
-
-def _check_keys(source: Source, shards: list[Shard]) -> None:
-    keys = [key for shard in shards for key in shard.keys]
-    if not keys:
-        raise DataError(f"{source.name} has no samples; check the address of the {source.format} files.")
-    if len(set(keys)) != len(keys):
-        raise DataError(f"Records of {source.name} share a key; give every sample a key of its own.")
+    for key, label, crc32 in zip(shard.keys, shard.labels, shard.crc32, strict=True):
+        record = next(records, None)
+        while record is not None and record.key != key and (reason := why_left_out(record, source)):
+            tolerance.add(LeftOut.of(record, reason))
+            record = next(records, None)
+        same = record is not None and (record.key, record.label) == (key, label)
+        if same and record is not None and encoding == "raw" and isinstance(record.image, np.ndarray):
+            same = zlib.crc32(encode_raw(record.load())) == crc32
+        if not same:
+            raise DataError(
+                f"The files of {source.name} are not those that shard {shard.file} was made of; "
+                f"delete {tolerance.storage.url} and run this command again, or pack to another address."
+            )

@@ -9,9 +9,11 @@ from contextlib import suppress
 import numpy as np
 
 from ebmscale.data.decode import DECODERS
-from ebmscale.data.encode import encode_all
-from ebmscale.data.formats import Source
-from ebmscale.data.manifest import FILE, Manifest, Shard
+from ebmscale.data.encode import encode_all, why_left_out
+from ebmscale.data.formats import Record, Source
+from ebmscale.data.left_out import LeftOut, LeftOutList
+from ebmscale.data.manifest import FILE, Manifest
+from ebmscale.data.shard import IndexedShard
 from ebmscale.data.source_record import SourceRecord
 from ebmscale.errors import DataError, StorageError
 from ebmscale.storage import Storage
@@ -43,13 +45,15 @@ def packed_manifest(
     """
     if not storage.exists(FILE):
         return None
-    manifest = Manifest.load(storage)
+    manifest, whole = Manifest.load(storage), source
+    source, left_out = LeftOutList.load(storage).split(whole)
     difference = _description(source, manifest, encoding)
     if difference is None:
-        record = SourceRecord.of(source)
+        record = SourceRecord.of(whole)
         known = record is not None and record == SourceRecord.load(storage)
         if not known or _is_cheap(source):
             difference = _labels(source, manifest) or _images(source, storage, manifest, num_threads, progress)
+            difference = difference or _repaired(left_out, whole)
         if difference is None and record is not None and not known:
             with suppress(StorageError):  # the set may be at a read-only place
                 record.save(storage)
@@ -57,7 +61,7 @@ def packed_manifest(
         raise DataError(
             f"{storage.url} already holds another set ({manifest.name}, {sum(manifest.counts().values())} samples, "
             f"packed from {manifest.format} as {manifest.encoding}): {difference}; "
-            f"pack {source.name} to another address or delete that one."
+            f"pack {source.name} to another address or delete that folder."
         )
     return manifest
 
@@ -83,8 +87,9 @@ def _is_cheap(source: Source) -> bool:
     return num_bytes <= CHEAP_BYTES and isinstance(next(source.records()).image, np.ndarray)
 
 
-def _samples(manifest: Manifest) -> Iterator[tuple[Shard, int]]:
-    for shard in manifest.shards:
+def _samples(manifest: Manifest) -> Iterator[tuple[IndexedShard, int]]:
+    for place, row in enumerate(manifest.shards):
+        shard = IndexedShard(row, manifest.index(place))
         for number in range(shard.num_samples):
             yield shard, number
 
@@ -112,6 +117,8 @@ def _images(
     samples = encode_all(source.records(), source, manifest.encoding, num_threads)
     try:
         for sample, (shard, number) in zip(samples, _samples(manifest), strict=True):
+            if isinstance(sample, LeftOut):
+                return f"{sample.key} cannot be used any more"
             if zlib.crc32(sample.payload) != shard.crc32[number] and not _same_pixels(
                 sample.payload, storage, manifest, shard, number
             ):
@@ -124,11 +131,17 @@ def _images(
     return None
 
 
-def _same_pixels(payload: bytes, storage: Storage, manifest: Manifest, shard: Shard, number: int) -> bool:
+def _repaired(left_out: list[Record], source: Source) -> str | None:
+    """A sample that was left out of the set and can be used now."""
+    usable = (record.key for record in left_out if why_left_out(record, source) is None)
+    return next((f"{key} was left out, and can be used now" for key in usable), None)
+
+
+def _same_pixels(payload: bytes, storage: Storage, manifest: Manifest, shard: IndexedShard, number: int) -> bool:
     """Whether a PNG holds the same pixels; versions of the PNG library compress differently."""
     if manifest.encoding != "png":
         return False
-    there = storage.read_range(shard.file, shard.offsets[number], shard.sizes[number])
+    there = storage.read_range(shard.file, int(shard.index.offsets[number]), int(shard.index.sizes[number]))
     decode, shape = DECODERS["png"], manifest.image_shape
     try:
         return np.array_equal(decode(there, shape), decode(payload, shape))

@@ -1,13 +1,16 @@
 """The finished shards of an interrupted pack: one note for each below .partial/, deleted when the set is complete.
 
-.partial/plan.json says what is being packed and how; .partial/000000.json and so on are the finished shards' entries
-of the manifest, each written after its shard. So a shard with a note is complete.
+.partial/plan.json says what is being packed and how; .partial/000000.json and so on are the finished shards' rows of
+the manifest, each written after its shard and the index of it. So a shard with a note is complete.
 """
 
 import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-from ebmscale.data.manifest import Shard
+from ebmscale.data.shard import IndexedShard, Shard
+from ebmscale.data.shard_index import ShardIndex
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
 from ebmscale.stored import read_document
@@ -24,23 +27,24 @@ class Partial:
         plan: all that the shards' bytes depend on, as JSON values.
 
     Raises:
-        DataError: an unfinished pack of something else is there.
+        DataError: an unfinished pack of something else is there, of which at least one shard is finished.
     """
 
     def __init__(self, storage: Storage, plan: dict[str, Any]):
         self._storage = storage
         self.shards: list[Shard] = []
         plan = json.loads(json.dumps(plan))
-        if not storage.exists(_PLAN):
-            storage.publish(_PLAN, json.dumps(plan).encode())
-            return
-        if changed := self._changed(plan):
+        changed = self._changed(plan) if storage.exists(_PLAN) else ["plan"]
+        if not changed:
+            self.shards = self._finished()
+        elif storage.exists(self._note(0)):
             what = "whose source changed since" if changed == ["source"] else "of another set or with other options"
             raise DataError(
-                f"{storage.url} holds an unfinished pack {what} (other {', '.join(changed)}); "
-                "run that command again, pack to another address, or delete what is there."
+                f"{storage.url} holds an unfinished pack {what} (other {', '.join(changed)}). Delete {storage.url} and "
+                "run this command again, or run the earlier command again to finish it, or pack to another address."
             )
-        self.shards = self._finished()
+        else:  # no shard is finished, so nothing is lost
+            storage.publish(_PLAN, json.dumps(plan).encode())
 
     def _changed(self, plan: dict[str, Any]) -> list[str]:
         """What differs from the plan that is there; earlier versions did not note the source."""
@@ -50,10 +54,23 @@ class Partial:
             return ["plan"]
         return [name for name in plan if there.get(name) != plan[name]]
 
-    def add(self, shard: Shard) -> None:
-        """Note a shard whose file is written."""
-        self._storage.publish(self._note(len(self.shards)), json.dumps(vars(shard)).encode())
-        self.shards.append(shard)
+    def add(self, shard: IndexedShard) -> None:
+        """Write the index of a shard whose file is written, and note it."""
+        self._storage.publish(shard.row.index_file, shard.index_data)
+        self._storage.publish(self._note(len(self.shards)), json.dumps(asdict(shard.row)).encode())
+        self.shards.append(shard.row)
+
+    def finished(self) -> Iterator[IndexedShard]:
+        """The shards that were noted before, one in memory at a time."""
+        for shard in list(self.shards):
+            yield IndexedShard(shard, self._index(shard))
+
+    def _index(self, shard: Shard) -> ShardIndex:
+        """The samples of a shard; ValueError where its index is damaged or of another file."""
+        index, sha256 = ShardIndex.from_bytes(self._storage.read_bytes(shard.index_file))
+        if sha256 != shard.sha256 or index.labels_digest() != shard.labels_sha256:
+            raise ValueError("it is of another shard")
+        return index
 
     def remove(self) -> None:
         """Delete all notes; the manifest replaces them."""
@@ -67,7 +84,12 @@ class Partial:
                 shard = read_document(self._storage, note, Shard, DataError)
             except DataError:
                 break
-            if not self._storage.exists(shard.file) or self._storage.size(shard.file) != shard.num_bytes:
+            sizes = {shard.file: shard.num_bytes, shard.index_file: shard.index_bytes}
+            if not all(self._storage.exists(file) and self._storage.size(file) == sizes[file] for file in sizes):
+                break
+            try:
+                self._index(shard)
+            except ValueError:
                 break
             shards.append(shard)
         return shards

@@ -4,7 +4,7 @@ Shapes: M samples asked for, m of them in one piece, C channels, H height, W wid
 """
 
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,15 +14,19 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ebmscale.data.cache import RangeCache
 from ebmscale.data.decode import decoder
-from ebmscale.data.manifest import Manifest, Shard
+from ebmscale.data.found import Found
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.shard import Shard
 from ebmscale.errors import DataError, StorageError
 from ebmscale.storage import Range, Storage
 
-WHOLE_BYTES = 8 << 20  # a shard up to this size is read as a whole and kept
+WHOLE_BYTES = 8 << 20  # a shard up to this size is read as a whole and kept,
+WHOLE_SHARE = 16  # if at least one sample in so many is wanted
 KEPT_BYTES = 64 << 20  # whole shards kept, in all; the least recently used goes first
 GAP_BYTES = 64 << 10  # samples nearer than this are read as one range
 RANGE_BYTES = 8 << 20  # and a range ends when it is longer than this
 TOGETHER_BYTES = 64 << 20  # ranges asked for together
+LEAST_WRONG = 8  # samples read of a shard, all of them wrong, that show that the file is another one
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class _Piece:
         shard: theirs.
         range: what to read.
         places: (m,) their positions among the requested samples.
-        samples: (m,) index within the shard, ascending.
+        crc32: (m,) of the payload.
         offsets: (m,) first byte of the payload within the range.
         sizes: (m,) bytes of the payload.
     """
@@ -41,7 +45,7 @@ class _Piece:
     shard: Shard
     range: Range
     places: np.ndarray
-    samples: np.ndarray
+    crc32: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
 
@@ -60,48 +64,71 @@ class ShardReader:
         self._cache = cache
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
-    def read(self, shards: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, samples: Found) -> tuple[np.ndarray, np.ndarray]:
         """Read samples in any order and from any shards.
 
         Args:
-            shards: (M,) index of each sample's shard.
-            samples: (M,) index within the shard.
+            samples: M of them.
 
         Returns:
             images (M, C, H, W) of the manifest's dtype, and sound (M,) bool: False if the sample is damaged (its
             image is zeros).
 
         Raises:
-            DataError: a shard is missing.
+            DataError: a shard is missing, or is another file than the one that was indexed.
             StorageError: the storage fails.
         """
-        images = np.zeros((len(shards), *self._manifest.image_shape), self._manifest.dtype)
-        sound = np.zeros(len(shards), bool)
+        images = np.zeros((len(samples), *self._manifest.image_shape), self._manifest.dtype)
+        sound = np.zeros(len(samples), bool)
         fill = self._copy if self._manifest.encoding == "raw" else self._decode
-        for pieces in _together(self._pieces(shards, samples)):
+        wrong: Counter[str] = Counter()  # of each file, the samples whose bytes are others
+        for pieces in _together(self._pieces(samples)):
             for piece, data in zip(pieces, self._fetch(pieces), strict=True):
                 fill(piece, data, images, sound)
-                if self._cache is not None and not sound[piece.places].all():
-                    self._cache.forget(piece.range)
+                if not sound[piece.places].all():
+                    wrong[piece.shard.file] += int((piece.offsets[~sound[piece.places]] < len(data)).sum())
+                    if self._cache is not None:
+                        self._cache.forget(piece.range)
+        self._check_replaced(samples, sound, wrong)
         return images, sound
 
-    def _pieces(self, shards: np.ndarray, samples: np.ndarray) -> Iterator[_Piece]:
+    def _check_replaced(self, samples: Found, sound: np.ndarray, wrong: Counter[str]) -> None:
+        """DataError if nothing of what was read of a shard is what its index says."""
+        right = {self._manifest.shards[number].file for number in np.unique(samples.shards[sound]).tolist()}
+        for file, count in wrong.items():
+            if file not in right and count >= LEAST_WRONG:
+                raise DataError(
+                    f"Shard {self._storage.url_of(file)} is not the one that its index describes (none of {count} "
+                    f"samples has the checksum that is noted); copy it back, or pack or index the set again."
+                )
+
+    def _pieces(self, samples: Found) -> Iterator[_Piece]:
         """The samples in the order of files and offsets, neighbours joined."""
-        in_file_order = np.lexsort((samples, shards))
-        borders = np.flatnonzero(np.diff(shards[in_file_order])) + 1
-        for places in np.split(in_file_order, borders) if len(shards) else []:
-            shard = self._manifest.shards[shards[places[0]]]
-            wanted = samples[places]
-            offsets, sizes = _column(shard.offsets, wanted), _column(shard.sizes, wanted)
+        in_file_order = np.lexsort((samples.offsets, samples.shards))
+        borders = np.flatnonzero(np.diff(samples.shards[in_file_order])) + 1
+        for places in np.split(in_file_order, borders) if len(samples) else []:
+            shard = self._manifest.shards[samples.shards[places[0]]]
+            offsets, sizes, crc32 = samples.offsets[places], samples.sizes[places], samples.crc32[places]
             for begin, end in _cuts(offsets, offsets + sizes):
                 start = int(offsets[begin])
                 span = Range(shard.file, start, int(offsets[end - 1] + sizes[end - 1]) - start)
                 within = slice(begin, end)
-                yield _Piece(shard, span, places[within], wanted[within], offsets[within] - start, sizes[within])
+                yield _Piece(shard, span, places[within], crc32[within], offsets[within] - start, sizes[within])
 
     def _fetch(self, pieces: list[_Piece]) -> list[memoryview]:
         """The bytes of each piece's range; fewer if the file ends before."""
-        whole = {piece.shard.file: piece.shard for piece in pieces if piece.shard.num_bytes <= WHOLE_BYTES}
+        wanted: Counter[str] = Counter()
+        for piece in pieces:
+            wanted[piece.shard.file] += len(piece.places)
+        whole = {
+            piece.shard.file: piece.shard
+            for piece in pieces
+            if piece.shard.file in self._kept
+            or (
+                piece.shard.num_bytes <= WHOLE_BYTES
+                and piece.shard.num_samples <= WHOLE_SHARE * wanted[piece.shard.file]
+            )
+        }
         fresh = [Range(file, 0, shard.num_bytes) for file, shard in whole.items() if file not in self._kept]
         ranges = [piece.range for piece in pieces if piece.shard.file not in whole]
         answers = self._read([*fresh, *ranges])
@@ -140,9 +167,7 @@ class ShardReader:
         if not fits.any():
             return
         rows = sliding_window_view(np.frombuffer(data, np.uint8), size)[piece.offsets[fits]]  # (m, size), a copy
-        intact = np.fromiter(map(zlib.crc32, rows), np.int64, len(rows)) == _column(
-            piece.shard.crc32, piece.samples[fits]
-        )
+        intact = np.fromiter(map(zlib.crc32, rows), np.int64, len(rows)) == piece.crc32[fits]
         places = piece.places[fits][intact]
         flat[places] = rows if intact.all() else rows[intact]
         sound[places] = True
@@ -150,20 +175,16 @@ class ShardReader:
     def _decode(self, piece: _Piece, data: memoryview, images: np.ndarray, sound: np.ndarray) -> None:
         """Payloads of any encoding, one by one."""
         shape = self._manifest.image_shape
-        columns = (piece.places, piece.samples, piece.offsets, piece.sizes)
-        for place, sample, offset, size in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (piece.places, piece.crc32, piece.offsets, piece.sizes)
+        for place, crc32, offset, size in zip(*(column.tolist() for column in columns), strict=True):
             payload = data[offset : offset + size]
-            if zlib.crc32(payload) != piece.shard.crc32[sample]:
+            if zlib.crc32(payload) != crc32:
                 continue
             try:
                 images[place] = self._decoder(payload, shape)
             except ValueError:
                 continue
             sound[place] = True
-
-
-def _column(values: list[int], indices: np.ndarray) -> np.ndarray:
-    return np.array([values[index] for index in indices.tolist()], np.int64)
 
 
 def _cuts(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Samples to the bytes of one shard: a plain WebDataset tar, and its entry for the manifest.
+"""Samples to the bytes of one shard: a plain WebDataset tar, its index, and its row for the manifest.
 
 A sample KEY is two members side by side: KEY.bin, KEY.png or KEY.jpg, the image, and KEY.cls, its label in ASCII
 (left out where there is none). Equal samples give equal bytes: headers carry no time and no owner.
@@ -9,7 +9,8 @@ import tarfile
 import zlib
 
 from ebmscale.data.encode import Encoded
-from ebmscale.data.manifest import Shard
+from ebmscale.data.shard import IndexedShard
+from ebmscale.data.shard_index import ShardIndex
 
 _BLOCK_BYTES = tarfile.BLOCKSIZE  # a header is one block, a payload is filled up to whole blocks
 
@@ -63,9 +64,9 @@ class ShardWriter:
         self._data += payload + bytes(-len(payload) % _BLOCK_BYTES)
         return offset
 
-    def finish(self) -> tuple[Shard, bytes]:
+    def finish(self) -> tuple[IndexedShard, bytes]:
         """The shard and the file's bytes, closed by two empty blocks."""
         data = bytes(self._data) + bytes(2 * _BLOCK_BYTES)
         digest = hashlib.sha256(data).hexdigest()
-        lists = (self._keys, self._labels, self._offsets, self._sizes, self._crc32)
-        return Shard(self.file, self.part, len(data), digest, *lists), data
+        index = ShardIndex.of(self._keys, self._labels, self._offsets, self._sizes, self._crc32)
+        return IndexedShard.of(self.file, self.part, len(data), digest, index), data

@@ -1,4 +1,4 @@
-"""Endless batches of images whose order depends on (seed, samples_seen) only, and whole splits for evaluation.
+"""Endless batches of images whose order depends on (seed, samples_seen) only.
 
 A position is the number of samples seen before a batch. A stream can start at any position at once. The position does
 not depend on how far the background thread has read ahead: checkpoint the `end` of the last batch that was used.
@@ -18,16 +18,18 @@ from ebmscale.config import HeldOutBlock
 from ebmscale.data.ahead import ReadAhead
 from ebmscale.data.assign import locate, rows_of
 from ebmscale.data.cache import RangeCache
+from ebmscale.data.found import Found
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.order import SampleOrder
 from ebmscale.data.reader import ShardReader
-from ebmscale.data.split import NOTHING_HELD_OUT, VALIDATION_FRACTION, key_hash, select
+from ebmscale.data.shard_index import decoded
+from ebmscale.data.split import NOTHING_HELD_OUT, VALIDATION_FRACTION, select
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 
 BATCHES_AHEAD = 64  # that the background thread may have ready,
 AHEAD_BYTES = 64 << 20  # or images of this size: enough for the moments when many windows end at once
-READ_TOGETHER = 4096  # samples that `read_split` reads at once
+WINDOW_BYTES = 160 << 20  # of the windows of all streams, in memory
 MAX_DAMAGED = 100
 
 
@@ -39,7 +41,7 @@ class Batch:
         images: (B, C, H, W), uint8 or float32 as the manifest's dtype says.
         labels: (B,) int64, -1 if none.
         keys: B keys.
-        samples: (B,) int64 index into the split.
+        samples: (B,) int64 number in the split.
         rows: (B,) int64 row in the global batch.
         streams: (B,) int64 stream of each row.
         start: samples_seen before the global batch.
@@ -56,26 +58,28 @@ class Batch:
     end: int
 
 
-_Key = tuple[int, int, int]  # stream, epoch, number of a window in the stream's segment
+_Key = tuple[int, int, int, int]  # stream, epoch, number of a window in the stream's segment, of a piece in the window
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Slab:
     """Samples of several windows that were read together (M samples).
 
     Attributes:
-        chosen: (M,) index into the split.
+        chosen: (M,) number in the split.
+        found: (M,) where they are.
         images: (M, C, H, W).
         sound: (M,) bool.
     """
 
     chosen: np.ndarray
+    found: Found
     images: np.ndarray
     sound: np.ndarray
 
 
 class _Window(NamedTuple):
-    """The window that a stream reads now: place p of it is sample `shift + p` of the slab."""
+    """The piece of a window that a stream reads now: place p of it is sample `shift + p` of the slab."""
 
     key: _Key
     slab: _Slab
@@ -85,9 +89,10 @@ class _Window(NamedTuple):
 class ImageStream:
     """Batches of a split without end: epochs follow one another, and a batch may straddle two.
 
-    Iterating continues after the last batch taken, also in a new iteration. The memory holds one window of images for
-    each owned stream, batches ahead up to `AHEAD_BYTES`, small shards up to `reader.KEPT_BYTES`, and ranges being read
-    up to `reader.TOGETHER_BYTES`. A stream that starts inside a window reads only the rest of it.
+    Iterating continues after the last batch taken, also in a new iteration. The memory holds a window of images for
+    each owned stream, or a piece of it where all windows together have more than `WINDOW_BYTES`. It holds batches ahead
+    up to `AHEAD_BYTES`, indexes up to `indexes.KEPT_BYTES`, small shards up to `reader.KEPT_BYTES`, and ranges being
+    read up to `reader.TOGETHER_BYTES`. A stream that starts inside a window reads only the rest of it.
 
     Args:
         storage: where the shards are.
@@ -150,10 +155,13 @@ class ImageStream:
         self.damaged: dict[str, int] = {}
         self._storage = storage
         self._manifest = manifest
-        self._selection = select(manifest, split, validation_fraction, held_out)
-        self.num_samples = len(self._selection)
-        self._order = SampleOrder(self._selection.shards, seed=seed, num_streams=num_streams, window=window)
+        self._split = select(manifest, split, validation_fraction, held_out)
+        self.num_samples = len(self._split)
+        self._order = SampleOrder(self._split.counts, seed=seed, num_streams=num_streams, window=window)
+        self._indexes = manifest.indexes.through(cache)
         self._reader = ShardReader(storage, manifest, cache)
+        owned = len(range(rank, num_streams, size))
+        self._piece = min(max(WINDOW_BYTES // (owned * manifest.sample_bytes), 1), window)
         self._damaged_samples: set[int] = set()
         self._ahead: ReadAhead[tuple[Batch, list[int]]] | None = None
 
@@ -176,7 +184,7 @@ class ImageStream:
             self._ahead = None
 
     def _read_batches(self, position: int) -> Iterator[tuple[Batch, list[int]]]:
-        """The batches from a position on, each with the damaged samples (indices into the split) that it left out."""
+        """The batches from a position on, each with the damaged samples (numbers in the split) that it left out."""
         held: dict[int, _Window] = {}  # of each stream, the last one read
         while True:
             yield self._read_batch(position, held)
@@ -186,15 +194,18 @@ class ImageStream:
         rows = np.array(rows_of(start, self.batch_size, self.num_streams, self.rank, self.size), np.int64)
         epochs, streams, offsets = locate(start + rows, self.num_samples, self.num_streams)
         numbers, places = np.divmod(offsets, self.window)
-        keys = list(zip(streams.tolist(), epochs.tolist(), numbers.tolist(), strict=True))
-        chosen, images, sound = self._gather(self._windows(keys, places.tolist(), held), places)
+        pieces, places = np.divmod(places, self._piece)
+        keys = list(zip(streams.tolist(), epochs.tolist(), numbers.tolist(), pieces.tolist(), strict=True))
+        windows = self._windows(keys, places.tolist(), held)
+        chosen, labels, texts, images, sound = self._gather(windows, places)
         damaged = chosen[~sound].tolist()
         if damaged:
             chosen, images, rows, streams = chosen[sound], images[sound], rows[sound], streams[sound]
+            labels, texts = labels[sound], texts[sound]
         batch = Batch(
             images=torch.from_numpy(images),
-            labels=torch.from_numpy(self._selection.labels[chosen]),
-            keys=[self._selection.keys[sample] for sample in chosen.tolist()],
+            labels=torch.from_numpy(labels),
+            keys=decoded(texts),
             samples=torch.from_numpy(chosen),
             rows=torch.from_numpy(rows),
             streams=torch.from_numpy(streams),
@@ -203,18 +214,21 @@ class ImageStream:
         )
         return batch, damaged
 
-    def _gather(self, windows: list[_Window], places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The sample of each row: chosen (B,), images (B, C, H, W), sound (B,)."""
-        chosen = np.empty(len(windows), np.int64)
+    def _gather(self, windows: list[_Window], places: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The sample of each row: chosen (B,), labels (B,), keys (B,), images (B, C, H, W), sound (B,)."""
+        slabs = list({id(window.slab): window.slab for window in windows}.values())
+        chosen, labels = np.empty(len(windows), np.int64), np.empty(len(windows), np.int64)
+        texts = np.empty(len(windows), f"S{max((slab.found.keys.itemsize for slab in slabs), default=1)}")
         images = np.empty((len(windows), *self._manifest.image_shape), self._manifest.dtype)
         sound = np.empty(len(windows), bool)
         at = places + np.array([window.shift for window in windows], np.int64)
         slab_of_row = np.array([id(window.slab) for window in windows], np.int64)
-        for slab in {id(window.slab): window.slab for window in windows}.values():
+        for slab in slabs:
             rows = np.flatnonzero(slab_of_row == id(slab))
             source = at[rows]
             chosen[rows], images[rows], sound[rows] = slab.chosen[source], slab.images[source], slab.sound[source]
-        return chosen, images, sound
+            labels[rows], texts[rows] = slab.found.labels[source], slab.found.keys[source]
+        return chosen, labels, texts, images, sound
 
     def _windows(self, keys: list[_Key], places: list[int], held: dict[int, _Window]) -> list[_Window]:
         """The window of each row; missing ones are read together, and the last one of each stream is kept."""
@@ -228,11 +242,13 @@ class ImageStream:
         return [windows[key] for key in keys]
 
     def _read_windows(self, fresh: dict[_Key, int]) -> Iterator[_Window]:
-        parts = [
-            self._order.window(epoch, stream, number)[entered:] for (stream, epoch, number), entered in fresh.items()
-        ]
+        parts = []
+        for (stream, epoch, number, piece), entered in fresh.items():
+            first = piece * self._piece
+            parts.append(self._order.window(epoch, stream, number)[first + entered : first + self._piece])
         chosen = np.concatenate(parts)
-        slab = _Slab(chosen, *self._reader.read(self._selection.shards[chosen], self._selection.samples[chosen]))
+        found = self._split.find(chosen, self._indexes)
+        slab = _Slab(chosen, found, *self._reader.read(found))
         first = 0
         for (key, entered), part in zip(fresh.items(), parts, strict=True):
             yield _Window(key, slab, first - entered)
@@ -242,49 +258,12 @@ class ImageStream:
         """Count damaged samples that were not met before; too many end the run."""
         for sample in set(samples) - self._damaged_samples:
             self._damaged_samples.add(sample)
-            shard = self._manifest.shards[self._selection.shards[sample]].file
+            shard = self._manifest.shards[int(np.searchsorted(self._split.ends, sample, "right"))].file
             self.damaged[shard] = self.damaged.get(shard, 0) + 1
         if len(self._damaged_samples) > self.max_damaged:
             worst = max(self.damaged, key=lambda shard: self.damaged[shard])
             raise DataError(
                 f"{len(self._damaged_samples)} damaged samples were left out, {self.max_damaged} are allowed; "
                 f"most ({self.damaged[worst]}) lie in shard {self._storage.url_of(worst)}: check the set with "
-                f"`ebmscale inspect {self._storage.url}` and pack it again."
+                f"`ebmscale inspect --verify {self._storage.url}` and pack it again."
             )
-
-
-def read_split(
-    storage: Storage,
-    manifest: Manifest,
-    split: str,
-    limit: int | None = None,
-    validation_fraction: float = VALIDATION_FRACTION,
-    held_out: HeldOutBlock = NOTHING_HELD_OUT,
-) -> tuple[Tensor, Tensor, list[str]]:
-    """A whole split, or `limit` samples of it, in memory.
-
-    The order is that of the keys' hashes: always the same, and unrelated to how the set is sorted, so that the first
-    `limit` samples stand for the split.
-
-    Returns:
-        images (N, C, H, W) of the manifest's dtype, labels (N,) int64 (-1 if none), and N keys.
-
-    Raises:
-        DataError: an empty split, a missing shard, or a damaged sample.
-    """
-    selection = select(manifest, split, validation_fraction, held_out)
-    chosen = np.argsort([key_hash(key) for key in selection.keys], kind="stable")[:limit]
-    images = np.empty((len(chosen), *manifest.image_shape), manifest.dtype)
-    reader = ShardReader(storage, manifest)
-    in_file_order = np.argsort(chosen)
-    for first in range(0, len(chosen), READ_TOGETHER):
-        places = in_file_order[first : first + READ_TOGETHER]
-        shards, samples = selection.shards[chosen[places]], selection.samples[chosen[places]]
-        images[places], sound = reader.read(shards, samples)
-        if not sound.all():
-            raise DataError(
-                f"Shard {storage.url_of(manifest.shards[shards[~sound][0]].file)} has damaged samples; "
-                f"check the set with `ebmscale inspect {storage.url}` and pack it again."
-            )
-    labels = torch.from_numpy(selection.labels[chosen])
-    return torch.from_numpy(images), labels, [selection.keys[sample] for sample in chosen]

@@ -16,6 +16,9 @@ from ebmscale.evaluate.images import ImageSet, chunk_seed
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.pixels import to_pixels
 
+MAIN_SCORE = "ratio"
+"""The score to use first. It found held-out digits best, on digits that no test uses (configs/compare/README.md)."""
+
 
 @dataclass(frozen=True)
 class ScoredChunk:
@@ -49,6 +52,20 @@ def _score(model: LatentModel, chunk: Chunk, seed: int) -> ScoredChunk:
     return ScoredChunk(chunk.index, chunk.keys, chunk.labels, scores)
 
 
+def percentiles(scores: Tensor, reference: Tensor) -> Tensor:
+    """The percentage (N,) of a reference (M,) with a lower score than each score (N,). Ties count half."""
+    ordered = reference.sort().values
+    below = torch.searchsorted(ordered, scores, side="left")
+    not_above = torch.searchsorted(ordered, scores, side="right")
+    return 50 * (below + not_above).double() / len(reference)
+
+
+def score_images(model: LatentModel, images: ImageSet, seed: int) -> dict[str, Tensor]:
+    """Every score (N,) of images by name, in their order (collective)."""
+    gathered = _gathered(model, images, seed)
+    return {name: _joined(gathered, name) for name in gathered[0].scores}
+
+
 def measure_anomaly(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
     """AUPRC and AUROC of every score, with the counts and the prevalence (collective).
 
@@ -62,9 +79,7 @@ def measure_anomaly(model: LatentModel, images: ImageSet, seed: int) -> dict[str
             "The run was trained on every class, so there are no anomalies to detect; train one with "
             "data.held_out.label=CLASS."
         )
-    own = list(score_chunks(model, images, seed))
-    gathered = [chunk for part in images.world.gather_objects(own) for chunk in part]
-    gathered.sort(key=lambda chunk: chunk.index)
+    gathered = _gathered(model, images, seed)
     labels = torch.cat([chunk.labels for chunk in gathered])
     return detection({part: _joined(gathered, part) for part in gathered[0].scores}, labels == images.anomalous)
 
@@ -113,6 +128,13 @@ def _ranks(score: Tensor) -> Tensor:
     """
     values, places = score.unique(return_inverse=True)
     return places.double() / max(len(values) - 1, 1)
+
+
+def _gathered(model: LatentModel, images: ImageSet, seed: int) -> list[ScoredChunk]:
+    """The scored chunks of all ranks in their order (collective)."""
+    own = list(score_chunks(model, images, seed))
+    gathered = [chunk for part in images.world.gather_objects(own) for chunk in part]
+    return sorted(gathered, key=lambda chunk: chunk.index)
 
 
 def _joined(chunks: list[ScoredChunk], part: str) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from ebmscale.data.chunks import iter_chunks, take
+from ebmscale.data.choose import take
+from ebmscale.data.chunks import iter_chunks
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import VALIDATION_FRACTION, select
 from ebmscale.data.stream import ImageStream
@@ -158,7 +159,7 @@ def load_classifier(storage: Storage) -> tuple[FeatureNet, About]:
     except DamagedError as error:
         raise StorageError(
             f"{where} does not describe a classifier of this version ({str(error).rstrip('.')}); train one with "
-            "tools/feature_net.py."
+            "`ebmscale features train DATA OUT`."
         ) from None
     weights = read_file(storage, WEIGHTS_FILE, WEIGHTS_BYTES)
     if hashlib.sha256(weights).hexdigest() != about.sha256:
@@ -185,6 +186,6 @@ def check_labelled_images(data: Storage, manifest: Manifest) -> ImageShape:
         DataError: the set does not hold uint8 images, or a sample has no label.
     """
     shape = shape_of_images(data, manifest)
-    if not manifest.classes or any(label < 0 for shard in manifest.shards for label in shard.labels):
+    if not manifest.classes or manifest.num_unlabelled():
         raise DataError(f"{data.url} has samples without a label; a classifier needs a label for each.")
     return shape

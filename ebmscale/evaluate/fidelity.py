@@ -4,7 +4,7 @@ Shapes: B images of a chunk, N of a set, F features, C H W image with pixels in 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,10 +14,13 @@ from ebmscale.errors import DivergenceError
 from ebmscale.evaluate.features import Features
 from ebmscale.evaluate.frechet import Moments, frechet_distance
 from ebmscale.evaluate.images import ImageSet, chunk_seed
+from ebmscale.evaluate.kernel_distance import kernel_distance
 from ebmscale.evaluate.manifold import MAX_POINTS, compare_manifolds
+from ebmscale.evaluate.reference import Reference, reference_of
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.pixels import to_images, to_pixels
 from ebmscale.seeds import derive
+from ebmscale.storage import Storage
 from ebmscale.world import World
 
 SAMPLES_AT_ONCE = 1000
@@ -49,23 +52,41 @@ def psnr(mse: Tensor) -> Tensor:
 
 
 def measure_frechet(
-    model: LatentModel, images: ImageSet, features: Features, num_samples: int, seed: int
+    model: LatentModel,
+    images: ImageSet,
+    features: Features,
+    num_samples: int,
+    seed: int,
+    places: Sequence[Storage] = (),
 ) -> dict[str, float]:
-    """The Frechet distance of samples to images, and precision, recall, density and coverage (collective).
+    """Frechet and kernel distance of samples to images, and precision, recall, density and coverage (collective).
 
     Samples are rounded to uint8, as images are. They are drawn in parts with a seed each, so that the ranks can divide
-    the parts among them. The other four measures use as many samples as images.
+    the parts among them. All but the Frechet distance use as many samples as images.
+
+    Args:
+        model: draws the samples.
+        images: the reference.
+        features: maps both to features.
+        num_samples: how many samples are drawn.
+        seed: of the samples.
+        places: storages in which the features of the reference are kept for the next time.
 
     Raises:
         DivergenceError: a sample is not finite.
     """
     world = images.world
-    real, real_points = _collect(_real_features(images, features), features.num_features, world)
-    generated = _sample_features(model, features, num_samples, seed, world)
-    fake, fake_points = _collect(generated, features.num_features, world)
-    most = min(len(real_points), len(fake_points))
-    manifold = compare_manifolds(real_points[:most], fake_points[:most], world)
-    return {features.name: frechet_distance(real, fake)} | manifold._asdict() | {"num_manifold": float(most)}
+
+    def reference() -> Reference:
+        return _collect(_real_features(images, features), features.num_features, world)
+
+    real = reference_of(images, features, places, reference)
+    fake = _collect(_sample_features(model, features, num_samples, seed, world), features.num_features, world)
+    most = min(len(real.points), len(fake.points))
+    manifold = compare_manifolds(real.points[:most], fake.points[:most], world)
+    kernel, name = kernel_distance(real.points[:most], fake.points[:most], world), features.kernel_name
+    values = {features.name: frechet_distance(real.moments, fake.moments), name: kernel.value}
+    return values | {f"{name}_error": kernel.error} | manifold._asdict() | {"num_manifold": float(most)}
 
 
 def _real_features(images: ImageSet, features: Features) -> Iterator[Part]:
@@ -83,7 +104,7 @@ def _sample_features(model: LatentModel, features: Features, num: int, seed: int
         yield first, features(to_images(pixels))
 
 
-def _collect(parts: Iterator[Part], num_features: int, world: World) -> tuple[Moments, Tensor]:
+def _collect(parts: Iterator[Part], num_features: int, world: World) -> Reference:
     """The moments over all ranks, and the first `MAX_POINTS` features (N, F) in their order."""
     moments, kept = Moments(num_features), []
     for first, features in parts:
@@ -91,4 +112,4 @@ def _collect(parts: Iterator[Part], num_features: int, world: World) -> tuple[Mo
         if first < MAX_POINTS:
             kept.append((first, features))
     gathered = sorted((part for own in world.gather_objects(kept) for part in own), key=lambda part: part[0])
-    return moments.over(world), torch.cat([features for _, features in gathered])[:MAX_POINTS]
+    return Reference(moments.over(world), torch.cat([features for _, features in gathered])[:MAX_POINTS])

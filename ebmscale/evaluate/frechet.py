@@ -20,12 +20,20 @@ class Moments:
     Attributes:
         count: samples so far.
         mean: (F,) float64.
+        scatter: (F, F) float64, the sum of (f - mean)(f - mean)^T.
     """
 
     def __init__(self, num_features: int):
         self.count = 0
         self.mean = torch.zeros(num_features, dtype=torch.float64)
-        self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64)  # sum of (f - mean)(f - mean)^T
+        self.scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
+
+    @classmethod
+    def of(cls, count: float | Tensor, mean: Tensor, scatter: Tensor) -> "Moments":
+        """Moments that were computed before."""
+        found = cls(len(mean))
+        found.count, found.mean, found.scatter = int(count), mean.double(), scatter.double()
+        return found
 
     def add(self, features: Tensor) -> None:
         """Adds features (N, F)."""
@@ -39,7 +47,7 @@ class Moments:
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
         shift = mean - self.mean
-        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
         self.mean = self.mean + shift * (count / total)
         self.count = total
 
@@ -52,7 +60,7 @@ class Moments:
         if whole.count:
             whole.mean = (counts[:, None] * means).sum(0) / counts.sum()
         shift = self.mean - whole.mean
-        whole._scatter = world.sum(self._scatter + self.count * torch.outer(shift, shift))
+        whole.scatter = world.sum(self.scatter + self.count * torch.outer(shift, shift))
         return whole
 
     @property
@@ -64,7 +72,7 @@ class Moments:
         """
         if self.count < 2:
             raise DataError(f"A Frechet distance needs at least 2 images on each side, and there are {self.count}.")
-        return self._scatter / (self.count - 1)
+        return self.scatter / (self.count - 1)
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebmscale.config import HeldOutBlock
-from ebmscale.data.chunks import Chunk, iter_chunks, select_all, take
+from ebmscale.data.choose import select_all, take
+from ebmscale.data.chunks import Chunk, iter_chunks
 from ebmscale.data.manifest import Manifest
-from ebmscale.data.split import Selection, class_index, select
+from ebmscale.data.split import Split, class_index, select
 from ebmscale.errors import DataError
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.seeds import derive
@@ -34,7 +35,7 @@ class ImageSet:
 
     storage: Storage
     manifest: Manifest
-    selection: Selection
+    selection: Split
     split: str
     held_out: HeldOutBlock
     anomalous: int | None
@@ -51,6 +52,22 @@ class ImageSet:
         """The entries of a record about these images."""
         held_out = {} if self.anomalous is None else {"held_out": self.held_out.model_dump()}
         return {"data": self.manifest.name, "split": self.split, "num_images": len(self)} | held_out
+
+
+def measured_split(model: LatentModel, storage: Storage) -> str:
+    """The split on which a model is measured by default: test, or validation where the set has no test part.
+
+    Raises:
+        DataError: there is no set.
+    """
+    held_out = model.config.data.held_out
+    return default_split(Manifest.load(storage), held_out)
+
+
+def default_split(manifest: Manifest, held_out: HeldOutBlock) -> str:
+    """Test, or validation where the set has no test part, and no protocol makes one."""
+    makes_one = held_out.label is not None and held_out.protocol == "pooled"
+    return "test" if manifest.counts().get("test") or makes_one else "validation"
 
 
 def open_images(

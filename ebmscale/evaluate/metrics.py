@@ -9,20 +9,22 @@ from pydantic import ConfigDict
 
 from ebmscale.errors import ConfigError
 from ebmscale.evaluate.anomaly import measure_anomaly
-from ebmscale.evaluate.features import Features
+from ebmscale.evaluate.features import NAMES, Features
 from ebmscale.evaluate.fidelity import measure_frechet, measure_reconstruction
-from ebmscale.evaluate.images import open_images
+from ebmscale.evaluate.images import measured_split, open_images
 from ebmscale.evaluate.likelihood import CONVENTION, measure_likelihood
 from ebmscale.evaluate.manifold import NEIGHBOURS
+from ebmscale.evaluate.prior_fit import measure_prior_fit
+from ebmscale.evaluate.verdicts import Verdict, of_metric
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.storage import Storage
 from ebmscale.stored import Count, Number, Stored, read_document
 from ebmscale.version import __version__
 from ebmscale.world import World
 
-METRICS = ("reconstruction", "frechet", "anomaly", "likelihood")
+METRICS = ("reconstruction", "prior", "frechet", "anomaly", "likelihood")
 FOLDER = "evaluation"
-DEFAULT_SAMPLES = {"frechet": 10_000, "likelihood": 64}
+DEFAULT_SAMPLES = {"prior": 256, "frechet": 10_000, "likelihood": 64}
 """Default number of images for metrics that would otherwise take too long."""
 
 
@@ -48,6 +50,10 @@ class MetricValues:
         features = f"-{self.protocol['features']}" if "features" in self.protocol else ""
         stage = f"-stage{self.protocol['num_stages']}"
         return f"{FOLDER}/{self.metric}{features}-{self.protocol['split']}{stage}-{self.samples_seen:012d}.json"
+
+    def verdicts(self) -> list[Verdict]:
+        """What the values mean."""
+        return of_metric(self.metric, self.values)
 
     def save(self, run: Storage) -> None:
         """Writes the record into a run. It replaces an earlier record with the same file name."""
@@ -92,7 +98,7 @@ def evaluate(
     metrics: Sequence[str],
     *,
     features: Features | None = None,
-    split: str = "test",
+    split: str | None = None,
     num_samples: int | None = None,
     seed: int = 0,
     world: World | None = None,
@@ -107,10 +113,11 @@ def measure_metric(
     data: Storage,
     metric: str,
     features: Features | None = None,
-    split: str = "test",
+    split: str | None = None,
     num_samples: int | None = None,
     seed: int = 0,
     world: World | None = None,
+    places: Sequence[Storage] = (),
 ) -> MetricValues:
     """Measures one metric (collective).
 
@@ -121,11 +128,14 @@ def measure_metric(
         data: a packed set. The configuration of the model defines its validation part and the class that was held out.
         metric: one of `METRICS`.
         features: of the Frechet distance.
-        split: "test", "validation" or "train". Images of a class that was held out are used for `anomaly` only.
+        split: "test", "validation" or "train"; None: test, or validation where the set has no test part. Images of a
+            class that was held out are used for `anomaly` only.
         num_samples: the largest number of images, and the number of samples for the Frechet distance. None means all
-            images, but 10,000 images and as many samples for the Frechet distance, and 64 images for the likelihood.
+            images, but 10,000 images and as many samples for the Frechet distance, 256 images for the prior, and 64 for
+            the likelihood.
         seed: of the posterior chains and the samples.
         world: the ranks that divide the work among them.
+        places: storages in which the features of the images are kept for the next Frechet distance.
 
     Raises:
         ConfigError: an unknown metric or split, no features for a Frechet distance, no class held out for anomalies.
@@ -136,12 +146,15 @@ def measure_metric(
     check_metrics([metric], features)
     if num_samples is None:
         num_samples = DEFAULT_SAMPLES.get(metric)
+    split = split or measured_split(model, data)
     images = open_images(model, data, split, ranks, num_samples, with_anomalies=metric == "anomaly")
     protocol = images.protocol() | {"num_stages": model.prior.num_stages, "num_workers": ranks.size}
     protocol |= {"device": model.device.type}
     protocol |= {"seed": seed, "run_seed": model.config.run.seed}
     if metric == "reconstruction":
         values = measure_reconstruction(model, images, seed)
+    elif metric == "prior":
+        values = measure_prior_fit(model, images, seed)
     elif metric == "likelihood":
         values = measure_likelihood(model.to("cpu"), images, seed)
         protocol |= {"convention": CONVENTION}
@@ -152,10 +165,15 @@ def measure_metric(
         assert features is not None
         assert num_samples is not None
         features.check(model.image_shape)
-        values = measure_frechet(model, images, features, num_samples, seed)
+        values = measure_frechet(model, images, features, num_samples, seed, places)
         protocol |= {"num_generated": num_samples, "neighbours": NEIGHBOURS, "covariance": "float64"}
         protocol |= features.protocol()
     return MetricValues(metric, values, protocol, model.samples_seen)
+
+
+def default_metrics(features: Features | str | None) -> list[str]:
+    """What is measured where nothing else is asked for: the Frechet distance needs features."""
+    return ["reconstruction", "prior"] if features is None else ["reconstruction", "prior", "frechet"]
 
 
 def check_metrics(metrics: Sequence[str], features: Features | str | None) -> None:
@@ -169,6 +187,6 @@ def check_metrics(metrics: Sequence[str], features: Features | str | None) -> No
             raise ConfigError(f"There is no metric {metric!r}; choose from {', '.join(METRICS)}.")
     if "frechet" in metrics and features is None:
         raise ConfigError(
-            "A Frechet distance needs features: give a folder that tools/feature_net.py wrote, or a file with the "
-            "weights of the standard Inception network, by --features."
+            f"A Frechet distance needs features: give --features {NAMES[0]}, a folder that `ebmscale features train` "
+            "wrote, or a file with the weights of the standard Inception network."
         )

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from arviz_stats.base.array import array_stats
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainState, LangevinSettings, start, transition
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import ConfigError
+from ebmscale.evaluate.rounding import rounded, with_error
+from ebmscale.evaluate.verdicts import of_samples
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.posterior import langevin_settings
 from ebmscale.model.sampler import Sampled, by_particles, by_resampling, candidate_weights, draw_density
@@ -45,9 +46,19 @@ class Drawn:
     method: str = ""
 
     def lines(self) -> list[str]:
-        """The method and the diagnostics, one for each line."""
-        how = [f"drawn by {self.method}"] if self.method else []
-        return how + [f"{name}: {value:,.6g}" for name, value in self.diagnostics.items()]
+        """How they were drawn, what the diagnostics mean, and then the diagnostics, one for each line."""
+        errors = {
+            "log Z": "log Z standard error",
+            "drift of the log density (standard deviations)": "drift's standard error",
+        }
+        lines = [f"drawn by {self.method}"] if self.method else []
+        lines += [str(verdict) for verdict in of_samples(self.diagnostics)]
+        for name, value in self.diagnostics.items():
+            if name in errors:
+                lines.append(f"{name}: {with_error(value, self.diagnostics[errors[name]])}")
+            elif name not in errors.values():
+                lines.append(f"{name}: {rounded(value)}")
+        return lines
 
 
 def draw(model: LatentModel, num: int, method: str = "auto", seed: int = 0, num_stages: int | None = None) -> Drawn:
@@ -75,7 +86,7 @@ def _pareto(prior: RatioSequence, drawn: Sampled, seed: int) -> dict[str, float]
     log_weights = candidate_weights(prior, int(drawn.figures["candidates"]), seed)
     if float(log_weights.std()) == 0:
         return {}
-    return {"Pareto k (above 0.7: weights are not reliable)": pareto_k(log_weights)}
+    return {"Pareto k": pareto_k(log_weights)}
 
 
 def pareto_k(log_weights: Tensor) -> float:
@@ -83,6 +94,8 @@ def pareto_k(log_weights: Tensor) -> float:
 
     The weights have a finite variance if k is below 1/2; above 0.7 their sums are not reliable (Vehtari et al. 2024).
     """
+    from arviz_stats.base.array import array_stats  # noqa: PLC0415 (slow to import)
+
     return float(array_stats.psislw(-log_weights.numpy())[1])  # it takes log likelihoods, whose inverses are weights
 
 
@@ -112,6 +125,8 @@ def chain_diagnostics(prior: RatioSequence, z: Tensor, settings: LangevinSetting
     values = torch.cat([torch.stack(path, 1), torch.stack(log_densities, 1)[:, :, None]], dim=2)
     figures = {"chains": float(num), "steps": float(num_steps), "acceptance": float(torch.stack(acceptance).mean())}
     if num > 1 and num_steps >= 4 and bool(values.isfinite().all()):
+        from arviz_stats.base.array import array_stats  # noqa: PLC0415 (slow to import)
+
         series = values.double().permute(2, 0, 1).numpy()
         quarter = num_steps // 4
         change = values[:, -quarter:, -1].mean(1) - values[:, :quarter, -1].mean(1)

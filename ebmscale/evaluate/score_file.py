@@ -1,6 +1,6 @@
-"""Writes a file of anomaly scores in Parquet or CSV, with one row for every image: key, class and all scores.
+"""Writes a file of anomaly scores in Parquet or CSV, with one row for every image: key, class, percentile, all scores.
 
-Shapes: N images of a chunk.
+Shapes: N images.
 """
 
 import csv
@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
 from ebmscale.errors import ConfigError, StorageError
-from ebmscale.evaluate.anomaly import ScoredChunk, score_chunks
+from ebmscale.evaluate.anomaly import MAIN_SCORE, ScoredChunk, percentiles, score_chunks
 from ebmscale.evaluate.images import ImageSet
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.storage import Storage
@@ -64,17 +67,23 @@ class _ParquetWriter:
             self._writer.close()
 
 
-def write_scores(model: LatentModel, images: ImageSet, out: str, seed: int) -> int:
-    """Scores every image, with one chunk in memory at a time. Rank 0 writes the file (collective).
+def write_scores(
+    model: LatentModel, images: ImageSet, out: str, seed: int, reference: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Scores every image, with one chunk of images in memory at a time. Rank 0 writes the file (collective).
+
+    The first score of a row is the one to use, `MAIN_SCORE`. With a reference, the percentile of this score comes
+    before it.
 
     Args:
         model: the model.
         images: the images.
         out: FILE.parquet or FILE.csv, a path or an address of fsspec.
         seed: of the posterior chains.
+        reference: (M,) the score `MAIN_SCORE` of other images, for the percentiles.
 
     Returns:
-        The number of images.
+        Every score (N,) by name, in the order of the images; empty on other ranks than the first.
 
     Raises:
         ConfigError: the file name has another ending.
@@ -82,21 +91,21 @@ def write_scores(model: LatentModel, images: ImageSet, out: str, seed: int) -> i
         DivergenceError: a score is not finite.
     """
     check_format(out)
-    world, classes, total = images.world, images.manifest.classes, 0
+    world, classes, found = images.world, images.manifest.classes, []
     chunks = score_chunks(model, images, seed)
     if not world.is_first:
         for _ in _rounds(chunks, images):
             pass
-        return len(images)
+        return {}
     with _published(out) as path:
         writer: _Writer = _CsvWriter(path) if out.endswith(".csv") else _ParquetWriter(path)
         try:
             for chunk in _rounds(chunks, images):
-                writer.write(_columns(chunk, classes))
-                total += len(chunk.keys)
+                writer.write(_columns(chunk, classes, reference))
+                found.append(chunk.scores)
         finally:
             writer.close()
-    return total
+    return {name: torch.cat([scores[name] for scores in found]) for name in found[0]}
 
 
 def check_format(out: str) -> None:
@@ -118,9 +127,12 @@ def _rounds(chunks: Iterator[ScoredChunk], images: ImageSet) -> Iterator[ScoredC
         yield from found
 
 
-def _columns(chunk: ScoredChunk, classes: list[str]) -> Columns:
+def _columns(chunk: ScoredChunk, classes: list[str], reference: Tensor | None) -> Columns:
     labels = [classes[label] if 0 <= label < len(classes) else None for label in chunk.labels.tolist()]
     columns: Columns = {"key": chunk.keys, "label": labels}
+    if reference is not None:
+        columns["percentile"] = percentiles(chunk.scores[MAIN_SCORE], reference).tolist()
+    columns[MAIN_SCORE] = []  # the score to use comes first
     return columns | {part: values.tolist() for part, values in chunk.scores.items()}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ebmscale.config import RunConfig
 from ebmscale.data.reader import KEPT_BYTES
-from ebmscale.data.stream import AHEAD_BYTES, BATCHES_AHEAD
+from ebmscale.data.stream import AHEAD_BYTES, BATCHES_AHEAD, WINDOW_BYTES
 from ebmscale.density.langevin import ChainTrace, LangevinSettings, run_chain, start
 from ebmscale.density.losses import n2ce
 from ebmscale.density.prior import RatioSequence, StandardNormal
@@ -238,5 +238,7 @@ def _rows(count: int, dim: int) -> Tensor:
 def _data_bytes(config: RunConfig, share: Share, pixels: int, num_samples: int) -> int:
     """Bytes of windows, of batches read ahead, and of small shards that are kept whole; a pixel is a byte."""
     windows = min(share.num_streams * config.data.shuffle_window, num_samples) * pixels
+    if windows > WINDOW_BYTES:  # pieces of windows, of which new ones are read while old ones are in use
+        windows = min(windows, 2 * WINDOW_BYTES)
     batch = share.num_rows * pixels
     return windows + min(BATCHES_AHEAD * batch, AHEAD_BYTES + batch) + min(KEPT_BYTES, num_samples * pixels)

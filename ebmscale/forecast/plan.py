@@ -13,6 +13,7 @@ from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
 from ebmscale.forecast.footprint import FP32, EngineChoice
 from ebmscale.forecast.memory import Memory, Share, forecast_memory
+from ebmscale.forecast.set_start import SetStart
 from ebmscale.forecast.timing import UpdateTimes, measure_updates, process_bytes
 from ebmscale.model.build import build_on_meta
 from ebmscale.networks import ImageShape
@@ -107,6 +108,7 @@ class Plan:
         assumptions: of the forecasts, as sentences.
         process_bytes: interpreter and libraries of a worker, on the host.
         single_s: seconds of an update on one worker with the plain engine, measured.
+        start: what a worker reads of the set before its first batch.
     """
 
     forecasts: list[WorkersForecast]
@@ -114,6 +116,7 @@ class Plan:
     assumptions: list[str]
     process_bytes: int
     single_s: float | None = None
+    start: SetStart | None = None
 
 
 @dataclass(frozen=True)
@@ -145,15 +148,18 @@ def plan(config: RunConfig, workers: Sequence[int], network: Network | None = No
     sizes = [size for size in workers if not impossible_reason(config, size)]
     if not sizes:
         raise ConfigError(refused[0] if refused else "No number of workers was given, such as --workers 8,64.")
-    shape, num_samples = _describe_data(config)
-    planned = PlannedRun(config, shape, num_samples, network or Network(), on_cuda(config))
+    data = open_storage(config.data)
+    manifest = load_or_pack(config, data)
+    shape = shape_of_images(data, manifest)
+    planned = PlannedRun(config, shape, manifest.num_samples, network or Network(), on_cuda(config))
     choices = {size: _engines(planned, size) for size in sizes}
     stages = list(dict.fromkeys(engine.zero_stage for engines in choices.values() for engine in engines))
     process = process_bytes(config, shape, with_deepspeed=stages != [None])
     measured = measure_updates(config, shape, max(sizes), stages) if measuring else None
     forecasts = [forecast(planned, engine, size, measured) for size in sizes for engine in choices[size]]
     single = None if measured is None else _compute_seconds(config, EngineChoice(None), Share.of(config, 1), measured)
-    return Plan(forecasts, refused, assumptions(planned, measured), process, single)
+    start = SetStart.of(config, manifest, Share.of(config, min(sizes)).num_streams)
+    return Plan(forecasts, refused, assumptions(planned, measured), process, single, start)
 
 
 def impossible_reason(config: RunConfig, size: int) -> str | None:
@@ -265,13 +271,6 @@ def _engines(planned: PlannedRun, size: int) -> list[EngineChoice]:
     if kind == "plain" or (kind == "auto" and size == 1 and not planned.on_cuda):
         return [EngineChoice(None)]
     return [EngineChoice(stage) for stage in range(4)]
-
-
-def _describe_data(config: RunConfig) -> tuple[ImageShape, int]:
-    """Shape and number of the images; packs the data set first if the run would do so."""
-    data = open_storage(config.data)
-    manifest = load_or_pack(config, data)
-    return shape_of_images(data, manifest), sum(shard.num_samples for shard in manifest.shards)
 
 
 def on_cuda(config: RunConfig) -> bool:

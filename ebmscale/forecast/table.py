@@ -25,7 +25,7 @@ def forecast_table(plan: Plan) -> Table:
             f"{line.size:,}",
             line.engine.name,
             f"{line.share.num_rows:,}",
-            f"{(line.memory.peak + plan.process_bytes) / 1e9:.2f}",
+            f"{(line.memory.peak + plan.process_bytes + _set_bytes(plan)) / 1e9:.2f}",
             f"{line.traffic.num_bytes / 1e6:.1f}",
             *_times(line),
         )
@@ -53,11 +53,17 @@ def breakdown_table(plan: Plan, config: RunConfig) -> Table:
         table.add_row(f"during {name}", *(f"{line.memory.passing[name] / 1e6:,.1f}" for line in chosen.values()))
     table.add_section()
     table.add_row("interpreter and libraries", *(f"{plan.process_bytes / 1e6:,.1f}" for _ in chosen))
+    table.add_row("manifest and indexes of the set", *(f"{_set_bytes(plan) / 1e6:,.1f}" for _ in chosen))
     return table
+
+
+def _set_bytes(plan: Plan) -> int:
+    return plan.start.memory_bytes if plan.start is not None else 0
 
 
 def assumption_lines(plan: Plan) -> list[str]:
     """The assumptions of the plan, and the numbers of workers that are not possible."""
     single = [] if plan.single_s is None else [f"one worker, plain engine, measured: {plan.single_s:.4f} s an update"]
     refused, assumed = (f"refused: {line}" for line in plan.refused), (f"assumed: {line}" for line in plan.assumptions)
-    return [*single, *refused, *assumed]
+    start = [] if plan.start is None else [f"start: {line}" for line in plan.start.sentences()]
+    return [*single, *start, *refused, *assumed]

@@ -31,10 +31,23 @@ class CheckpointInfo:
     problem: str | None
 
 
+class CheckpointContents(BaseModel):
+    """What the policy of `CheckpointBlock` needs of a checkpoint: its metrics, and the files of its frozen ratios."""
+
+    metrics: dict[str, float]
+    ratio_files: list[str]
+
+
 class CheckpointNames(BaseModel):
-    """The content of `NAMES_FILE`: the names of checkpoints that were written or that were about to be written."""
+    """The content of `NAMES_FILE`.
+
+    Attributes:
+        names: of checkpoints that were written or that were about to be written.
+        contents: of complete ones, as they were when the last one was written.
+    """
 
     names: set[str] = set()
+    contents: dict[str, CheckpointContents] = {}
 
 
 class CheckpointReader:
@@ -110,11 +123,13 @@ class CheckpointReader:
         return self._noted()
 
     def _noted(self) -> set[str]:
+        return {name for name in self._read_notes().names if _NAME.fullmatch(name)}
+
+    def _read_notes(self) -> CheckpointNames:
         try:
-            noted = CheckpointNames.model_validate_json(self.storage.read_bytes(NAMES_FILE)).names
+            return CheckpointNames.model_validate_json(self.storage.read_bytes(NAMES_FILE))
         except (NotFoundError, ValidationError):  # a run of an earlier version, or damaged: use the listing alone
-            return set()
-        return {name for name in noted if _NAME.fullmatch(name)}
+            return CheckpointNames()
 
     def _is_finished(self, name: str) -> bool:
         return self.storage.exists(f"{FOLDER}/{name}/{MANIFEST_FILE}")

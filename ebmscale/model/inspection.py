@@ -1,10 +1,11 @@
-"""Inspects an address: a run, an export or a set of shards. Every checksum is verified."""
+"""Inspects an address: a run, an export or a set of shards."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from ebmscale.data.checks import inspect_shards
 from ebmscale.data.decode import decoder
-from ebmscale.data.manifest import FILE, Manifest, inspect_shards
+from ebmscale.data.manifest import FILE, Manifest
 from ebmscale.data.soundness import damaged_samples
 from ebmscale.errors import DataError, EbmscaleError, StorageError
 from ebmscale.model.checkpoint import FOLDER, SavedCheckpoint
@@ -34,8 +35,15 @@ class Inspection:
     failure: EbmscaleError | None
 
 
-def inspect(url: str) -> Inspection:
+def inspect(url: str, verify: bool = False) -> Inspection:
     """Inspects an address.
+
+    Every checksum of a run and of an export is verified. Of a set of shards, the sizes of all files are compared with
+    the manifest.
+
+    Args:
+        url: the address.
+        verify: whether to read a whole set: each shard's sha256, its index, and each of its samples.
 
     Raises:
         DataError: the address holds no run, no export and no shards.
@@ -46,7 +54,7 @@ def inspect(url: str) -> Inspection:
     if storage.exists(ABOUT_FILE):
         return _export(storage)
     if storage.exists(FILE):
-        return _shards(storage)
+        return _shards(storage, verify)
     raise DataError(f"{storage.url} holds no run, no export and no shards; check the address.")
 
 
@@ -75,12 +83,12 @@ def _export(storage: Storage) -> Inspection:
     return Inspection("export", f"export {storage.url}", ["samples seen", "stages", "image", "state"], [row], None)
 
 
-def _shards(storage: Storage) -> Inspection:
+def _shards(storage: Storage, verify: bool) -> Inspection:
     manifest = Manifest.load(storage)
     decoder(manifest.encoding, manifest.dtype)
     rows, bad = [], 0
-    for number, found in enumerate(inspect_shards(storage)):
-        problem = found.problem or damaged_samples(storage, manifest, number)
+    for number, found in enumerate(inspect_shards(storage, manifest, "sha256" if verify else "size")):
+        problem = found.problem or (damaged_samples(storage, manifest, number) if verify else None)
         bad += problem is not None
         rows.append([found.shard, f"{found.num_samples:,}", f"{found.num_bytes / 1e6:.1f} MB", problem or "ok"])
     failure = DataError(f"{bad} of {len(rows)} shards do not agree with the manifest.") if bad else None

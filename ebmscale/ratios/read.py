@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from ebmscale.data.arrays import check_real
+from ebmscale.data.chunks import read_split
 from ebmscale.data.compressed import check_memory, check_zip
 from ebmscale.data.manifest import FILE, Manifest
-from ebmscale.data.stream import read_split
 from ebmscale.errors import DataError
 from ebmscale.ratios.samples import as_pixels, as_samples
 from ebmscale.storage import Storage

@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ebmscale.report import pictures
@@ -15,7 +15,10 @@ from ebmscale.version import __version__
 
 TABLE_FILE, JSON_FILE, PAGE_FILE = "comparison.md", "comparison.json", "comparison.html"
 COST = ("samples", "cpu_s", "stages")
-LESS_IS_BETTER = ("mse", "FD", "FID", "bits")
+LESS_IS_BETTER = ("mse", "FD", "FID", "KD-", "KID", "bits")
+FROM_CHANCE = ("auroc_", "auc")  # 0.5 is chance
+SAME_FACT = ("mse_unit", "psnr")  # as `mse` says, in other units
+WIDE_COLUMNS = 5  # a table with more columns is wider than a phone
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,18 @@ def write_comparison(storage: Storage, name: str, about: str, results: Sequence[
     storage.publish(JSON_FILE, json.dumps(tree, indent=1).encode())
     storage.publish(TABLE_FILE, table.encode())
     header, rows = _cells(results)
-    charts, samples = _charts(results), _samples(storage, results)
-    page = render(PAGE_FILE, name=name, about=about, header=header, rows=rows, charts=charts, samples=samples)
+    page = render(
+        PAGE_FILE,
+        name=name,
+        about=about,
+        spread=_spread(results),
+        header=header,
+        rows=rows,
+        best=_best(results, header),
+        is_wide=len(header) > WIDE_COLUMNS,
+        charts=_charts(results),
+        samples=_samples(storage, results),
+    )
     storage.publish(PAGE_FILE, page.encode())
     return table
 
@@ -73,8 +86,35 @@ def summarise(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
 
 
 def _quantities(results: Sequence[Result]) -> list[str]:
+    """The columns of the table: without counts, and without standard errors."""
     names = dict.fromkeys(name for result in results for name in result.measured)
-    return [*(name for name in names if name not in COST), *(name for name in COST if name in names)]
+    beside = {f"{name}_error" for name in names} | set(COST)
+    kept = [name for name in names if name not in beside and not name.startswith("num_")]
+    return [*kept, *(name for name in COST if name in names)]
+
+
+def _spread(results: Sequence[Result]) -> str:
+    """What the numbers of the table are, in words."""
+    num_seeds = max((len(values) for row in summarise(results).values() for values in row.values()), default=0)
+    if num_seeds < 2:
+        return "Every value is that of one seed, measured on the final checkpoint. How far it varies is unknown."
+    return "Every value is the mean ± standard deviation over the seeds, measured on the final checkpoints."
+
+
+def _best(results: Sequence[Result], header: Sequence[str]) -> list[list[bool]]:
+    """For every row and column of the table: whether the mean is the best of its column."""
+    found = summarise(results)
+    means = {row: {name: statistics.fmean(values) for name, values in of.items()} for row, of in found.items()}
+    best: dict[str, float] = {}
+    for name in header:
+        values = [of[name] for of in means.values() if name in of and math.isfinite(of[name])]
+        if name not in COST and len(set(values)) > 1:
+            best[name] = min(values) if _less_is_better(name) else max(values)
+    return [[name in best and of.get(name) == best[name] for name in header] for of in means.values()]
+
+
+def _less_is_better(name: str) -> bool:
+    return any(word in name for word in LESS_IS_BETTER)
 
 
 def _cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
@@ -93,7 +133,7 @@ def _cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
 
 def _cell(values: Sequence[float]) -> str:
     mean = statistics.fmean(values)
-    if len(values) == 1:
+    if len(set(values)) == 1:
         return _number(mean)
     return f"{_number(mean)} ± {_number(statistics.stdev(values))}"
 
@@ -107,17 +147,28 @@ def _number(value: float) -> str:
 
 
 def _charts(results: Sequence[Result]) -> list[Picture]:
-    """One chart for every quantity, with the rows from top to bottom and a dot for every seed."""
+    """One chart for every fact, with the rows from top to bottom and a dot for every seed."""
     found = summarise(results)
     charts = []
     for name in _quantities(results):
         values = {row: of_row[name] for row, of_row in found.items() if name in of_row}
-        if name in COST or len({value for of_row in values.values() for value in of_row}) < 2:
+        told = name in SAME_FACT and any("mse" in of_row for of_row in found.values())
+        if name in COST or told or len({value for of_row in values.values() for value in of_row}) < 2:
             continue
-        better = "lower is better" if any(word in name for word in LESS_IS_BETTER) else "higher is better"
-        chart = pictures.data_uri(pictures.dot_chart(values), "image/svg+xml")
-        charts.append(Picture(chart, name, f"{better}; every dot is a seed"))
+        better = "lower is better" if _less_is_better(name) else "higher is better"
+        several = max(len(of_row) for of_row in values.values()) > 1
+        note = f"{better}; {'every dot is a seed, the line is their mean' if several else 'one seed'}"
+        chart = pictures.data_uri(pictures.dot_chart(values, _origin(name, values)), "image/svg+xml")
+        charts.append(Picture(chart, name, note))
     return charts
+
+
+def _origin(name: str, values: Mapping[str, Sequence[float]]) -> float | None:
+    """Where the axis of a quantity starts: at 0, at chance, or near its values if neither has a meaning."""
+    if name.startswith(FROM_CHANCE):
+        return 0.5
+    finite = [value for of_row in values.values() for value in of_row if math.isfinite(value)]
+    return 0.0 if finite and min(finite) >= 0 and name != "psnr" else None
 
 
 def _samples(storage: Storage, results: Sequence[Result]) -> list[Picture]:

@@ -7,6 +7,7 @@ Shapes: N images or latents, C H W image, T steps of a chain.
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,11 +17,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from PIL import Image
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainTrace
-from ebmscale.model.pixels import to_images
 
 POSTERIOR_COLOUR, PRIOR_COLOUR = "#0072b2", "#d55e00"
 MARK_COLOURS = {
@@ -31,10 +30,10 @@ MARK_COLOURS = {
     "Finish": "#1a1a1a",
 }
 PART_COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#6b5b95", "#bdbdbd")
-GAP = 2  # pixels between the images of a grid
 
 WIDTH, HEIGHT = 4.0, 2.5  # inches
 HISTOGRAM_BINS = 30
+MARGIN = 0.06  # at the right of the highest dot, as a share of the axis
 MOST_DOTS = 60  # a curve with more points is drawn without dots
 STYLE: Any = {
     "font.size": 9.5,
@@ -67,51 +66,37 @@ class Mark(NamedTuple):
     kind: str
 
 
-def image_grid(images: Tensor, columns: int, scale: int = 1) -> bytes:
-    """A PNG with a grid of images on white, with thin gaps.
-
-    Args:
-        images: (N, C, H, W) in [-1, 1]. One channel is grey, three are RGB. Further channels are not shown.
-        columns: number of images in a row.
-        scale: factor by which images are enlarged, without interpolation.
-    """
-    num, channels, height, width = images.shape
-    shown = images[:, :3] if channels >= 3 else images[:, :1]
-    pixels = to_images(shown).permute(0, 2, 3, 1).numpy()
-    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    rows, step_y, step_x = -(-num // columns), height * scale + GAP, width * scale + GAP
-    canvas = np.full((rows * step_y - GAP, columns * step_x - GAP, pixels.shape[3]), 255, np.uint8)
-    for index, image in enumerate(pixels):
-        y, x = index // columns * step_y, index % columns * step_x
-        canvas[y : y + height * scale, x : x + width * scale] = image
-    out = io.BytesIO()
-    Image.fromarray(canvas.squeeze(2) if canvas.shape[2] == 1 else canvas).save(out, "PNG", optimize=True)
-    return out.getvalue()
-
-
 def data_uri(data: bytes, media_type: str) -> str:
     """The bytes as a data URI, which a page can show without another file."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
-@matplotlib.rc_context(STYLE)
 def energy_histogram(posterior: Tensor, prior: Tensor) -> bytes:
-    """Histograms of energies (N,) of posterior and prior latents, with common bins.
+    """Histograms of energies (N,) of posterior and prior latents; see `histogram`."""
+    return histogram({"posterior z⁺": posterior, "prior z⁻": prior}, "energy (nats)")
+
+
+@matplotlib.rc_context(STYLE)
+def histogram(sides: Mapping[str, Tensor], label: str) -> bytes:
+    """Histograms of values (N,) of one or two kinds, with common bins.
 
     The outermost bins hold the lowest and highest 0.5 % of the values.
+
+    Args:
+        sides: the values by the name of their kind.
+        label: of the values.
     """
-    figure, axes = _new_chart("energy (nats)", "density")
-    sides = {"posterior z⁺": (posterior, POSTERIOR_COLOUR), "prior z⁻": (prior, PRIOR_COLOUR)}
-    finite = torch.cat([energy[energy.isfinite()] for energy, _ in sides.values()]).double()
+    figure, axes = _new_chart(label, "density")
+    finite = torch.cat([values[values.isfinite()] for values in sides.values()]).double()
     if len(finite) == 0:
-        axes.text(0.5, 0.5, "no finite energy", transform=axes.transAxes, ha="center")
+        axes.text(0.5, 0.5, f"no finite {label.split(' ', maxsplit=1)[0]}", transform=axes.transAxes, ha="center")
         return _svg(figure)
     low, high = np.quantile(finite.numpy(), [0.005, 0.995])
     bins = np.linspace(low, max(high, low + 1e-6), HISTOGRAM_BINS + 1).tolist()
-    for label, (energy, colour) in sides.items():
-        inside = energy[energy.isfinite()].double().clamp(low, high).numpy()
+    for (name, values), colour in zip(sides.items(), (POSTERIOR_COLOUR, PRIOR_COLOUR), strict=False):
+        inside = values[values.isfinite()].double().clamp(low, high).numpy()
         axes.hist(inside, bins, density=True, histtype="stepfilled", color=colour, alpha=0.3)
-        axes.hist(inside, bins, density=True, histtype="step", color=colour, label=label)
+        axes.hist(inside, bins, density=True, histtype="step", color=colour, label=name)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     _legend_above(axes)
     return _svg(figure)
@@ -201,16 +186,25 @@ def speed_chart(edges: Sequence[float], speeds: Sequence[float]) -> bytes:
 
 
 @matplotlib.rc_context(STYLE)
-def dot_chart(values: Mapping[str, Sequence[float]]) -> bytes:
-    """A row for every name, from top to bottom, with a dot for every value and a bar at the mean."""
+def dot_chart(values: Mapping[str, Sequence[float]], origin: float | None = None) -> bytes:
+    """A row for every name, from top to bottom, with a dot for every value, and a bar at the mean of several.
+
+    Args:
+        values: by name.
+        origin: where the axis starts; None: near the values. Lower values are shown too.
+    """
     figure, axes = _new_chart("")
     figure.set_size_inches(WIDTH, max(HEIGHT, 0.6 + 0.28 * len(values)))
     for place, row in enumerate(values.values()):
         axes.plot(row, [place] * len(row), "o", color=POSTERIOR_COLOUR, alpha=0.6, markersize=4)
-        mean = sum(row) / len(row)
-        axes.plot([mean, mean], [place - 0.3, place + 0.3], color=PRIOR_COLOUR)
+        if len(row) > 1:
+            mean = sum(row) / len(row)
+            axes.plot([mean, mean], [place - 0.3, place + 0.3], color=PRIOR_COLOUR)
     axes.set_yticks(range(len(values)), list(values), parse_math=False)
     axes.invert_yaxis()
+    finite = [value for row in values.values() for value in row if math.isfinite(value)]
+    if origin is not None and finite and min(finite) >= origin:
+        axes.set_xlim(origin, max(finite) + MARGIN * (max(finite) - origin))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return _svg(figure)
 

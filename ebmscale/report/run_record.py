@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ebmscale.evaluate.verdicts import Stage
 from ebmscale.model.run_documents import EventLine, MetricsLine
 from ebmscale.model.timed_parts import PARTS
 from ebmscale.report.pictures import Curve, Mark
@@ -37,6 +38,28 @@ class RunRecord:
     def measured(self) -> list[Line]:
         """The events with evidence of a ratio, and so with a decision."""
         return [event for event in self.events if "evidence" in event]
+
+    def stages(self, num_stages: int, live: bool) -> list[Stage]:
+        """The stages of a prior with their KL bounds: the last measurement that froze each.
+
+        Args:
+            num_stages: K of the prior.
+            live: whether its ratios are trained together and never frozen; then the last measurement of each counts.
+        """
+        found: dict[int, Stage] = {}
+        for event in self.measured if live else self.frozen(num_stages):
+            if event["stage"] <= num_stages:
+                bound, error = (number(event["evidence"][name]) for name in ("kl_bound", "kl_bound_error"))
+                found[event["stage"]] = Stage(event["stage"], bound, error)
+        return [found[stage] for stage in sorted(found)]
+
+    def frozen(self, num_stages: int) -> list[Line]:
+        """The events that froze a stage of the prior, which has K = `num_stages` stages."""
+        return [
+            event
+            for event in self.measured
+            if event.get("freeze", event["decision"] == "Advance") and event["stage"] <= num_stages
+        ]
 
     @property
     def wall_s(self) -> float | None:

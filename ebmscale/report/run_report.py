@@ -17,18 +17,22 @@ import torch
 from torch import Tensor
 
 from ebmscale.address import Address
+from ebmscale.data.chunks import read_split
 from ebmscale.data.manifest import Manifest
-from ebmscale.data.stream import read_split
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.errors import ConfigError, DataError, StorageError
+from ebmscale.evaluate.rounding import with_error
+from ebmscale.model.image_grid import image_grid
 from ebmscale.model.latent_model import LatentModel, open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
 from ebmscale.report import pictures
-from ebmscale.report.pages import KeyFigure, Picture, render
+from ebmscale.report.headline import key_figures, verdicts_of
+from ebmscale.report.pages import Picture, render
 from ebmscale.report.run_record import Line, RunRecord, fractions, kind_of, number
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import retried
+from ebmscale.training.stage_samples import stage_file
 from ebmscale.version import __version__
 from ebmscale.world import device_of
 
@@ -88,14 +92,17 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
     held_out, missing = _held_out(model, data)
     samples = sample_grid(model, model.sample(GRID_COLUMNS**2, SEED), GRID_COLUMNS)
     data_name = held_out.name if held_out else model.config.data.url
+    stages = record.stages(model.prior.num_stages, bool(model.config.num_live))
     page = render(
         REPORT_FILE,
         name=model.config.run.name,
         num_stages=model.prior.num_stages,
-        figures=_key_figures(model, record, data_name),
+        figures=key_figures(model, record, data_name, stages),
+        verdicts=verdicts_of(model, held_out.z if held_out else None, stages),
         beyond=max(record.end - model.samples_seen, 0),
         samples=Picture(pictures.data_uri(samples, "image/png"), "64 samples from the final prior"),
         stage_samples=_stage_samples(model),
+        over_time=_samples_over_time(run, record, model.prior.num_stages),
         missing=missing,
         reconstruction=_reconstruction(model, held_out) if held_out else None,
         evidence=_evidence(model, record),
@@ -128,30 +135,6 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOutImages |
     return HeldOutImages(manifest.name, x, z, trace, model.decode(z)), None
 
 
-def _key_figures(model: LatentModel, record: RunRecord, data_name: str) -> list[KeyFigure]:
-    """The key figures at the top of the page."""
-    budget, seen = model.config.train.max_samples, model.samples_seen
-    shape = " x ".join(map(str, model.image_shape))
-    measured = next((event for event in reversed(record.events) if "held_out_mse" in event), None)
-    state = "finished" if seen >= budget else f"stopped at {seen / budget:.0%}"
-    figures = [
-        KeyFigure("State", state, f"{seen:,} of {budget:,} samples seen, seed {model.config.run.seed}"),
-        KeyFigure("Data set", data_name, f"{shape} images, latents of {model.config.model.latent_dim}"),
-        KeyFigure("Stages K", str(model.prior.num_stages), f"at most {model.config.most_stages}"),
-    ]
-    if measured:
-        note = f"of pixels in [-1, 1], at {measured['samples_seen']:,} samples"
-        figures.append(KeyFigure("Held-out MSE", f"{number(measured['held_out_mse']):.4f}", note))
-    if record.measured:
-        last = record.measured[-1]
-        frozen = "frozen" if last["freeze"] else "not frozen"
-        note = f"nats, stage {last['stage']} ({frozen}), at {last['samples_seen']:,} samples"
-        figures.append(KeyFigure("KL bound", _bound(last), note))
-    if record.wall_s is not None:
-        figures.append(KeyFigure("Wall time", _duration(record.wall_s), "sum of the recorded intervals"))
-    return figures
-
-
 def _stage_samples(model: LatentModel) -> list[Picture]:
     """Samples of the same chains at p_0, p_1, ..., p_K."""
     found = []
@@ -160,6 +143,17 @@ def _stage_samples(model: LatentModel) -> list[Picture]:
         images = model.decode(z)[: TILE_COLUMNS**2]
         found.append(_grid_picture(model, images, f"k = {stage}"))
     return found
+
+
+def _samples_over_time(run: Storage, record: RunRecord, num_stages: int) -> list[Picture]:
+    """Samples at the end of every stage, by the generator of that time; runs of earlier versions have none."""
+    found = {}
+    for event in record.frozen(num_stages):
+        file = stage_file(event["stage"], event["samples_seen"])
+        if run.exists(file):
+            uri = pictures.data_uri(run.read_bytes(file), "image/png")
+            found[event["stage"]] = Picture(uri, f"k = {event['stage']}, {event['samples_seen']:,} samples")
+    return list(found.values())
 
 
 def _reconstruction(model: LatentModel, held_out: HeldOutImages) -> dict[str, Any]:
@@ -265,7 +259,7 @@ def _time(record: RunRecord) -> dict[str, Any]:
 
 def sample_grid(model: LatentModel, images: Tensor, columns: int) -> bytes:
     """A PNG with a grid of images (N, C, H, W) in [-1, 1] of the model. Small images are enlarged."""
-    return pictures.image_grid(images, columns, scale=max(1, TILE_PIXELS // max(model.image_shape[1:])))
+    return image_grid(images, columns, scale=max(1, TILE_PIXELS // max(model.image_shape[1:])))
 
 
 def _grid_picture(model: LatentModel, images: Tensor, title: str) -> Picture:
@@ -278,10 +272,4 @@ def _chart(svg: bytes) -> str:
 
 def _bound(event: Line) -> str:
     evidence = event["evidence"]
-    return f"{number(evidence['kl_bound']):.3f} ± {number(evidence['kl_bound_error']):.3f}"
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    return with_error(number(evidence["kl_bound"]), number(evidence["kl_bound_error"]))

@@ -75,6 +75,10 @@ class ChainNegatives:
             z = pools.base_draw(prior.base, "evidence", pools.held_out.row_streams, position)
         return Negatives(prior.coordinates(z), z.new_ones(len(z)))
 
+    def shown(self, prior: RatioSequence, num: int) -> Tensor:
+        """See `NegativeSource.shown`."""
+        return self.pools.held_out.z.flatten(0, -2)[:num]
+
     def used(self) -> None:
         """See `NegativeSource.used`."""
 

@@ -29,7 +29,7 @@ from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.settings import ParticleSettings
 from ebmscale.stages.source import Grown
 from ebmscale.stages.stream_table import StreamTable
-from ebmscale.stages.supplies import Negatives, Supply
+from ebmscale.stages.supplies import Negatives, Supply, unweighted
 from ebmscale.stages.trainer import evaluated
 from ebmscale.world import World
 
@@ -95,6 +95,10 @@ class DensityNegatives:
     def held_out(self, prior: RatioSequence, position: int) -> Negatives:
         """See `NegativeSource.held_out`."""
         return self._supply.fresh(FRESH, position)
+
+    def shown(self, prior: RatioSequence, num: int) -> Tensor:
+        """See `NegativeSource.shown`."""
+        return prior.from_coordinates(unweighted(*self._supply.fresh(FRESH, 0))[:num])
 
     def used(self) -> Negatives | None:
         """See `NegativeSource.used`."""

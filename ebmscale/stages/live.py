@@ -143,6 +143,10 @@ class LiveTrainer:
         """To continue."""
         return Hold("the prior is live: its ratios train to the end")
 
+    def shown(self, num: int) -> Tensor:
+        """See `RatioTrainer.shown`."""
+        return self._negatives.shown(self.prior, num)
+
     def undone_if_stopped(self) -> AbstractContextManager[None]:
         """See `RatioTrainer.undone_if_stopped`."""
         return self._negatives.undone_if_stopped()

@@ -85,6 +85,10 @@ class NegativeSource(Protocol):
         """This rank's negatives as the last updates saw them; None where that is not known."""
         ...
 
+    def shown(self, prior: RatioSequence, num: int) -> Tensor:
+        """At most `num` of this rank's samples (N, Z) of the prior, as points, to look at; nothing changes."""
+        ...
+
     def undone_if_stopped(self) -> AbstractContextManager[None]:
         """What a measurement inside changed is taken back where a chain is stopped."""
         ...

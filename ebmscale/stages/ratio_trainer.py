@@ -94,6 +94,10 @@ class RatioTrainer(Protocol):
         """The scheduler's decision on this evidence, carried out (collective)."""
         ...
 
+    def shown(self, num: int) -> Tensor:
+        """At most `num` of this rank's samples (N, Z) of the prior that its ratios are trained on, to look at."""
+        ...
+
     def undone_if_stopped(self) -> AbstractContextManager[None]:
         """What a measurement of evidence inside changed is taken back where a chain is stopped."""
         ...

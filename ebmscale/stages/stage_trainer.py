@@ -177,6 +177,10 @@ class StageTrainer:
         """The prior with the current ratio (collective). Nothing is changed."""
         return self.negatives.freeze(self.prior, self.engine.full_weights(), self._held_out, position)
 
+    def shown(self, num: int) -> Tensor:
+        """See `RatioTrainer.shown`."""
+        return self.negatives.shown(self.prior, num)
+
     def undone_if_stopped(self) -> AbstractContextManager[None]:
         """See `RatioTrainer.undone_if_stopped`."""
         return self.negatives.undone_if_stopped()

@@ -9,12 +9,13 @@ import math
 import torch
 
 from ebmscale.config import RunConfig
+from ebmscale.data.stream import WINDOW_BYTES
 from ebmscale.errors import ConfigError
 from ebmscale.machine import num_cpus, total_memory
 from ebmscale.model.build import build_on_meta, build_ratio_on_meta
 from ebmscale.networks import ImageShape
 
-FP32 = 4
+FP32, INT64 = 4, 8
 STATE = 3  # weights and Adam's two moments, each in fp32
 
 
@@ -84,5 +85,5 @@ def least_bytes(
     needs["train.batch_size"] = rows * pixels * FP32
     if not on_cuda:
         windows = min(data.num_streams // size * data.shuffle_window, num_samples // size)
-        needs["data.shuffle_window or data.num_streams"] = windows * pixels
+        needs["data.shuffle_window or data.num_streams"] = min(windows * pixels, WINDOW_BYTES) + windows * INT64
     return needs

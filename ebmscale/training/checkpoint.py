@@ -14,19 +14,20 @@ as much as a listed one, and a checkpoint exists if its manifest can be read.
 """
 
 import json
+import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ebmscale.config import CheckpointBlock
-from ebmscale.errors import DamagedError, LostRunError, StorageError
+from ebmscale.errors import DamagedError, LostRunError, NotFoundError, StorageError
 from ebmscale.model.checkpoint import (
     FOLDER,
     FORMAT_VERSION,
@@ -38,19 +39,12 @@ from ebmscale.model.checkpoint import (
     position_of,
     size_and_digest,
 )
-from ebmscale.model.checkpoint_reader import NAMES_FILE, CheckpointNames, CheckpointReader
+from ebmscale.model.checkpoint_reader import NAMES_FILE, CheckpointContents, CheckpointNames, CheckpointReader
 from ebmscale.model.pieces import PartImage
 from ebmscale.storage import Storage
 from ebmscale.stored import digest as _digest
 
 FIRST_PAUSE_S = 1.0  # before the first retry of a failed write
-
-
-class _Contents(NamedTuple):
-    """What the policy needs of a checkpoint: its metrics, and the files of its frozen ratios."""
-
-    metrics: Mapping[str, float]
-    ratio_files: Sequence[str]
 
 
 class CheckpointStore(CheckpointReader):
@@ -64,7 +58,7 @@ class CheckpointStore(CheckpointReader):
     def __init__(self, storage: Storage, settings: CheckpointBlock | None = None):
         super().__init__(storage)
         self._settings = settings or CheckpointBlock()
-        self._written: dict[str, _Contents] = {}  # of what this store wrote
+        self._written: dict[str, CheckpointContents] = {}  # of what this store wrote
 
     def _unlisted(self) -> set[str]:
         return {*super()._unlisted(), *self._written}
@@ -77,8 +71,11 @@ class CheckpointStore(CheckpointReader):
 
     def note(self, name: str) -> None:
         """Adds a name to `checkpoints.json`, so that the checkpoint is found before the storage lists it."""
-        noted = CheckpointNames(names={name, *self.names()})
-        self.storage.publish(NAMES_FILE, noted.model_dump_json().encode())
+        contents = self._read_notes().contents
+        self._publish_notes(CheckpointNames(names={name, *self.names()}, contents=contents))
+
+    def _publish_notes(self, notes: CheckpointNames) -> None:
+        self.storage.publish(NAMES_FILE, notes.model_dump_json().encode())
 
     def write_part(self, name: str, file: str, image: PartImage) -> dict[str, Any]:
         """Writes one part of checkpoint `name`. Returns its entry for the manifest."""
@@ -97,10 +94,16 @@ class CheckpointStore(CheckpointReader):
             known = size_and_digest(data)
             file = f"{RATIO_FOLDER}/stage-{stage:03d}-{known['sha256'][:12]}.safetensors"
             for path in (file, copy_of(file)):
-                if not self.storage.exists(path) or self.storage.read_bytes(path) != data:
+                if not self._holds(path, data):
                     self.storage.publish(path, data)
             found.append({"file": file, **known})
         return found
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        try:
+            return self.storage.read_bytes(path) == data
+        except NotFoundError:
+            return False
 
     def commit(self, name: str, manifest: dict[str, Any], values: Mapping[str, Mapping[str, Any]]) -> None:
         """Writes the plain values and then the manifest, which completes the checkpoint.
@@ -118,34 +121,57 @@ class CheckpointStore(CheckpointReader):
         manifest["sha256"] = _digest(manifest)
         self.note(name)
         self.storage.publish(f"{FOLDER}/{name}/{MANIFEST_FILE}", json.dumps(manifest).encode())
-        self._written[name] = _Contents(manifest["metrics"], [one["file"] for one in manifest["ratios"]])
+        self._written[name] = _contents(manifest["metrics"], [one["file"] for one in manifest["ratios"]])
 
     def retain(self, newest: str) -> None:
         """Deletes checkpoints that the policy does not keep, and incomplete ones of dead writers.
 
+        What the policy needs to know of older checkpoints is in `checkpoints.json`, so that they are not opened. Only
+        the newest ones, which a resume would use, are opened and must be valid.
+
         Args:
             newest: the checkpoint that was just written. It is valid and is always kept.
         """
-        names = {newest, *self.names(), *self._written}
-        manifests = {}
-        for name in names - self.damaged:
-            if name in self._written:
-                manifests[name] = self._written[name]
-            elif self._is_finished(name):
-                with suppress(DamagedError):
-                    found = self.open(name).manifest
-                    manifests[name] = _Contents(found.metrics, [one.file for one in found.ratios])
-        kept = {newest, *kept_by(self._settings, {name: one.metrics for name, one in manifests.items()})}
-        for name in names - kept:
+        found = {newest, *self.names(), *self._written}
+        names = found - self.damaged
+        noted = self._read_notes().contents | self._written
+        known = {name: noted[name] for name in names if name in noted}
+        for name in names - known.keys():
+            self._open_known(name, known)
+        opened = set(self._written)
+        while unsure := [name for name in self._newest(known) if name not in opened]:
+            opened.update(unsure)
+            for name in unsure:
+                del known[name]
+                self._open_known(name, known)
+        kept = {newest, *kept_by(self._settings, {name: one.metrics for name, one in known.items()})}
+        self._publish_notes(CheckpointNames(names=kept, contents={name: known[name] for name in kept if name in known}))
+        for name in found - kept:
             self.storage.delete(f"{FOLDER}/{name}/{MANIFEST_FILE}")  # first, so that a half-deleted one is not complete
             self.storage.delete(f"{FOLDER}/{name}")
             self._written.pop(name, None)
-        if newest not in manifests:
+        if newest not in known:
             return  # the ratios that it needs are unknown
-        files = {file for name in kept for file in manifests[name].ratio_files}
+        files = {file for name in kept for file in known[name].ratio_files}
         for file in self.storage.list(RATIO_FOLDER):
             if f"{RATIO_FOLDER}/{file}" not in files | {copy_of(one) for one in files}:
                 self.storage.delete(f"{RATIO_FOLDER}/{file}")
+
+    def _newest(self, known: Mapping[str, CheckpointContents]) -> list[str]:
+        return sorted(known, reverse=True)[: self._settings.keep_last]
+
+    def _open_known(self, name: str, known: dict[str, CheckpointContents]) -> None:
+        """Adds what the policy needs of a checkpoint, if it is complete and not damaged."""
+        if self._is_finished(name):
+            with suppress(DamagedError):
+                manifest = self.open(name).manifest
+                known[name] = _contents(manifest.metrics, [one.file for one in manifest.ratios])
+
+
+def _contents(metrics: Mapping[str, float], ratio_files: list[str]) -> CheckpointContents:
+    """The contents of a checkpoint. A metric that is not finite says nothing, and JSON cannot hold it."""
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return CheckpointContents(metrics=finite, ratio_files=ratio_files)
 
 
 def kept_by(settings: CheckpointBlock, metrics: Mapping[str, Mapping[str, float]]) -> set[str]:

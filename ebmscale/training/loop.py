@@ -24,6 +24,7 @@ from ebmscale.training.owner import Lease
 from ebmscale.training.profile import Profile
 from ebmscale.training.run import Run
 from ebmscale.training.sample_picture import sample_picture
+from ebmscale.training.stage_samples import stage_file, stage_picture
 from ebmscale.training.stopping import Stopped
 from ebmscale.training.trackers import open_trackers
 from ebmscale.training.update import BatchReport, train_batch
@@ -151,6 +152,8 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
         log.event(run.samples_seen, event)
         if log.takes_pictures and (event.get("freeze") or run.samples_seen >= run.config.train.max_samples):
             log.picture(run.samples_seen, "samples", sample_picture(run))
+        if event.get("freeze"):
+            log.keep(stage_file(event["stage"], run.samples_seen), stage_picture(run))
     if "diverged" in event:
         if run.samples_seen >= run.config.train.max_samples:
             raise DivergenceError(

@@ -23,8 +23,9 @@ from ebmscale.errors import DamagedError, LostRunError, StorageError
 from ebmscale.model.run_documents import LogLine
 from ebmscale.model.timed_parts import PARTS
 from ebmscale.storage import Storage
-from ebmscale.stored import as_form, read_file
+from ebmscale.stored import as_form
 from ebmscale.training.event_file import EventFile
+from ebmscale.training.line_files import LineFile
 from ebmscale.training.trackers import Tracker
 from ebmscale.world import World
 
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 GUARD_FILE = "guard.jsonl"
-LOG_BYTES = 1 << 30
 FLUSH_EVERY_S = 15.0  # for logs that are not in a local folder
 
 
@@ -151,7 +151,7 @@ class RunLog:
         self._lock = threading.Lock()
         self._files = threading.Lock()
         self._pending: dict[str, bytes] = {}
-        self._whole: dict[str, bytes] = {}
+        self._line_files: dict[str, LineFile] = {}
         self._background: ThreadPoolExecutor | None = None
         self._flushed = time.monotonic()
         self._uncut = dict(kept)
@@ -180,6 +180,16 @@ class RunLog:
         """Writes the action after a bad update."""
         self._line(GUARD_FILE, {"samples_seen": samples_seen, **values})
 
+    def keep(self, file: str, content: bytes) -> None:
+        """Writes a file of the run that nothing depends on, such as a picture. If the storage fails, it warns."""
+        try:
+            self._check()
+            self._storage.publish(file, content)
+        except LostRunError:  # the next save raises it
+            return
+        except StorageError as error:
+            log.warning("%s cannot be written: %s", file, error)
+
     def flush(self) -> None:
         """Writes every buffered line.
 
@@ -190,14 +200,14 @@ class RunLog:
         with self._files:
             self._check()
             for name in list(self._uncut):
-                self._cut(name, self._uncut[name])
+                self._file(name).cut(self._uncut[name])
                 del self._uncut[name]
             with self._lock:
                 pending, self._pending = self._pending, {}
             self._flushed = time.monotonic()
             try:
                 for name in list(pending):
-                    self._write(name, pending[name])
+                    self._file(name).append(pending[name])
                     del pending[name]
             finally:
                 with self._lock:
@@ -236,23 +246,8 @@ class RunLog:
         except StorageError as error:
             log.warning("metrics cannot be written now and stay in memory: %s", error)
 
-    def _write(self, name: str, text: bytes) -> None:
-        """Appends to a file in a local folder. In another storage the whole file is written again."""
-        if self._local:
-            self._storage.append(name, text)
-            return
-        whole = self._whole.get(name, b"") + text
-        self._storage.publish(name, whole)
-        self._whole[name] = whole
-
-    def _cut(self, name: str, position: int) -> None:
-        if self._storage.exists(name):
-            lines = read_lines(self._storage, name)
-            kept = [line for line in lines if line["samples_seen"] <= position]
-            text = "".join(json.dumps(line) + "\n" for line in kept).encode()
-            if len(kept) < len(lines) or not self._storage.read_bytes(name).endswith(b"\n"):
-                self._storage.publish(name, text)
-            self._whole[name] = text
+    def _file(self, name: str) -> LineFile:
+        return self._line_files.setdefault(name, LineFile(self._storage, name))
 
 
 def read_lines(storage: Storage, name: str, form: type[LogLine] = LogLine) -> list[dict[str, Any]]:
@@ -265,18 +260,19 @@ def read_lines(storage: Storage, name: str, form: type[LogLine] = LogLine) -> li
         name: of the file. The result is empty if it does not exist.
         form: the model that validates a line.
     """
-    where = storage.url_of(name)
-    text = read_file(storage, name, LOG_BYTES).decode(errors="replace") if storage.exists(name) else ""
-    lines, problems = [], []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            values = read_json(line, f"{where}, line {number},", DamagedError)
-            as_form(values, form, f"{where}, line {number},")
-        except DamagedError as error:
-            problems.append(str(error))
-            continue
-        lines.append(values)
-    if len(problems) > 1 or (problems and text.endswith("\n")):
+    where, number = storage.url_of(name), 0
+    lines, problems, text = [], [], b""
+    for text in LineFile(storage, name).texts():
+        for line in text.decode(errors="replace").splitlines():
+            number += 1
+            try:
+                values = read_json(line, f"{where}, line {number},", DamagedError)
+                as_form(values, form, f"{where}, line {number},")
+            except DamagedError as error:
+                problems.append(str(error))
+                continue
+            lines.append(values)
+    if len(problems) > 1 or (problems and text.endswith(b"\n")):
         log.warning("%d lines are skipped: %s", len(problems), problems[0])
     return lines
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, changed_keys
-from ebmscale.data.manifest import Manifest, verify
-from ebmscale.data.split import has_validation_part
-from ebmscale.data.stream import read_split
+from ebmscale.data.checks import verify
+from ebmscale.data.choose import lowest
+from ebmscale.data.chunks import read_samples
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.split import has_validation_part, select
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.kernels.forms import FormName, choose_form
@@ -84,12 +86,13 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
     reading = storage.hearing(stop.event)  # while nothing needs to be saved yet
     gain = least_bf16_gain(config, world)
     asked = config
-    config, ticket = on_first(world, stop, lambda check: _prepare(asked, gain, reading, data, lease, check))
+    config, ticket, counted = on_first(world, stop, lambda check: _prepare(asked, gain, reading, data, lease, check))
     if lease is not None and not world.is_first:
         lease.join(*ticket)
     manifest = Manifest.load(data)
+    manifest.counted.update(counted)
     image_shape = shape_of_images(data, manifest)
-    check_room(config, image_shape, sum(manifest.counts().values()), world.size, world.device)
+    check_room(config, image_shape, manifest.num_samples, world.size, world.device)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
     settings = _engine_settings(config, world)
     adam = replace(_adam(config.train.generator), factors={"encoder.": config.train.generator.encoder_factor})
@@ -204,11 +207,11 @@ def _prepare(
     data: Storage,
     lease: Lease | None,
     check: Callable[[], None],
-) -> tuple[RunConfig, Any]:
-    """What one rank does before all begin: tries the storage, takes the run, packs and verifies the data.
+) -> tuple[RunConfig, Any, dict[Any, Any]]:
+    """What one rank does before all begin: tries the storage, takes the run, packs, verifies and counts the data.
 
     Returns:
-        The configuration with the run's precision, and the lease's ticket.
+        The configuration with the run's precision, the lease's ticket, and `Manifest.counted`.
     """
     storage.probe()
     refuse_other(storage, "run", "choose another run.name")
@@ -223,10 +226,11 @@ def _prepare(
     manifest = load_or_pack(config, data, check)
     seen = RunData.of(manifest) if old is None else check_run_data(storage, manifest, config)
     verify(data, manifest, config.data.verify, progress=lambda shard: check())
+    select(manifest, "train", config.data.validation_fraction, config.data.held_out)
     for file, text in ((CONFIG_FILE, config.dump()), (DATA_FILE, seen.model_dump_json(indent=1))):
         publish = partial(storage.publish, file, text.encode())
         retried(publish, config.checkpoint.retry_s, patience, time.monotonic, "It")
-    return config, lease.ticket if lease is not None else None
+    return config, lease.ticket if lease is not None else None, manifest.counted
 
 
 class _Listening(threading.Event):
@@ -269,13 +273,13 @@ def _adam(block: OptimizerBlock) -> OptimizerSettings:
 def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World) -> tuple[Tensor, Tensor]:
     """This rank's held-out images, as pixels (B, C, H, W), and their streams (B,)."""
     block = config.data
-    images, _, _ = read_split(
-        data, manifest, "validation", config.stages.evidence_samples, block.validation_fraction, block.held_out
-    )
-    if len(images) < LEAST_HELD_OUT:
+    split = select(manifest, "validation", block.validation_fraction, block.held_out)
+    chosen = lowest(split, config.stages.evidence_samples)
+    if len(chosen) < LEAST_HELD_OUT:
         cure = f"raise data.validation_fraction (now {block.validation_fraction}) until it has {LEAST_HELD_OUT}"
         if has_validation_part(manifest):
             cure = f"pack it with {LEAST_HELD_OUT} or more in its validation part, or without that part"
-        raise DataError(f"{data.url} has only {len(images)} held-out images, too few to decide on; {cure}.")
-    rows = owned_rows(len(images), block.num_streams, world)
-    return to_pixels(images[rows]).to(world.device), rows % block.num_streams
+        raise DataError(f"{data.url} has only {len(chosen)} held-out images, too few to decide on; {cure}.")
+    rows = owned_rows(len(chosen), block.num_streams, world)
+    images = read_samples(data, manifest, chosen.at(rows.numpy()))
+    return to_pixels(images).to(world.device), rows % block.num_streams

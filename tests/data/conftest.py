@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from ebmscale.data.formats import Record, Source
+from ebmscale.data.shard_index import ShardIndex, index_file
 from ebmscale.storage import Storage
 
 SHAPE = (2, 3, 4)
@@ -37,7 +38,8 @@ def flip_byte():
 
     def flip(storage, shard, sample):
         data = bytearray(storage.read_bytes(shard.file))
-        data[shard.offsets[sample] + 1] ^= 0x40
+        index, _ = ShardIndex.from_bytes(storage.read_bytes(index_file(shard.file)))
+        data[index.offsets[sample] + 1] ^= 0x40
         storage.publish(shard.file, bytes(data))
 
     return flip

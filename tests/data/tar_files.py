@@ -6,7 +6,8 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from ebmscale.data.stream import read_split
+from ebmscale.data.chunks import read_split
+from tests.data.indexed import indexed
 
 SHAPE = (3, 5, 4)
 
@@ -52,7 +53,7 @@ def make_tar(members):
 def labels_by_key(manifest):
     return {
         key: manifest.classes[label] if label >= 0 else None
-        for shard in manifest.shards
+        for shard in indexed(manifest)
         for key, label in zip(shard.keys, shard.labels, strict=True)
     }
 

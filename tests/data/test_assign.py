@@ -55,8 +55,7 @@ def test_ranks_get_equally_many_rows_when_the_numbers_divide(start, batches, per
 
 
 def make_order(shard_sizes, num_streams, window, seed=0):
-    shards = np.repeat(np.arange(len(shard_sizes)), shard_sizes)
-    return SampleOrder(shards, seed=seed, num_streams=num_streams, window=window)
+    return SampleOrder(shard_sizes, seed=seed, num_streams=num_streams, window=window)
 
 
 def sample_at(order, i):
@@ -125,3 +124,53 @@ def test_arrays_of_numbers_are_located_as_single_ones_are():
     numbers = np.arange(500)
     together = locate(numbers, 37, 8)
     assert [tuple(place) for place in np.stack(together).T.tolist()] == [locate(i, 37, 8) for i in range(500)]
+
+
+billions = st.integers(1, 10**12)
+
+
+@given(billions, st.integers(1, 100_000), st.integers(0, 10**6), st.data())
+def test_the_laws_of_segments_hold_for_any_number_of_samples(num_samples, num_streams, epoch, data):
+    """Segments of streams that follow each other by turn touch, and each has a share that differs by one at most."""
+    turn = data.draw(st.integers(0, num_streams - 1))
+    stream, following = ((epoch * num_samples + place) % num_streams for place in (turn, turn + 1))
+    span = segment(epoch, stream, num_samples, num_streams)
+    assert span.length in (num_samples // num_streams, -(-num_samples // num_streams))
+    if turn == 0:
+        assert span.start == 0
+    if turn == num_streams - 1:
+        assert span.start + span.length == num_samples
+    else:
+        assert segment(epoch, following, num_samples, num_streams).start == span.start + span.length
+
+
+@given(billions, st.integers(1, 100_000), st.integers(0, 10**15))
+def test_a_number_of_any_size_has_one_place(num_samples, num_streams, i):
+    place = locate(i, num_samples, num_streams)
+    in_array = locate(np.array([i]), num_samples, num_streams)
+    assert tuple(int(part[0]) for part in in_array) == place
+    assert 0 <= place.offset < segment(place.epoch, place.stream, num_samples, num_streams).length
+    turn = (i % num_samples) % num_streams
+    assert place.epoch * num_samples + place.offset * num_streams + turn == i
+
+
+@given(st.lists(st.integers(0, 10**10), min_size=1, max_size=100).filter(any), st.integers(1, 10_000), st.data())
+def test_the_order_of_any_number_of_samples_is_a_permutation(counts, num_streams, data):
+    """Windows over a few neighbouring places of the epoch serve different samples, in shards that are neighbours there.
+
+    The law for all windows of small sets is above; here the numbers are those of sets that no list could hold.
+    """
+    order = SampleOrder(counts, seed=1, num_streams=num_streams, window=100)
+    starts = np.cumsum(counts) - counts
+    i = data.draw(st.integers(0, 3 * order.num_samples))
+    place = locate(i, order.num_samples, num_streams)
+    index, within = divmod(place.offset, 100)
+    window = order.window(place.epoch, place.stream, index)
+    assert 0 <= within < len(window)
+    assert len(set(window.tolist())) == len(window)
+    shards = np.searchsorted(starts, window, "right") - 1
+    assert (window >= 0).all()
+    assert (window < order.num_samples).all()
+    for shard in set(shards.tolist()):
+        of_shard = np.sort(window[shards == shard])
+        assert (np.diff(of_shard) == 1).all()  # a contiguous part of the shard

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from ebmscale.data.chunks import iter_chunks, select_all, take
+from ebmscale.data.choose import select_all, take
+from ebmscale.data.chunks import iter_chunks, read_split
 from ebmscale.data.pack import pack
-from ebmscale.data.split import key_hash, select
-from ebmscale.data.stream import read_split
+from ebmscale.data.shard_index import key_hash
+from ebmscale.data.split import select
 from ebmscale.errors import DataError
 
 
@@ -28,23 +29,24 @@ def test_the_chunks_of_all_workers_are_the_split(make_source, storage):
 
 def test_a_limit_takes_the_lowest_hashes_in_the_order_of_the_files(make_source, storage):
     manifest = pack(make_source(num_train=100), storage, shard_samples=16)
-    whole = select(manifest, "train", 0)
-    few = take(whole, 10)
-    assert set(few.keys) == set(sorted(whole.keys, key=key_hash)[:10])
-    assert few.keys == [key for key in whole.keys if key in set(few.keys)]
-    assert take(whole, 10**6).keys == take(whole, None).keys == whole.keys
-    without = take(whole, None, without_label=1)
-    assert without.keys == [key for key, label in zip(whole.keys, whole.labels, strict=True) if label != 1]
-    assert 1 not in take(whole, 20, without_label=1).labels
+    split = select(manifest, "train", 0)
+    keys, labels = split.find().texts(), split.find().labels
+    few = take(split, 10).find().texts()
+    assert set(few) == set(sorted(keys, key=key_hash)[:10])
+    assert few == [key for key in keys if key in set(few)]
+    assert take(split, 10**6).find().texts() == take(split, None).find().texts() == keys
+    without = take(split, None, without_label=1).find().texts()
+    assert without == [key for key, label in zip(keys, labels, strict=True) if label != 1]
+    assert 1 not in take(split, 20, without_label=1).find().labels
 
 
 def test_everything_is_every_part(make_source, storage):
     manifest = pack(make_source(num_train=20, num_test=7), storage, shard_samples=8)
     found = select_all(manifest)
-    assert len(set(found.keys)) == 27
+    assert len(set(found.find().texts())) == 27
     chunks = list(iter_chunks(storage, manifest, found))
     assert len(chunks) == 1
-    np.testing.assert_array_equal(chunks[0].labels, found.labels)
+    np.testing.assert_array_equal(chunks[0].labels, found.find().labels)
 
 
 def test_a_damaged_sample_ends_the_reading(make_source, storage, flip_byte):

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ebmscale.data.chunks import read_split
 from ebmscale.data.formats import open_source
 from ebmscale.data.formats.cifar10 import BATCHES
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import read_split
 from ebmscale.errors import DataError
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "cifar10.npz"

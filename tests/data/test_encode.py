@@ -6,12 +6,12 @@ import pytest
 import webdataset
 from PIL import Image
 
+from ebmscale.data.chunks import read_split
 from ebmscale.data.decode import DECODERS, decoder
 from ebmscale.data.encode import ENCODERS, choose_encoding, encode_all
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import read_split
 from ebmscale.errors import ConfigError, DataError
 
 SHAPES = [(1, 5, 7), (3, 5, 7)]

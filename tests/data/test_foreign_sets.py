@@ -4,10 +4,12 @@ import gzip
 import io
 import json
 import os
+import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ebmscale.data.checks import inspect_shards, verify
+from ebmscale.data.chunks import read_split
 from ebmscale.data.decode import decoder
 from ebmscale.data.formats import open_source
 from ebmscale.data.index import index
-from ebmscale.data.manifest import FILE, Manifest, inspect_shards, verify
+from ebmscale.data.manifest import FILE, Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.soundness import damaged_samples
 from ebmscale.errors import DataError
@@ -34,11 +38,21 @@ def packed(tmp_path_factory, make_source):
     return storage, json.loads(storage.read_text(FILE))
 
 
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    """A set with a manifest of version 1, and that manifest as plain values."""
+    folder = tmp_path_factory.mktemp("sets") / "old"
+    shutil.copytree(Path(__file__).parents[1] / "fixtures" / "shards_1" / "set", folder)
+    return Storage.at(folder), json.loads((folder / FILE).read_text())
+
+
 def check(storage):
     """What `inspect` does with a set."""
     manifest = Manifest.load(storage)
     decoder(manifest.encoding, manifest.dtype)
-    found = [one.problem or damaged_samples(storage, manifest, i) for i, one in enumerate(inspect_shards(storage))]
+    found = [
+        one.problem or damaged_samples(storage, manifest, i) for i, one in enumerate(inspect_shards(storage, manifest))
+    ]
     return next((problem for problem in found if problem), None)
 
 
@@ -48,6 +62,70 @@ def test_any_manifest_is_read_or_refused(packed, data):
     storage, sound = packed
     storage.publish(FILE, json.dumps(data.draw(documents(sound))).encode())
     result_or_error(lambda: check(storage))
+
+
+@FEW
+@given(data=st.data())
+def test_any_manifest_of_version_1_is_read_or_refused(old, data):
+    storage, sound = old
+    storage.publish(FILE, json.dumps(data.draw(documents(sound))).encode())
+    result_or_error(lambda: check(storage))
+
+
+@FEW
+@given(data=st.data())
+def test_any_index_is_read_or_refused(packed, data):
+    storage, sound = packed
+    storage.publish(FILE, json.dumps(sound).encode())
+    name = "toy-train-000000.index.npz"
+    whole = storage.read_bytes(name)
+    try:
+        storage.publish(name, data.draw(damaged(whole)))
+        result_or_error(lambda: (check(storage), read_split(storage, Manifest.load(storage), "train")))
+    finally:
+        storage.publish(name, whole)
+
+
+def column(name, value):
+    return lambda fields: fields["shards"][name].__setitem__(0, value)
+
+
+def low(place, value):
+    return lambda fields: fields["lowest"]["train"][0].__setitem__(place, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (column("file", 7), "file.0: input should be a valid string"),
+        (column("file", "../toy.tar"), "file.0: string should match"),
+        (column("file", "toy-train-000001.tar"), "lists a shard twice"),
+        (column("num_samples", 10**30), "num_samples.0"),
+        (column("num_samples", 2**60), "samples"),
+        (column("num_unlabelled", 5), "counts more samples than its 4"),
+        (column("sha256", "x"), "sha256.0"),
+        (column("index_bytes", 2**40), "the index of shard toy-train-000000.tar has"),
+        (column("below", [1]), "below.0"),
+        (lambda fields: fields["shards"]["part"].pop(), "columns of shards differ in length"),
+        (lambda fields: fields["shards"].pop("part"), "part: field required"),
+        (lambda fields: [values.clear() for values in fields["shards"].values()], "lists no shards"),
+        (lambda fields: fields.update(fractions=[0.3]), "other fractions"),
+        (low(0, 9), "is not in part train"),
+        (low(1, 9), "does not fit its shard"),
+        (low(4, 9), "does not fit its shard"),
+        (low(5, 2**40), "lies beyond its shard"),
+        (low(7, -1), "lowest"),
+        (low(3, 1.5), "lowest"),
+    ],
+)
+def test_values_of_another_type_sign_or_size_are_refused(packed, change, words):
+    storage, sound = packed
+    fields = json.loads(json.dumps(sound))
+    change(fields)
+    storage.publish(FILE, json.dumps(fields).encode())
+    with pytest.raises(DataError) as caught:
+        Manifest.load(storage)
+    assert words in str(caught.value)
 
 
 def first(name, value):
@@ -75,8 +153,8 @@ def first(name, value):
         (lambda fields: fields.update(shards=fields["shards"] * 2), "lists a shard twice"),
     ],
 )
-def test_values_of_another_type_sign_or_size_are_refused(packed, change, words):
-    storage, sound = packed
+def test_such_values_of_version_1_are_refused(old, change, words):
+    storage, sound = old
     fields = json.loads(json.dumps(sound))
     change(fields)
     storage.publish(FILE, json.dumps(fields).encode())
@@ -85,19 +163,19 @@ def test_values_of_another_type_sign_or_size_are_refused(packed, change, words):
     assert words in str(caught.value)
 
 
-def test_checksums_of_nothing_are_found_by_inspect(packed):
-    storage, sound = packed
+def test_checksums_of_nothing_are_found_by_inspect(old):
+    storage, sound = old
     fields = json.loads(json.dumps(sound))
-    fields["shards"][0]["crc32"] = [0] * 4
+    fields["shards"][0]["crc32"] = [0] * 16
     storage.publish(FILE, json.dumps(fields).encode())
-    assert "4 samples" in check(storage)
+    assert "16 samples" in check(storage)
 
 
 def test_a_pipe_in_the_place_of_a_shard_is_not_read(packed, tmp_path):
     _, sound = packed
     copy = Storage.at(tmp_path)
     copy.publish(FILE, json.dumps(sound).encode())
-    os.mkfifo(tmp_path / sound["shards"][0]["file"])
+    os.mkfifo(tmp_path / sound["shards"]["file"][0])
     with pytest.raises(DataError, match="pipe"):
         verify(copy, Manifest.load(copy), "sha256")
 

@@ -9,6 +9,7 @@ from ebmscale.data.formats import open_source
 from ebmscale.data.pack import pack
 from ebmscale.data.split import select
 from ebmscale.errors import ConfigError, DataError
+from ebmscale.storage import Storage
 
 
 def save(path, height=6, width=8, seed=0, mode="RGB"):
@@ -106,7 +107,7 @@ def test_names_that_are_no_utf8(tmp_path, storage):
     assert len(select(manifest, "train", 0)) == 3
     (tmp_path / "set" / os.fsdecode(b"a\xe4.png")).write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"a\\xe4\.png is no image that can be read"):
-        open_source("folder", str(tmp_path / "set"))
+        pack(open_source("folder", str(tmp_path / "set")), Storage.at(tmp_path / "other"))
 
 
 def test_pipes_and_links_that_lead_nowhere_are_passed_over(tmp_path):
@@ -166,6 +167,14 @@ def test_a_damaged_image_is_named(tmp_path, storage):
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:150])
     with pytest.raises(DataError, match=r"b\.png is no image that can be read"):
         pack(open_source("folder", str(tmp_path)), storage)
+
+
+def test_the_most_frequent_size_is_the_set_s(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    save(tmp_path / "1.png", height=9)
+    for number in range(2, 5):
+        save(tmp_path / f"{number}.png", height=6)
+    assert open_source("folder", str(tmp_path)).image_shape == (3, 6, 8)
 
 
 def test_options_are_for_images(tmp_path):

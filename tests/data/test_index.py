@@ -15,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebmscale.cli import cli
+from ebmscale.data.checks import verify
+from ebmscale.data.chunks import read_split
 from ebmscale.data.formats import open_source
 from ebmscale.data.index import index
-from ebmscale.data.manifest import Manifest, verify
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import read_split
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
+from tests.data.indexed import indexed
 from tests.data.tar_files import (
     SHAPE,
     assert_same_images,
@@ -74,13 +76,13 @@ def test_labels_of_json_and_text_become_classes(storage):
     storage.publish("b.tar", make_tar([("y.txt", b"cat\n"), ("y.png", png), ("z.png", png)]))
     manifest = index(storage)
     assert manifest.classes == ["cat", "dog"]
-    assert [shard.labels for shard in manifest.shards] == [[1], [0, -1]]
+    assert [shard.labels for shard in indexed(manifest)] == [[1], [0, -1]]
 
 
 def test_keys_that_repeat_get_the_shards_name(storage):
     for name in ("a", "b"):
         storage.publish(f"{name}.tar", make_tar(members(range(2))))
-    keys = [key for shard in index(storage).shards for key in shard.keys]
+    keys = [key for shard in indexed(index(storage)) for key in shard.keys]
     assert keys == ["a/some/dir/0000", "a/some/dir/0001", "b/some/dir/0000", "b/some/dir/0001"]
 
 

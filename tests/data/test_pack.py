@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import webdataset
 
+from ebmscale.data.checks import verify
+from ebmscale.data.chunks import read_split
 from ebmscale.data.formats import open_source
-from ebmscale.data.manifest import Manifest, verify
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.packed import packed_manifest
-from ebmscale.data.stream import read_split
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
 
@@ -53,16 +54,19 @@ def test_the_manifest_says_what_is_stored(make_source, storage):
         ("toy-train-000002.tar", 5),
         ("toy-test-000000.tar", 7),
     ]
-    assert storage.list() == sorted(["manifest.json", *(shard.file for shard in manifest.shards)])
+    assert storage.list() == sorted(
+        ["manifest.json", *(file for shard in manifest.shards for file in (shard.file, shard.index_file))]
+    )
     verify(storage, manifest, "sha256")
 
 
 def test_offsets_are_those_of_the_tar(make_source, storage):
-    [shard] = pack(make_source(), storage).shards
+    manifest = pack(make_source(), storage)
+    [shard] = manifest.shards
     with tarfile.open(storage.local_path(shard.file)) as tar:
         images = [member for member in tar if member.name.endswith(".bin")]
-    assert [member.offset_data for member in images] == shard.offsets
-    assert [member.size for member in images] == shard.sizes
+    assert [member.offset_data for member in images] == manifest.index(0).offsets.tolist()
+    assert [member.size for member in images] == manifest.index(0).sizes.tolist()
 
 
 def test_webdataset_reads_the_shards(make_source, storage):

@@ -74,16 +74,27 @@ def test_an_object_store(make_source, tmp_path):
     assert files(stopped) == files(whole)
 
 
-@pytest.mark.parametrize("damage", ["deleted", "truncated"])
-def test_a_shard_that_is_not_whole_is_done_again(make_source, tmp_path, damage):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("toy-train-000001.tar", "deleted"),
+        ("toy-train-000001.tar", "truncated"),
+        ("toy-train-000001.index.npz", "deleted"),
+        ("toy-train-000001.index.npz", "truncated"),
+        ("toy-train-000001.index.npz", "other bytes"),
+    ],
+)
+def test_a_shard_that_is_not_whole_is_done_again(make_source, tmp_path, damage, name):
     whole, stopped = Storage.at(tmp_path / "whole"), Storage.at(tmp_path / "stopped")
     pack(make_source(), whole, shard_samples=10)
     with pytest.raises(Killed):
         pack(make_source(), stopped, shard_samples=10, progress=stop_after(3))
     if damage == "deleted":
-        stopped.delete("toy-train-000001.tar")
+        stopped.delete(name)
+    elif damage == "truncated":
+        stopped.publish(name, b"half")
     else:
-        stopped.publish("toy-train-000001.tar", b"half")
+        stopped.publish(name, bytes(len(stopped.read_bytes(name))))
     pack(make_source(), stopped, shard_samples=10)
     assert files(stopped) == files(whole)
 
@@ -98,6 +109,18 @@ def test_another_set_or_other_options_do_not_go_on(make_source, storage):
     ):
         with pytest.raises(DataError, match="holds an unfinished pack of another set or with other options"):
             pack(source, storage, **options)
+
+
+def test_other_options_go_on_where_no_shard_is_finished(make_source, storage):
+    source = make_source()
+
+    def broken():
+        yield from ()
+        raise Killed
+
+    with pytest.raises(Killed):
+        pack(dataclasses.replace(source, records=broken), storage, shard_samples=10)
+    assert [shard.num_samples for shard in pack(source, storage, shard_samples=25).shards] == [25, 25]
 
 
 def test_other_files_do_not_go_on(make_source, storage):

@@ -9,7 +9,8 @@ import pytest
 import s3fs
 import torch
 
-from ebmscale.data.manifest import Manifest, inspect_shards
+from ebmscale.data.checks import inspect_shards
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream
 from ebmscale.errors import StorageError
@@ -75,7 +76,7 @@ def test_a_stream_from_s3_is_the_stream_from_a_folder(packed, make_source, tmp_p
     storage, manifest = packed
     folder = Storage.at(tmp_path / "toy")
     assert pack(make_source(num_train=NUM), folder, shard_samples=50) == manifest == Manifest.load(storage)
-    assert [finding.problem for finding in inspect_shards(storage)] == [None] * 12
+    assert [finding.problem for finding in inspect_shards(storage, Manifest.load(storage))] == [None] * 12
     pairs = [take(ImageStream(place, manifest, **SETTINGS), 30) for place in (storage, folder)]
     for ours, theirs in zip(*pairs, strict=True):
         assert (ours.keys, ours.start) == (theirs.keys, theirs.start)

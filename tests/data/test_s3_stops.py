@@ -14,6 +14,7 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
+from tests.data.indexed import indexed
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
@@ -99,7 +100,7 @@ def test_every_key_once_an_epoch_through_twenty_stops(storage, tmp_path):
         size = chance.choice([other for other in (1, 2, 3, 4) if other != size])
     assert 5 < num_killed < NUM_STOPS
     assert num_repeated > 0  # ranks were killed at different batches
-    everything = {key for shard in manifest.shards if shard.part == "train" for key in shard.keys}
+    everything = {key for shard in indexed(manifest) if shard.part == "train" for key in shard.keys}
     assert len(everything) == num
     for epoch in range(position // num):
         assert {seen[i] for i in range(epoch * num, (epoch + 1) * num)} == everything

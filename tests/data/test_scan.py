@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ebmscale.data.chunks import read_split
 from ebmscale.data.index import index
-from ebmscale.data.stream import read_split
 from ebmscale.errors import DataError
 from tests.data.tar_files import (
     SHAPE,

@@ -8,11 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebmscale.config import HeldOutBlock
+from ebmscale.data.chunks import read_split
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.split import SPLITS, key_hash, select
-from ebmscale.data.stream import ImageStream, read_split
+from ebmscale.data.shard_index import key_hash
+from ebmscale.data.split import SPLITS, select
+from ebmscale.data.stream import ImageStream
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
+from tests.data.indexed import indexed
 
 
 @pytest.fixture(scope="module")
@@ -21,18 +25,22 @@ def held_out_set(make_source, tmp_path_factory):
     return storage, pack(make_source(num_train=150, num_test=50), storage, shard_samples=32)
 
 
+def keys_of(*args, **settings):
+    return set(select(*args, **settings).find().texts())
+
+
 def test_train_and_validation_share_out_the_train_part(make_source, storage):
     manifest = pack(make_source(num_train=400, num_test=30), storage, shard_samples=64)
-    train, validation, test = (set(select(manifest, split, 0.2).keys) for split in ("train", "validation", "test"))
+    train, validation, test = (keys_of(manifest, split, 0.2) for split in ("train", "validation", "test"))
     assert not train & validation
-    assert train | validation == {key for shard in manifest.shards if shard.part == "train" for key in shard.keys}
+    assert train | validation == {key for shard in indexed(manifest) if shard.part == "train" for key in shard.keys}
     assert 50 < len(validation) < 110
     assert test == {f"test-{i:06d}" for i in range(30)}
 
 
 def test_a_larger_fraction_only_adds_to_validation(make_source, storage):
     manifest = pack(make_source(num_train=400), storage)
-    assert set(select(manifest, "validation", 0.1).keys) < set(select(manifest, "validation", 0.3).keys)
+    assert keys_of(manifest, "validation", 0.1) < keys_of(manifest, "validation", 0.3)
 
 
 def test_a_set_without_test_part_says_so(make_source, storage):
@@ -101,8 +109,8 @@ def three_parts(make_source, tmp_path_factory):
 @pytest.mark.parametrize("fraction", [0, 0.05, 0.9])
 def test_a_validation_part_is_the_validation_split(three_parts, fraction):
     for split in SPLITS:
-        keys = {key for shard in three_parts.shards if shard.part == split for key in shard.keys}
-        assert set(select(three_parts, split, fraction).keys) == keys
+        keys = {key for shard in indexed(three_parts) if shard.part == split for key in shard.keys}
+        assert keys_of(three_parts, split, fraction) == keys
     assert three_parts.counts() == {"train": 60, "validation": 30, "test": 30}
 
 
@@ -113,8 +121,8 @@ def test_a_held_out_class_of_a_set_with_a_validation_part(three_parts):
     assert found["test"] == plain["test"]
     for split in ("train", "validation"):
         assert found[split] == {key for key in plain[split] if labels[key] != "b"}
-    anomalous = select(three_parts, "validation", held_out=HeldOutBlock(label="b"), with_anomalies=True)
-    assert set(anomalous.keys) == plain["validation"]
+    anomalous = keys_of(three_parts, "validation", held_out=HeldOutBlock(label="b"), with_anomalies=True)
+    assert anomalous == plain["validation"]
     pooled = _sets(three_parts, HeldOutBlock(label="b", protocol="pooled"))
     assert pooled["validation"] < plain["validation"]
     assert not pooled["train"] & (pooled["validation"] | pooled["test"] | plain["validation"])
@@ -122,13 +130,13 @@ def test_a_held_out_class_of_a_set_with_a_validation_part(three_parts):
 
 
 def _sets(manifest, held_out, fraction=0.2):
-    return {split: set(select(manifest, split, fraction, held_out).keys) for split in SPLITS}
+    return {split: keys_of(manifest, split, fraction, held_out) for split in SPLITS}
 
 
 def _labels(manifest):
     return {
         key: manifest.classes[label]
-        for shard in manifest.shards
+        for shard in indexed(manifest)
         for key, label in zip(shard.keys, shard.labels, strict=True)
     }
 
@@ -141,9 +149,9 @@ def test_the_official_protocol_trains_without_the_class_and_tests_on_the_whole_t
     assert found["test"] == plain["test"] == {key for key in labels if key.startswith("test")}
     for split in ("train", "validation"):
         assert found[split] == {key for key in plain[split] if labels[key] != label}
-    anomalous = set(select(manifest, "validation", 0.2, HeldOutBlock(label=label), with_anomalies=True).keys)
+    anomalous = keys_of(manifest, "validation", 0.2, HeldOutBlock(label=label), with_anomalies=True)
     assert anomalous == plain["validation"]
-    assert set(select(manifest, "train", 0.2, HeldOutBlock(label=label), with_anomalies=True).keys) == found["train"]
+    assert keys_of(manifest, "train", 0.2, HeldOutBlock(label=label), with_anomalies=True) == found["train"]
 
 
 @pytest.mark.parametrize("label", ["a", "b", "c"])
@@ -187,15 +195,15 @@ def test_no_worker_ever_streams_a_held_out_sample(held_out_set, protocol, label,
                 seen += [(batch.start + row, key) for row, key in zip(batch.rows.tolist(), batch.keys, strict=True)]
                 assert manifest.classes.index(label) not in batch.labels
     first_epoch = [key for _, key in sorted(seen)][: len(whole)]
-    assert sorted(first_epoch) == sorted(whole.keys)
+    assert sorted(first_epoch) == sorted(whole.find().texts())
 
 
 def test_held_out_samples_are_read_for_evaluation(held_out_set):
     storage, manifest = held_out_set
     held_out = HeldOutBlock(label="b", protocol="pooled")
     _, labels, keys = read_split(storage, manifest, "test", held_out=held_out)
-    assert sorted(keys) == sorted(select(manifest, "test", held_out=held_out).keys)
-    assert labels.eq(1).sum() == sum(label == 1 for shard in manifest.shards for label in shard.labels)
+    assert sorted(keys) == sorted(keys_of(manifest, "test", held_out=held_out))
+    assert labels.eq(1).sum() == sum(label == 1 for shard in indexed(manifest) for label in shard.labels)
 
 
 def test_a_class_that_the_set_has_not_is_refused(make_source, storage):
@@ -209,6 +217,19 @@ def test_a_class_that_the_set_has_not_is_refused(make_source, storage):
 
 def test_a_class_of_an_unlabelled_set_cannot_be_held_out(make_source, storage):
     manifest = pack(make_source(num_train=3), storage)
-    shard = replace(manifest.shards[0], labels=[0, -1, 1])
+    shard = replace(manifest.shards[0], num_unlabelled=1)
     with pytest.raises(DataError, match="1 samples of toy have no label, so its class 'a' cannot be held out"):
         select(replace(manifest, shards=[shard]), "train", 0.1, HeldOutBlock(label="a"))
+
+
+def test_indexes_are_read_once_where_the_manifest_cannot_count(held_out_set, monkeypatch):
+    storage, packed = held_out_set
+    fetched = []
+    manifest = Manifest.load(storage)
+    fetch = manifest.indexes.fetch
+    monkeypatch.setattr(manifest.indexes, "fetch", lambda numbers: fetched.extend(numbers) or fetch(numbers))
+    assert len(select(manifest, "train", 0.05)) + len(select(manifest, "validation", 0.05)) == 150
+    assert fetched == []
+    found = {split: len(select(manifest, split, 0.3, HeldOutBlock(label="a"))) for split in SPLITS}
+    assert sorted(fetched) == [n for n, shard in enumerate(packed.shards) if shard.part == "train"]
+    assert found == {split: len(select(packed, split, 0.3, HeldOutBlock(label="a")).find()) for split in SPLITS}

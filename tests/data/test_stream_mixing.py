@@ -21,7 +21,7 @@ MOST_CHI_SQUARE = {16: 60, 64: NUM_CLASSES - 1}
 def test_class_sorted_shards_come_out_mixed(num_streams):
     num = NUM_CLASSES * PER_CLASS
     labels = np.repeat(np.arange(NUM_CLASSES), PER_CLASS)
-    order = SampleOrder(np.arange(num) // PER_SHARD, seed=0, num_streams=num_streams, window=512)
+    order = SampleOrder(np.bincount(np.arange(num) // PER_SHARD), seed=0, num_streams=num_streams, window=512)
     for epoch in range(2):
         served = labels[serve(order, epoch)]
         counts = np.stack(

@@ -8,7 +8,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from ebmscale.data.manifest import Manifest, Shard
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.shard import Shard
+from ebmscale.data.shard_index import ShardIndex
 from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
 from tests.conftest import PATIENCE_S
@@ -45,21 +47,13 @@ def make_manifest(num_shards, per_shard, shape):
     stride = 512 + size + 1024
     crc = zlib.crc32(bytes(size))
     offsets = [512 + stride * sample for sample in range(per_shard)]
-    shards = [
-        Shard(
-            f"big-train-{number:06d}.tar",
-            "train",
-            SHARD_BYTES,
-            "",
-            [f"{number:04d}-{sample:04d}" for sample in range(per_shard)],
-            [0] * per_shard,
-            offsets,
-            [size] * per_shard,
-            [crc] * per_shard,
-        )
-        for number in range(num_shards)
-    ]
-    return Manifest("big", "toy", "raw", shape, "uint8", ["0"], shards)
+    shards = []
+    for number in range(num_shards):
+        keys = [f"{number:04d}-{sample:04d}" for sample in range(per_shard)]
+        index = ShardIndex.of(keys, [0] * per_shard, offsets, [size] * per_shard, [crc] * per_shard)
+        shards.append((Shard.of(f"big-train-{number:06d}.tar", "train", SHARD_BYTES, "", index, 0), index))
+    about = {"name": "big", "format": "toy", "encoding": "raw", "image_shape": shape, "dtype": "uint8"}
+    return Manifest.of(shards, classes=["0"], **about)
 
 
 def open_stream(manifest, start, **changes):

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from click.testing import CliRunner
 
+from ebmscale.cli import cli
 from ebmscale.config import parse_config
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.model.build import build_model, build_ratio_network
@@ -35,10 +37,10 @@ def digits(digits_url):
 
 @pytest.fixture(scope="session")
 def classifier_url(digits_url, tmp_path_factory):
-    """A classifier of the digits, trained by the tool."""
-    from ebmscale.evaluate.classifier import Recipe
-    from tools.feature_net import run
-
+    """A classifier of the digits, trained by the command."""
     folder = tmp_path_factory.mktemp("features")
-    run(digits_url, str(folder), None, Recipe(width=8, epochs=12.0, batch_size=64))
+    options = ["--width", "8", "--epochs", "12", "--batch-size", "64"]
+    done = CliRunner().invoke(cli, ["features", "train", digits_url, str(folder), *options])
+    assert done.exit_code == 0, done.output
+    assert "FD-digits-classifier: accuracy" in done.output
     return str(folder)

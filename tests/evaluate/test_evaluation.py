@@ -15,10 +15,10 @@ import torch
 from sklearn.metrics import average_precision_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from ebmscale.data.chunks import read_split
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import read_split
 from ebmscale.density.bases import MomentBase
 from ebmscale.errors import ConfigError, DataError, DivergenceError
 from ebmscale.evaluate import fidelity
@@ -27,6 +27,7 @@ from ebmscale.evaluate.fidelity import psnr
 from ebmscale.evaluate.images import chunk_seed, open_all_images, open_images
 from ebmscale.evaluate.metrics import evaluate, measure_metric
 from ebmscale.evaluate.score_file import write_scores
+from ebmscale.evaluate.scoring import held_out_scores
 from ebmscale.model.pixels import to_images, to_pixels
 from ebmscale.seeds import derive
 from ebmscale.storage import Storage
@@ -103,6 +104,36 @@ def test_the_ratio_score_compares_with_a_gaussian_twice_as_wide(make_model):
     torch.testing.assert_close(fitted.score(x).ratio, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "of_chains"), [("density", []), ("persistent", ["chains"])])
+def test_the_prior_is_compared_with_the_posteriors_stage_by_stage(make_model, digits, kind, of_chains):
+    model = make_model(f"prior.kind={kind}")
+    found = measure_metric(model, digits, "prior", num_samples=60, seed=2)
+    assert {"gap_p0", "gap_p1", "gap_p2", "gap_p2_error", "log_z", "log_z_bridge"} <= set(found.values)
+    assert ("r_hat" in found.values) == bool(of_chains)
+    z = torch.cat(
+        [
+            model.infer(to_pixels(chunk.images), chunk_seed(2, chunk.index))[0]
+            for chunk in open_images(model, digits, "validation", ALONE, 60).chunks()
+        ]
+    )
+    drawn = model.sample_prior(60, derive(2, "prior-fit"))
+    gap = model.log_prior(z).mean() - model.log_prior(drawn).mean()
+    assert found.values["gap_p2"] == pytest.approx(float(gap), abs=1e-4)
+    assert [verdict.topic for verdict in found.verdicts()] == ["prior", *of_chains, "log Z"]
+
+
+def test_a_prior_that_is_wide_or_has_diverged_is_measured_in_short_time(make_model, digits):
+    model = make_model()
+    for factor, grades in ((30.0, ["unclear"]), (math.nan, [])):
+        prior = model.prior.prefix(0)
+        for stage in (1, 2):
+            prior = prior.append({name: factor * w for name, w in model.prior.stage_weights(stage).items()})
+        found = measure_metric(replace(model, prior=prior), digits, "prior", num_samples=20)
+        assert "log_z" not in found.values
+        assert [verdict.grade for verdict in found.verdicts() if verdict.topic == "log Z"] == grades
+        assert found.verdicts()[0].grade == "bad"
+
+
 def test_other_metrics_leave_the_anomalies_out(make_model, digits):
     model = make_model(HELD_OUT)
     labels = torch.cat([chunk.labels for chunk in open_images(model, digits, "test", ALONE).chunks()])
@@ -112,10 +143,28 @@ def test_other_metrics_leave_the_anomalies_out(make_model, digits):
     assert len(labels) == int((tested != 1).sum())
 
 
+def test_without_a_test_part_the_validation_part_is_measured(make_model, digits):
+    found = measure_metric(make_model(), digits, "reconstruction", num_samples=9)
+    assert found.protocol["split"] == "validation"
+    pooled = measure_metric(make_model(HELD_OUT), digits, "reconstruction", num_samples=9)
+    assert pooled.protocol["split"] == "test"
+
+
 def test_one_table_of_several_metrics(make_model, digits):
     model = make_model(HELD_OUT)
     table = evaluate(model, digits, ["reconstruction", "frechet", "anomaly"], features=PIXELS, num_samples=100)
-    assert set(table) >= {"mse", "psnr", "FD-pixels", "precision", "recall", "density", "coverage", "auprc_joint"}
+    assert set(table) >= {
+        "mse",
+        "psnr",
+        "FD-pixels",
+        "KD-pixels",
+        "KD-pixels_error",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "auprc_joint",
+    }
     assert all(np.isfinite(value) for value in table.values())
 
 
@@ -124,8 +173,8 @@ def test_what_cannot_be_measured_gets_a_sentence(make_model, digits, tmp_path):
     with pytest.raises(ConfigError, match=r"trained on every class.*data\.held_out\.label=CLASS"):
         measure_metric(model, digits, "anomaly", split="validation")
     with pytest.raises(DataError, match="digits has no test part"):
-        measure_metric(model, digits, "reconstruction")
-    with pytest.raises(ConfigError, match="no metric 'fid'; choose from reconstruction, frechet, anomaly"):
+        measure_metric(model, digits, "reconstruction", split="test")
+    with pytest.raises(ConfigError, match="no metric 'fid'; choose from reconstruction, prior, frechet"):
         measure_metric(model, digits, "fid")
     with pytest.raises(ConfigError, match="needs features"):
         measure_metric(model, digits, "frechet", split="validation")
@@ -162,14 +211,14 @@ def test_a_set_that_does_not_fit_gets_a_sentence(make_model, tmp_path, shape, la
 def test_a_file_of_scores_has_a_row_for_every_image(make_model, digits, tmp_path, ending):
     model, out = make_model(), str(tmp_path / "deep" / f"scores.{ending}")
     images = open_all_images(model, digits, ALONE)
-    assert write_scores(model, images, out, seed=1) == len(images) == 1797
+    assert len(write_scores(model, images, out, seed=1)["joint"]) == len(images) == 1797
     if ending == "csv":
         with open(out) as file:
             rows = list(csv.DictReader(file))
     else:
         rows = pq.read_table(out).to_pylist()
-    assert [row["key"] for row in rows] == images.selection.keys
-    assert [int(row["label"]) for row in rows] == images.selection.labels.tolist()
+    assert [row["key"] for row in rows] == images.selection.find().texts()
+    assert [int(row["label"]) for row in rows] == images.selection.find().labels.tolist()
     chunk = next(iter(images.chunks()))
     expected = model.score(to_pixels(chunk.images), chunk_seed(1, 0))
     for part, values in expected._asdict().items():
@@ -181,7 +230,11 @@ def test_scores_go_to_an_address_too(make_model, digits):
     model = make_model()
     out = "memory://scores/of.csv"
     write_scores(model, open_all_images(model, digits, ALONE), out, seed=1)
-    assert Storage.at("memory://scores").read_text("of.csv").startswith("key,label,joint,reconstruction,prior")
+    assert (
+        Storage.at("memory://scores")
+        .read_text("of.csv")
+        .startswith("key,label,ratio,joint,reconstruction,prior,balanced")
+    )
     with pytest.raises(ConfigError, match=r"must end in \.parquet or \.csv"):
         write_scores(model, open_all_images(model, digits, ALONE), "scores.txt", seed=1)
 
@@ -231,7 +284,8 @@ def test_two_workers_give_the_numbers_of_one(make_model, digits, digits_url, cla
         assert record["values"] == pytest.approx(alone.values, rel=1e-9)
         assert record["protocol"] == alone.protocol | {"num_workers": 2}
         assert record["samples_seen"] == 640
-    write_scores(model, open_all_images(model, digits, ALONE), str(tmp_path / "one.csv"), seed=0)
+    images, reference = open_all_images(model, digits, ALONE), held_out_scores(model, 0, ALONE)
+    write_scores(model, images, str(tmp_path / "one.csv"), 0, reference)
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
     frechet = json.loads(
         (tmp_path / "model/evaluation/frechet-FD-digits-classifier-test-stage2-000000000640.json").read_text()

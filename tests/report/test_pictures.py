@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from ebmscale.density.langevin import ChainTrace
+from ebmscale.model.image_grid import GAP, image_grid
 from ebmscale.report import pictures
-from ebmscale.report.pictures import Curve, Mark, image_grid
+from ebmscale.report.pictures import Curve, Mark
 
 
 def pixels(png):
@@ -33,9 +34,9 @@ def test_grid_keeps_colours():
     images = torch.full((2, 3, 2, 2), -1.0)
     images[0, 0], images[1, 2] = 1, 1
     got = pixels(image_grid(images, columns=2))
-    assert got.shape == (2, 2 + pictures.GAP + 2, 3)
+    assert got.shape == (2, 2 + GAP + 2, 3)
     assert (got[:, :2] == [255, 0, 0]).all()
-    assert (got[:, 2 : 2 + pictures.GAP] == 255).all()
+    assert (got[:, 2 : 2 + GAP] == 255).all()
     assert (got[:, -2:] == [0, 0, 255]).all()
 
 

@@ -14,13 +14,14 @@ from ebmscale.config import parse_config
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.pack import pack
 from ebmscale.errors import StorageError
-from ebmscale.report.pictures import image_grid
+from ebmscale.model.image_grid import image_grid
 from ebmscale.report.run_record import RunRecord
 from ebmscale.report.run_report import write_report
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.loop import train
 from ebmscale.training.metrics import EVENTS_FILE
+from ebmscale.training.stage_samples import stage_file
 from ebmscale.training.view import View
 from ebmscale.world import World
 from tests.conftest import PATIENCE_S
@@ -97,6 +98,16 @@ def test_page_holds_every_section(reported):
     assert len(page) < 1_500_000
 
 
+def test_samples_at_every_stage_s_end_are_kept_and_shown(reported):
+    frozen = [event for event in RunRecord.of(reported).measured if event["freeze"]]
+    assert frozen
+    page = reported.read_text("report.html")
+    for event in frozen:
+        picture = Image.open(reported.local_path(stage_file(event["stage"], event["samples_seen"])))
+        assert picture.size == (5 * 64 + 4 * 2, 5 * 64 + 4 * 2)
+        assert f"k = {event['stage']}, {event['samples_seen']:,} samples" in page
+
+
 def test_page_is_self_contained(reported):
     page = reported.read_text("report.html")
     assert not re.search(r"<(script|link|iframe|object|base)\b|@import|url\(", page)
@@ -156,6 +167,28 @@ def test_a_record_beyond_the_checkpoint_and_numbers_that_are_not_finite(copied):
     assert "The record continues for 500 samples" in page
     assert "nan ± nan" in page
     assert "<td>RollBack</td>" in page
+
+
+def test_the_headline_is_of_the_frozen_stages(copied):
+    """A stage that was rejected after them is in the table of decisions only."""
+    record = RunRecord.of(copied)
+    frozen = [event for event in record.measured if event["freeze"]][-1]
+    evidence = frozen["evidence"] | {"kl_bound": 77.0, "kl_bound_error": 1.0}
+    rejected = frozen | {"samples_seen": 2500, "decision": "Finish", "freeze": False, "stage": 3, "evidence": evidence}
+    copied.append(EVENTS_FILE, json.dumps(rejected) + "\n")
+    page = page_of(copied)
+    headline = page[: page.index('<section id="samples"')]
+    assert "77" in page
+    assert "77" not in headline
+    assert f"of stage {frozen['stage']}" in headline
+
+
+def test_the_page_says_what_its_numbers_mean(reported):
+    page = reported.read_text("report.html")
+    said = re.findall(r'<li class="(\w+)"><b>([\w ]+)</b>', page)
+    assert [topic for _, topic in said] == ["prior", "chains", "log Z", "stages"]
+    assert {grade for grade, _ in said} <= {"good", "bad", "unclear"}
+    assert "Gap by stage, in nats: p_0 " in page
 
 
 def test_run_without_checkpoint(copied):

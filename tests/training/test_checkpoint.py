@@ -1,5 +1,6 @@
 """The checkpoints of a run in a storage: which one is used, which are kept, and what happens to damaged ones."""
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,26 @@ def test_leftovers_of_dead_writers_and_damaged_checkpoints_go_with_the_next_save
     write(storage, 30)
     assert positions(storage) == [10, 30]
     assert len(CheckpointStore(storage).names()) == 2
+
+
+def test_a_save_asks_for_what_is_new(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the first save of a process: the number of requests does not depend on how many checkpoints are kept."""
+    requests: list[str] = []
+
+    def counted(name: str) -> Any:
+        ask = getattr(Storage, name)
+        return lambda self, *args, **settings: (requests.append(name), ask(self, *args, **settings))[1]
+
+    for name in ("exists", "size", "list", "read_bytes", "publish"):
+        monkeypatch.setattr(Storage, name, counted(name))
+    numbers = []
+    for position in range(1, 40):
+        requests.clear()
+        write(storage, position, {"loss": math.nan}, keep_every=1)
+        numbers.append(len(requests))
+    assert positions(storage) == list(range(1, 40))
+    assert len(set(numbers[5:])) == 1
+    assert numbers[-1] <= 30
 
 
 NAMES = st.lists(st.integers(0, 50), min_size=1, unique=True).map(lambda found: [name_of(p, TOKEN) for p in found])

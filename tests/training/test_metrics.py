@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from ebmscale.errors import LostRunError, StorageError
 from ebmscale.storage import Storage
 from ebmscale.training import metrics
 from ebmscale.training.metrics import METRICS_FILE, MeanMeter, PartTimer, RunLog, flatten, read_lines
@@ -81,3 +83,27 @@ def test_tensorboard_holds_the_curves(tmp_path) -> None:
 
 def test_nested_numbers_are_flattened() -> None:
     assert dict(flatten({"a": 1, "b": {"c": 2.5, "d": "text"}, "e": True})) == {"a": 1.0, "b/c": 2.5}
+
+
+def test_a_picture_is_kept_unless_the_storage_fails_or_the_run_is_another_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage, lost = Storage.at(tmp_path), []
+
+    def check() -> None:
+        if lost:
+            raise LostRunError("another process writes it")
+
+    log = RunLog(storage, {METRICS_FILE: 0}, False, check)
+    log.keep("samples/a.png", b"first")
+    lost.append(True)
+    log.keep("samples/a.png", b"of another")
+    assert storage.read_bytes("samples/a.png") == b"first"
+    lost.clear()
+
+    def refuse(storage: Storage, name: str, data: bytes) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(Storage, "publish", refuse)
+    log.keep("samples/b.png", b"second")
+    assert "samples/b.png cannot be written: the disk is full" in caplog.text

@@ -92,6 +92,6 @@ def test_an_identity_tells_sets_apart_and_not_places(tmp_path: Path, change: str
     labels = np.arange(40) % 10
     first, again = (packed(tmp_path / name, images, labels) for name in "ab")
     assert again.identity() == first.identity()
-    assert Manifest.from_json(first.to_json()).identity() == first.identity()
+    assert Manifest.from_json(first.to_json(), Storage.at(tmp_path / "a")).identity() == first.identity()
     CHANGES[change](images, labels)
     assert packed(tmp_path / "c", images, labels).identity() != first.identity()

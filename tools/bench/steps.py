@@ -10,8 +10,8 @@ import argparse
 
 import torch
 
+from ebmscale.data.chunks import read_split
 from ebmscale.data.manifest import Manifest
-from ebmscale.data.stream import read_split
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
 from ebmscale.evaluate.features import open_features
 from ebmscale.evaluate.frechet import Moments, frechet_distance

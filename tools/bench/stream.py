@@ -51,7 +51,7 @@ WARM_UPDATES = 2
 
 SVHN = """
 run: {name: bench}
-data: {url: DATA, num_streams: 64, shuffle_window: 512, verify: size}
+data: {url: DATA, num_streams: 64, shuffle_window: 512}
 storage: {url: RUNS}
 model: {latent_dim: 100, generator_width: 64, form: svhn}
 posterior: {num_steps: 20, step_size: 0.1}

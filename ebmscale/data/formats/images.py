@@ -7,6 +7,7 @@ resized by Pillow's bicubic filter, which averages when it reduces. Shapes: C ch
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ebmscale.data.pixels import channels_first, check_size, to_eight_bits, upri
 from ebmscale.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+LOOKED_AT = 64  # files, to find the shape of a set
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
         grey: one channel instead of three.
 
     Raises:
-        DataError: no image is there, an image is damaged, or the part of some images is not known.
+        DataError: no image is there, none of the images that were looked at can be read, or the part of some images is
+            not known.
     """
     root = local_source(src)
     files, num_skipped = _image_files(root)
@@ -110,7 +113,7 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
     return Source(
         set_name(root, "folder"),
         "folder",
-        ImageFile(root / files[0], size, grey)().shape,
+        _common_shape([ImageFile(root / file, size, grey) for file in files]),
         "uint8",
         classes,
         {part: len(members) for part, members in samples.items() if members},
@@ -118,6 +121,23 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
         num_skipped,
         tuple(root / file for file in files),
     )
+
+
+def _common_shape(files: list[ImageFile]) -> tuple[int, ...]:
+    """The most frequent shape (C, H, W) among `LOOKED_AT` files that are spread over all; DataError if none is read."""
+    shapes: Counter[tuple[int, ...]] = Counter()
+    first_error: DataError | None = None
+    for file in files[:: -(-len(files) // LOOKED_AT)]:
+        if file.size is not None and shapes:
+            break  # all have this shape
+        try:
+            shapes[file().shape] += 1
+        except DataError as error:
+            first_error = first_error or error
+    if not shapes:
+        assert first_error is not None, "there is at least one file"
+        raise first_error
+    return shapes.most_common(1)[0][0]
 
 
 def _places(root: Path, files: list[Path]) -> Iterator[tuple[str, str | None]]:

@@ -1,0 +1,84 @@
+"""Whether the prior fits the posteriors: mean log densities under every p_k, mixing of its chains, and log Z.
+
+Shapes: N latents, Z latent, K stages.
+"""
+
+import torch
+from torch import Tensor
+
+from ebmscale.evaluate.images import ImageSet, chunk_seed
+from ebmscale.evaluate.sampling import chain_diagnostics
+from ebmscale.model.latent_model import LatentModel
+from ebmscale.model.normaliser import measure_normaliser
+from ebmscale.model.pixels import to_pixels
+from ebmscale.model.posterior import langevin_settings
+from ebmscale.model.sampler import agreement, draw_density
+from ebmscale.seeds import derive
+
+NUM_GROUPS, GROUP_SIZE = 8, 256  # of the particles that estimate log Z
+MOST_WIDTH = 40.0  # nats; with more, log Z is not estimated here
+
+
+def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, float]:
+    """Compares posterior latents (N, Z) of held-out images with as many samples of every p_k.
+
+    Returns:
+        `gap_pK` and `gap_pK_error` for every k: mean log density of the posteriors minus that of the samples, in nats,
+        with its standard error. Where samples are those of chains, with stages also `r_hat`, `r_hat_steps`, `drift` and
+        `drift_error` of the chains (see `chain_diagnostics`). With stages `width`, the sum of the standard deviations
+        of the stages' log ratios at samples of the stage before; and, up to a width of `MOST_WIDTH`, `log_z`,
+        `log_z_error` and `log_z_bridge` (see `Normaliser`).
+    """
+    model, values, z = model.to("cpu"), {}, torch.empty(0)
+    width = 0.0
+    for stage in range(model.prior.num_stages + 1):
+        earlier = model.at_stage(stage)
+        if stage:
+            width += float(earlier.prior.log_ratios(z)[-1].std())
+        z, unique = _samples(earlier, len(posteriors), seed)
+        found = agreement(earlier.prior, z, posteriors, unique)
+        values[f"gap_p{stage}"], values[f"gap_p{stage}_error"] = -found.difference, found.error
+    if not model.prior.num_stages:
+        return values
+    if not model.config.uses_density:
+        values |= _of_chains(model, z, seed)
+    values["width"] = width
+    if not width <= MOST_WIDTH:  # the walk would take long; NaN is wide too
+        return values
+    log_z = measure_normaliser(model.prior, seed, num_groups=NUM_GROUPS, group_size=GROUP_SIZE)
+    return values | {"log_z": log_z.log_z, "log_z_error": log_z.error, "log_z_bridge": log_z.bridge}
+
+
+def _samples(model: LatentModel, num: int, seed: int) -> tuple[Tensor, float]:
+    """Samples (N, Z) of the prior as `LatentModel.sample_prior` draws them, and the share that are different ones."""
+    if not model.config.uses_density:
+        return model.sample_prior(num, seed), 1.0
+    drawn = draw_density(model.prior, num, seed)
+    return drawn.z, drawn.unique
+
+
+def _of_chains(model: LatentModel, z: Tensor, seed: int) -> dict[str, float]:
+    """Whether chains that start at z (N, Z) mix; empty where that cannot be measured."""
+    settings = langevin_settings(model.config.prior, model.config.prior.sample_steps)
+    chains = chain_diagnostics(model.prior, z, settings, seed)
+    if "largest R-hat" not in chains:
+        return {}
+    return {
+        "r_hat": chains["largest R-hat"],
+        "r_hat_steps": chains["steps"],
+        "drift": chains["drift of the log density (standard deviations)"],
+        "drift_error": chains["drift's standard error"],
+    }
+
+
+def measure_prior_fit(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
+    """`fit_prior` of the posteriors of a set of images (collective)."""
+    own = [
+        (chunk.index, model.infer(to_pixels(chunk.images), chunk_seed(seed, chunk.index))[0])
+        for chunk in images.chunks()
+    ]
+    everywhere = [part for of_rank in images.world.gather_objects(own) for part in of_rank]
+    posteriors = torch.cat([z for _, z in sorted(everywhere, key=lambda one: one[0])])
+    return images.world.broadcast(
+        fit_prior(model, posteriors, derive(seed, "prior-fit")) if images.world.is_first else {}
+    )

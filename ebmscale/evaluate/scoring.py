@@ -1,0 +1,63 @@
+"""Scores of the images that new images are compared with.
+
+Shapes: M images of the reference.
+"""
+
+import torch
+from torch import Tensor
+
+from ebmscale.data.manifest import Manifest
+from ebmscale.errors import ConfigError, DataError, StorageError
+from ebmscale.evaluate.anomaly import MAIN_SCORE, detection, percentiles, score_images
+from ebmscale.evaluate.images import ImageSet, measured_split, open_all_images, open_images
+from ebmscale.model.latent_model import LatentModel
+from ebmscale.model.run_folder import data_of
+from ebmscale.storage import Storage
+from ebmscale.world import World
+
+MOST_IMAGES = 1000  # of the reference
+UNLIKELY = 99
+"""Percentile of held-out images above which an image counts as unlikely."""
+
+
+def held_out_scores(model: LatentModel, seed: int, world: World) -> Tensor | None:
+    """The score to use (M,) of held-out images of the run; None if its data set cannot be read (collective)."""
+    try:
+        data = data_of(model.config, "give its address")
+        images = open_images(model, data, measured_split(model, data), world, MOST_IMAGES)
+        return score_images(model, images, seed)[MAIN_SCORE]
+    except (ConfigError, DataError, StorageError):
+        return None
+
+
+def normal_scores(model: LatentModel, storage: Storage, seed: int, world: World) -> dict[str, Tensor]:
+    """Every score (M,) of a set of normal images by name (collective).
+
+    Of the set that the run was trained on only held-out images count. Of another set all do.
+
+    Raises:
+        DataError: there is no such set, or it has another shape.
+    """
+    return score_images(model, _normal_images(model, storage, world), seed)
+
+
+def against_normal(scores: dict[str, Tensor], normal: dict[str, Tensor]) -> dict[str, float]:
+    """`anomaly.detection` of images with these scores (N,) as anomalies among normal images with those (M,)."""
+    both = {name: torch.cat([scores[name], normal[name]]) for name in scores}
+    num = len(next(iter(scores.values())))
+    return detection(both, torch.arange(len(next(iter(both.values())))) < num)
+
+
+def unlikely_share(scores: Tensor, reference: Tensor) -> float:
+    """The share of scores (N,) above the percentile `UNLIKELY` of a reference (M,)."""
+    return float((percentiles(scores, reference) > UNLIKELY).double().mean())
+
+
+def _normal_images(model: LatentModel, storage: Storage, world: World) -> ImageSet:
+    try:
+        trained_on = Manifest.load(data_of(model.config, "give its address")).identity()
+    except (DataError, StorageError):
+        trained_on = None
+    if Manifest.load(storage).identity() == trained_on:
+        return open_images(model, storage, measured_split(model, storage), world)
+    return open_all_images(model, storage, world)
