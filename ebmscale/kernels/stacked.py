@@ -41,8 +41,13 @@ class StackedMlp:
         return self.activations[0] if len({repr(one) for one in self.activations}) == 1 else None
 
     def without_zeros(self) -> "StackedMlp | None":
-        """The perceptrons that are not the zero function, with all quadratics; None where all are zero."""
+        """The perceptrons that are not the zero function, with all quadratics; None where all are zero.
+
+        Of meta tensors, which have no values, none is taken for zero.
+        """
         output, offset = self.weights[-1], self.biases[-1]
+        if output.is_meta:
+            return self
         kept = output.flatten(1).any(1) | offset.flatten(1).any(1)
         if bool(kept.all()):
             return self
@@ -58,7 +63,9 @@ class StackedMlp:
 
     @property
     def last_is_zero(self) -> bool:
-        """Whether the perceptron of the last stage is the zero function."""
+        """Whether the perceptron of the last stage is the zero function; that of meta tensors is not."""
+        if self.weights[-1].is_meta:
+            return False
         return not bool(self.weights[-1][-1].any() | self.biases[-1][-1].any())
 
     @property
