@@ -24,23 +24,25 @@ def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, fl
 
     Returns:
         `gap_pK` and `gap_pK_error` for every k: mean log density of the posteriors minus that of the samples, in nats,
-        with its standard error. Where samples are those of chains, with stages also `r_hat`, `r_hat_steps`, `drift` and
-        `drift_error` of the chains (see `chain_diagnostics`). With stages `width`, the sum of the standard deviations
-        of the stages' log ratios at samples of the stage before; and, up to a width of `MOST_WIDTH`, `log_z`,
-        `log_z_error` and `log_z_bridge` (see `Normaliser`).
+        with its standard error. With stages also `width`, the sum of the standard deviations of the stages' log ratios
+        at samples of the stage before; and, up to a width of `MOST_WIDTH`, `log_z`, `log_z_error` and `log_z_bridge`
+        (see `Normaliser`). Samples are drawn as `LatentModel.sample_prior` draws them, but beyond that width always by
+        chains, as others take long. Of chains there are `r_hat`, `r_hat_steps`, `drift` and `drift_error` too (see
+        `chain_diagnostics`).
     """
     model, values, z = model.to("cpu"), {}, torch.empty(0)
-    width = 0.0
+    width, by_chains = 0.0, not model.config.uses_density
     for stage in range(model.prior.num_stages + 1):
         earlier = model.at_stage(stage)
         if stage:
             width += float(earlier.prior.log_ratios(z)[-1].std())
-        z, unique = _samples(earlier, len(posteriors), seed)
+        by_chains = not model.config.uses_density or not width <= MOST_WIDTH
+        z, unique = _samples(earlier, len(posteriors), seed, by_chains)
         found = agreement(earlier.prior, z, posteriors, unique)
         values[f"gap_p{stage}"], values[f"gap_p{stage}_error"] = -found.difference, found.error
     if not model.prior.num_stages:
         return values
-    if not model.config.uses_density:
+    if by_chains:
         values |= _of_chains(model, z, seed)
     values["width"] = width
     if not width <= MOST_WIDTH:  # the walk would take long; NaN is wide too
@@ -49,10 +51,10 @@ def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, fl
     return values | {"log_z": log_z.log_z, "log_z_error": log_z.error, "log_z_bridge": log_z.bridge}
 
 
-def _samples(model: LatentModel, num: int, seed: int) -> tuple[Tensor, float]:
-    """Samples (N, Z) of the prior as `LatentModel.sample_prior` draws them, and the share that are different ones."""
-    if not model.config.uses_density:
-        return model.sample_prior(num, seed), 1.0
+def _samples(model: LatentModel, num: int, seed: int, by_chains: bool) -> tuple[Tensor, float]:
+    """Samples (N, Z) of the prior by chains or by the sampler of its density, and the share of different ones."""
+    if by_chains:
+        return model.sample_chains(num, seed)[0], 1.0
     drawn = draw_density(model.prior, num, seed)
     return drawn.z, drawn.unique
 

@@ -43,11 +43,11 @@ class StackedMlp:
     def without_zeros(self) -> "StackedMlp | None":
         """The perceptrons that are not the zero function, with all quadratics; None where all are zero.
 
-        On the meta device, where there are no values, all are kept.
+        Of meta tensors, which have no values, none is taken for zero.
         """
-        if self.weights[-1].is_meta:
-            return self
         output, offset = self.weights[-1], self.biases[-1]
+        if output.is_meta:
+            return self
         kept = output.flatten(1).any(1) | offset.flatten(1).any(1)
         if bool(kept.all()):
             return self
@@ -63,8 +63,10 @@ class StackedMlp:
 
     @property
     def last_is_zero(self) -> bool:
-        """Whether the perceptron of the last stage is the zero function; False on the meta device."""
-        return not self.weights[-1].is_meta and not bool(self.weights[-1][-1].any() | self.biases[-1][-1].any())
+        """Whether the perceptron of the last stage is the zero function; that of meta tensors is not."""
+        if self.weights[-1].is_meta:
+            return False
+        return not bool(self.weights[-1][-1].any() | self.biases[-1][-1].any())
 
     @property
     def is_plain(self) -> bool:
