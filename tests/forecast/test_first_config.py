@@ -11,7 +11,10 @@ from PIL import Image
 
 from ebmscale.cli import cli
 from ebmscale.config import parse_config
-from ebmscale.data.manifest import Manifest, Shard
+from ebmscale.data.indexes import IndexesInMemory
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.shard import Shard
+from ebmscale.data.shard_index import FRACTIONS
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.forecast.first_config import LEAST_IMAGES, default_samples, first_config, name_for
 from ebmscale.forecast.pack_offer import pack_offer
@@ -20,12 +23,13 @@ from ebmscale.training.opening import LEAST_HELD_OUT
 
 
 def manifest(num: int, shape: tuple[int, ...], dtype: str = "uint8", validation: int = 0) -> Manifest:
+    """A set of which only the counts are asked for."""
+
     def shard(part: str, count: int) -> Shard:
-        zeros = [0] * count
-        return Shard(f"{part}.tar", part, 1, "0" * 64, [str(i) for i in range(count)], zeros, zeros, zeros, zeros)
+        return Shard(f"{part}.tar", part, count, 1, "0" * 64, 0, "0" * 64, 0, (0,) * len(FRACTIONS))
 
     shards = [shard("train", num)] + ([shard("validation", validation)] if validation else [])
-    return Manifest("set", "folder", "raw", shape, dtype, [], shards)
+    return Manifest("set", "folder", "raw", shape, dtype, [], shards, {}, IndexesInMemory([]))
 
 
 @pytest.mark.parametrize("side", [8, 28, 32, 64, 128])

@@ -186,7 +186,7 @@ def test_the_headline_is_of_the_frozen_stages(copied):
 def test_the_page_says_what_its_numbers_mean(reported):
     page = reported.read_text("report.html")
     said = re.findall(r'<li class="(\w+)"><b>([\w ]+)</b>', page)
-    assert [topic for _, topic in said] == ["prior", "chains", "log Z", "stages"]
+    assert [topic for _, topic in said] == ["prior", "log Z", "stages"]
     assert {grade for grade, _ in said} <= {"good", "bad", "unclear"}
     assert "Gap by stage, in nats: p_0 " in page
 

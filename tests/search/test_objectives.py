@@ -64,7 +64,7 @@ def test_the_front_is_what_nothing_dominates(points: list[tuple[int, int]]) -> N
 
 def test_every_name_that_may_be_an_objective_is_reported(tiny: RunConfig) -> None:
     """By a real run: the lists would else drift from what the loop says."""
-    config = with_values(tiny, {"train.max_samples": 1600}, "tiny")
+    config = with_values(tiny, {"train.max_samples": 1600, "prior.kind": "persistent"}, "tiny")
     reports: list[dict[str, float]] = []
 
     class Listening(View):
