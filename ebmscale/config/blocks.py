@@ -172,7 +172,7 @@ class PriorBlock(ChainBlock):
     )
     num_particles: int = key(
         "For `density`: particles of p_{k-1} that train a ratio. Half as many find its strength, and half as many "
-        "judge it.",
+        "judge it. Rounded down to a multiple of `data.num_streams`.",
         8192,
         ge=64,
     )

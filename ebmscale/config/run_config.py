@@ -135,14 +135,14 @@ class RunConfig(Block):
                 f"train.batch_size ({self.train.batch_size}) must not be below data.num_streams ({streams}): "
                 "every stream gives at least one sample to a batch"
             )
-        if self.uses_density and self.stages.batch_size > self.prior.num_particles:
+        least = max(self.stages.batch_size, 2 * streams)
+        if self.uses_density and self.most_stages and self.prior.num_particles < least:
             raise ValueError(
-                f"prior.num_particles ({self.prior.num_particles}) must not be below stages.batch_size "
-                f"({self.stages.batch_size}), or an update would use a particle twice"
+                f"prior.num_particles ({self.prior.num_particles}) must be at least {least}: not below "
+                "stages.batch_size, or an update would use a particle twice, and two for every stream"
             )
         for name, value in {
             "prior.num_chains": self.prior.num_chains,
-            "prior.num_particles": self.prior.num_particles,
             "stages.buffer_samples": self.stages.buffer_samples,
             "stages.evidence_samples": self.stages.evidence_samples,
         }.items():

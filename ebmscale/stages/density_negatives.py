@@ -64,7 +64,8 @@ class DensityNegatives:
     judges_gain = True
 
     def __init__(self, settings: RatioSettings, prior: RatioSequence, world: World):
-        num, streams = settings.chains.num_particles, settings.num_streams
+        streams = settings.num_streams
+        num = settings.chains.num_particles // streams * streams
         self.tables: dict[str, StreamTable] = {}
         self.parts: dict[str, SavedPart] = {"particles": self}
         self.trace: ChainTrace | None = None
