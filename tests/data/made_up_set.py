@@ -8,7 +8,7 @@ import json
 import math
 import zlib
 from collections import Counter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -34,24 +34,24 @@ class MadeUpFiles(fsspec.AbstractFileSystem):
     num_bytes = 0
     calls: ClassVar[Counter[str]] = Counter()
 
-    def cat_file(self, path, start=None, end=None, **_):
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         """Bytes of a shard or of an index."""
         name = path.rpartition("/")[2]
         MadeUpFiles.calls[name] += 1
         data = (
             index_bytes(number_of(name), self.per_shard, self.payload)[start:end]
             if name.endswith("npz")
-            else bytes(end - start)
+            else bytes((end or 0) - (start or 0))
         )
         MadeUpFiles.num_bytes += len(data)
         return data
 
 
-def number_of(name):
+def number_of(name: str) -> int:
     return int(name.partition(".")[0].rpartition("-")[2])
 
 
-def index_of(number, per_shard, payload):
+def index_of(number: int, per_shard: int, payload: int) -> ShardIndex:
     """The index of a shard; the hashes are random numbers, the same in every 64th shard, and not those of the keys."""
     keys = np.char.add(b"%08d-" % number, np.char.zfill(np.arange(per_shard).astype(np.bytes_), 6))
     return ShardIndex(
@@ -64,22 +64,22 @@ def index_of(number, per_shard, payload):
     )
 
 
-def index_bytes(number, per_shard, payload):
+def index_bytes(number: int, per_shard: int, payload: int) -> bytes:
     return index_of(number, per_shard, payload).to_bytes(sha256_of(number))
 
 
-def sha256_of(number):
+def sha256_of(number: int) -> str:
     return f"{number:064x}"
 
 
-def register(per_shard, payload):
+def register(per_shard: int, payload: int) -> None:
     """Describe the set that the storage makes up; its counts begin at nothing."""
     fsspec.register_implementation("madeup", MadeUpFiles, clobber=True)
     MadeUpFiles.per_shard, MadeUpFiles.payload = per_shard, payload
     MadeUpFiles.num_bytes, MadeUpFiles.calls = 0, Counter()
 
 
-def make_up(num_shards, per_shard, counted=False, shape=SHAPE):
+def make_up(num_shards: int, per_shard: int, counted: bool = False, shape: tuple[int, ...] = SHAPE) -> Manifest:
     """The manifest of a set of `num_shards` shards, which the storage makes up from now on.
 
     Args:
