@@ -53,7 +53,7 @@ def number_of(name: str) -> int:
 
 def index_of(number: int, per_shard: int, payload: int) -> ShardIndex:
     """The index of a shard; the hashes are random numbers, the same in every 64th shard, and not those of the keys."""
-    keys = np.char.add(b"%08d-" % number, np.char.zfill(np.arange(per_shard).astype(np.bytes_), 6))
+    keys = np.array([b"%08d-%06d" % (number, sample) for sample in range(per_shard)], np.bytes_)
     return ShardIndex(
         keys,
         np.zeros(per_shard, np.int32),
