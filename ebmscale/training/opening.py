@@ -150,6 +150,14 @@ def with_precision(config: RunConfig, gain: float, begun: Precision = "auto") ->
     return config.model_copy(update={"precision": chosen})
 
 
+def _with_begun_kind(config: RunConfig, begun: RunConfig) -> RunConfig:
+    """The configuration with the `prior.kind` that a run began with, where it does not say another itself."""
+    if "kind" in config.prior.model_fields_set or config.prior.kind == begun.prior.kind:
+        return config
+    log.info("prior.kind: %s, as the run began", begun.prior.kind)
+    return config.model_copy(update={"prior": config.prior.model_copy(update={"kind": begun.prior.kind})})
+
+
 def _form(run: Run) -> FormName:
     """The generator's form in chains, measured by rank 0 for all (collective); plain where there are no chains."""
     config, world = run.config, run.world
@@ -220,6 +228,7 @@ def _prepare(
         retried(partial(lease.take, check), config.checkpoint.retry_s, patience, time.monotonic, "It")
     old = saved_config(storage)
     config = with_precision(config, gain, "auto" if old is None else old.precision)
+    config = config if old is None else _with_begun_kind(config, old)
     _check_unchanged(storage, old, config)
     for leftovers in ("", RATIO_FOLDER):
         storage.sweep(leftovers)

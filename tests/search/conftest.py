@@ -25,7 +25,7 @@ space:
 POPULATION = {
     "scheduler": "pbt",
     "pbt": {"every_samples": 2500},
-    "space": {"train.ratio.rate": {"loguniform": [1e-4, 1e-2]}, "stages.updates_per_batch": {"choice": [2, 4, 8]}},
+    "space": {"train.ratio.rate": {"loguniform": [1e-4, 1e-2]}, "stages.updates_per_batch": {"choice": [2, 6, 8]}},
 }
 
 

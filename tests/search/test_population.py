@@ -25,7 +25,7 @@ from ebmscale.world import World
 from tests.conftest import TINY
 from tests.search.conftest import POPULATION, make
 
-VALUES = {"train.ratio.rate": 1e-3, "stages.updates_per_batch": 4}
+VALUES = {"train.ratio.rate": 1e-3, "stages.updates_per_batch": 6}
 
 
 def trial(number: int, *values: float, **changes: Any) -> TrialRecord:
@@ -92,7 +92,7 @@ def test_explored_values_are_near_or_anew_and_always_in_the_space() -> None:
     assert all(parameter.holds(one[key]) for one in drawn for key, parameter in space.space.items())
     near = [one["train.ratio.rate"] in (8e-4, 1.2e-3) for one in drawn]
     assert 0.65 < np.mean(near) < 0.85  # all but the quarter that is drawn anew
-    assert {one["stages.updates_per_batch"] for one in drawn} == {2, 4, 8}
+    assert {one["stages.updates_per_batch"] for one in drawn} == {2, 6, 8}
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_the_seed_and_the_number_tell_proposals_apart() -> None:
 def test_the_first_trial_is_the_configuration_itself() -> None:
     config, space = make()
     values = propose_values(space, config, 0, {})
-    assert values == {"posterior.start": "base", "posterior.num_steps": 20, "train.ratio.rate": 5e-4}
+    assert values == {"posterior.start": "base", "posterior.num_steps": 20, "train.ratio.rate": 2e-3}
     assert default_values(space, config) == values
 
 
