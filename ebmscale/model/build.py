@@ -60,13 +60,13 @@ def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, nn.
         encoder = None
         if config.posterior.start == "encoder":
             encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
-        return ImageModel(generator, encoder), _of_stage(config, RatioNet(*ratio_arguments(model))).to("meta")
+        return ImageModel(generator, encoder), _of_stage(config, RatioNet(*ratio_arguments(model)))
 
 
 def build_ratio_on_meta(config: RunConfig) -> nn.Module:
     """The ratio network of a run on the meta device. Raises as `build_on_meta`."""
     with _uncountable_refused(), torch.device("meta"):
-        return _of_stage(config, RatioNet(*ratio_arguments(config.model))).to("meta")
+        return _of_stage(config, RatioNet(*ratio_arguments(config.model)))
 
 
 @contextmanager

@@ -100,7 +100,7 @@ class Bounded(nn.Module):
     def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
-        self.register_buffer("bound", torch.full((), math.inf, device="cpu"))
+        self.register_buffer("bound", torch.full((), math.inf))
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps points (..., Z) to log_ratio (...)."""
@@ -130,9 +130,9 @@ class Standardised(nn.Module):
     def __init__(self, inner: nn.Module, dim: int):
         super().__init__()
         self.inner = inner
-        self.register_buffer("shift", torch.zeros(dim, device="cpu"))
-        self.register_buffer("scale", torch.ones(dim, device="cpu"))
-        self.register_buffer("gain", torch.ones((), device="cpu"))
+        self.register_buffer("shift", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("gain", torch.ones(()))
 
     def set_spread(self, shift: Tensor, scale: Tensor) -> None:
         """Sets `shift` and `scale`, both (Z,), and resets the gain to 1."""
