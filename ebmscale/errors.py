@@ -37,6 +37,10 @@ class NotFoundError(StorageError):
     """A file that should be in a storage is not there."""
 
 
+class NoRangesError(StorageError):
+    """A server sends whole files only."""
+
+
 class DamagedError(StorageError):
     """What a storage holds is not what was written."""
 

@@ -19,7 +19,7 @@ import fsspec
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential_jitter
 
 from ebmscale.address import Address
-from ebmscale.errors import NotFoundError, StorageError
+from ebmscale.errors import NoRangesError, NotFoundError, StorageError
 from ebmscale.faults import (
     TruncatedRead,
     Unopenable,
@@ -95,7 +95,12 @@ class Requester:
             number = retrying.statistics.get("attempt_number", 1)
             tries = f", {number} tries" if number > 1 else ""
             kind = NotFoundError if action == "read" and is_missing(error) else StorageError
+            kind = NoRangesError if isinstance(error, _NoRanges) else kind
             raise kind(sentence(f"{action} {what}{url}", error, tries)) from error
+
+
+class _NoRanges(OSError):
+    """A server sent more than the range that was asked for."""
 
 
 def read_whole(fs: Any, place: str, longest_s: float | None) -> bytes:
@@ -128,7 +133,7 @@ def read_part(fs: Any, place: str, start: int, length: int) -> bytes:
     if len(data) < expected:
         raise TruncatedRead(f"{len(data)} bytes came where {expected} were asked for")
     if len(data) > expected:
-        raise OSError(f"the server sends {len(data)} bytes where {expected} were asked for: it serves no byte ranges")
+        raise _NoRanges(f"the server sends {len(data)} bytes where {expected} were asked for: it serves no byte ranges")
     return data
 
 

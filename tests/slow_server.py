@@ -1,7 +1,6 @@
 """An HTTP server on loopback that can be told not to answer, to answer a byte at a time, or to send clients away."""
 
 import os
-import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,21 +42,8 @@ class _Handler(SimpleHTTPRequestHandler):
         super().__init__(request, address, server, directory=server.folder)
 
     def do_GET(self):
-        if self._is_odd():
-            return
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        file = Path(self.translate_path(self.path))
-        if wanted is None or not file.is_file():
+        if not self._is_odd():
             super().do_GET()
-            return
-        first, last = (int(number) for number in wanted.groups())
-        data = file.read_bytes()
-        part = data[first : last + 1]
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
 
     def do_HEAD(self):
         if self.server.mood == "dripping" or not self._is_odd():

@@ -3,6 +3,7 @@
 Shapes: M samples asked for, m of them in one piece, C channels, H height, W width.
 """
 
+import math
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from ebmscale.data.decode import decoder
 from ebmscale.data.found import Found
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.shard import Shard
-from ebmscale.errors import DataError, StorageError
+from ebmscale.errors import DataError, NoRangesError, StorageError
 from ebmscale.storage import Range, Storage
 
 WHOLE_BYTES = 8 << 20  # a shard up to this size is read as a whole and kept,
@@ -63,6 +64,7 @@ class ShardReader:
         self._manifest = manifest
         self._cache = cache
         self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._whole_share: float = WHOLE_SHARE
 
     def read(self, samples: Found) -> tuple[np.ndarray, np.ndarray]:
         """Read samples in any order and from any shards.
@@ -116,7 +118,19 @@ class ShardReader:
                 yield _Piece(shard, span, places[within], crc32[within], offsets[within] - start, sizes[within])
 
     def _fetch(self, pieces: list[_Piece]) -> list[memoryview]:
-        """The bytes of each piece's range; fewer if the file ends before."""
+        """The bytes of each piece's range; fewer if the file ends before.
+
+        From a server that sends whole files only, all small shards are read as a whole.
+        """
+        try:
+            return self._fetch_parts(pieces)
+        except NoRangesError:
+            if any(piece.shard.num_bytes > WHOLE_BYTES for piece in pieces):
+                raise
+            self._whole_share = math.inf
+            return self._fetch_parts(pieces)
+
+    def _fetch_parts(self, pieces: list[_Piece]) -> list[memoryview]:
         wanted: Counter[str] = Counter()
         for piece in pieces:
             wanted[piece.shard.file] += len(piece.places)
@@ -126,7 +140,7 @@ class ShardReader:
             if piece.shard.file in self._kept
             or (
                 piece.shard.num_bytes <= WHOLE_BYTES
-                and piece.shard.num_samples <= WHOLE_SHARE * wanted[piece.shard.file]
+                and piece.shard.num_samples <= self._whole_share * wanted[piece.shard.file]
             )
         }
         fresh = [Range(file, 0, shard.num_bytes) for file, shard in whole.items() if file not in self._kept]
