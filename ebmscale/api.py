@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TrainedRun(str):
-    """A trained run. It is its address, as text, and knows what lies there.
+    """A trained run: a string that holds its address, with methods that open what is stored there.
 
     Attributes:
         storage: the folder of the run.

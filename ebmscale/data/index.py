@@ -13,12 +13,12 @@ from pathlib import PurePosixPath
 
 from ebmscale.data.decode import Shape
 from ebmscale.data.labels import Label, LabelError, are_captions, number_labels
-from ebmscale.data.manifest import Manifest
+from ebmscale.data.manifest import Manifest, SetAbout
 from ebmscale.data.names import printable
 from ebmscale.data.parts import part_of
 from ebmscale.data.reindex import Note, reindex
 from ebmscale.data.scan import ENCODINGS, ImageMember, Kind, Sample, Scan, scan
-from ebmscale.data.set_summary import SetAbout, SetSummary
+from ebmscale.data.set_summary import SetSummary
 from ebmscale.data.shard import IndexedShard
 from ebmscale.data.shard_index import ShardIndex
 from ebmscale.errors import DataError

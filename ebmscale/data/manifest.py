@@ -65,8 +65,8 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Head:
-    """All but the shards, for `as_form`."""
+class SetAbout:
+    """The fields of a manifest that do not depend on its shards; see `Manifest`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -151,7 +151,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Compact JSON, the same for equal manifests."""
-        head = {name: getattr(self, name) for name in _names(_Head)}
+        head = {name: getattr(self, name) for name in _names(SetAbout)}
         table = {name: [getattr(shard, name) for shard in self.shards] for name in _names(_Table)}
         whole = {"kind": KIND, "version": VERSION, **head, "fractions": FRACTIONS, "shards": table}
         return json.dumps(whole | {"lowest": self.lowest}, separators=(",", ":"))
@@ -177,7 +177,7 @@ class Manifest:
         shards, lowest = given.pop("shards", None), given.pop("lowest", None)
         fractions = given.pop("fractions", None)
         given["image_shape"] = _shape(given.get("image_shape"))
-        head = as_form(given, _Head, f"{_WRONG}: it", DataError)
+        head = as_form(given, SetAbout, f"{_WRONG}: it", DataError)
         _check_head(head)
         if version == 1:
             found = cls.of(_old_shards(head, shards), **vars(head))
@@ -216,16 +216,16 @@ class Manifest:
             ) from error
 
 
-def _names(form: type[_Head] | type[_Table]) -> list[str]:
+def _names(form: type[SetAbout] | type[_Table]) -> list[str]:
     return [one.name for one in fields(form)]
 
 
-def _payload_bytes(head: _Head) -> int | None:
+def _payload_bytes(head: SetAbout) -> int | None:
     """Bytes of every payload; None if they differ."""
     return math.prod(head.image_shape) * np.dtype(head.dtype).itemsize if head.encoding == "raw" else None
 
 
-def _old_shards(head: _Head, shards: Any) -> list[tuple[Shard, ShardIndex]]:
+def _old_shards(head: SetAbout, shards: Any) -> list[tuple[Shard, ShardIndex]]:
     """The shards of a manifest of version 1."""
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
         raise DataError(f"{_WRONG}: shards is no list of shards")
@@ -246,7 +246,7 @@ def _shape(sizes: Any) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _check_head(head: _Head) -> None:
+def _check_head(head: SetAbout) -> None:
     try:
         kind = np.dtype(head.dtype)
     except (TypeError, ValueError, SyntaxError):

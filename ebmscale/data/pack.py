@@ -10,10 +10,10 @@ import numpy as np
 from ebmscale.data.encode import ENDINGS, choose_encoding, encode_all, encode_raw, why_left_out
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.left_out import MOST_DAMAGED, LeftOut, Tolerance
-from ebmscale.data.manifest import Manifest
+from ebmscale.data.manifest import Manifest, SetAbout
 from ebmscale.data.packed import DESCRIBED, packed_manifest
 from ebmscale.data.partial import Partial
-from ebmscale.data.set_summary import SetAbout, SetSummary
+from ebmscale.data.set_summary import SetSummary
 from ebmscale.data.shard import IndexedShard
 from ebmscale.data.shard_writer import ShardWriter
 from ebmscale.data.source_record import FILE as SOURCE_FILE

@@ -5,28 +5,15 @@ lie in ranges that do not overlap. The keys of shards whose ranges overlap are c
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from ebmscale.data.indexes import IndexFiles, each_index
 from ebmscale.data.lowest import LowestSamples
-from ebmscale.data.manifest import Manifest
+from ebmscale.data.manifest import Manifest, SetAbout
 from ebmscale.data.shard import IndexedShard, Shard
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
-
-
-@dataclass(frozen=True)
-class SetAbout:
-    """The fields of a manifest that do not depend on its shards; see `Manifest`."""
-
-    name: str
-    format: str
-    encoding: str
-    image_shape: tuple[int, ...]
-    dtype: str
-    classes: list[str]
 
 
 class SetSummary:

@@ -51,7 +51,7 @@ def measure(log_ratio_q: Tensor, log_ratio_p: Tensor, grad_norm: float = 0.0, ju
         log_ratio_p: at samples of p.
         grad_norm: see `Evidence`.
         judges_gain: whether the KL bound is that of the best gain * f with a gain of at most 1, which every second
-            sample chooses and the others judge. A ratio that says too much is then not taken for one that says nothing.
+            sample chooses and the others judge. Without a gain, the bound of a ratio that is too strong can be below 0.
     """
     q, p = log_ratio_q.detach().double(), log_ratio_p.detach().double()
     if judges_gain:

@@ -17,7 +17,9 @@ MOST_OPENED = 24
 
 
 def pack_offer(storage: Storage, given: str) -> str | None:
-    """A sentence with the command that packs what lies at an address; None if a packed set is there.
+    """A sentence that names the command to pack the files at an address.
+
+    Returns None where the address holds a packed set already.
 
     Args:
         storage: the address.

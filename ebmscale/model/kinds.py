@@ -1,4 +1,4 @@
-"""What lies in a folder, so that a command does not write a run where a search is, or read one as the other."""
+"""Tells what a folder holds. A command uses it to refuse a folder that holds another kind of thing."""
 
 from ebmscale.errors import ConfigError
 from ebmscale.storage import Storage

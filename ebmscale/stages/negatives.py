@@ -55,7 +55,7 @@ class NegativeSource(Protocol):
         ...
 
     def advance(self, prior: RatioSequence, position: int) -> None:
-        """Moves what moves once a batch."""
+        """Moves the chains, if the source has chains. It is called once for every batch."""
         ...
 
     def draw(self, prior: RatioSequence, noise: Any, streams: Tensor, num_updates: int) -> Negatives:

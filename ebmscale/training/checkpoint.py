@@ -169,7 +169,7 @@ class CheckpointStore(CheckpointReader):
 
 
 def _contents(metrics: Mapping[str, float], ratio_files: list[str]) -> CheckpointContents:
-    """The contents of a checkpoint. A metric that is not finite says nothing, and JSON cannot hold it."""
+    """The contents of a checkpoint, without metrics that are not finite: JSON cannot hold these."""
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     return CheckpointContents(metrics=finite, ratio_files=ratio_files)
 

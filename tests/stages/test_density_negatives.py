@@ -22,8 +22,9 @@ from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.world import World
+from tests.stages.moving_gaussian import BATCH, STREAMS, posterior, train
 
-STREAMS, BATCH = 4, 64
+HELD_OUT = 512
 STAGES = StagesBlock(
     max_stages=3,
     batch_size=64,
@@ -50,24 +51,6 @@ def make_trainer(settings: RatioSettings = SETTINGS) -> StageTrainer:
     optimizer = OptimizerSettings(settings.optimizer.rate, settings.optimizer.betas)
     engine = make_engine(network, optimizer, EngineSettings(), world)
     return make_stage_trainer(engine, RatioSequence(StandardNormal(2), network), settings, world)
-
-
-def posterior(position: int, num: int = BATCH) -> Tensor:
-    """N((1, 1), 0.5^2 I), a new batch at every position."""
-    return 1 + 0.5 * torch.randn(num, 2, generator=torch_generator(0, "posterior", position))
-
-
-def train(trainer: StageTrainer, begin: int, end: int) -> list[type]:
-    """Batches `begin` to `end`, with a measurement after every second one; the kinds of decisions."""
-    kinds = []
-    for position in range(begin * BATCH, end * BATCH, BATCH):
-        trainer.observe(posterior(position), torch.arange(BATCH) % STREAMS)
-        trainer.advance_prior(position)
-        trainer.update(position)
-        now = position + BATCH
-        if now % (2 * BATCH) == 0:
-            kinds.append(type(trainer.decide(trainer.evidence(posterior(10**6 + now, 512), now), now)))
-    return kinds
 
 
 def saved(trainer: StageTrainer) -> dict[str, Any]:
@@ -103,14 +86,14 @@ def supply(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 def test_two_interruptions_in_a_row_change_nothing(supply: str) -> None:
     whole = make_trainer()
-    kinds = train(whole, 0, 22)
+    kinds = train(whole, 0, 22, HELD_OUT)
     assert Advance in kinds[:6]
     assert whole.prior.num_stages >= 1
     state, found = saved(make_trainer()), []
     for begin, end in ((0, 3), (3, 15), (15, 22)):  # in the first stage, and in the second one
         trainer = make_trainer()
         restore(trainer, state)
-        found += train(trainer, begin, end)
+        found += train(trainer, begin, end, HELD_OUT)
         state = saved(trainer)
     assert [kind.__name__ for kind in found] == [kind.__name__ for kind in kinds][: len(found)]
     expected = saved(whole)
@@ -124,7 +107,7 @@ def test_every_stage_brings_the_prior_closer_and_its_bound_is_true(supply: str) 
     trainer = make_trainer(replace(SETTINGS, stages=STAGES.model_copy(update={"updates_per_batch": 16})))
     q = posterior(10**7, 4096)
     before = float(trainer.prior.log_density(q).mean())
-    train(trainer, 0, 11)
+    train(trainer, 0, 11, HELD_OUT)
     assert trainer.prior.num_stages == 1
     source = trainer.negatives
     assert isinstance(source, DensityNegatives)
@@ -141,7 +124,7 @@ def test_every_stage_brings_the_prior_closer_and_its_bound_is_true(supply: str) 
 def test_a_ratio_that_says_nothing_is_not_frozen() -> None:
     trainer = make_trainer()
     trainer.observe(posterior(0), torch.arange(BATCH) % STREAMS)
-    evidence = trainer.evidence(posterior(1, 512), 0)
+    evidence = trainer.evidence(posterior(1, HELD_OUT), 0)
     trainer.state = StageState(settling_since=0)
     assert isinstance(trainer.decide(evidence, STAGES.settle_samples), Hold)
     assert trainer.prior.num_stages == 0
@@ -149,7 +132,7 @@ def test_a_ratio_that_says_nothing_is_not_frozen() -> None:
 
 def test_the_number_of_workers_changes_no_negative(supply: str) -> None:
     alone = make_trainer()
-    train(alone, 0, 12)
+    train(alone, 0, 12, HELD_OUT)
     assert alone.prior.num_stages
     state = saved(alone)
     drawn = alone.negatives.draw(alone.prior, _no_noise(), torch.arange(BATCH) % STREAMS, 2)

@@ -28,8 +28,8 @@ from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.world import World
+from tests.stages.moving_gaussian import BATCH, STREAMS, posterior, train
 
-STREAMS, BATCH = 4, 64
 STAGES = StagesBlock(
     max_stages=3,
     batch_size=64,
@@ -61,24 +61,6 @@ def make_trainer(
     engine = make_engine(network, OptimizerSettings(OPTIMIZER.rate, OPTIMIZER.betas), EngineSettings(), world)
     settings = RatioSettings(stages, chains, OPTIMIZER, 0, STREAMS, amortised=amortised)
     return make_stage_trainer(engine, prior, settings, world)
-
-
-def posterior(position: int) -> Tensor:
-    """N((1, 1), 0.5^2 I), a new batch at every position."""
-    return 1 + 0.5 * torch.randn(BATCH, 2, generator=torch_generator(0, "posterior", position))
-
-
-def train(trainer: StageTrainer, begin: int, end: int) -> list[type]:
-    """Batches `begin` to `end`, with a measurement after every second one; the kinds of decisions."""
-    kinds = []
-    for position in range(begin * BATCH, end * BATCH, BATCH):
-        trainer.observe(posterior(position), torch.arange(BATCH) % STREAMS)
-        trainer.advance_prior(position)
-        trainer.update(position)
-        now = position + BATCH
-        if now % (2 * BATCH) == 0:
-            kinds.append(type(trainer.decide(trainer.evidence(posterior(10**6 + now), now), now)))
-    return kinds
 
 
 MOMENTS = CHAINS.model_copy(update={"base": "moments", "equilibrate": "tilt", "equilibrate_steps": 40})
