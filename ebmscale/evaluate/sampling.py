@@ -23,7 +23,7 @@ from ebmscale.evaluate.rounding import rounded, with_error
 from ebmscale.evaluate.verdicts import of_samples
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.posterior import langevin_settings
-from ebmscale.model.sampler import Sampled, by_particles, by_resampling, candidate_weights, draw_density
+from ebmscale.model.sampler import Sampled, by_particles, by_resampling, draw_density
 from ebmscale.seeds import StreamNoise
 
 Method = Literal["auto", "chain", "smc", "sir"]
@@ -76,17 +76,14 @@ def draw(model: LatentModel, num: int, method: str = "auto", seed: int = 0, num_
         return Drawn(z, chain_diagnostics(prior, z, settings, seed) if prior.num_stages else {}, "Langevin chains")
     how = {"auto": draw_density, "smc": by_particles, "sir": by_resampling}[method]
     drawn = how(prior, num, seed)
-    return Drawn(drawn.z, drawn.figures | _pareto(prior, drawn, seed), f"{drawn.method}: {drawn.reason}")
+    return Drawn(drawn.z, drawn.figures | _pareto(drawn), f"{drawn.method}: {drawn.reason}")
 
 
-def _pareto(prior: RatioSequence, drawn: Sampled, seed: int) -> dict[str, float]:
+def _pareto(drawn: Sampled) -> dict[str, float]:
     """Pareto k of the weights of importance resampling."""
-    if drawn.method != "importance resampling":
+    if drawn.log_weights is None or float(drawn.log_weights.std()) == 0:
         return {}
-    log_weights = candidate_weights(prior, int(drawn.figures["candidates"]), seed)
-    if float(log_weights.std()) == 0:
-        return {}
-    return {"Pareto k": pareto_k(log_weights)}
+    return {"Pareto k": pareto_k(drawn.log_weights)}
 
 
 def pareto_k(log_weights: Tensor) -> float:

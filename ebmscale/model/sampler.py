@@ -8,6 +8,7 @@ Shapes: N samples, M candidates, G groups, Z latent.
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class Sampled:
         unique: share of the samples that were different ones before the last moves.
         ancestors: share of the samples that descend from different draws of p_0.
         figures: further numbers by name.
+        log_weights: (M,) of the draws of p_0 that were resampled, in float64; None where particles were moved.
     """
 
     z: Tensor
@@ -57,6 +59,7 @@ class Sampled:
     unique: float
     ancestors: float
     figures: dict[str, float] = field(default_factory=dict)
+    log_weights: Tensor | None = None
 
 
 def draw_density(prior: RatioSequence, num: int, seed: int = 0) -> Sampled:
@@ -70,15 +73,34 @@ def draw_density(prior: RatioSequence, num: int, seed: int = 0) -> Sampled:
     if not prior.num_stages:
         noise = StreamNoise(seed, "sample", 0, [0] * num).normal(prior.base.dim)
         return Sampled(prior.base.from_noise(noise), "exact draws", "the prior is p_0", 1.0, 1.0)
-    drawn = by_resampling(prior, num, seed)
-    return drawn if drawn.figures["effective sample size"] >= ENOUGH * num else by_particles(prior, num, seed)
+    candidates = _candidates(prior, num, seed)
+    if effective_sample_size(candidates.log_weights) >= ENOUGH * num:
+        return _resampled(prior, candidates, num, seed)
+    return by_particles(prior, num, seed)
 
 
 def by_resampling(prior: RatioSequence, num: int, seed: int = 0) -> Sampled:
     """Draws of p_0, resampled by the product of all ratios. Exact in the limit of many draws, if p_0 covers p_K."""
+    return _resampled(prior, _candidates(prior, num, seed), num, seed)
+
+
+class _Candidates(NamedTuple):
+    """Draws z (M, Z) of p_0 in its coordinates, and their log weights (M,) in float64."""
+
+    z: Tensor
+    log_weights: Tensor
+
+
+def _candidates(prior: RatioSequence, num: int, seed: int) -> _Candidates:
+    """The draws of p_0 of which N = `num` samples may be made."""
     size = max(LEAST_CANDIDATES, CANDIDATES_A_SAMPLE * num)
     inside = prior.in_coordinates()
-    candidates, log_weights = _candidates(inside, size, seed)
+    z = inside.base.from_noise(torch.randn(size, inside.base.dim, generator=torch_generator(seed, "sir")))
+    return _Candidates(z, total(merged(inside), z).double())
+
+
+def _resampled(prior: RatioSequence, candidates: _Candidates, num: int, seed: int) -> Sampled:
+    log_weights = candidates.log_weights
     uniform = torch.rand(1, generator=torch_generator(seed, "sir-choice"))
     chosen = resample_systematically(log_weights[None], uniform, num)[0]
     log_z, error = importance_estimate(log_weights)
@@ -86,25 +108,13 @@ def by_resampling(prior: RatioSequence, num: int, seed: int = 0) -> Sampled:
     figures = {
         "log Z": float(log_z),
         "log Z standard error": float(error),
-        "candidates": float(size),
+        "candidates": float(len(log_weights)),
         "effective sample size": effective,
         "different samples": float(len(chosen.unique())),
     }
-    z = _polished(inside, candidates[_shuffled(chosen, seed)], seed)
+    z = prior.from_coordinates(_polished(prior.in_coordinates(), candidates.z[_shuffled(chosen, seed)], seed))
     reason = f"{effective / num:.2g} effective draws of p_0 for a sample"
-    return Sampled(prior.from_coordinates(z), "importance resampling", reason, unique, unique, figures)
-
-
-def candidate_weights(prior: RatioSequence, size: int, seed: int) -> Tensor:
-    """The log weights (M,) that `by_resampling` gives to M = `size` draws of p_0, in float64."""
-    return _candidates(prior.in_coordinates(), size, seed)[1]
-
-
-def _candidates(inside: RatioSequence, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draws (M, Z) of p_0 in its coordinates, and their log weights (M,) in float64."""
-    noise = torch.randn(size, inside.base.dim, generator=torch_generator(seed, "sir"))
-    candidates = inside.base.from_noise(noise)
-    return candidates, total(merged(inside), candidates).double()
+    return Sampled(z, "importance resampling", reason, unique, unique, figures, log_weights)
 
 
 def by_particles(prior: RatioSequence, num: int, seed: int = 0) -> Sampled:

@@ -30,7 +30,7 @@ class ChainNegatives:
 
     Args:
         settings: how the prior is sampled.
-        dim: Z.
+        prior: p_0 with the form of the ratios.
         world: this process's place.
         after_step: see `ChainPools`.
 
@@ -40,12 +40,13 @@ class ChainNegatives:
 
     judges_gain = False
 
-    def __init__(self, settings: RatioSettings, dim: int, world: World, after_step: Callable[[], None]):
-        self.pools = ChainPools(settings, dim, world, after_step)
+    def __init__(self, settings: RatioSettings, prior: RatioSequence, world: World, after_step: Callable[[], None]):
+        self.pools = ChainPools(settings, prior.base.dim, world, after_step)
         self.tables = self.pools.tables
         self.parts: dict[str, SavedPart] = {}
         self.trace: ChainTrace | None = None
-        self._chains, self._world = settings.chains, world
+        self._chains = settings.chains
+        self.begin(prior, 0)
 
     def begin(self, prior: RatioSequence, position: int) -> None:
         """See `NegativeSource.begin`."""

@@ -14,10 +14,11 @@ from ebmscale.density.estimates import importance_estimate, pooled
 from ebmscale.density.evidence import effective_sample_size
 from ebmscale.density.path import WalkPlan
 from ebmscale.density.prior import RatioSequence
+from ebmscale.kernels.closed_form import stage_legs
 from ebmscale.kernels.quadratics import merged
 from ebmscale.model.sampler import total
 from ebmscale.stages.draws import Draws
-from ebmscale.stages.particles import Tilted, Walkers, legs_of, tilt
+from ebmscale.stages.particles import Tilted, Walkers, tilt
 from ebmscale.stages.pools import Pool
 from ebmscale.stages.settings import ParticleSettings
 from ebmscale.stages.source import Chosen, Grown
@@ -147,7 +148,7 @@ class FromBase:
         """
         settings, base, annealing, draws = self._settings, self._sequence.base, self._settings.annealing, self._draws
         few = replace(annealing.moves, num_moves=min(settings.pool_moves, annealing.moves.num_moves))
-        legs = legs_of(self._sequence)
+        legs = stage_legs(self._sequence)
         for name, groups, size, how in (
             ("judge", settings.groups, settings.group_size, annealing),
             ("pool", 1, settings.pool_size, replace(annealing, moves=few)),

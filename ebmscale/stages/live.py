@@ -65,8 +65,7 @@ class LiveTrainer:
     ):
         self.engine = engine
         self.prior = prior
-        self._negatives = ChainNegatives(settings, prior.base.dim, world, after_step)
-        self._negatives.begin(prior, 0)
+        self._negatives = ChainNegatives(settings, prior, world, after_step)
         self.latents = Latents(prior.base, settings, world, self._negatives.tables)
         self.state = StageState(started=settings.stages.start_samples)
         self._trace: ChainTrace | None = None

@@ -125,11 +125,6 @@ def tilt(
     return Tilted(gain, walkers._moved(walked, draws, stage), plan, mean_acceptance)
 
 
-def legs_of(sequence: RatioSequence) -> list[Leg]:
-    """The legs from p_0 to p_K, one a stage."""
-    return stage_legs(sequence)
-
-
 def _walked(
     walkers: Walkers,
     legs: Sequence[Leg],
@@ -167,7 +162,7 @@ def measure_normalisers(
         DivergenceError: the particles cannot follow.
     """
     walkers = Walkers.of_base("final", sequence.base, groups, size, draws)
-    walked = _walked(walkers, legs_of(sequence), settings, draws, sequence.num_stages)
+    walked = _walked(walkers, stage_legs(sequence), settings, draws, sequence.num_stages)
     found = []
     for stage in range(1, sequence.num_stages + 1):
         log_z, bridged = (pooled(one[:, :stage].sum(1)) for one in (walked.log_z, walked.log_z_bridge))

@@ -3,8 +3,6 @@
 Shapes: P particles, B rows of a batch, Z coordinates.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -97,10 +95,6 @@ class Pool:
         rows = torch.cat([self._rows(share, before) for before in recent])
         return Negatives(self.state.z[rows], torch.ones(len(rows)))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of it."""
-        return {**self.state._asdict(), "uses": self.uses}
-
     def packed(self) -> Tensor:
         """What a checkpoint holds of it, in one table (P, 2 Z + 2): z, score, log density and uses."""
         z, log_density, score = self.state
@@ -112,11 +106,6 @@ class Pool:
         z, score, log_density, uses = table.split([dim, dim, 1, 1], dim=1)
         self.state = ChainState(z.clone(), log_density[:, 0].clone(), score.clone())
         self.uses = uses[:, 0].long()
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes what `tensors` gave."""
-        self.state = ChainState(*(tensors[name] for name in ChainState._fields))
-        self.uses = tensors["uses"]
 
     def _rows(self, num: int, position: int) -> Tensor:
         """Whose turn it is."""

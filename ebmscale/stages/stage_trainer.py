@@ -65,7 +65,6 @@ class StageTrainer:
         self.engine = engine
         self.prior = prior
         self.negatives = negatives
-        negatives.begin(prior, 0)
         self.latents = Latents(prior.base, settings, world, negatives.tables)
         self.state = StageState(started=settings.stages.start_samples, finished=settings.stages.max_stages == 0)
         self.criteria = settings.criteria
@@ -279,5 +278,5 @@ def make_stage_trainer(
     if settings.chains.kind == "density":
         negatives = DensityNegatives(settings, prior, world)
     else:
-        negatives = ChainNegatives(settings, prior.base.dim, world, after_step)
+        negatives = ChainNegatives(settings, prior, world, after_step)
     return StageTrainer(engine, prior, negatives, settings, world)

@@ -172,7 +172,7 @@ class Trainer:
         """The tensors of a checkpoint."""
         parts = {"network": self.network.state_dict(), "best": self.best, "engine": self.engine.tensors()}
         if isinstance(self.supply, Pool):
-            parts["pool"] = self.supply.tensors()
+            parts["pool"] = {"moving": self.supply.packed()}
         return {f"{part}/{name}": one.clone() for part, found in parts.items() for name, one in found.items()}
 
     def values(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Trainer:
         self.best = part("best")
         self.engine.load(part("engine"))
         if isinstance(self.supply, Pool):
-            self.supply.load(part("pool"))
+            self.supply.unpack(part("pool")["moving"])
         for name in NUMBERS:
             setattr(self, name, values[name])
         self.curve = [Measured(*one) for one in values["curve"]]
