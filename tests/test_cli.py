@@ -167,7 +167,7 @@ def test_every_kind_of_error_has_its_exit_code(config: Path, override: str, code
         ("precision=fp16", 2, "use bf16 or fp32"),
         ("device=cuda", 2, "no CUDA device"),
         ("train.ratio.rate=1.0e+20", 5, "Training diverged"),
-        ("model.form=svhn", 2, "32x32"),
+        ("model.generator.form=svhn", 2, "32x32"),
         ("data.validation_fraction=1.0e-4", 3, "raise data.validation_fraction"),
         ("data.held_out.label=11", 2, "has no class '11'; did you mean '1'?"),
     ],

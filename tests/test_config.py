@@ -17,10 +17,10 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
 
 
 def test_overrides_are_dotted_and_typed() -> None:
-    config = parse_config(MINIMAL, ["train.batch_size=64", "train.generator.rate=1e-4", "model.ratio_hidden=[8,8]"])
+    config = parse_config(MINIMAL, ["train.batch_size=64", "train.generator.rate=1e-4", "model.ratio.hidden=[8,8]"])
     assert config.train.batch_size == 64
     assert config.train.generator.rate == 1e-4
-    assert config.model.ratio_hidden == (8, 8)
+    assert config.model.ratio.hidden == (8, 8)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ MOST_CPU_S = 300
 CONFIG = """
 run: {name: photos}
 data: {url: data/photos, validation_fraction: 0.2, num_streams: 8, shuffle_window: 64, flip: true}
-model: {latent_dim: 16, generator_width: 8, encoder_width: 8, sigma: 0.3, ratio_hidden: [64, 64]}
+model: {latent_dim: 16, generator: {width: 8}, encoder: {width: 8}, sigma: 0.3, ratio: {hidden: [64, 64]}}
 posterior: {start: encoder, num_steps: 0}
 prior: {base: moments, base_components: 2, num_steps: 2, num_chains: 256, equilibrate: tilt, sample_steps: 30}
 stages: {start_samples: 3000, max_stages: 2, updates_per_batch: 4, batch_size: 64, buffer_samples: 1600,

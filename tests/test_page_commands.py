@@ -24,9 +24,9 @@ from tests.data.test_formats import idx_bytes
 from tests.pages import PAGES, ROOT, commands, name_of, whole_commands
 
 SMALL = (
-    "data.num_streams=4 data.shuffle_window=16 data.validation_fraction=0.2 model.latent_dim=4 model.generator_width=2 "
-    "model.encoder_width=2 "
-    "model.ratio_hidden=[8,8] posterior.num_steps=2 prior.base_components=1 prior.base_fits=1 prior.num_steps=2 "
+    "data.num_streams=4 data.shuffle_window=16 data.validation_fraction=0.2 model.latent_dim=4 model.generator.width=2 "
+    "model.encoder.width=2 "
+    "model.ratio.hidden=[8,8] posterior.num_steps=2 prior.base_components=1 prior.base_fits=1 prior.num_steps=2 "
     "prior.num_chains=32 prior.equilibrate_steps=2 prior.sample_steps=3 stages.max_stages=1 stages.start_samples=64 "
     "stages.updates_per_batch=1 stages.batch_size=32 stages.buffer_samples=64 stages.min_samples=160 "
     "stages.max_samples=320 stages.settle_samples=160 stages.evidence_every=160 stages.evidence_samples=32 "

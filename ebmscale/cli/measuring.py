@@ -63,18 +63,25 @@ def evaluate(
     """
     from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (commands import what they use)
     from ebmscale.evaluate.images import measured_split  # noqa: PLC0415
-    from ebmscale.evaluate.metrics import check_metrics, default_metrics, measure_metric  # noqa: PLC0415
+    from ebmscale.evaluate.metrics import (  # noqa: PLC0415
+        check_metrics,
+        check_names,
+        default_metrics,
+        measure_metric,
+    )
     from ebmscale.evaluate.rounding import rounded, with_error  # noqa: PLC0415
     from ebmscale.model.latent_model import open_model  # noqa: PLC0415
     from ebmscale.model.run_folder import data_of  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415
 
-    names = [name.strip() for name in metrics.split(",")] if metrics else default_metrics(features)
-    check_metrics(names, features)
     place, world = device_of(device), World.from_environment("cpu")
+    asked = [name.strip() for name in metrics.split(",")] if metrics else None
+    check_names(asked or [])
     storage = output_folder(run) if world.is_first else Storage.at(run)
     model = open_model(storage).to(place)
+    names = asked or default_metrics(features, model)
+    check_metrics(names, features, model)
     if stage is not None:
         model = model.at_stage(stage)
     way_out = "give its address with --data"
@@ -88,7 +95,11 @@ def evaluate(
         found = measure_metric(model, data, name, network, split, num_samples, seed, world, (data, storage))
         if not world.is_first:
             continue
-        table = Table("metric", "value", title=f"{name}, {found.protocol['num_images']:,} images of {split}")
+        table = Table(
+            "metric",
+            "value",
+            title=f"{name}, {found.protocol['num_images']:,} {'latents' if model.is_given else 'images'} of {split}",
+        )
         for key, value in found.values.items():
             error = found.values.get(f"{key}_error")
             if error is not None:

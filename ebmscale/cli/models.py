@@ -9,12 +9,18 @@ import numpy as np
 import ebmscale
 from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
+from ebmscale.errors import ConfigError
 
 
 @cli.command(epilog=example("ebmscale sample runs/digits -n 64 --out samples.png"))
 @click.argument("run", type=ADDRESS)
 @click.option("-n", "num", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
-@click.option("--out", required=True, type=ADDRESS, help="FILE.png (a grid) or FILE.npz (uint8 images and latents).")
+@click.option(
+    "--out",
+    required=True,
+    type=ADDRESS,
+    help="FILE.png (a grid of images) or FILE.npz (uint8 images and latents; of given latents these alone).",
+)
 @seed_option
 @click.option("--stage", type=click.IntRange(0), help="Sample the prior after this many stages (default: all).")
 @click.option(
@@ -33,10 +39,12 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
     console.print(f"drawing {num} samples of {run}")
     from ebmscale.evaluate.sampling import draw  # noqa: PLC0415
     from ebmscale.model.pixels import to_images  # noqa: PLC0415
-    from ebmscale.report.run_report import sample_grid  # noqa: PLC0415
+    from ebmscale.report.sample_pictures import sample_grid  # noqa: PLC0415
 
     target = output_file(out, (".png", ".npz"))
     model = ebmscale.load(run)
+    if target.address.suffix == ".png" and not model.shows_images:
+        raise ConfigError(f"The samples of {run} are no images; give --out FILE.npz.")
     if stage is not None:
         model = model.at_stage(stage)
     drawn = draw(model, num, method, seed)
@@ -45,7 +53,12 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
         data = sample_grid(model, images, math.ceil(math.sqrt(num)))
     else:
         arrays = io.BytesIO()
-        np.savez_compressed(arrays, images=to_images(images), z=z.numpy())
+        if model.is_given:
+            np.savez_compressed(arrays, latents=images.numpy())
+        elif model.shows_images:
+            np.savez_compressed(arrays, images=to_images(images), z=z.numpy())
+        else:
+            np.savez_compressed(arrays, samples=images.numpy(), z=z.numpy())
         data = arrays.getvalue()
     target.publish(data)
     for line in drawn.lines():

@@ -22,7 +22,7 @@ at a resume too; it says where and by what means the run is computed, and not wh
 class Block(BaseModel):
     """A part of the configuration: frozen, unknown keys refused, and no value converted to another type."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -66,7 +66,7 @@ def keys_that_change(block: type[Block], changes: tuple[Change, ...], prefix: st
     for name, field in block.model_fields.items():
         inner = block_of(field)
         if about(field)["change"] in changes:
-            yield prefix + name
+            yield prefix + (field.alias or name)
         elif inner is not None:
             yield from keys_that_change(inner, changes, f"{prefix}{name}.")
 
@@ -78,4 +78,4 @@ def mutable_keys(block: type[Block], prefix: str = "") -> Iterator[str]:
         if inner is not None:
             yield from mutable_keys(inner, f"{prefix}{name}.")
         elif about(field)["mutable"]:
-            yield prefix + name
+            yield prefix + (field.alias or name)

@@ -52,7 +52,7 @@ def nearest_key(key: str, known: Sequence[str]) -> str | None:
 def known_keys(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every dotted key of the schema, blocks and leaves."""
     for name, field in block.model_fields.items():
-        yield prefix + name
+        yield prefix + (field.alias or name)
         for inner in nested_blocks(field.annotation):
             yield from known_keys(inner, f"{prefix}{name}.")
 

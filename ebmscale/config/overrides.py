@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ebmscale.config.keys import field_types, nested_blocks
-from ebmscale.config.removed import REMOVED
+from ebmscale.config.removed import REMOVED, new_name
 from ebmscale.documents import excerpt, is_unicode, read_scalar, read_yaml
 from ebmscale.errors import ConfigError
 
@@ -29,6 +29,7 @@ def apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel])
         raise ConfigError(f"{what} is not text in UTF-8; rename the file or folder that it names.")
     if not equals or not key:
         raise ConfigError(f"cannot read {what}: write it as key=value, e.g. train.batch_size=64.")
+    key = new_name(key)
     types = frozenset({object}) if key in REMOVED else _types_at(schema, key)
     set_key(tree, key, _value(text, types, what))
 
@@ -78,9 +79,10 @@ def _flow(text: str, what: str) -> Any:
 def _types_at(schema: type[BaseModel], key: str) -> frozenset[type]:
     """The types of the values that the field at a dotted key takes; none if there is no such field."""
     first, _, rest = key.partition(".")
-    field = schema.model_fields.get(first)
+    fields = {field.alias or name: field for name, field in schema.model_fields.items()}
+    field = fields.get(first)
     if field is None:
         return frozenset()
-    if not rest:
-        return field_types(field.annotation)
+    if not rest or dict in field_types(field.annotation):
+        return field_types(field.annotation) if not rest else frozenset({object})
     return frozenset().union(*(_types_at(block, rest) for block in nested_blocks(field.annotation)))

@@ -18,6 +18,41 @@ REMOVED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """For each key the values without effect, and what to do about any other value."""
 
+RENAMED = {
+    "model.form": "model.generator.form",
+    "model.generator_width": "model.generator.width",
+    "model.encoder_width": "model.encoder.width",
+    "model.ratio_hidden": "model.ratio.hidden",
+    "model.ratio_activation": "model.ratio.activation",
+    "model.ratio_squares": "model.ratio.squares",
+}
+"""Keys of earlier versions that have another name now."""
+
+
+def new_name(key: str) -> str:
+    """The present name of a dotted key."""
+    return RENAMED.get(key, key)
+
+
+def rename(tree: dict[str, Any], source: str) -> None:
+    """Moves values of renamed keys of a configuration's tree to their present names.
+
+    Raises:
+        ConfigError: a key has a value under both names.
+    """
+    for old, new in RENAMED.items():
+        block, _, name = old.partition(".")
+        keys = tree.get(block)
+        if not isinstance(keys, dict) or name not in keys:
+            continue
+        inner, last = new.split(".")[1:]
+        held = keys.get(inner) or {}
+        if not isinstance(held, dict):
+            continue  # the schema refuses it
+        if last in held and held[last] != keys[name]:
+            raise ConfigError(f"{source}: {old} is called {new} now, and both have a value; leave {old} out.")
+        tree[block] = {key: value for key, value in keys.items() if key != name} | {inner: held | {last: keys[name]}}
+
 
 def drop_removed(tree: dict[str, Any], source: str) -> None:
     """Takes removed keys out of a configuration's tree.

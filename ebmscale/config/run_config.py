@@ -20,7 +20,7 @@ from ebmscale.config.fields import Block, NonNegative, key, keys_that_change
 from ebmscale.config.keys import first_problem, known_keys, value_at
 from ebmscale.config.overrides import apply_override, set_key
 from ebmscale.config.presets import file_of
-from ebmscale.config.removed import drop_removed
+from ebmscale.config.removed import drop_removed, new_name, rename
 from ebmscale.config.training_blocks import (
     CheckpointBlock,
     DeepspeedBlock,
@@ -103,9 +103,26 @@ class RunConfig(Block):
         return self.posterior.start == "encoder" and self.posterior.num_steps == 0
 
     @property
+    def uses_encoder(self) -> bool:
+        """Whether posteriors begin at an encoder."""
+        return self.posterior.start == "encoder"
+
+    @property
+    def networks_train(self) -> bool:
+        """Whether training ever changes the generator or the encoder."""
+        if self.model.is_identity:
+            return False
+        return self.model.generator.train or (self.uses_encoder and self.model.encoder.train)
+
+    @property
+    def averages_weights(self) -> bool:
+        """Whether a moving average of generator and encoder is kept."""
+        return self.networks_train and self.train.generator.ema_samples > 0
+
+    @property
     def generator_stops(self) -> int:
-        """The `samples_seen` after which the generator is not trained."""
-        return self.train.generator.stop_samples or self.train.max_samples
+        """The `samples_seen` after which generator and encoder are not trained; 0 where they never are."""
+        return (self.train.generator.stop_samples or self.train.max_samples) if self.networks_train else 0
 
     @model_validator(mode="after")
     def _method_fits(self) -> "RunConfig":
@@ -125,6 +142,21 @@ class RunConfig(Block):
             )
         if self.stages.start_samples >= self.train.max_samples:
             raise ValueError("stages.start_samples must be below train.max_samples, or no ratio is ever trained")
+        return self
+
+    @model_validator(mode="after")
+    def _identity_fits(self) -> "RunConfig":
+        if not self.model.is_identity:
+            return self
+        if not self.is_amortised:
+            raise ValueError(
+                "model.generator.form: identity takes latents as they are: set posterior.start: encoder and "
+                "posterior.num_steps: 0"
+            )
+        if self.precision == "bf16":
+            raise ValueError("model.generator.form: identity has latents in fp32; set precision: fp32")
+        if self.data.flip:
+            raise ValueError("data.flip mirrors images; leave it out where the samples are latents")
         return self
 
     @model_validator(mode="after")
@@ -162,8 +194,17 @@ class RunConfig(Block):
             if (value := getattr(self.data, name)) not in (None, "", "-")
         }
         storage = {"url": self.storage.url.absolute()}
+        networks = {
+            name: block.model_copy(update={"weights": block.weights.absolute()})
+            for name in ("generator", "encoder")
+            if (block := getattr(self.model, name)).weights is not None
+        }
         return self.model_copy(
-            update={"data": self.data.model_copy(update=data), "storage": self.storage.model_copy(update=storage)}
+            update={
+                "data": self.data.model_copy(update=data),
+                "storage": self.storage.model_copy(update=storage),
+                "model": self.model.model_copy(update=networks),
+            }
         )
 
     def check_secrets(self, why: str) -> None:
@@ -231,8 +272,9 @@ def _from_tree(tree: Any, values: Mapping[str, Any], overrides: Sequence[str], s
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{source} must hold a mapping of keys, not a {type(tree).__name__}.")
+    rename(tree, source)
     for name, value in values.items():
-        set_key(tree, name, value)
+        set_key(tree, new_name(name), value)
     for override in overrides:
         apply_override(tree, override, RunConfig)
     drop_removed(tree, source)
@@ -250,10 +292,11 @@ def changed_keys(old: RunConfig, new: RunConfig, allowed: Sequence[str] = RESUMA
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     if new.precision == "auto":
         after["precision"] = before["precision"]
-    leaves = [name for name in known_keys(RunConfig) if not isinstance(value_at(before, name), dict)]
+    names = list(known_keys(RunConfig))
     return [
         name
-        for name in leaves
-        if value_at(before, name) != value_at(after, name)
+        for name in names
+        if not any(other.startswith(f"{name}.") for other in names)
+        and value_at(before, name) != value_at(after, name)
         and not any(name == a or name.startswith(a + ".") for a in allowed)
     ]

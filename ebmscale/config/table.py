@@ -78,8 +78,10 @@ def _rows(block: type[Block], schema: dict[str, Any], prefix: str, free: bool) -
             continue
         unit = about(field)["unit"]
         default = "needed" if field.is_required() else _shown(field.default) + (f" {unit}" if unit else "")
-        values = allowed(own["properties"][name])
-        yield KeyRow(prefix + name, field.description or "", default, values, _choices(field), may_change)
+        values = allowed(own["properties"][field.alias or name])
+        yield KeyRow(
+            prefix + (field.alias or name), field.description or "", default, values, _choices(field), may_change
+        )
 
 
 def _line(row: KeyRow) -> str:

@@ -1,6 +1,7 @@
 """Payload bytes to images, one decoder per encoding.
 
 raw: the numbers in the order of their dimensions (of images C, H, W), little-endian.
+posteriors: the same, of arrays (2, ...): the mean and the standard deviation of a Gaussian posterior.
 png, jpeg: `pack` writes grey and RGB of 8 bits; foreign files may be of any mode that `pixels.to_eight_bits` takes.
 """
 
@@ -56,13 +57,21 @@ def _decode_with_pillow(payload: Payload, shape: Shape, kind: str) -> np.ndarray
     return pixels
 
 
-DECODERS: dict[str, Decoder] = {"raw": decode_raw, "png": decode_png, "jpeg": decode_jpeg}
+POSTERIORS = "posteriors"
+"""Encoding of samples (2, ...) of floats: mean and standard deviation of a Gaussian, in the bytes of `raw`."""
+DECODERS: dict[str, Decoder] = {
+    "raw": decode_raw,
+    "png": decode_png,
+    "jpeg": decode_jpeg,
+    POSTERIORS: decode_raw,
+}
+UNCOMPRESSED = ("raw", POSTERIORS)
 
 
 def decoder(encoding: str, dtype: str) -> Decoder:
     """The decoder of a set's payloads; DataError if this version has none for the encoding or the type."""
-    if encoding not in DECODERS or (encoding != "raw" and dtype != "uint8"):
+    if encoding not in DECODERS or (encoding not in UNCOMPRESSED and dtype != "uint8"):
         raise DataError(f"Samples of {dtype} encoded as {encoding!r} cannot be decoded; pack the set again.")
-    if encoding == "raw":
+    if encoding in UNCOMPRESSED:
         return lambda payload, shape: decode_raw(payload, shape, dtype)
     return DECODERS[encoding]

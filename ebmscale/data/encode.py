@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ebmscale.data.decode import POSTERIORS
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.left_out import LeftOut
 from ebmscale.errors import ConfigError, DataError
 
 JPEG_QUALITY = 95  # with full colour resolution (4:4:4)
 RAW_BYTES = 64 << 10  # images up to this size are stored raw by default, as that is the fastest to read
-ENDINGS = {"raw": "bin", "png": "png", "jpeg": "jpg"}  # of a payload's name in the shard
+ENDINGS = {"raw": "bin", "png": "png", "jpeg": "jpg", POSTERIORS: "bin"}  # of a payload's name in the shard
 _CHUNK_SAMPLES = 64  # what a thread encodes at once,
 _CHUNK_BYTES = 4 << 20  # or fewer, so that their arrays stay within this
 
@@ -54,7 +55,12 @@ def _encode_with_pillow(image: np.ndarray, kind: str, **options: int) -> bytes:
     return file.getvalue()
 
 
-ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {"raw": encode_raw, "png": encode_png, "jpeg": encode_jpeg}
+ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
+    "raw": encode_raw,
+    "png": encode_png,
+    "jpeg": encode_jpeg,
+    POSTERIORS: encode_raw,
+}
 
 
 def choose_encoding(source: Source, wanted: str | None = None) -> str:
@@ -64,10 +70,15 @@ def choose_encoding(source: Source, wanted: str | None = None) -> str:
         ConfigError: there is no such encoding, or it cannot hold such images.
     """
     pictures = source.dtype == "uint8" and len(source.image_shape) == 3 and source.image_shape[0] in (1, 3)
+    if source.posteriors:
+        if wanted not in (None, "raw"):
+            raise ConfigError(f"{wanted} holds images, and the samples are means and standard deviations; choose raw.")
+        return POSTERIORS
     if wanted is None:
         return "png" if pictures and math.prod(source.image_shape) > RAW_BYTES else "raw"
-    if wanted not in ENCODERS:
-        raise ConfigError(f"There is no encoding {wanted!r}; choose one of {', '.join(ENCODERS)}.")
+    known = [name for name in ENCODERS if name != POSTERIORS]
+    if wanted not in known:
+        raise ConfigError(f"There is no encoding {wanted!r}; choose one of {', '.join(known)}.")
     if wanted != "raw" and not pictures:
         raise ConfigError(
             f"{wanted} holds bytes of 1 or 3 channels, the samples are {source.dtype} {source.image_shape}; choose raw."
@@ -154,4 +165,8 @@ def _checked(record: Record, source: Source) -> np.ndarray:
         )
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise DataError(f"Sample {record.key} of {source.name} holds NaN or infinity; take it out of the source.")
+    if source.posteriors and (image[1] < 0).any():
+        raise DataError(
+            f"Sample {record.key} of {source.name} has a negative standard deviation; give std, not its log."
+        )
     return image

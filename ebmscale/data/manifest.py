@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict, Field
 
+from ebmscale.data.decode import POSTERIORS, UNCOMPRESSED
 from ebmscale.data.indexes import Indexes, IndexesInMemory, IndexFiles
 from ebmscale.data.lowest import LowestSamples, LowSample
 from ebmscale.data.manifest_1 import OldShard
@@ -113,6 +114,13 @@ class Manifest:
     def sample_bytes(self) -> int:
         """Bytes of a decoded sample."""
         return math.prod(self.image_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def kind_of_samples(self) -> tuple[str, tuple[int, ...]]:
+        """What the samples are, in a word, and the shape of one: images, latents as posteriors, or arrays."""
+        if self.encoding == POSTERIORS:
+            return "posteriors", self.image_shape[1:]
+        return ("images" if self.dtype == "uint8" else "arrays"), self.image_shape
 
     @property
     def num_samples(self) -> int:
@@ -222,7 +230,7 @@ def _names(form: type[SetAbout] | type[_Table]) -> list[str]:
 
 def _payload_bytes(head: SetAbout) -> int | None:
     """Bytes of every payload; None if they differ."""
-    return math.prod(head.image_shape) * np.dtype(head.dtype).itemsize if head.encoding == "raw" else None
+    return math.prod(head.image_shape) * np.dtype(head.dtype).itemsize if head.encoding in UNCOMPRESSED else None
 
 
 def _old_shards(head: SetAbout, shards: Any) -> list[tuple[Shard, ShardIndex]]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ebmscale.data.decode import UNCOMPRESSED
 from ebmscale.data.encode import ENDINGS, choose_encoding, encode_all, encode_raw, why_left_out
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.left_out import MOST_DAMAGED, LeftOut, Tolerance
@@ -160,7 +161,7 @@ def _skip_finished(
             tolerance.add(LeftOut.of(record, reason))
             record = next(records, None)
         same = record is not None and (record.key, record.label) == (key, label)
-        if same and record is not None and encoding == "raw" and isinstance(record.image, np.ndarray):
+        if same and record is not None and encoding in UNCOMPRESSED and isinstance(record.image, np.ndarray):
             same = zlib.crc32(encode_raw(record.load())) == crc32
         if not same:
             raise DataError(

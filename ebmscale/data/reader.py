@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ebmscale.data.cache import RangeCache
-from ebmscale.data.decode import decoder
+from ebmscale.data.decode import UNCOMPRESSED, decoder
 from ebmscale.data.found import Found
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.shard import Shard
@@ -82,7 +82,7 @@ class ShardReader:
         """
         images = np.zeros((len(samples), *self._manifest.image_shape), self._manifest.dtype)
         sound = np.zeros(len(samples), bool)
-        fill = self._copy if self._manifest.encoding == "raw" else self._decode
+        fill = self._copy if self._manifest.encoding in UNCOMPRESSED else self._decode
         wrong: Counter[str] = Counter()  # of each file, the samples whose bytes are others
         for pieces in _together(self._pieces(samples)):
             for piece, data in zip(pieces, self._fetch(pieces), strict=True):

@@ -61,7 +61,7 @@ class Features:
         """The name of the kernel distance: "KID" or "KD-..."."""
         return "KID" if self.name == "FID" else f"KD-{self.name.removeprefix('FD-')}"
 
-    def check(self, image_shape: ImageShape) -> None:
+    def check(self, image_shape: tuple[int, ...]) -> None:
         """Checks that the network accepts images of this shape.
 
         Raises:

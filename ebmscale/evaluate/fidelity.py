@@ -78,9 +78,9 @@ def measure_frechet(
     world = images.world
 
     def reference() -> Reference:
-        return _collect(_real_features(images, features), features.num_features, world)
+        return _collect(_real_features(model, images, features, seed), features.num_features, world)
 
-    real = reference_of(images, features, places, reference)
+    real = reference() if model.is_given else reference_of(images, features, places, reference)
     fake = _collect(_sample_features(model, features, num_samples, seed, world), features.num_features, world)
     most = min(len(real.points), len(fake.points))
     manifold = compare_manifolds(real.points[:most], fake.points[:most], world)
@@ -89,19 +89,23 @@ def measure_frechet(
     return values | {f"{name}_error": kernel.error} | manifold._asdict() | {"num_manifold": float(most)}
 
 
-def _real_features(images: ImageSet, features: Features) -> Iterator[Part]:
+def _real_features(model: LatentModel, images: ImageSet, features: Features, seed: int) -> Iterator[Part]:
+    """Of images, or of given latents, where posteriors are drawn from."""
     for chunk in images.chunks():
-        yield chunk.index * CHUNK_SAMPLES, features(chunk.images)
+        x = chunk.images
+        if model.is_given:
+            x = model.encode(to_pixels(x), chunk_seed(seed, chunk.index))
+        yield chunk.index * CHUNK_SAMPLES, features(x)
 
 
 def _sample_features(model: LatentModel, features: Features, num: int, seed: int, world: World) -> Iterator[Part]:
     for index in range(world.rank, -(-num // SAMPLES_AT_ONCE), world.size):
         first = index * SAMPLES_AT_ONCE
         z = model.sample_prior(min(SAMPLES_AT_ONCE, num - first), derive(seed, "evaluate-samples", index))
-        pixels = model.decode(z)
-        if not pixels.isfinite().all():
+        samples = z if model.is_given else model.decode(z)
+        if not samples.isfinite().all():
             raise DivergenceError("The model draws samples that are not finite; it has diverged, so train it again.")
-        yield first, features(to_images(pixels))
+        yield first, features(samples if model.is_given else to_images(samples))
 
 
 def _collect(parts: Iterator[Part], num_features: int, world: World) -> Reference:

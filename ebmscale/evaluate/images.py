@@ -110,12 +110,21 @@ def open_all_images(model: LatentModel, storage: Storage, world: World) -> Image
 
 def _fitting_manifest(model: LatentModel, storage: Storage) -> Manifest:
     manifest = Manifest.load(storage)
-    if manifest.dtype != "uint8" or manifest.image_shape != model.image_shape:
-        raise DataError(
-            f"{storage.url} holds {manifest.dtype} arrays of shape {manifest.image_shape}, and the model takes uint8 "
-            f"images of shape {model.image_shape}; pack images of that shape."
-        )
-    return manifest
+    what, shape = manifest.kind_of_samples
+    fits = what != "images" if model.is_given else what == "images" or (what == "arrays" and not _takes_images(model))
+    if fits and shape == model.sample_shape:
+        return manifest
+    wanted = f"{'latents' if model.is_given else 'samples'} of shape {model.sample_shape}"
+    if _takes_images(model):
+        wanted = f"uint8 images of shape {model.image_shape}"
+    raise DataError(
+        f"{storage.url} holds {manifest.dtype} {what} of shape {shape}, and the model takes {wanted}; pack such."
+    )
+
+
+def _takes_images(model: LatentModel) -> bool:
+    """Whether the networks are this package's, which take bytes."""
+    return not model.is_given and model.config.model.generator.class_path is None
 
 
 def chunk_seed(seed: int, chunk: int) -> int:

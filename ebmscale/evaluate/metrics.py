@@ -11,6 +11,7 @@ from ebmscale.errors import ConfigError
 from ebmscale.evaluate.anomaly import measure_anomaly
 from ebmscale.evaluate.features import NAMES, Features
 from ebmscale.evaluate.fidelity import measure_frechet, measure_reconstruction
+from ebmscale.evaluate.given import latent_features, measure_density
 from ebmscale.evaluate.images import measured_split, open_images
 from ebmscale.evaluate.likelihood import CONVENTION, measure_likelihood
 from ebmscale.evaluate.manifold import NEIGHBOURS
@@ -143,8 +144,10 @@ def measure_metric(
         DivergenceError: the model returns values that are not finite.
     """
     ranks = world or World.alone()
-    check_metrics([metric], features)
-    if num_samples is None:
+    if model.is_given:
+        features = latent_features(model)
+    check_metrics([metric], features, model)
+    if num_samples is None and not (metric == "likelihood" and model.is_given):
         num_samples = DEFAULT_SAMPLES.get(metric)
     split = split or measured_split(model, data)
     images = open_images(model, data, split, ranks, num_samples, with_anomalies=metric == "anomaly")
@@ -155,6 +158,8 @@ def measure_metric(
         values = measure_reconstruction(model, images, seed)
     elif metric == "prior":
         values = measure_prior_fit(model, images, seed)
+    elif metric == "likelihood" and model.is_given:
+        values = measure_density(model.to("cpu"), images, seed)
     elif metric == "likelihood":
         values = measure_likelihood(model.to("cpu"), images, seed)
         protocol |= {"convention": CONVENTION}
@@ -164,28 +169,43 @@ def measure_metric(
     else:
         assert features is not None
         assert num_samples is not None
-        features.check(model.image_shape)
+        if not model.is_given:
+            features.check(model.image_shape)
         values = measure_frechet(model, images, features, num_samples, seed, places)
         protocol |= {"num_generated": num_samples, "neighbours": NEIGHBOURS, "covariance": "float64"}
         protocol |= features.protocol()
     return MetricValues(metric, values, protocol, model.samples_seen)
 
 
-def default_metrics(features: Features | str | None) -> list[str]:
-    """What is measured where nothing else is asked for: the Frechet distance needs features."""
+def default_metrics(features: Features | str | None, model: LatentModel | None = None) -> list[str]:
+    """What is measured where nothing else is asked for: the Frechet distance of images needs features."""
+    if model is not None and model.is_given:
+        return ["likelihood", "prior", "frechet"]
     return ["reconstruction", "prior"] if features is None else ["reconstruction", "prior", "frechet"]
 
 
-def check_metrics(metrics: Sequence[str], features: Features | str | None) -> None:
-    """Checks the names of metrics.
-
-    Raises:
-        ConfigError: there is no such metric, or a Frechet distance has no features.
-    """
+def check_names(metrics: Sequence[str]) -> None:
+    """Refuses names that are no metrics with a ConfigError."""
     for metric in metrics:
         if metric not in METRICS:
             raise ConfigError(f"There is no metric {metric!r}; choose from {', '.join(METRICS)}.")
-    if "frechet" in metrics and features is None:
+
+
+def check_metrics(metrics: Sequence[str], features: Features | str | None, model: LatentModel | None = None) -> None:
+    """Checks the names of metrics.
+
+    Raises:
+        ConfigError: there is no such metric, or not of this model, or a Frechet distance has no features.
+    """
+    if model is not None and model.is_given:
+        if "reconstruction" in metrics:
+            raise ConfigError("The run's samples are latents themselves, so there is nothing to reconstruct.")
+        if isinstance(features, str):
+            raise ConfigError(
+                "The run's samples are latents, whose distance is measured on themselves; leave --features out."
+            )
+    check_names(metrics)
+    if "frechet" in metrics and features is None and not (model is not None and model.is_given):
         raise ConfigError(
             f"A Frechet distance needs features: give --features {NAMES[0]}, a folder that `ebmscale features train` "
             "wrote, or a file with the weights of the standard Inception network."

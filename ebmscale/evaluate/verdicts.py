@@ -294,6 +294,8 @@ def of_metric(metric: str, values: Mapping[str, float]) -> list[Verdict]:
         name = next(name for name in values if name.startswith("F"))
         kernel_name = next(name for name in values if name.startswith("K"))
         return distances(values, name, kernel_name)
+    if metric == "likelihood" and "log_likelihood" in values:
+        return [log_z(values["log_z"], values["log_z_error"], values["log_z"])]
     if metric == "likelihood":
         return [likelihood(values), log_z(values["log_z"], values["log_z_error"], values["log_z"])]
     return [detection(values)] if metric == "anomaly" else []

@@ -147,7 +147,7 @@ def _check_speed(run: Run, most_s: float) -> None:
     if one_s * num_batches > most_s:
         raise ConfigError(
             f"This machine is too slow for this run: an update took {one_s:.1f} s, and {num_batches:,} of them take "
-            f"{duration(one_s * num_batches)} or more; use a GPU, lower model.generator_width or train.max_samples, or "
+            f"{duration(one_s * num_batches)} or more; use a GPU, lower model.generator.width or train.max_samples, or "
             "write a configuration for this machine with `ebmscale init DATA`."
         )
 

@@ -191,11 +191,10 @@ data:
 # latents are harder to learn.
 model:
   latent_dim: {latent}
-  generator_width: {width}
-  encoder_width: {width}
+  generator: {{width: {width}}}
+  encoder: {{width: {width}}}
   sigma: {sigma}
-  ratio_hidden: [200, 200]
-  ratio_squares: true
+  ratio: {{hidden: [200, 200], squares: true}}
 
 # First an encoder and a generator are trained under N(0, I). Latents of images are the encoder's draws.
 posterior: {{start: encoder, num_steps: 0}}

@@ -6,6 +6,7 @@ peaks.
 Shapes: B rows of one worker, N chains of one worker, K stages, Z latent, C H W image.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +25,6 @@ from ebmscale.kernels.batch_inner import BatchInnerGenerator
 from ebmscale.model.build import build_on_meta
 from ebmscale.model.image_model import ImageModel
 from ebmscale.model.posterior import PosteriorSample, posterior_target
-from ebmscale.networks import ImageShape
 from ebmscale.training.objective import generator_loss
 
 SIMULATED_STEPS = 2
@@ -96,7 +96,7 @@ class Memory:
 
 
 def forecast_memory(
-    config: RunConfig, shape: ImageShape, num_samples: int, engine: EngineChoice, size: int, on_cuda: bool = False
+    config: RunConfig, shape: tuple[int, ...], num_samples: int, engine: EngineChoice, size: int, on_cuda: bool = False
 ) -> Memory:
     """The memory of the worker with the largest share, in the run's last stage.
 
@@ -113,7 +113,7 @@ def forecast_memory(
     ratio = Footprint.of(network, FP32, engine, size)
     networks = [Footprint.of(model, half, engine, size), *[ratio] * max(config.num_live, 1)]
     num_ratio = ratio.num_elements
-    dim, pixels = config.model.latent_dim, shape[0] * shape[1] * shape[2]
+    dim, pixels = config.model.latent_dim, math.prod(shape)
     tables = share.num_streams * (config.stages.buffer_samples // config.data.num_streams)
     kept = {
         "weights": sum(net.weights() for net in networks),
@@ -151,7 +151,7 @@ def _form_elements(config: RunConfig, generator: nn.Module, on_cuda: bool) -> in
 
 
 def _computations(
-    config: RunConfig, shape: ImageShape, share: Share, model: ImageModel, network: nn.Module
+    config: RunConfig, shape: tuple[int, ...], share: Share, model: ImageModel, network: nn.Module
 ) -> dict[str, int]:
     """Peak bytes of each part of an update in the last stage, including gradients of parameters."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -208,7 +208,7 @@ def _computations(
 
     return {
         "posterior": peak_of(lambda: posterior(share.num_rows)),
-        "generator": peak_of(generator),
+        "generator": peak_of(generator) if config.networks_train else 0,
         "prior": 0 if config.uses_density else peak_of(lambda: chains(share.num_chains, config.prior.num_steps)),
         "ratio": peak_of(ratio_updates),
         "evidence": peak_of(lambda: posterior(share.num_held_out)),

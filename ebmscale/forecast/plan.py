@@ -16,10 +16,9 @@ from ebmscale.forecast.memory import Memory, Share, forecast_memory
 from ebmscale.forecast.set_start import SetStart
 from ebmscale.forecast.timing import UpdateTimes, measure_updates, process_bytes
 from ebmscale.model.build import build_on_meta
-from ebmscale.networks import ImageShape
 from ebmscale.storage import open_storage
 from ebmscale.training.opening import least_bf16_gain, with_precision
-from ebmscale.training.run_data import load_or_pack, shape_of_images
+from ebmscale.training.run_data import load_or_pack, shape_of_samples, with_latents_of
 from ebmscale.world import World
 
 LIVE_PARAMETERS = 1_000_000_000
@@ -124,7 +123,7 @@ class PlannedRun:
     """The input of a forecast: a run, its images, and a network."""
 
     config: RunConfig
-    shape: ImageShape
+    shape: tuple[int, ...]
     num_samples: int
     network: Network = field(default_factory=Network)
     on_cuda: bool = False
@@ -150,7 +149,8 @@ def plan(config: RunConfig, workers: Sequence[int], network: Network | None = No
         raise ConfigError(refused[0] if refused else "No number of workers was given, such as --workers 8,64.")
     data = open_storage(config.data)
     manifest = load_or_pack(config, data)
-    shape = shape_of_images(data, manifest)
+    config = with_latents_of(config, manifest)
+    shape = shape_of_samples(data, manifest, config)
     planned = PlannedRun(config, shape, manifest.num_samples, network or Network(), on_cuda(config))
     choices = {size: _engines(planned, size) for size in sizes}
     stages = list(dict.fromkeys(engine.zero_stage for engines in choices.values() for engine in engines))
@@ -195,7 +195,7 @@ def forecast(planned: PlannedRun, engine: EngineChoice, size: int, measured: Upd
     return WorkersForecast(size, engine, share, memory, traffic, compute_s, network_s, efficiency, samples_per_s)
 
 
-def forecast_traffic(config: RunConfig, shape: ImageShape, engine: EngineChoice, size: int) -> Traffic:
+def forecast_traffic(config: RunConfig, shape: tuple[int, ...], engine: EngineChoice, size: int) -> Traffic:
     """What a worker sends in an update of the generator and its ratio updates, with a share of the evidence."""
     if size == 1:
         return Traffic({}, 0)

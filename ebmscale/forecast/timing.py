@@ -14,7 +14,6 @@ from ebmscale.config import RunConfig
 from ebmscale.forecast.process_memory import resident_bytes
 from ebmscale.forecast.rehearsal import go_to_last_stage, rehearsal
 from ebmscale.model.build import build_model, build_ratio_network
-from ebmscale.networks import ImageShape
 from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
@@ -80,7 +79,7 @@ class UpdateTimes:
 
 
 def measure_updates(
-    config: RunConfig, shape: ImageShape, num_workers: int, zero_stages: list[int | None]
+    config: RunConfig, shape: tuple[int, ...], num_workers: int, zero_stages: list[int | None]
 ) -> UpdateTimes:
     """Measures one worker on the configured device: a run with the plain engine, then each engine by itself.
 
@@ -147,7 +146,7 @@ def share_of_run(config: RunConfig, divisor: int) -> RunConfig:
     )
 
 
-def engine_cost(config: RunConfig, shape: ImageShape, zero_stage: int | None, world: World) -> EngineCost:
+def engine_cost(config: RunConfig, shape: tuple[int, ...], zero_stage: int | None, world: World) -> EngineCost:
     """The cost of both engines without the computation, measured on a single row."""
     kind: Literal["plain", "deepspeed"] = "plain" if zero_stage is None else "deepspeed"
     settings = EngineSettings(kind, zero_stage or 0, config.precision)  # type: ignore[arg-type]
@@ -203,10 +202,15 @@ def _largest_divisor(number: int, most: int) -> int:
     return max(divisor for divisor in range(1, min(number, most) + 1) if number % divisor == 0)
 
 
-def process_bytes(config: RunConfig, shape: ImageShape, with_deepspeed: bool) -> int:
+def process_bytes(config: RunConfig, shape: tuple[int, ...], with_deepspeed: bool) -> int:
     """The memory of interpreter and libraries on the host: that of this process after a minimal run."""
     world = World.from_environment(config.device)
-    narrow = {"generator_width": 1, "encoder_width": 1, "ratio_hidden": (1,)}
+    model = config.model
+    narrow = {
+        "generator": model.generator.model_copy(update={"width": 1}),
+        "encoder": model.encoder.model_copy(update={"width": 1}),
+        "ratio": model.ratio.model_copy(update={"hidden": (1,)}),
+    }
     streams = config.data.num_streams
     least = share_of_run(config, _largest_divisor(streams, streams // world.size))
     least = least.model_copy(update={"model": config.model.model_copy(update=narrow), "engine": "plain"})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ebmscale.kernels.batch_inner import BatchInnerGenerator
 from ebmscale.kernels.compiled import compiled
 from ebmscale.kernels.rate import clock_s
+from ebmscale.networks import weight_of
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def choose_form(generator: nn.Module, latent_dim: int, num_rows: int, wanted: st
         num_rows: B.
         wanted: `auto`, or the name of a form, which is then used if it supports the generator.
     """
-    weight = next(generator.parameters())
+    weight = weight_of(generator)
     name = next((one for one in MADE_FOR if wanted == one or (wanted == "auto" and is_for(one, weight.device))), None)
     if name is None:
         return "plain"

@@ -1,5 +1,6 @@
 """The networks that a configuration describes, with the run's seeded initial weights."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,60 +14,116 @@ from ebmscale.networks import (
     WIDE_BOUND,
     Bounded,
     Encoder,
+    FlatPosterior,
     Generator,
+    GivenEncoder,
+    GivenGenerator,
     ImageShape,
+    OfShape,
+    OwnRatio,
     RatioNet,
     RatioNets,
+    ResidualRatioNet,
     Standardised,
+    build,
     build_encoder,
     build_generator,
-    build_ratio_net,
+    freeze,
+    own_network,
     set_bound,
 )
-from ebmscale.seeds import torch_generator
+from ebmscale.seeds import derive, torch_generator
+
+SampleShape = tuple[int, ...]
+"""Of a sample: (C, H, W) of an image."""
 
 
-def build_model(config: RunConfig, shape: ImageShape) -> ImageModel:
-    """The generator, and the encoder if the configuration has one, with the initial weights of the run.
+def build_model(config: RunConfig, shape: SampleShape) -> ImageModel:
+    """The generator, and the encoder if the configuration has one, with random weights of the run's seed.
 
     Args:
         config: of the run.
-        shape: (C, H, W) of the images.
+        shape: of a sample, (C, H, W) of images.
 
     Raises:
-        ConfigError: there is no architecture for images of that shape.
+        ConfigError: there is no architecture for samples of that shape, or a class of the user's own cannot be made.
     """
     model, seed = config.model, config.run.seed
-    generator = build_generator(
-        model.latent_dim, shape, model.generator_width, model.form, generator=torch_generator(seed, "generator-weights")
-    )
-    if config.posterior.start != "encoder":
-        return ImageModel(generator, None)
-    source = torch_generator(seed, "encoder-weights")
-    return ImageModel(
-        generator, build_encoder(shape, model.latent_dim, model.encoder_width, model.form, generator=source)
-    )
+    if model.is_identity:
+        return _given(model, shape)
+    of_generator, of_encoder = model.generator, model.encoder
+    if of_generator.class_path is not None:
+        own = own_network(of_generator.class_path, of_generator.args, derive(seed, "generator-weights"))
+        generator: nn.Module = OfShape(own, model.shape)
+    else:
+        source = torch_generator(seed, "generator-weights")
+        images = _as_images(shape, "generator")
+        generator = build_generator(model.latent_dim, images, of_generator.width, of_generator.form, generator=source)
+    encoder: nn.Module | None = None
+    if config.uses_encoder and of_encoder.class_path is not None:
+        encoder = FlatPosterior(own_network(of_encoder.class_path, of_encoder.args, derive(seed, "encoder-weights")))
+    elif config.uses_encoder:
+        source, images = torch_generator(seed, "encoder-weights"), _as_images(shape, "encoder")
+        encoder = build_encoder(images, model.latent_dim, of_encoder.width, of_generator.form, generator=source)
+    return _frozen(config, ImageModel(generator, encoder))
 
 
-def build_on_meta(config: RunConfig, shape: ImageShape) -> tuple[ImageModel, nn.Module]:
+def _given(model: ModelBlock, shape: SampleShape) -> ImageModel:
+    """The pair that takes latents as they are. Raises ConfigError where the samples are no such latents."""
+    posteriors = shape[:1] == (2,) and math.prod(shape) == 2 * model.latent_dim
+    own = shape[1:] if posteriors else shape
+    if math.prod(own) != model.latent_dim or (model.latent_shape is not None and own != model.latent_shape):
+        raise ConfigError(
+            f"The samples are latents of shape {list(own)}, and the configuration has model.latent_shape "
+            f"{list(model.shape)}; leave model.latent_shape and model.latent_dim out, and they are taken from the data."
+        )
+    return ImageModel(GivenGenerator(own), GivenEncoder(own))
+
+
+def _frozen(config: RunConfig, networks: ImageModel) -> ImageModel:
+    """The networks, of which those that training leaves alone have constants in place of parameters."""
+    if not config.model.generator.train:
+        freeze(networks.generator)
+    if networks.encoder is not None and not config.model.encoder.train:
+        freeze(networks.encoder)
+    return networks
+
+
+def _as_images(shape: SampleShape, what: str) -> ImageShape:
+    if len(shape) != 3:
+        raise ConfigError(
+            f"The {what} of this package takes images (C, H, W), and the samples have the shape {list(shape)}; name a "
+            f"network of your own in model.{what}.class, or set model.generator.form: identity where they are latents."
+        )
+    channels, height, width = shape
+    return channels, height, width
+
+
+def build_on_meta(config: RunConfig, shape: SampleShape) -> tuple[ImageModel, nn.Module]:
     """The networks of a run on the meta device, so that they need no memory.
 
     Raises:
-        ConfigError: the number of weights overflows 64 bits, or there is no architecture for images of that shape.
+        ConfigError: the number of weights overflows 64 bits, or as `build_model`.
     """
     model = config.model
+    if model.is_identity or model.generator.class_path is not None or model.encoder.class_path is not None:
+        return build_model(config, shape).to("meta"), build_ratio_on_meta(config)
+    generator_block, encoder_block = model.generator, model.encoder
+    images = _as_images(shape, "generator")
     with _uncountable_refused(), torch.device("meta"):
-        generator = Generator(model.latent_dim, shape, model.generator_width, model.form)
+        generator = Generator(model.latent_dim, images, generator_block.width, generator_block.form)
         encoder = None
-        if config.posterior.start == "encoder":
-            encoder = Encoder(shape, model.latent_dim, model.encoder_width, model.form)
-        return ImageModel(generator, encoder), _of_stage(config, RatioNet(*ratio_arguments(model)))
+        if config.uses_encoder:
+            encoder = Encoder(images, model.latent_dim, encoder_block.width, generator_block.form)
+        return _frozen(config, ImageModel(generator, encoder)), build_ratio_on_meta(config)
 
 
 def build_ratio_on_meta(config: RunConfig) -> nn.Module:
     """The ratio network of a run on the meta device. Raises as `build_on_meta`."""
+    if config.model.ratio.class_path is not None:
+        return build_ratio_network(config).to("meta")
     with _uncountable_refused(), torch.device("meta"):
-        return _of_stage(config, RatioNet(*ratio_arguments(config.model)))
+        return _of_stage(config, _plain_ratio(config.model))
 
 
 @contextmanager
@@ -75,40 +132,41 @@ def _uncountable_refused() -> Iterator[None]:
         yield
     except (RuntimeError, OverflowError, TypeError):  # torch counts with 64 bits
         raise ConfigError(
-            "The networks have more weights than can be counted; lower model.latent_dim, model.generator_width, "
-            "model.encoder_width or model.ratio_hidden."
+            "The networks have more weights than can be counted; lower model.latent_dim, model.generator.width, "
+            "model.encoder.width or model.ratio.hidden."
         ) from None
 
 
 def build_live_networks(config: RunConfig) -> RatioNets:
-    """The ratio networks of a live prior, which are trained together. Each starts as the zero function."""
-    return RatioNets([_perceptron(config, stage) for stage in range(1, config.num_live + 1)])
+    """The ratio networks of a live prior, which are trained together. Each of ours starts as the zero function."""
+    return RatioNets([_ratio(config, stage) for stage in range(1, config.num_live + 1)])
 
 
 def build_ratio_network(config: RunConfig) -> nn.Module:
-    """The initial ratio network of a stage, the zero function, and the form of all."""
-    return _of_stage(config, _perceptron(config, 1))
+    """The initial ratio network of a stage, and the form of all. Ours starts as the zero function."""
+    return _of_stage(config, _ratio(config, 1))
 
 
-def _perceptron(config: RunConfig, stage: int) -> RatioNet:
-    source = torch_generator(config.run.seed, "ratio-weights", stage, 0)
-    return build_ratio_net(*ratio_arguments(config.model), generator=source)
+def _ratio(config: RunConfig, stage: int) -> nn.Module:
+    block, seed = config.model.ratio, config.run.seed
+    if block.class_path is not None:
+        own = own_network(block.class_path, block.args, derive(seed, "ratio-weights", stage, 0))
+        return OwnRatio(own, config.model.shape)
+    return build(lambda: _plain_ratio(config.model), torch_generator(seed, "ratio-weights", stage, 0))
 
 
-def _of_stage(config: RunConfig, perceptron: RatioNet) -> nn.Module:
-    """The ratio of a perceptron: bounded and with standardised inputs where p_k is a density, else itself."""
+def _plain_ratio(model: ModelBlock) -> nn.Module:
+    """A ratio network of this package, before its weights are drawn."""
+    block = model.ratio
+    if block.form == "residual":
+        return ResidualRatioNet(model.shape, block.hidden, block.activation)
+    return RatioNet(model.latent_dim, block.hidden, block.activation, block.squares)
+
+
+def _of_stage(config: RunConfig, inner: nn.Module) -> nn.Module:
+    """The ratio of a network: bounded and with standardised inputs where p_k is a density, else itself."""
     if not config.uses_density:
-        return perceptron
-    network = Standardised(Bounded(perceptron), config.model.latent_dim)
+        return inner
+    network = Standardised(Bounded(inner), config.model.latent_dim)
     set_bound(network, WIDE_BOUND)
     return network
-
-
-def ratio_arguments(model: ModelBlock) -> tuple[int, tuple[int, ...], str, bool]:
-    """The arguments of `RatioNet` and of `build_ratio_net`."""
-    return (
-        model.latent_dim,
-        model.ratio_hidden,
-        model.ratio_activation,
-        model.ratio_squares,
-    )

@@ -3,6 +3,7 @@
 Shapes: B images, N latents, C H W image, Z latent.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,11 @@ from torch import Tensor
 
 from ebmscale.errors import ConfigError
 from ebmscale.model.pixels import to_pixels
-from ebmscale.networks import ImageShape
 
 MARGIN = 2.0  # of pixels around [-1, 1]: images with the noise of p(x | z) lie there
 
 
-def images_of(x: Any, shape: ImageShape) -> Tensor:
+def images_of(x: Any, shape: tuple[int, ...]) -> Tensor:
     """Images as float32 pixels (B, C, H, W) in [-1, 1].
 
     Args:
@@ -48,6 +48,27 @@ def images_of(x: Any, shape: ImageShape) -> Tensor:
     if max(-low, high) > 1 + MARGIN:
         hint = "; of pixels from 0 to 255 give x.astype('uint8')" if low >= 0 and high <= 255 else ""
         raise ConfigError(f"Pixels as floats must lie in [-1, 1], and these lie from {low:g} to {high:g}{hint}.")
+    return values.float()
+
+
+def samples_of(x: Any, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """Samples that are no images, as float32 (B, ...).
+
+    Args:
+        x: a tensor or an array (B, ...).
+        shapes: that a sample may have.
+
+    Raises:
+        ConfigError: the shape is another one, or a value is not finite.
+    """
+    values = _tensor(x, "samples")
+    if tuple(values.shape[1:]) not in shapes or not len(values):
+        wanted = " or ".join(f"(B, {', '.join(map(str, shape))})" for shape in shapes)
+        hint = "; of one sample write x[None]" if tuple(values.shape) in shapes else ""
+        raise ConfigError(
+            f"The model takes samples of shape {wanted}, and these have the shape {tuple(values.shape)}{hint}."
+        )
+    _check_finite(values, "samples")
     return values.float()
 
 

@@ -93,6 +93,7 @@ def _shards(storage: Storage, verify: bool) -> Inspection:
         rows.append([found.shard, f"{found.num_samples:,}", f"{found.num_bytes / 1e6:.1f} MB", problem or "ok"])
     failure = DataError(f"{bad} of {len(rows)} shards do not agree with the manifest.") if bad else None
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.counts().items())
-    shape = "x".join(map(str, manifest.image_shape))
-    title = f"shards {storage.url}: {manifest.name}, {counts}, images {shape} {manifest.dtype}, {manifest.encoding}"
+    what, shape = manifest.kind_of_samples
+    shown = "x".join(map(str, shape))
+    title = f"shards {storage.url}: {manifest.name}, {counts}, {what} {shown} {manifest.dtype}, {manifest.encoding}"
     return Inspection("shards", title, ["shard", "samples", "size", "state"], rows, failure)

@@ -7,6 +7,7 @@ import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +22,9 @@ from ebmscale.model.checkpoint import SavedCheckpoint
 from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.export import ABOUT_FILE, NETWORKS, RATIOS, read_export, write_export
 from ebmscale.model.image_model import ImageModel
-from ebmscale.model.inputs import check_count, images_of, latents_of
+from ebmscale.model.inputs import check_count, images_of, latents_of, samples_of
 from ebmscale.model.normaliser import measure_normaliser
+from ebmscale.model.pixels import shows_images
 from ebmscale.model.posterior import langevin_settings, log_likelihood, sample_posterior
 from ebmscale.model.prior_base import BASE, base_from
 from ebmscale.model.prior_samples import on_cpu, sample_stage_by_stage
@@ -30,7 +32,7 @@ from ebmscale.model.residuals import Residuals
 from ebmscale.model.run_folder import load_run_config
 from ebmscale.model.sampler import draw_density
 from ebmscale.model.saved_tensors import SavedTensors, saved_tensors
-from ebmscale.networks import ImageShape
+from ebmscale.networks import GivenGenerator, weight_of
 from ebmscale.seeds import StreamNoise
 from ebmscale.storage import Storage
 from ebmscale.world import device_of
@@ -45,6 +47,9 @@ class LatentModel:
     Its methods compute on `device`. Images are tensors or arrays (B, C, H, W): uint8, or floats in [-1, 1]. Latents are
     tensors or arrays (N, Z). Others are refused with a `ConfigError`. Results are float32 tensors on the CPU. Random
     numbers are drawn on the CPU, so they are the same on every device.
+
+    A model of given latents (`is_given`) is p_K alone. Its samples x are latents as they were given, of the shape
+    `sample_shape`; z are the same latents standardised, as vectors.
 
     Attributes:
         config: of the run that trained it.
@@ -65,21 +70,38 @@ class LatentModel:
     config: RunConfig
     networks: ImageModel
     prior: RatioSequence
-    image_shape: ImageShape
+    image_shape: tuple[int, ...]
     samples_seen: int
     residuals: Residuals | None = None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether samples are latents that were given as data."""
+        return self.config.model.is_identity
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether samples are pictures."""
+        return shows_images(self.config, self.image_shape)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of a sample; of given latents that of a latent, also where posteriors were given."""
+        generator = self.networks.generator
+        return generator.latent_shape if isinstance(generator, GivenGenerator) else self.image_shape
+
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.image_shape))
+        shape = "x".join(map(str, self.sample_shape))
+        what = "images" if self.shows_images else "samples"
         return (
-            f"LatentModel({self.config.run.name!r}: images {shape}, latents {self.prior.base.dim}, "
+            f"LatentModel({self.config.run.name!r}: {what} {shape}, latents {self.prior.base.dim}, "
             f"{self.prior.num_stages} stage(s), {self.samples_seen:,} samples seen, on {self.device})"
         )
 
     @property
     def device(self) -> torch.device:
         """The device of networks and prior."""
-        return next(self.networks.parameters()).device
+        return weight_of(self.networks).device
 
     def to(self, device: torch.device | str) -> "LatentModel":
         """The same model on another device."""
@@ -173,7 +195,7 @@ class LatentModel:
         settings = langevin_settings(self.config.posterior)
         dim, sigma = self.prior.base.dim, self.config.model.sigma
         parts = []
-        for index, part in enumerate(images_of(x, self.image_shape).split(ROWS_AT_ONCE)):
+        for index, part in enumerate(self.inputs(x).split(ROWS_AT_ONCE)):
             noise = StreamNoise(seed, f"infer-{index}", 0, [0] * len(part))
             first, steps = noise.normal(dim), noise.normal(settings.num_steps, dim)
             if at_mean and self.networks.encoder is not None:
@@ -181,6 +203,19 @@ class LatentModel:
             rows, first, steps = (tensor.to(self.device) for tensor in (part, first, steps))
             parts.append(sample_posterior(self.networks, sigma, self.prior, rows, first, steps, settings, scored=False))
         return torch.cat([part.z.cpu() for part in parts]), on_cpu(parts[0].trace)
+
+    def inputs(self, x: Any) -> Tensor:
+        """Samples as the networks take them, float32 (B, ...).
+
+        Raises:
+            ConfigError: the shape or the values are others; the sentence says how to change them.
+        """
+        if self.shows_images and self.config.model.generator.class_path is None:
+            return images_of(x, self.image_shape)
+        if isinstance(x, Tensor | np.ndarray) and x.dtype in (torch.uint8, np.uint8) and self.shows_images:
+            return images_of(x, self.image_shape)
+        shapes = [self.sample_shape]
+        return samples_of(x, [*shapes, (2, *self.sample_shape)] if self.is_given else shapes)
 
     def reconstruct(self, x: Any, seed: int = 0) -> Tensor:
         """G(z) (B, C, H, W) in [-1, 1] at posterior latents z of images x (B, C, H, W)."""
@@ -191,6 +226,23 @@ class LatentModel:
         """log p_K(z) (N,) in nats at z (N, Z): normalised if `normaliser` is given, else up to the constant log Z_K."""
         z = latents_of(z, self.prior.base.dim)
         return self.prior.log_density(z.to(self.device)).cpu() - (normaliser.log_z if normaliser is not None else 0.0)
+
+    @torch.no_grad()
+    def log_density(self, x: Any, normaliser: Normaliser) -> Tensor:
+        """log p_K (N,) in nats of given latents x (N, *S), as a normalised density of x itself.
+
+        Of posteriors (N, 2, *S) it is that of their means.
+
+        Raises:
+            ConfigError: the model has a generator, so its density of x is an integral: see `ebmscale evaluate`.
+        """
+        generator = self.networks.generator
+        if not isinstance(generator, GivenGenerator):
+            raise ConfigError("log_density is for models of given latents; `ebmscale evaluate` bounds that of images.")
+        values = self.inputs(x)
+        points = values if tuple(values.shape[1:]) == self.sample_shape else values[:, 0]
+        z = (points.flatten(1).to(self.device) - generator.shift) / generator.scale
+        return self.log_prior(z.cpu(), normaliser) - generator.scale.log().sum().cpu()
 
     def log_normaliser(self, seed: int = 0) -> Normaliser:
         """log Z_K in nats with its standard error, by sequential Monte Carlo along the stages."""
@@ -204,14 +256,16 @@ class LatentModel:
             >>> model.score(np.zeros((3, 1, 8, 8), dtype=np.uint8)).joint.shape
             torch.Size([3])
         """
-        x = images_of(x, self.image_shape).cpu()
+        x = self.inputs(x).cpu()
         z = self.infer(x, seed, at_mean=True)[0]
-        mean = self.decode(z)
-        reconstruction = -log_likelihood(x, mean, self.config.model.sigma)
+        mean = None if self.is_given else self.decode(z)
+        reconstruction = torch.zeros(len(x)) if mean is None else -log_likelihood(x, mean, self.config.model.sigma)
         prior = -self.log_prior(z)
         ratio = prior - 0.5 * (self.prior.coordinates(z.to(self.device)) / BACKGROUND_WIDTH).square().sum(1).cpu()
-        balanced = prior + (self.residuals.energy(x, mean) if self.residuals is not None else reconstruction)
-        return AnomalyScore(reconstruction + prior, reconstruction, prior, ratio, balanced)
+        energy = reconstruction
+        if self.residuals is not None and mean is not None:
+            energy = self.residuals.energy(x, mean)
+        return AnomalyScore(reconstruction + prior, reconstruction, prior, ratio, prior + energy)
 
     def export(self, storage: Storage) -> None:
         """Writes `model.safetensors` and `model.json` with checksums. `load` opens them.
@@ -290,7 +344,7 @@ def _load_export(storage: Storage) -> LatentModel:
 
 
 def _assemble(
-    config: RunConfig, shape: ImageShape, samples_seen: int, tensors: SavedTensors, residuals: Residuals | None
+    config: RunConfig, shape: tuple[int, ...], samples_seen: int, tensors: SavedTensors, residuals: Residuals | None
 ) -> LatentModel:
     base = base_from(config.model.latent_dim, tensors.base)
     model = build_model(config, shape)

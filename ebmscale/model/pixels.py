@@ -1,15 +1,24 @@
-"""Conversion between images (uint8) and pixels (float32 in [-1, 1]).
+"""Conversion between images (uint8) and pixels (float32 in [-1, 1]). Samples of other types are numbers as they are.
 
 Shapes: B batch, C H W image.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ebmscale.config import RunConfig
+
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 images of any shape as float32 pixels in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    """uint8 images of any shape as float32 pixels in [-1, 1]; other numbers as float32, as they are."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+
+
+def shows_images(config: RunConfig, shape: Sequence[int]) -> bool:
+    """Whether samples of a run, of that shape, are pictures: (C, H, W) of 1 or 3 channels, and no latents."""
+    return len(shape) == 3 and shape[0] in (1, 3) and not config.model.is_identity
 
 
 def mirrored(x: Tensor, uniform: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ebmscale.density.prior import RatioSequence
 from ebmscale.kernels.chain_graph import ChainGraphs, Chains, Subject, run_chains
 from ebmscale.kernels.prior_chain import prior_target
 from ebmscale.model.image_model import ImageModel
+from ebmscale.networks import weight_of
 
 
 def langevin_settings(block: ChainBlock, num_steps: int | None = None) -> LangevinSettings:
@@ -70,7 +71,7 @@ def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigm
         x: (B, C, H, W) images.
         sigma: standard deviation of p(x | z).
     """
-    dtype = next(generator.parameters()).dtype
+    dtype = weight_of(generator).dtype
     of_prior = prior_target(prior, dtype)
     of_image = differentiate(lambda z: log_likelihood(x, generator(z.to(dtype)), sigma))
 
@@ -113,7 +114,7 @@ def sample_posterior(
         z = prior.base.from_noise(start_noise)
     else:
         with torch.no_grad():
-            location, log_std = model.encoder(x.to(next(model.parameters()).dtype))
+            location, log_std = model.encoder(x.to(weight_of(model).dtype))
         location, std = location.float(), log_std.float().exp()
         z = location + std * start_noise
         if settings.num_steps == 0:

@@ -123,7 +123,7 @@ class RunState(Stored):
 
     samples_seen: Count
     done_at: DoneAt
-    image_shape: tuple[Size, Size, Size]
+    image_shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)]
     stages: StagesState
     guard: GuardState
     measured: dict[str, Number]
@@ -164,7 +164,7 @@ class ExportAbout(Stored):
 
     format_version: int
     samples_seen: Count
-    image_shape: tuple[Size, Size, Size]
+    image_shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)]
     config: dict[str, Any]
     num_stages: Count | None = None
     residuals: Residuals | None = None

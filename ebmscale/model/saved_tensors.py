@@ -15,7 +15,6 @@ from ebmscale.model.build import build_live_networks, build_on_meta
 from ebmscale.model.checkpoint import AVERAGE, SavedCheckpoint
 from ebmscale.model.pieces import check_fit, shapes_of, whole_spans
 from ebmscale.model.prior_base import BASE, check_base
-from ebmscale.networks import ImageShape
 
 
 class SavedTensors(NamedTuple):
@@ -26,7 +25,7 @@ class SavedTensors(NamedTuple):
     ratios: dict[str, Tensor]
 
 
-def saved_tensors(config: RunConfig, saved: SavedCheckpoint, image_shape: ImageShape) -> SavedTensors:
+def saved_tensors(config: RunConfig, saved: SavedCheckpoint, image_shape: tuple[int, ...]) -> SavedTensors:
     """Reads a model, with averaged weights if the run has them.
 
     Args:
@@ -40,7 +39,7 @@ def saved_tensors(config: RunConfig, saved: SavedCheckpoint, image_shape: ImageS
     """
     networks, ratio = build_on_meta(config, image_shape)
     ratio_shapes = shapes_of(ratio.state_dict())
-    if config.train.generator.ema_samples:
+    if config.averages_weights:
         weights = _read(saved, AVERAGE, "", shapes_of(networks.state_dict()))
     else:
         weights = _read(saved, "generator", "weights/", shapes_of(networks.state_dict()))

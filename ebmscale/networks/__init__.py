@@ -1,15 +1,18 @@
 """The networks: plain `torch.nn` modules, unaware of ranks, engines, files and configuration."""
 
 from ebmscale.networks.architectures import ARCHITECTURES, Architecture, ImageShape, Layer, find_architecture
-from ebmscale.networks.blocks import count_parameters, initialise, take_features
+from ebmscale.networks.blocks import build, count_parameters, initialise, take_features, weight_of
 from ebmscale.networks.encoder import LOG_STD_BOUND, Encoder, build_encoder
 from ebmscale.networks.generator import Generator, build_generator
+from ebmscale.networks.given import GivenEncoder, GivenGenerator, Standard
+from ebmscale.networks.own import FlatPosterior, OfShape, OwnRatio, freeze, own_network, source_sha256
 from ebmscale.networks.ratio_heads import (
     NARROW_BOUND,
     WIDE_BOUND,
     Bounded,
     ConvRatioNet,
     QuadraticHead,
+    ResidualRatioNet,
     Standardised,
     quadratic_part,
     set_bound,
@@ -27,21 +30,33 @@ __all__ = [
     "Bounded",
     "ConvRatioNet",
     "Encoder",
+    "FlatPosterior",
     "Generator",
+    "GivenEncoder",
+    "GivenGenerator",
     "ImageShape",
     "Layer",
+    "OfShape",
+    "OwnRatio",
     "QuadraticHead",
     "RatioNet",
     "RatioNets",
+    "ResidualRatioNet",
+    "Standard",
     "Standardised",
+    "build",
     "build_encoder",
     "build_generator",
     "build_ratio_net",
     "count_parameters",
     "find_architecture",
+    "freeze",
     "initialise",
+    "own_network",
     "quadratic_part",
     "set_bound",
+    "source_sha256",
     "take_features",
     "vector_ratio",
+    "weight_of",
 ]

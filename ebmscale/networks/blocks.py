@@ -49,6 +49,16 @@ class ZeroLinear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+class ZeroConv(nn.Conv2d):
+    """A convolution whose weights start at zero. A residual block that ends in it starts as the identity."""
+
+    def reset_parameters(self) -> None:
+        """Sets weight and, if there is one, bias to zero."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 class SmallLinear(nn.Linear):
     """A linear layer with smaller initial weights (`SMALL_GAIN`, not `HE_GAIN`), for outputs that are squared."""
 
@@ -105,14 +115,14 @@ def take_features(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         weights: the state dict of the other one.
     """
     for prefix, layer in module.named_modules():
-        if not isinstance(layer, ZeroLinear):
+        if not isinstance(layer, ZeroLinear | ZeroConv):
             for name, parameter in layer.named_parameters(prefix, recurse=False):
                 parameter.copy_(weights[name])
 
 
 @torch.no_grad()
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Redraws every weight of `module` from `generator`. Biases and the weights of `ZeroLinear` become zero.
+    """Redraws every weight of `module` from `generator`. Biases, `ZeroLinear` and `ZeroConv` become zero.
 
     Weights are normal with the variance of He et al. (2015) for LeakyReLU(0.2), so the scale of the features does not
     depend on the depth. Those of `ImageLayer` and `SmallLinear` are smaller; `WaveLinear` has its own `draw`. All are
@@ -120,7 +130,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     same weights on every device of the module.
     """
     for layer in module.modules():
-        if isinstance(layer, ZeroLinear):
+        if isinstance(layer, ZeroLinear | ZeroConv):
             layer.reset_parameters()
         elif isinstance(layer, WaveLinear):
             layer.draw(generator)
@@ -139,6 +149,13 @@ def _fan_in(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d | LatentToGrid) ->
     if isinstance(layer, LatentToGrid):
         return layer.weight.shape[0]
     return layer.weight[0].numel()
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A floating weight or constant of a network, which tells its type and its device."""
+    tensors = (*module.parameters(), *module.buffers())
+    found = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+    return torch.zeros(0) if found is None else found
 
 
 def count_parameters(module: nn.Module) -> int:

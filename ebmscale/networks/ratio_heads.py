@@ -4,15 +4,16 @@ Shapes: ... any leading axes, Z coordinates, C H W image (Z = C H W).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ebmscale.errors import ConfigError
 from ebmscale.networks.architectures import ImageShape
-from ebmscale.networks.blocks import LEAKY_SLOPE, WaveLinear, ZeroLinear
-from ebmscale.networks.ratio_net import RatioNet
+from ebmscale.networks.blocks import LEAKY_SLOPE, WaveLinear, ZeroConv, ZeroLinear
+from ebmscale.networks.ratio_net import ACTIVATIONS, RatioNet
 
 NARROW_BOUND, WIDE_BOUND = 5.0, 16.0
 """Bounds of a ratio in nats, where the two sides are hard to tell apart and where they hardly overlap."""
@@ -58,6 +59,64 @@ class ConvRatioNet(nn.Module):
         """Maps flattened images (..., Z) to log_ratio (...)."""
         images = z.reshape(-1, *self.image_shape)
         return self.layers(images).view(z.shape[:-1])
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))), with a halving convolution before it where `in_channels` differ or sides halve."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, activation: Callable[[], nn.Module]):
+        super().__init__()
+        self.entry = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1)
+        self.branch = nn.Sequential(
+            activation(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            activation(),
+            ZeroConv(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps maps (B, C, H, W) to (B, C', H', W')."""
+        x = self.entry(x)
+        out: Tensor = x + self.branch(x)
+        return out
+
+
+class ResidualRatioNet(nn.Module):
+    """Residual convolutions that map flattened maps (..., Z) to log_ratio (...). It starts as the zero function.
+
+    Every level has a residual block. The first level keeps the sides of the map, every other one halves them.
+
+    Args:
+        latent_shape: (C, H, W), with Z = C H W.
+        channels: of the levels.
+        activation: a name in `ACTIVATIONS`.
+
+    Raises:
+        ConfigError: latents are no maps, or there is no such activation.
+    """
+
+    def __init__(self, latent_shape: Sequence[int], channels: Sequence[int] = (64, 64), activation: str = "silu"):
+        super().__init__()
+        if len(latent_shape) != 3:
+            raise ConfigError(
+                f"model.ratio.form: residual takes latents that are maps (C, H, W), not {list(latent_shape)}; set "
+                "model.latent_shape, or choose the form perceptron."
+            )
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"There is no activation {activation!r}; use one of {', '.join(ACTIVATIONS)}.")
+        self.latent_shape = tuple(latent_shape)
+        before, height, width = latent_shape
+        blocks: list[nn.Module] = []
+        for level, after in enumerate(channels):
+            stride = 1 if level == 0 else 2
+            blocks.append(ResidualBlock(before, after, stride, ACTIVATIONS[activation]))
+            before, height, width = after, math.ceil(height / stride), math.ceil(width / stride)
+        last = ZeroLinear(before * height * width, 1)
+        self.layers = nn.Sequential(*blocks, ACTIVATIONS[activation](), nn.Flatten(), last)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps flattened maps (..., Z) to log_ratio (...)."""
+        return self.layers(z.reshape(-1, *self.latent_shape)).view(z.shape[:-1])
 
 
 class Waves(nn.Module):

@@ -98,7 +98,7 @@ def build_ratio_net(
 class RatioNets(nn.Module):
     """K ratio networks with the same layers, each with its own latents: (K, N, Z) to (K, N)."""
 
-    def __init__(self, nets: Sequence[RatioNet]) -> None:
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
 

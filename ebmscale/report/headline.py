@@ -23,12 +23,17 @@ def verdicts_of(model: LatentModel, posteriors: Tensor | None, stages: list[Stag
 def key_figures(model: LatentModel, record: RunRecord, data_name: str, stages: list[Stage]) -> list[KeyFigure]:
     """The key figures at the top of the page."""
     budget, seen = model.config.train.max_samples, model.samples_seen
-    shape = " x ".join(map(str, model.image_shape))
+    shape = " x ".join(map(str, model.sample_shape))
+    what = f"{shape} images, latents of {model.config.model.latent_dim}"
+    if model.is_given:
+        what = f"latents of {shape}"
+    elif not model.shows_images:
+        what = f"samples of {shape}, latents of {model.config.model.latent_dim}"
     measured = next((event for event in reversed(record.events) if "held_out_mse" in event), None)
     state = "finished" if seen >= budget else f"stopped at {seen / budget:.0%}"
     figures = [
         KeyFigure("State", state, f"{seen:,} of {budget:,} samples seen, seed {model.config.run.seed}"),
-        KeyFigure("Data set", data_name, f"{shape} images, latents of {model.config.model.latent_dim}"),
+        KeyFigure("Data set", data_name, what),
         KeyFigure("Stages K", str(model.prior.num_stages), f"at most {model.config.most_stages}"),
     ]
     if measured:

@@ -103,6 +103,23 @@ def histogram(sides: Mapping[str, Tensor], label: str) -> bytes:
 
 
 @matplotlib.rc_context(STYLE)
+def point_cloud(points: Tensor, reference: Tensor) -> bytes:
+    """A PNG of points (N, 2) on the points (M, 2) of a reference, whose range it shows."""
+    figure = Figure(figsize=(HEIGHT, HEIGHT), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    for values, colour in ((reference, "#bbbbbb"), (points, PRIOR_COLOUR)):
+        axes.scatter(values[:, 0].numpy(), values[:, 1].numpy(), s=4, color=colour, alpha=0.6, linewidths=0)
+    low, high = reference.quantile(0.001, dim=0), reference.quantile(0.999, dim=0)
+    margin = 0.1 * (high - low).clamp(min=1e-6)
+    axes.set_xlim(*torch.stack([low - margin, high + margin])[:, 0].tolist())
+    axes.set_ylim(*torch.stack([low - margin, high + margin])[:, 1].tolist())
+    axes.set(xticks=[], yticks=[])
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+@matplotlib.rc_context(STYLE)
 def timeline(
     curves: Sequence[Curve],
     marks: Sequence[Mark],

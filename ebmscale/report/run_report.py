@@ -22,7 +22,6 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.evaluate.rounding import with_error
-from ebmscale.model.image_grid import image_grid
 from ebmscale.model.latent_model import LatentModel, open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
@@ -30,6 +29,7 @@ from ebmscale.report import pictures
 from ebmscale.report.headline import key_figures, verdicts_of
 from ebmscale.report.pages import Picture, render
 from ebmscale.report.run_record import Line, RunRecord, fractions, kind_of, number
+from ebmscale.report.sample_pictures import num_shown, sample_grid, sample_picture
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import retried
 from ebmscale.training.stage_samples import stage_file
@@ -41,7 +41,6 @@ SEED = 0  # of the samples; samples.png is `model.sample(64, SEED)`
 ENERGY_SEED = 1  # of the latents whose energies are compared
 NUM_HELD_OUT = 256
 GRID_COLUMNS, TILE_COLUMNS = 8, 5
-TILE_PIXELS = 64  # images are enlarged to about this side
 EVIDENCE = {
     "loss": ("Held-out loss (nats)", "of the classifier of z⁺ against z⁻; the dotted line is chance"),
     "kl_bound": ("KL bound (nats)", "lower bound on KL(q || p), with a band of 2 standard errors"),
@@ -90,7 +89,8 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
     model, record = open_model(run), RunRecord.of(run)
     model = model.to(device_of("cpu" if model.config.device == "cpu" else "auto"))
     held_out, missing = _held_out(model, data)
-    samples = sample_grid(model, model.sample(GRID_COLUMNS**2, SEED), GRID_COLUMNS)
+    z = model.sample_prior(num_shown(model, GRID_COLUMNS**2), SEED)
+    samples = sample_picture(model, z, GRID_COLUMNS, held_out.z if held_out else None)
     data_name = held_out.name if held_out else model.config.data.url
     stages = record.stages(model.prior.num_stages, bool(model.config.num_live))
     page = render(
@@ -100,11 +100,14 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         figures=key_figures(model, record, data_name, stages),
         verdicts=verdicts_of(model, held_out.z if held_out else None, stages),
         beyond=max(record.end - model.samples_seen, 0),
-        samples=Picture(pictures.data_uri(samples, "image/png"), "64 samples from the final prior"),
-        stage_samples=_stage_samples(model),
+        samples=Picture(pictures.data_uri(samples, "image/png"), f"{len(z)} samples from the final prior"),
+        stage_samples=_stage_samples(model, held_out),
+        shows_images=model.shows_images,
+        is_given=model.is_given,
+        sample_shape=", ".join(map(str, model.sample_shape)),
         over_time=_samples_over_time(run, record, model.prior.num_stages),
         missing=missing,
-        reconstruction=_reconstruction(model, held_out) if held_out else None,
+        reconstruction=_reconstruction(model, held_out) if held_out and model.shows_images else None,
         evidence=_evidence(model, record),
         **_latents(model, held_out),
         **_time(record),
@@ -123,8 +126,8 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOutImages |
     try:
         storage = data or data_of(model.config, "give `ebmscale report` in that folder, or put the set back")
         manifest = Manifest.load(storage)
-        if manifest.image_shape != model.image_shape:
-            raise DataError(f"{storage.url} now holds images of shape {manifest.image_shape}.")
+        if manifest.kind_of_samples[1] != model.sample_shape:
+            raise DataError(f"{storage.url} now holds samples of shape {manifest.kind_of_samples[1]}.")
         images, _, _ = read_split(
             storage, manifest, "validation", NUM_HELD_OUT, block.validation_fraction, block.held_out
         )
@@ -132,16 +135,18 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOutImages |
         return None, str(error)
     x = to_pixels(images)
     z, trace = model.infer(x, SEED)
-    return HeldOutImages(manifest.name, x, z, trace, model.decode(z)), None
+    reconstruction = model.decode(z) if model.shows_images else x
+    return HeldOutImages(manifest.name, x, z, trace, reconstruction), None
 
 
-def _stage_samples(model: LatentModel) -> list[Picture]:
+def _stage_samples(model: LatentModel, held_out: HeldOutImages | None) -> list[Picture]:
     """Samples of the same chains at p_0, p_1, ..., p_K."""
-    found = []
+    found, num = [], num_shown(model, GRID_COLUMNS**2)
     for stage in range(model.prior.num_stages + 1):
-        z, _ = model.sample_chains(GRID_COLUMNS**2, SEED, stage)  # the same noise at every stage
-        images = model.decode(z)[: TILE_COLUMNS**2]
-        found.append(_grid_picture(model, images, f"k = {stage}"))
+        z, _ = model.sample_chains(num, SEED, stage)  # the same noise at every stage
+        shown = z[: num_shown(model, TILE_COLUMNS**2)]
+        picture = sample_picture(model, shown, TILE_COLUMNS, held_out.z if held_out else None)
+        found.append(Picture(pictures.data_uri(picture, "image/png"), f"k = {stage}"))
     return found
 
 
@@ -255,11 +260,6 @@ def _time(record: RunRecord) -> dict[str, Any]:
             for (part, values), colour in zip(seconds.items(), pictures.PART_COLOURS, strict=True)
         ],
     }
-
-
-def sample_grid(model: LatentModel, images: Tensor, columns: int) -> bytes:
-    """A PNG with a grid of images (N, C, H, W) in [-1, 1] of the model. Small images are enlarged."""
-    return image_grid(images, columns, scale=max(1, TILE_PIXELS // max(model.image_shape[1:])))
 
 
 def _grid_picture(model: LatentModel, images: Tensor, title: str) -> Picture:

@@ -61,21 +61,22 @@ def score_page(
     if against is not None:
         sides[against.name] = against.scores
     elif reference is not None:
-        sides["held-out images"] = reference
+        sides["held-out"] = reference
     chart = pictures.data_uri(pictures.histogram(sides, f"{MAIN_SCORE} (nats)"), "image/svg+xml")
     if shares is None:
         notes = [f"{score:,.1f}" for score in own.tolist()]
     else:
         places = 1 if reference is not None and len(reference) >= FINE else 0
         notes = [f"{share:.{places}f} %" for share in shares.tolist()]
-    least = _tiles(images, order.flip(0)[:NUM_SHOWN], notes)
-    most = _tiles(images, order[:NUM_SHOWN], notes)
+    least = _tiles(images, order.flip(0)[:NUM_SHOWN], notes, model.shows_images)
+    most = _tiles(images, order[:NUM_SHOWN], notes, model.shows_images)
     return render(
         PAGE_TEMPLATE,
         name=f"Scores of {images.manifest.name}",
         data=images.manifest.name,
         run=model.config.run.name,
         num=len(own),
+        samples="images" if model.shows_images else "latents" if model.is_given else "samples",
         score=MAIN_SCORE,
         percentiles=shares is not None,
         num_reference=f"{len(reference):,}" if reference is not None else "",
@@ -98,9 +99,11 @@ def _detections(against: Against) -> list[dict[str, str]]:
     ]
 
 
-def _tiles(images: ImageSet, places: Tensor, notes: list[str]) -> list[Picture]:
-    """The images at these places, each with its key and with the note at its place."""
+def _tiles(images: ImageSet, places: Tensor, notes: list[str], images_shown: bool) -> list[Picture]:
+    """The images at these places, each with its key and with the note at its place; without a picture of latents."""
     found = images.selection.find(places.numpy())
+    if not images_shown:
+        return [Picture("", notes[place], key) for place, key in zip(places.tolist(), found.texts(), strict=True)]
     shown = read_samples(images.storage, images.manifest, found)
     scale = max(1, TILE_PIXELS // max(shown.shape[2:]))
     tiles = []

@@ -44,7 +44,8 @@ class Gauges:
     def event(self, event: dict[str, Any]) -> None:
         """Sets the gauges after a measurement of evidence."""
         self._gauges["ebmscale_stage"].set(event["stage"])
-        self._gauges["ebmscale_held_out_mse"].set(event["held_out_mse"])
+        if "held_out_mse" in event:
+            self._gauges["ebmscale_held_out_mse"].set(event["held_out_mse"])
         for name, key in _OF_EVIDENCE.items():
             if "evidence" in event:
                 self._gauges[name].set(event["evidence"][key])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.losses import nan_above_limit
+from ebmscale.networks import weight_of
 from ebmscale.seeds import StreamNoise
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
@@ -75,5 +76,5 @@ class RatioUpdates:
 
     def log_ratio(self, points: Tensor) -> Tensor:
         """The network's values at points (..., N, Z) in the prior's coordinates, in fp32."""
-        dtype = next(self._engine.module.parameters()).dtype
+        dtype = weight_of(self._engine.module).dtype
         return self._engine(points.to(dtype)).float()

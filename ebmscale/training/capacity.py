@@ -13,7 +13,6 @@ from ebmscale.data.stream import WINDOW_BYTES
 from ebmscale.errors import ConfigError
 from ebmscale.machine import num_cpus, total_memory
 from ebmscale.model.build import build_on_meta, build_ratio_on_meta
-from ebmscale.networks import ImageShape
 
 FP32, INT64 = 4, 8
 STATE = 3  # weights and Adam's two moments, each in fp32
@@ -32,7 +31,9 @@ def check_threads(config: RunConfig) -> None:
         )
 
 
-def check_room(config: RunConfig, shape: ImageShape | None, num_samples: int, size: int, device: torch.device) -> None:
+def check_room(
+    config: RunConfig, shape: tuple[int, ...] | None, num_samples: int, size: int, device: torch.device
+) -> None:
     """Refuses a run that cannot fit the memory of the device even if nothing else uses it.
 
     Args:
@@ -58,7 +59,7 @@ def check_room(config: RunConfig, shape: ImageShape | None, num_samples: int, si
 
 
 def least_bytes(
-    config: RunConfig, shape: ImageShape | None, num_samples: int, size: int, on_cuda: bool = False
+    config: RunConfig, shape: tuple[int, ...] | None, num_samples: int, size: int, on_cuda: bool = False
 ) -> dict[str, int]:
     """Bytes that the worker with the smallest share keeps at the same time, by the configuration keys that set them."""
     model, stages, prior, data = config.model, config.stages, config.prior, config.data
@@ -73,7 +74,7 @@ def least_bytes(
         "stages.batch_size or stages.updates_per_batch": ratio_rows * stages.updates_per_batch * row,
     }
     num_ratio = sum(parameter.numel() for parameter in build_ratio_on_meta(config).parameters())
-    needs["model.ratio_hidden, model.latent_dim or stages.max_stages"] = (
+    needs["model.ratio.hidden, model.latent_dim or stages.max_stages"] = (
         STATE * FP32 * num_ratio * max(config.num_live, 1) // size
     )
     if shape is None:
@@ -81,7 +82,7 @@ def least_bytes(
     networks, _ = build_on_meta(config, shape)
     num_weights = sum(parameter.numel() for parameter in networks.parameters())
     pixels = math.prod(shape)
-    needs["model.latent_dim, model.generator_width or model.encoder_width"] = STATE * FP32 * num_weights // size
+    needs["model.latent_dim, model.generator.width or model.encoder.width"] = STATE * FP32 * num_weights // size
     needs["train.batch_size"] = rows * pixels * FP32
     if not on_cuda:
         windows = min(data.num_streams // size * data.shuffle_window, num_samples // size)

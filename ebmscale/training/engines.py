@@ -9,6 +9,7 @@ from ebmscale.errors import ConfigError
 from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.engine import Engine, EngineSettings
 from ebmscale.training.engine_plain import PlainEngine
+from ebmscale.training.engine_still import StillEngine
 from ebmscale.training.rank_tensors import copy_buffers_from_first, copy_from_first
 from ebmscale.world import World
 
@@ -17,7 +18,8 @@ def make_engine(module: nn.Module, optimizer: OptimizerSettings, settings: Engin
     """Makes the engine that trains `module`, which it takes over, on `world.device`, from rank 0's initial weights.
 
     Args:
-        module: float32, every parameter trained (constants belong in buffers). It must not be used on its own after.
+        module: float32, every parameter trained (constants belong in buffers). Without parameters nothing is trained.
+            It must not be used on its own after.
         optimizer: Adam's settings.
         settings: which engine and precision.
         world: the ranks that train together.
@@ -32,6 +34,8 @@ def make_engine(module: nn.Module, optimizer: OptimizerSettings, settings: Engin
     module = module.to(world.device)
     copy_from_first(module.parameters(), world)
     copy_buffers_from_first(module, world)
+    if not any(True for _ in module.parameters()):
+        return StillEngine(module, settings, world)
     if settings.kind == "plain":
         return PlainEngine(module, optimizer, settings, world)
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)  # DeepSpeed reads it when it is imported

@@ -146,13 +146,15 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
         return False
     run.mark("evidence")
     of_ratio = {name: event["evidence"][name] for name in ("loss", "auc", "kl_bound")} if "evidence" in event else {}
-    run.keep_measured({"held_out_mse": event["held_out_mse"]} | of_ratio)
+    of_samples = {name: event[name] for name in ("held_out_mse",) if name in event}
+    run.keep_measured(of_samples | of_ratio)
     view.event(run.samples_seen, event)
     if log is not None:
         log.event(run.samples_seen, event)
-        if log.takes_pictures and (event.get("freeze") or run.samples_seen >= run.config.train.max_samples):
+        shows = run.shows_images
+        if shows and log.takes_pictures and (event.get("freeze") or run.samples_seen >= run.config.train.max_samples):
             log.picture(run.samples_seen, "samples", sample_picture(run))
-        if event.get("freeze"):
+        if shows and event.get("freeze"):
             log.keep(stage_file(event["stage"], run.samples_seen), stage_picture(run))
     if "diverged" in event:
         if run.samples_seen >= run.config.train.max_samples:

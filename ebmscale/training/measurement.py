@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.schedule import Advance, Finish
+from ebmscale.networks import weight_of
 from ebmscale.seeds import StreamNoise
 from ebmscale.training.inference import infer
 from ebmscale.training.run import Run
@@ -16,7 +17,7 @@ from ebmscale.training.run import Run
 @torch.no_grad()
 def _decode(run: Run, z: Tensor) -> Tensor:
     """The sampling copy's images at latents z (B, Z), in fp32."""
-    return run.sampling.model.generator(z.to(next(run.sampling.model.parameters()).dtype)).float()
+    return run.sampling.model.generator(z.to(weight_of(run.sampling.model).dtype)).float()
 
 
 def take_evidence(run: Run) -> dict[str, Any]:
@@ -30,17 +31,15 @@ def take_evidence(run: Run) -> dict[str, Any]:
         noise = StreamNoise(seed, "held-out-posterior", position, run.data.held_out_streams, run.world.device)
         held_out = run.data.held_out
         sample = infer(run, held_out, noise)
-        mean = _decode(run, sample.z)
-        errors = (held_out - mean).square().flatten(1).mean(1).double().sum()
-        counts = run.world.sum(errors.new_tensor([float(errors), len(held_out)]))
-        event: dict[str, Any] = {
-            "stage": run.stages.state.stage,
-            "num_frozen": run.stages.frozen.num_stages,
-            "held_out_mse": float(counts[0] / counts[1]),
-        }
-        if not math.isfinite(event["held_out_mse"]):
-            return event | {"diverged": "the reconstructions of held-out images are not finite"}
-        run.keep_residuals(mean)
+        event: dict[str, Any] = {"stage": run.stages.state.stage, "num_frozen": run.stages.frozen.num_stages}
+        if not run.config.model.is_identity:
+            mean = _decode(run, sample.z)
+            errors = (held_out - mean).square().flatten(1).mean(1).double().sum()
+            counts = run.world.sum(errors.new_tensor([float(errors), len(held_out)]))
+            event["held_out_mse"] = float(counts[0] / counts[1])
+            if not math.isfinite(event["held_out_mse"]):
+                return event | {"diverged": "the reconstructions of held-out samples are not finite"}
+            run.keep_residuals(mean)
         if not run.stages.trains_at(position):
             return event
         evidence = run.stages.evidence(sample.z, position)

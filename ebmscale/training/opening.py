@@ -15,7 +15,7 @@ from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, c
 from ebmscale.data.checks import verify
 from ebmscale.data.choose import lowest
 from ebmscale.data.chunks import read_samples
-from ebmscale.data.manifest import Manifest
+from ebmscale.data.manifest import FILE, Manifest
 from ebmscale.data.split import has_validation_part, select
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
@@ -23,6 +23,8 @@ from ebmscale.kernels.forms import FormName, choose_form
 from ebmscale.kernels.rate import bf16_gain
 from ebmscale.model.build import build_live_networks, build_model, build_ratio_network
 from ebmscale.model.checkpoint import RATIO_FOLDER
+from ebmscale.model.checkpoint_reader import CheckpointReader
+from ebmscale.model.image_model import ImageModel
 from ebmscale.model.kinds import refuse_other
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
@@ -37,11 +39,19 @@ from ebmscale.training.capacity import check_room, check_threads
 from ebmscale.training.checkpoint import CheckpointStore, retried
 from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
+from ebmscale.training.first_networks import NETWORKS_FILE, first_networks, own_sources
 from ebmscale.training.guard import Guard
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.owner import Lease
 from ebmscale.training.run import Run
-from ebmscale.training.run_data import DATA_FILE, RunData, check_run_data, load_or_pack, shape_of_images
+from ebmscale.training.run_data import (
+    DATA_FILE,
+    RunData,
+    check_run_data,
+    load_or_pack,
+    shape_of_samples,
+    with_latents_of,
+)
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
 from ebmscale.training.stopping import StopPoll, on_first
@@ -85,18 +95,20 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
     storage, data = run_storage(config), open_storage(config.data).hearing(stop.event)
     reading = storage.hearing(stop.event)  # while nothing needs to be saved yet
     gain = least_bf16_gain(config, world)
-    asked = config
-    config, ticket, counted = on_first(world, stop, lambda check: _prepare(asked, gain, reading, data, lease, check))
+    asked, begun = config, list[ImageModel]()  # the first rank's networks, which the engine takes to the others
+    prepare = partial(_prepare, asked, gain, reading, data, lease, begun)
+    config, ticket, counted = on_first(world, stop, prepare)
     if lease is not None and not world.is_first:
         lease.join(*ticket)
     manifest = Manifest.load(data)
     manifest.counted.update(counted)
-    image_shape = shape_of_images(data, manifest)
-    check_room(config, image_shape, manifest.num_samples, world.size, world.device)
+    shape = shape_of_samples(data, manifest, config)
+    check_room(config, shape, manifest.num_samples, world.size, world.device)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
     settings = _engine_settings(config, world)
     adam = replace(_adam(config.train.generator), factors={"encoder.": config.train.generator.encoder_factor})
-    generator = make_engine(build_model(config, image_shape), adam, settings, world)
+    networks = begun[0] if begun else build_model(config, shape)
+    generator = make_engine(networks, adam, settings, world)
     poll = StopPoll(stop, world)
     run = Run(
         config=config,
@@ -104,8 +116,8 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
         storage=storage,
         data=TrainingSet(data, manifest, held_out, held_out_streams),
         generator=generator,
-        sampling=SamplingCopy(generator, build_model(config, image_shape), settings.dtype, world.device),
-        average=AverageWeights(generator, world) if config.train.generator.ema_samples else None,
+        sampling=SamplingCopy(generator, build_model(config, shape), settings.dtype, world.device),
+        average=AverageWeights(generator, world) if config.averages_weights else None,
         stages=_ratio_trainer(config, settings, world, poll),
         guard=Guard(config.guard),
         saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint, lease),
@@ -142,6 +154,8 @@ def with_precision(config: RunConfig, gain: float, begun: Precision = "auto") ->
         begun: what a run that is resumed began with.
     """
     chosen = begun if config.precision == "auto" else config.precision
+    if chosen == "auto" and config.model.is_identity:
+        chosen = "fp32"
     if chosen == "auto":
         chosen = "bf16" if gain > 1 else "fp32"
         log.info("precision: %s; bf16 products are %.2g times as fast as fp32 ones here", chosen, gain)
@@ -214,9 +228,12 @@ def _prepare(
     storage: Storage,
     data: Storage,
     lease: Lease | None,
+    begun: list[ImageModel],
     check: Callable[[], None],
 ) -> tuple[RunConfig, Any, dict[Any, Any]]:
     """What one rank does before all begin: tries the storage, takes the run, packs, verifies and counts the data.
+
+    The networks that the run begins with are put into `begun`, unless it has a checkpoint.
 
     Returns:
         The configuration with the run's precision, the lease's ticket, and `Manifest.counted`.
@@ -229,6 +246,8 @@ def _prepare(
     old = saved_config(storage)
     config = with_precision(config, gain, "auto" if old is None else old.precision)
     config = config if old is None else _with_begun_kind(config, old)
+    if config.model.is_identity and (config.data.format is None or data.exists(FILE)):
+        config = with_latents_of(config, Manifest.load(data))
     _check_unchanged(storage, old, config)
     for leftovers in ("", RATIO_FOLDER):
         storage.sweep(leftovers)
@@ -236,7 +255,12 @@ def _prepare(
     seen = RunData.of(manifest) if old is None else check_run_data(storage, manifest, config)
     verify(data, manifest, config.data.verify, progress=lambda shard: check())
     select(manifest, "train", config.data.validation_fraction, config.data.held_out)
-    for file, text in ((CONFIG_FILE, config.dump()), (DATA_FILE, seen.model_dump_json(indent=1))):
+    sources, documents = own_sources(config, storage), {DATA_FILE: seen.model_dump_json(indent=1)}
+    if sources is not None:
+        documents[NETWORKS_FILE] = sources.model_dump_json(indent=1)
+    if not CheckpointReader(storage).finished():
+        begun.append(first_networks(config, shape_of_samples(data, manifest, config), data, manifest))
+    for file, text in ({CONFIG_FILE: config.dump()} | documents).items():
         publish = partial(storage.publish, file, text.encode())
         retried(publish, config.checkpoint.retry_s, patience, time.monotonic, "It")
     return config, lease.ticket if lease is not None else None, manifest.counted
@@ -288,7 +312,7 @@ def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World
         cure = f"raise data.validation_fraction (now {block.validation_fraction}) until it has {LEAST_HELD_OUT}"
         if has_validation_part(manifest):
             cure = f"pack it with {LEAST_HELD_OUT} or more in its validation part, or without that part"
-        raise DataError(f"{data.url} has only {len(chosen)} held-out images, too few to decide on; {cure}.")
+        raise DataError(f"{data.url} has only {len(chosen)} held-out samples, too few to decide on; {cure}.")
     rows = owned_rows(len(chosen), block.num_streams, world)
     images = read_samples(data, manifest, chosen.at(rows.numpy()))
     return to_pixels(images).to(world.device), rows % block.num_streams

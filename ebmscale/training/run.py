@@ -14,6 +14,7 @@ from ebmscale.errors import DivergenceError
 from ebmscale.kernels.forms import is_for
 from ebmscale.model.checkpoint import SavedCheckpoint
 from ebmscale.model.pieces import Piece, shapes_of
+from ebmscale.model.pixels import shows_images
 from ebmscale.model.residuals import Residuals, measure_residuals
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.stages.ratio_trainer import RatioTrainer
@@ -95,6 +96,11 @@ class Run:
     def keep_residuals(self, mean: Tensor) -> None:
         """Measures and keeps the residuals of the held-out images, whose reconstructions are `mean` (collective)."""
         self.residuals = measure_residuals(self.data.held_out, mean, self.world)
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether what the generator makes are pictures."""
+        return shows_images(self.config, self.data.manifest.image_shape)
 
     def summary(self) -> RunSummary:
         """The run as a view shows it when it is opened."""

@@ -6,11 +6,13 @@ The set may move to another address. A different set is refused, even if its ima
 """
 
 import logging
+import math
 from collections.abc import Callable
 
 from pydantic import BaseModel, ValidationError
 
-from ebmscale.config import RunConfig
+from ebmscale.config import RunConfig, with_values
+from ebmscale.data.decode import POSTERIORS
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import FILE, Manifest
 from ebmscale.data.pack import pack
@@ -64,6 +66,42 @@ def load_or_pack(config: RunConfig, data: Storage, check: Callable[[], None] = l
     return Manifest.load(data)
 
 
+def shape_of_samples(data: Storage, manifest: Manifest, config: RunConfig) -> tuple[int, ...]:
+    """The shape of a sample of a set that a run trains on; (C, H, W) of images.
+
+    Raises:
+        DataError: the run's networks take other samples.
+    """
+    model = config.model
+    if model.is_identity:
+        if manifest.dtype == "uint8":
+            raise DataError(
+                f"{data.url} holds images, and model.generator.form: identity takes latents (arrays of floats); pack "
+                "latents, or choose another form."
+            )
+        return manifest.image_shape
+    if manifest.encoding == POSTERIORS:
+        raise DataError(
+            f"{data.url} holds latents as means and standard deviations; train configs/latents.yaml on them (its "
+            "model.generator.form is identity)."
+        )
+    return manifest.image_shape if model.generator.class_path is not None else shape_of_images(data, manifest)
+
+
+def with_latents_of(config: RunConfig, manifest: Manifest) -> RunConfig:
+    """The configuration with the latent size of given latents, where the run has such and it does not say a size.
+
+    Raises:
+        ConfigError: other keys do not fit that size.
+    """
+    model = config.model
+    if not model.is_identity or {"latent_dim", "latent_shape"} & model.model_fields_set:
+        return config
+    shape = manifest.image_shape[1:] if manifest.encoding == POSTERIORS else manifest.image_shape
+    sizes = {"model.latent_shape": list(shape)} if len(shape) > 1 else {}
+    return with_values(config, {"model.latent_dim": math.prod(shape), **sizes}, config.run.name)
+
+
 def shape_of_images(data: Storage, manifest: Manifest) -> ImageShape:
     """(C, H, W) of the images of a set.
 
@@ -73,7 +111,8 @@ def shape_of_images(data: Storage, manifest: Manifest) -> ImageShape:
     if manifest.dtype != "uint8" or len(manifest.image_shape) != 3:
         raise DataError(
             f"{data.url} holds {manifest.dtype} arrays of shape {manifest.image_shape}; "
-            "training takes uint8 images (C, H, W), so pack images."
+            "training takes uint8 images "
+            "(C, H, W), or latents where model.generator.form is identity (configs/latents.yaml)."
         )
     channels, height, width = manifest.image_shape
     return channels, height, width

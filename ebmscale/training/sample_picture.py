@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ebmscale.model.pixels import to_images
 from ebmscale.model.sampler import draw_density
+from ebmscale.networks import weight_of
 from ebmscale.seeds import derive
 from ebmscale.training.run import Run
 
@@ -21,7 +22,7 @@ def sample_picture(run: Run) -> np.ndarray:
     Of a prior that is learned on chains, they are this rank's held-out chains.
     """
     generator = run.sampling.model.generator
-    weights = next(generator.parameters())
+    weights = weight_of(generator)
     with torch.no_grad():
         return grid(to_images(generator(_latents(run).to(weights.device, weights.dtype))).cpu().numpy())
 

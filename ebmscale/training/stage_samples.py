@@ -8,6 +8,7 @@ Shapes: N images, Z latent.
 import torch
 
 from ebmscale.model.image_grid import image_grid
+from ebmscale.networks import weight_of
 from ebmscale.training.run import Run
 
 FOLDER = "samples"
@@ -25,5 +26,5 @@ def stage_picture(run: Run) -> bytes:
     """A PNG of the generator's images at samples of the prior on this rank."""
     z = run.stages.shown(COLUMNS**2)
     generator = run.sampling.model.generator
-    images = generator(z.to(next(generator.parameters()).dtype)).float().cpu()
+    images = generator(z.to(weight_of(generator).dtype)).float().cpu()
     return image_grid(images, COLUMNS, max(1, TILE_PIXELS // max(images.shape[2:])))

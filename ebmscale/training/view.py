@@ -127,7 +127,7 @@ class View:
 
 def describe_event(samples_seen: int, event: dict[str, Any]) -> str:
     """One line for a measurement of evidence."""
-    text = f"{samples_seen:>9,} samples  stage {event['stage']}  held-out mse {event['held_out_mse']:.4f}"
+    text = f"{samples_seen:>9,} samples  stage {event['stage']}{_error(event, '  held-out mse ')}"
     if "evidence" in event:
         e = event["evidence"]
         text += (
@@ -137,15 +137,20 @@ def describe_event(samples_seen: int, event: dict[str, Any]) -> str:
     return text
 
 
+def _error(event: dict[str, Any], before: str, after: str = "") -> str:
+    """The held-out error between two texts; nothing where there is none, as for given latents."""
+    return f"{before}{event['held_out_mse']:.4f}{after}" if "held_out_mse" in event else ""
+
+
 def event_lines(samples_seen: int, event: dict[str, Any], width: int) -> list[str]:
     """For a terminal that is too narrow for one line: the bound and the decision, the other numbers, the reason."""
     head, margin = f"{samples_seen:>9,} samples  stage {event['stage']}", " " * 11
     if "evidence" not in event:
-        return [f"{head}  held-out mse {event['held_out_mse']:.4f}"]
+        return [f"{head}{_error(event, '  held-out mse ')}"]
     e = event["evidence"]
     lines = [
         f"{head}  KL >= {e['kl_bound']:.3f} +- {e['kl_bound_error']:.3f}  {event['decision']}",
-        f"{margin}mse {event['held_out_mse']:.4f}  loss {e['loss']:.4f}  AUC {e['auc']:.3f}  ESS {e['ess']:.1%}",
+        f"{margin}{_error(event, 'mse ', '  ')}loss {e['loss']:.4f}  AUC {e['auc']:.3f}  ESS {e['ess']:.1%}",
     ]
     if len(lines[1]) + len(event["reason"]) + 2 > width:
         return [*lines, f"{margin}{event['reason']}"]

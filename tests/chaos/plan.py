@@ -18,7 +18,7 @@ storage: {{url: s3://{bucket}/runs, retries: 6}}
 data:
   {{url: s3://{bucket}/digits, format: digits, retries: 12,
    validation_fraction: 0.2, num_streams: 4, shuffle_window: 16}}
-model: {{latent_dim: 4, generator_width: 2, encoder_width: 2, ratio_hidden: [16, 16]}}
+model: {{latent_dim: 4, generator: {{width: 2}}, encoder: {{width: 2}}, ratio: {{hidden: [16, 16]}}}}
 posterior: {{num_steps: 3, step_size: 0.1}}
 prior: {{num_steps: 2, step_size: 0.3, num_chains: 32, equilibrate_steps: 5, sample_steps: 5}}
 stages:

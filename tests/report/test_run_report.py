@@ -29,7 +29,7 @@ from tests.conftest import PATIENCE_S
 CONFIG = """
 run: {name: tiny}
 data: {url: "", format: digits, validation_fraction: 0.2, num_streams: 4, shuffle_window: 16}
-model: {latent_dim: 4, generator_width: 2, ratio_hidden: [16]}
+model: {latent_dim: 4, generator: {width: 2}, ratio: {hidden: [16]}}
 posterior: {num_steps: 3}
 prior: {num_steps: 2, num_chains: 32, equilibrate_steps: 5, sample_steps: 8}
 stages: {max_stages: 2, updates_per_batch: 2, batch_size: 32, buffer_samples: 64, min_samples: 200, max_samples: 400,
@@ -93,7 +93,7 @@ def test_page_holds_every_section(reported):
     assert "Held-out loss" in page
     assert "<td>Advance</td>" in page
     assert "<td>Settling</td>" in page
-    assert "ratio_hidden" in page
+    assert "hidden:" in page
     assert f'ebmscale.load("{reported.url}")' in page
     assert len(page) < 1_500_000
 

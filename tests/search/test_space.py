@@ -142,11 +142,11 @@ def test_a_parameter_is_there_only_where_its_condition_holds() -> None:
 
 def test_a_trial_is_a_run_below_the_search() -> None:
     config, space = digits(scheduler="pbt", space={}, pbt={"every_samples": 25000})
-    made = trial_config(config, space, 7, 2, {"train.ratio.rate": 1e-05, "model.ratio_hidden": (8, 8)})
+    made = trial_config(config, space, 7, 2, {"train.ratio.rate": 1e-05, "model.ratio.hidden": (8, 8)})
     assert made.storage.url == "runs/digits/trials"
     assert made.run.name == "0007-2"
     assert made.train.ratio.rate == 1e-05
-    assert made.model.ratio_hidden == (8, 8)
+    assert made.model.ratio.hidden == (8, 8)
     assert made.checkpoint.every_samples == 25000
     assert made.checkpoint.keep_last >= 4  # every place of comparison
     assert parse_config(made.dump()) == made

@@ -34,8 +34,8 @@ def test_more_threads_than_processors_are_refused() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("model.generator_width=1000000000", "model.generator_width"),
-        ("model.ratio_hidden=[10000000,10000000]", "model.ratio_hidden"),
+        ("model.generator.width=1000000000", "model.generator.width"),
+        ("model.ratio.hidden=[10000000,10000000]", "model.ratio.hidden"),
         ("model.latent_dim=10000000000000000", "lower model.latent_dim"),
         ("stages.buffer_samples=4000000000000", "stages.buffer_samples"),
         ("prior.num_chains=4000000000000", "prior.num_chains"),

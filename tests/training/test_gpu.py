@@ -31,7 +31,7 @@ def test_a_fitted_base_trains_on_a_gpu(tiny_text: str) -> None:
         tiny_text,
         [
             "device=cuda",
-            "model.ratio_squares=true",
+            "model.ratio.squares=true",
             "data.flip=true",
             "posterior={start: encoder, num_steps: 0}",
             "prior.base=moments",

@@ -47,7 +47,7 @@ RUN = """
 run: {{name: bench}}
 storage: {{url: s3://bench/runs}}
 data: {{url: s3://bench/digits, format: digits, validation_fraction: 0.2, num_streams: 4, shuffle_window: 16}}
-model: {{latent_dim: 16, generator_width: {width}, ratio_hidden: [{hidden}, {hidden}]}}
+model: {{latent_dim: 16, generator: {{width: {width}}}, ratio: {{hidden: [{hidden}, {hidden}]}}}}
 posterior: {{num_steps: 1, step_size: 0.1}}
 prior: {{num_steps: 1, step_size: 0.2, num_chains: 16}}
 stages:

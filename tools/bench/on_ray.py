@@ -69,7 +69,8 @@ def settings(bench: Bench, name: str, num_updates: int, num_workers: int, interv
         "storage": {"url": str(bench.folder / "runs")},
         "data": {"url": str(bench.folder / "data"), "num_streams": 20, "verify": "none"},
         "model": {
-            "latent_dim": bare.LATENT, "generator_width": 64, "sigma": bare.SIGMA, "ratio_activation": "leaky_relu",
+            "latent_dim": bare.LATENT, "generator": {"width": 64}, "sigma": bare.SIGMA,
+            "ratio": {"activation": "leaky_relu"},
         },
         "posterior": {
             "num_steps": bare.POSTERIOR_STEPS, "step_size": bare.POSTERIOR_SIZE, "kernel": bench.kernel,
@@ -271,7 +272,7 @@ def latency(bench: Bench, rounds: int, _num_updates: int) -> None:
 def start_and_recover(cluster: LocalCluster, bench: Bench, name: str) -> tuple[float, float]:
     """Seconds from the command to the first line of metrics, and from the death of a worker to the next one."""
     small = settings(bench, name + uuid.uuid4().hex[:8], 10**5, 2, interval=1)
-    small["model"]["generator_width"] = 2
+    small["model"]["generator"]["width"] = 2
     small["checkpoint"]["every_samples"] = 20 * BATCH
     path = bench.folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(small))

@@ -58,7 +58,7 @@ def setting_of(config: RunConfig, shape: tuple[int, int, int]) -> Setting:
     """The settings of LEBM's loop that match a run's."""
     model, train = config.model, config.train
     return Setting(
-        *(shape, model.form, model.latent_dim, model.generator_width, model.sigma, model.ratio_hidden),
+        *(shape, model.generator.form, model.latent_dim, model.generator.width, model.sigma, model.ratio.hidden),
         *(config.posterior.num_steps, config.posterior.step_size, config.prior.num_steps, config.prior.step_size),
         *(train.generator.rate, train.ratio.rate),
     )

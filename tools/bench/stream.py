@@ -53,7 +53,7 @@ SVHN = """
 run: {name: bench}
 data: {url: DATA, num_streams: 64, shuffle_window: 512}
 storage: {url: RUNS}
-model: {latent_dim: 100, generator_width: 64, form: svhn}
+model: {latent_dim: 100, generator: {form: svhn, width: 64}}
 posterior: {num_steps: 20, step_size: 0.1}
 train: {batch_size: 100, max_samples: 1000000}
 num_threads: 1

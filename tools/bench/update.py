@@ -47,7 +47,11 @@ run: {{name: update, seed: 0}}
 data: {{url: DATA/packed, format: npy, source: DATA/images.npy, validation_fraction: 0.05, num_streams: 50,
        shuffle_window: 16, verify: none}}
 storage: {{url: DATA/runs}}
-model: {{latent_dim: {DIM}, form: svhn, generator_width: {WIDTH}, sigma: {SIGMA}, ratio_activation: leaky_relu}}
+model:
+  latent_dim: {DIM}
+  generator: {{form: svhn, width: {WIDTH}}}
+  sigma: {SIGMA}
+  ratio: {{activation: leaky_relu}}
 posterior: {{num_steps: {POSTERIOR_STEPS}, step_size: {POSTERIOR_STEP}}}
 prior: {{kind: short_run, num_steps: {PRIOR_STEPS}, step_size: {PRIOR_STEP}, num_chains: {BATCH}}}
 stages: {{updates_per_batch: 1, batch_size: {BATCH}, buffer_samples: {BATCH}, evidence_samples: 50}}

@@ -5,12 +5,13 @@ Shapes: N samples, D dimensions of a vector, C channels, H height, W width.
 
 import dataclasses
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ebmscale.data.compressed import check_zip
-from ebmscale.data.formats.source import Arrays, Source, check_file, local_source, set_name, source_of_arrays
+from ebmscale.data.formats.source import Arrays, Pairs, Source, check_file, local_source, set_name, source_of_arrays
 from ebmscale.data.parts import PARTS, part_of, parts_of, words_of
 from ebmscale.errors import DataError
 
@@ -40,8 +41,11 @@ def npy(src: str) -> Source:
     a part's word it is of part train. In an .npz the samples are called x, images, latents or data, or are the only
     array of two dimensions or more.
 
-    A sample of shape (H, W) becomes (1, H, W), and (D,) becomes (D, 1, 1); one of more dimensions is kept, but bytes
-    of shape (H, W, C) become (C, H, W) where C is 1 or 3 and H is neither.
+    The words mean and std say that samples are latents as Gaussian posteriors: train_mean and train_std, or mean and
+    std. Latents are floats and keep their shape.
+
+    Bytes of shape (H, W) become (1, H, W), and (D,) becomes (D, 1, 1); bytes of shape (H, W, C) become (C, H, W) where
+    C is 1 or 3 and H is neither.
 
     Raises:
         DataError: no arrays of numbers, other types than in `DTYPES`, shapes that do not fit each other, or an array
@@ -55,11 +59,16 @@ def npy(src: str) -> Source:
     else:
         stretches, notes = _of_file(path)
     kinds = {(stretch.images.shape[1:], stretch.images.dtype.name) for stretch in stretches}
+    of_posteriors = {isinstance(stretch.images, Pairs) for stretch in stretches}
+    if len(of_posteriors) > 1:
+        raise DataError(
+            f"{path} has means and standard deviations for some parts only; give them for all, or for none."
+        )
     if len(kinds) > 1:
         found = " and ".join(f"{dtype} {shape}" for shape, dtype in sorted(kinds))
         raise DataError(f"The arrays in {path} hold samples of {found}; pack one shape and type at a time.")
     source = source_of_arrays(set_name(path, "arrays"), "npy", stretches, files=files)
-    return dataclasses.replace(source, notes=notes)
+    return dataclasses.replace(source, notes=notes, posteriors=of_posteriors == {True})
 
 
 def check_numbers(values: np.ndarray, where: str) -> None:
@@ -105,6 +114,8 @@ def _of_file(path: Path) -> tuple[list[Arrays], tuple[str, ...]]:
     except Exception as error:  # what a damaged archive raises has no common class
         raise _unreadable(path, error) from error
     labels = {name for name in arrays if _holds_labels(name)}
+    if any(_moment(name) for name in arrays if name not in labels):
+        return _of_posteriors(path, {name: array for name, array in arrays.items() if _moment(name) or name in labels})
     many = [name for name, array in arrays.items() if array.ndim >= 2 and name not in labels]
     named = [name for name in arrays if name not in labels and (part_of(name) or _rank(name) < len(_SAMPLES))]
     stretches, used = [], set()
@@ -120,6 +131,42 @@ def _of_file(path: Path) -> tuple[list[Arrays], tuple[str, ...]]:
         raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}; call the samples images or x_train.")
     left = [name for name in arrays if name not in used]
     return stretches, (f"arrays not packed: {', '.join(left)}",) if left else ()
+
+
+def _moment(name: str) -> str | None:
+    """`mean` or `std` if a word of the name says so."""
+    return next((word for word in ("mean", "std") if word in words_of(name)), None)
+
+
+def _of_posteriors(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[list[Arrays], tuple[str, ...]]:
+    """The stretches of means and standard deviations, with labels where there are some.
+
+    Raises:
+        DataError: one of the two is missing or has another shape, or they are no floats.
+    """
+    stretches = []
+    for part in PARTS:
+        own = {name: array for name, array in arrays.items() if (part_of(name) or "train") == part}
+        found = {_moment(name): array for name, array in own.items() if not _holds_labels(name)}
+        labels = next((array for name, array in own.items() if _holds_labels(name)), None)
+        if not found:
+            continue
+        if set(found) != {"mean", "std"}:
+            here, other = ("mean", "std") if "mean" in found else ("std", "mean")
+            raise DataError(f"{path} has {here} of part {part} and no {other}; give both, or call the samples latents.")
+        mean, std = found["mean"], found["std"]
+        if mean.shape != std.shape or mean.ndim < 2 or not mean.size:
+            raise DataError(
+                f"In {path} the means of part {part} have the shape {mean.shape} and the standard deviations "
+                f"{std.shape}; give both for each of N latents."
+            )
+        for values in (mean, std):
+            if values.dtype.kind != "f":
+                raise DataError(f"The latents in {path} are {values.dtype.name}; convert them to float32.")
+            check_numbers(values, f"The latents in {path}")
+        checked = None if labels is None else check_labels(labels, len(mean), str(path))
+        stretches.append(Arrays(part, part, Pairs(mean, std), checked))
+    return stretches, ()
 
 
 def _rank(name: str) -> int:
@@ -148,6 +195,12 @@ def _of_folder(folder: Path) -> tuple[list[Arrays], tuple[Path, ...]]:
             )
         else:
             samples[part or "train"].append(file)
+    moments = [file for files in samples.values() for file in files if _moment(file.stem)]
+    if moments:
+        named = {f"{part}_{file.stem}": _load_array(file) for part, files in samples.items() for file in files}
+        named |= {f"{part}_labels": _load_array(file) for part, file in labels.items()}
+        stretches, _ = _of_posteriors(folder, named)
+        return stretches, tuple(file for file, _ in placed)
     if not any(samples.values()):
         raise DataError(f"{folder} has no .npy files of samples; give a folder that has, or one .npy or .npz file.")
     if astray := [file for part, file in labels.items() if not samples[part]]:
@@ -207,15 +260,15 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _stretch(path: Path, part: str, prefix: str, images: np.ndarray, labels: np.ndarray | None) -> Arrays:
-    """Samples and labels, checked against each other; the samples get three dimensions or more."""
+    """Samples and labels, checked against each other; bytes get three dimensions or more."""
     check_numbers(images, f"The samples in {path}")
     if images.ndim < 2 or not images.size:
         raise DataError(f"{path} is of shape {images.shape}; give N samples of one dimension or more.")
     if labels is not None:
         labels = check_labels(labels, len(images), str(path))
-    if images.ndim == 4:
+    if images.ndim == 4 and images.dtype.kind != "f":
         channels_last = images.dtype == np.uint8 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
         images = images.transpose(0, 3, 1, 2) if channels_last else images
-    elif images.ndim < 4:
+    elif images.ndim < 4 and images.dtype.kind != "f":
         images = images[:, None] if images.ndim == 3 else images[:, :, None, None]
     return Arrays(part, prefix, images, labels)

@@ -43,6 +43,7 @@ class Source:
         num_skipped: files that were skipped because they are no images.
         files: the local files of the source, by which `packed_manifest` sees whether it changed; empty if unknown.
         notes: what a user should know about how the files were read, a phrase each.
+        posteriors: whether samples are latents as means and standard deviations (2, ...).
     """
 
     name: str
@@ -55,6 +56,27 @@ class Source:
     num_skipped: int = 0
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    posteriors: bool = False
+
+
+class Pairs:
+    """Means and standard deviations as one array (N, 2, ...), of which a sample is put together when it is read.
+
+    Args:
+        mean: (N, ...).
+        std: (N, ...).
+    """
+
+    def __init__(self, mean: np.ndarray, std: np.ndarray):
+        self._mean, self._std = mean, std
+        self.dtype = np.promote_types(mean.dtype, std.dtype)
+        self.shape = (len(mean), 2, *mean.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._mean)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return np.stack([self._mean[number], self._std[number]]).astype(self.dtype, copy=False)
 
 
 class Arrays(NamedTuple):
@@ -62,7 +84,7 @@ class Arrays(NamedTuple):
 
     part: str
     prefix: str
-    images: np.ndarray  # (N, C, H, W)
+    images: np.ndarray | Pairs  # (N, C, H, W)
     labels: np.ndarray | None  # (N,)
 
     def records(self) -> Iterator[Record]:
