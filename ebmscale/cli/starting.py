@@ -84,7 +84,8 @@ def init(url: str, out: str | None, minutes: float | None, device: str) -> None:
     the run takes. A file that exists is left as it is.
     """
     from ebmscale.data.manifest import Manifest  # noqa: PLC0415 (commands import what they use)
-    from ebmscale.forecast.first_config import name_for, timed_config  # noqa: PLC0415
+    from ebmscale.forecast.config_text import name_for  # noqa: PLC0415
+    from ebmscale.forecast.first_config import timed_config  # noqa: PLC0415
     from ebmscale.forecast.pack_offer import pack_offer  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
 

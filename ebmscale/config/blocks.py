@@ -206,6 +206,11 @@ class ModelBlock(Block):
         """Whether the samples are latents themselves."""
         return self.generator.form == "identity"
 
+    @property
+    def size_is_given(self) -> bool:
+        """Whether the latent size is known before the data are."""
+        return not self.is_identity or bool({"latent_dim", "latent_shape"} & self.model_fields_set)
+
 
 class ChainBlock(Block):
     """Langevin steps: z <- z + (step_size^2 / 2) score / temperature + step_size * noise_scale * noise."""

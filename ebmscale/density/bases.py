@@ -69,7 +69,8 @@ class MomentBase(Gaussian):
 
     Args:
         mean: (Z,).
-        cholesky: (Z, Z), L.
+        cholesky: (Z, Z), L with the covariance L L^T: lower triangular, or symmetric. With a symmetric one each
+            coordinate stays near its own place, so that maps stay maps.
         inside: the density of the coordinates; None is N(0, I).
     """
 
@@ -77,8 +78,13 @@ class MomentBase(Gaussian):
         super().__init__(mean, cholesky)
         self.inside = inside
         one = torch.eye(self.dim, dtype=torch.float64, device=cholesky.device)
-        self._whiten = torch.linalg.solve_triangular(cholesky.double(), one, upper=False).T.to(cholesky.dtype)
-        self.log_volume = float(cholesky.diagonal().double().log().sum())
+        if bool(cholesky.triu(1).any()):
+            inverse, self.log_volume = torch.linalg.inv(cholesky.double()), float(cholesky.double().logdet())
+        else:
+            inverse = torch.linalg.solve_triangular(cholesky.double(), one, upper=False)
+            self.log_volume = float(cholesky.diagonal().double().log().sum())
+        self._whiten = inverse.T.to(cholesky.dtype)
+        self._log_normaliser = 0.5 * self.dim * math.log(2 * math.pi) + self.log_volume
 
     @classmethod
     def standard(cls, dim: int, num_components: int = 1) -> "MomentBase":
@@ -94,6 +100,7 @@ class MomentBase(Gaussian):
         num_components: int = 1,
         generator: torch.Generator | None = None,
         num_fits: int = 1,
+        symmetric: bool = False,
     ) -> "MomentBase":
         """The base with mean and covariance of a mixture of Gaussians with diagonal covariances, one a row.
 
@@ -103,13 +110,15 @@ class MomentBase(Gaussian):
             num_components: of the mixture in the coordinates; 1 is none.
             generator: of the draws that the mixture is fitted to.
             num_fits: see `Mixture.fitted`.
+            symmetric: whether the covariance's root is symmetric, for latents that are maps.
 
         Raises:
             ValueError: the covariance is not positive definite.
         """
         values = means.double()
         covariance = torch.cov(values.T, correction=0) + variances.double().mean(0).diag()
-        base = cls(values.mean(0).float(), factor(covariance).float())
+        root = symmetric_root(covariance) if symmetric else factor(covariance)
+        base = cls(values.mean(0).float(), root.float())
         if num_components == 1:
             return base
         noise = torch.randn(means.shape, generator=generator)
@@ -287,6 +296,18 @@ def factor(covariance: Tensor) -> Tensor:
     if int(failed):
         raise ValueError("the samples' covariance is not positive definite")
     return cholesky
+
+
+def symmetric_root(covariance: Tensor) -> Tensor:
+    """The symmetric root S (Z, Z) of a covariance S S (Z, Z).
+
+    Raises:
+        ValueError: it is not positive definite.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    if not bool(values[0] > 0):
+        raise ValueError("the samples' covariance is not positive definite")
+    return (vectors * values.sqrt()) @ vectors.T
 
 
 def _edges(blocks: tuple[int, ...]) -> list[tuple[int, int]]:

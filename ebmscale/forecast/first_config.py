@@ -4,7 +4,6 @@ The recipe is that of `configs/photos.yaml`: an encoder and a generator under N(
 their latents, on a mixture of Gaussians that is fitted to them.
 """
 
-import re
 import shlex
 import tempfile
 from typing import NamedTuple
@@ -15,7 +14,9 @@ from ebmscale.config import parse_config, with_values
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import has_validation_part
 from ebmscale.errors import DataError
+from ebmscale.forecast.config_text import hundreds, name_for, quoted, thousands
 from ebmscale.forecast.dry_run import dry_run
+from ebmscale.forecast.first_config_of_latents import config_of_latents
 from ebmscale.machine import num_cpus
 from ebmscale.networks import find_architecture
 from ebmscale.terminal import duration
@@ -55,12 +56,6 @@ def default_samples(num_images: int, has_gpu: bool) -> int:
     return min(max(PASSES * num_images, least), most)
 
 
-def name_for(url: str) -> str:
-    """A name of a run from the address of its data."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rstrip("/").rpartition("/")[2]).strip(".-_")
-    return name or "first"
-
-
 def first_config(manifest: Manifest, url: str, has_gpu: bool, num_samples: int | None = None) -> str:
     """The configuration as commented YAML.
 
@@ -68,17 +63,20 @@ def first_config(manifest: Manifest, url: str, has_gpu: bool, num_samples: int |
         manifest: of the set.
         url: of the set.
         has_gpu: whether the run has a GPU.
-        num_samples: that generator and encoder are trained on; None takes `default_samples`.
+        num_samples: that generator and encoder are trained on, and of latents those of the whole run; None takes
+            a default.
 
     Raises:
         DataError: the set holds no images, or too few.
         ConfigError: there is no network for images of this size.
     """
     images = manifest.counts().get("train", 0)
-    if manifest.dtype != "uint8" or len(manifest.image_shape) != 3:
+    if manifest.kind_of_samples[0] != "images":
+        return config_of_latents(manifest, url, num_samples)
+    if len(manifest.image_shape) != 3:
         raise DataError(
-            f"{url} holds {manifest.dtype} arrays of shape {manifest.image_shape}, and training takes images; "
-            "`ebmscale ratio` learns the density ratio of arrays."
+            f"{url} holds {manifest.dtype} arrays of shape {manifest.image_shape}, and training takes images "
+            "(C, H, W), or latents, which are floats; pack such."
         )
     if images < LEAST_IMAGES:
         raise DataError(
@@ -88,13 +86,13 @@ def first_config(manifest: Manifest, url: str, has_gpu: bool, num_samples: int |
     find_architecture((channels, height, width))
     size = SIZES[min(SIZES, key=lambda side: abs(side - height))]
     batch = 256 if has_gpu else 64 if height >= 64 else 128
-    generator = _thousands(num_samples or default_samples(images, has_gpu), LEAST_SAMPLES)
+    generator = thousands(num_samples or default_samples(images, has_gpu), LEAST_SAMPLES)
     stage = -(-max(generator // 5, LEAST_UPDATES * batch) // 600) * 600  # so that its parts are round numbers
     total = generator + 7 * stage // 2
     held_out = round(max(min(0.2, HELD_OUT / images), 40 / images, 0.02), 3)
     values = {
         "name": name_for(url),
-        "url": _quoted(url),
+        "url": quoted(url),
         "fraction": "" if has_validation_part(manifest) else f"  validation_fraction: {held_out}  # {_OF_DECISIONS}\n",
         "flip": str(channels == 3 and manifest.format == "folder").lower(),
         "streams": STREAMS,
@@ -112,8 +110,8 @@ def first_config(manifest: Manifest, url: str, has_gpu: bool, num_samples: int |
         "evidence": stage // 6,
         "batch": batch,
         "total": total,
-        "checkpoint": max(_hundreds(total / 8), batch),
-        "metrics": max(_hundreds(total / 80), batch),
+        "checkpoint": max(hundreds(total / 8), batch),
+        "metrics": max(hundreds(total / 80), batch),
         "threads": 1 if height <= 8 else 0,
     }
     return _TEXT.format(**values)
@@ -147,31 +145,18 @@ def timed_config(
     if wanted_s is not None:
         fixed = config.most_stages * forecast.costs.new_stage + forecast.costs.base
         share = (wanted_s - fixed) / (seconds - fixed)
-        text = first_config(manifest, url, has_gpu, max(1, int(config.stages.start_samples * share)))
+        length = config.stages.start_samples if config.networks_train else config.train.max_samples
+        text = first_config(manifest, url, has_gpu, max(1, int(length * share)))
         seconds = fixed + (seconds - fixed) * parse_config(text).train.max_samples / config.train.max_samples
     where = torch.cuda.get_device_name() if has_gpu else f"{num_cpus()} CPU core(s)"
-    shape = "x".join(map(str, manifest.image_shape))
+    kind, sizes = manifest.kind_of_samples
+    what = f"{'images' if kind == 'images' else 'latents'} of {'x'.join(map(str, sizes))}"
     head = (
-        f"# {sum(manifest.counts().values()):,} images of {shape}. It takes at most {duration(seconds)} on {where}:",
+        f"# {sum(manifest.counts().values()):,} {what}. It takes at most {duration(seconds)} on {where}:",
         f"#   ebmscale train {shlex.quote(file)}",
         "# `ebmscale keys KEY` explains a key. With --dry-run the command above forecasts time, memory and disk.",
     )
     return "\n".join([*head, text]), seconds
-
-
-def _thousands(value: float, least: int) -> int:
-    """The value in whole thousands, or in whole hundreds where it is small."""
-    step = 1000 if value >= 10_000 else 100
-    return max(round(value / step) * step, least)
-
-
-def _hundreds(value: float) -> int:
-    return round(value / 100) * 100
-
-
-def _quoted(url: str) -> str:
-    """The address as a value of YAML."""
-    return url if re.fullmatch(r"[A-Za-z/._~][A-Za-z0-9/._~-]*", url) else "'" + url.replace("'", "''") + "'"
 
 
 _OF_DECISIONS = "share that is never trained on; decisions are taken on it"

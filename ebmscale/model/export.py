@@ -17,6 +17,7 @@ from ebmscale.model.build import build_on_meta
 from ebmscale.model.checkpoint import size_and_digest
 from ebmscale.model.pieces import check_fit, parse_tensors, shapes_of
 from ebmscale.model.run_documents import ExportAbout
+from ebmscale.networks.own import OwnNetworkError
 from ebmscale.storage import Storage
 from ebmscale.stored import as_form, digest, read_document, read_file
 
@@ -46,6 +47,8 @@ def read_export(storage: Storage) -> tuple[ExportAbout, RunConfig, dict[str, Ten
     try:
         config = config_of(about.config, where)
         networks, ratio = build_on_meta(config, about.image_shape)
+    except OwnNetworkError:
+        raise
     except ConfigError as error:
         raise DamagedError(f"{where} is damaged or of another version of ebmscale: {error}") from None
     tensors, place = _read_tensors(storage, about), storage.url_of(TENSOR_FILE)

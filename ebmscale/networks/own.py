@@ -24,11 +24,15 @@ from torch import Tensor, nn
 from ebmscale.errors import ConfigError
 
 
+class OwnNetworkError(ConfigError):
+    """A class of the user's own cannot be found, imported or made."""
+
+
 def own_class(path: str) -> type[nn.Module]:
     """The class at `module:Class`; its module is found from the working directory, and as any other.
 
     Raises:
-        ConfigError: the module cannot be found or fails when it is imported, or it has no such network.
+        OwnNetworkError: the module cannot be found or fails when it is imported, or it has no such network.
     """
     module_name, _, name = path.partition(":")
     here = os.getcwd()
@@ -39,24 +43,24 @@ def own_class(path: str) -> type[nn.Module]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ConfigError(
+            raise OwnNetworkError(
                 f"There is no module {module_name} for {path}; start where {module_name.split('.')[0]}.py lies, "
                 "or install it."
             ) from None
-        raise ConfigError(
+        raise OwnNetworkError(
             f"{path} cannot be imported: its module needs {error.name}, which is not installed."
         ) from None
     except BaseException as error:  # the module runs code of the user's
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {_line(error)}") from error
+        raise OwnNetworkError(f"{path} cannot be imported: {type(error).__name__}: {_line(error)}") from error
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         known = [one for one, kind in vars(module).items() if isinstance(kind, type) and issubclass(kind, nn.Module)]
         hint = f"it has {', '.join(known)}" if known else "it has no torch.nn.Module"
-        raise ConfigError(f"The module {module_name} has no network {name}; {hint}.")
+        raise OwnNetworkError(f"The module {module_name} has no network {name}; {hint}.")
     return found
 
 
@@ -73,7 +77,7 @@ def own_network(path: str, args: Mapping[str, Any], seed: int) -> nn.Module:
     """A network of a user's own class, on the CPU in float32; its random weights come from the seed alone.
 
     Raises:
-        ConfigError: as `own_class`, or the class does not take these arguments.
+        OwnNetworkError: as `own_class`, or the class does not take these arguments.
     """
     kind = own_class(path)
     with torch.random.fork_rng(devices=[]):
@@ -82,7 +86,7 @@ def own_network(path: str, args: Mapping[str, Any], seed: int) -> nn.Module:
             network = kind(**args)
         except Exception as error:  # its constructor is the user's
             given = ", ".join(f"{name}={value!r}" for name, value in args.items())
-            raise ConfigError(
+            raise OwnNetworkError(
                 f"{path} cannot be made with ({given}): {type(error).__name__}: {_line(error)}"
             ) from error
     return network.float()

@@ -89,7 +89,12 @@ class Latents:
             generator = torch_generator(self._settings.seed, "base")
             with suppress(ValueError):
                 base = MomentBase.of_posteriors(
-                    mean.cpu(), std.square().cpu(), chains.base_components, generator, chains.base_fits
+                    mean.cpu(),
+                    std.square().cpu(),
+                    chains.base_components,
+                    generator,
+                    chains.base_fits,
+                    symmetric=self._settings.maps,
                 )
                 found = base.tensors()
         found = self._world.broadcast(found)

@@ -25,6 +25,7 @@ class RatioSettings:
         chain_dtype: in which prior chains evaluate the ratio networks (default: their own).
         amortised: whether posteriors come as Gaussians and not as samples of them (see `Latents.observe`): then no
             latent is trained on twice, and the ratio cannot overfit to the buffer.
+        maps: whether latents are maps, whose coordinates a fitted base leaves at their places.
     """
 
     stages: StagesBlock
@@ -37,6 +38,7 @@ class RatioSettings:
     chain_bound: float = math.inf
     chain_dtype: torch.dtype | None = None
     amortised: bool = False
+    maps: bool = False
 
     @property
     def criteria(self) -> Criteria:

@@ -88,7 +88,8 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
         )
     check_threads(config)
     check_trackers(config)
-    check_room(config, None, 0, world.size, world.device)
+    if config.model.size_is_given:
+        check_room(config, None, 0, world.size, world.device)
     config = config.with_absolute_addresses()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -206,6 +207,7 @@ def _ratio_settings(config: RunConfig, chain_dtype: torch.dtype) -> RatioSetting
         chain_bound=config.guard.chain_bound,
         chain_dtype=chain_dtype,
         amortised=config.is_amortised,
+        maps=len(config.model.shape) > 1,
     )
 
 
@@ -246,7 +248,7 @@ def _prepare(
     old = saved_config(storage)
     config = with_precision(config, gain, "auto" if old is None else old.precision)
     config = config if old is None else _with_begun_kind(config, old)
-    if config.model.is_identity and (config.data.format is None or data.exists(FILE)):
+    if not config.model.size_is_given and (config.data.format is None or data.exists(FILE)):
         config = with_latents_of(config, Manifest.load(data))
     _check_unchanged(storage, old, config)
     for leftovers in ("", RATIO_FOLDER):

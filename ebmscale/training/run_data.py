@@ -95,7 +95,7 @@ def with_latents_of(config: RunConfig, manifest: Manifest) -> RunConfig:
         ConfigError: other keys do not fit that size.
     """
     model = config.model
-    if not model.is_identity or {"latent_dim", "latent_shape"} & model.model_fields_set:
+    if model.size_is_given:
         return config
     shape = manifest.image_shape[1:] if manifest.encoding == POSTERIORS else manifest.image_shape
     sizes = {"model.latent_shape": list(shape)} if len(shape) > 1 else {}

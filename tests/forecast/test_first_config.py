@@ -16,7 +16,8 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.data.shard import Shard
 from ebmscale.data.shard_index import FRACTIONS
 from ebmscale.errors import ConfigError, DataError
-from ebmscale.forecast.first_config import LEAST_IMAGES, default_samples, first_config, name_for
+from ebmscale.forecast.config_text import name_for
+from ebmscale.forecast.first_config import LEAST_IMAGES, default_samples, first_config
 from ebmscale.forecast.pack_offer import pack_offer
 from ebmscale.storage import Storage
 from ebmscale.training.opening import LEAST_HELD_OUT
