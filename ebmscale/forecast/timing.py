@@ -103,7 +103,7 @@ def measure_updates(
 
 
 def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPDATES) -> dict[str, float]:
-    """Mean seconds of each part of an update in the last stage, and of a measurement of evidence (collective).
+    """Mean seconds of the parts of an update in the last stage, and of a measurement of evidence (collective).
 
     The run is a new one in a temporary folder. `total` is the mean wall time of an update.
     """
@@ -204,7 +204,7 @@ def _largest_divisor(number: int, most: int) -> int:
 
 
 def process_bytes(config: RunConfig, shape: ImageShape, with_deepspeed: bool) -> int:
-    """The memory of interpreter and libraries on the host: that of this process after a minimal run."""
+    """The memory of interpreter and libraries on the host. It is that of this process after a minimal run."""
     world = World.from_environment(config.device)
     narrow = {"generator_width": 1, "encoder_width": 1, "ratio_hidden": (1,)}
     streams = config.data.num_streams
