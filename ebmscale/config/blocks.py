@@ -228,5 +228,5 @@ class StagesBlock(Block):
     @model_validator(mode="after")
     def _fits(self) -> "StagesBlock":
         if self.settle_samples >= self.max_samples:
-            raise ValueError("settle_samples must be below max_samples, or no time is left to explore")
+            raise ValueError("settle_samples must be below max_samples, or no time is left at the full learning rate")
         return self
