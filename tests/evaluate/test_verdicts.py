@@ -149,7 +149,7 @@ def test_figures_of_samples():
     assert (weights.grade, weights.advice) == ("bad", "Draw with --method smc.")
     smc = {"log Z": 1.0, "log Z standard error": 0.1, "log Z by stepping stones": 1.0}
     few, log_z = verdicts.of_samples(smc | {"least effective sample size (fraction)": 0.05})
-    assert "only 5% of the particles" in few.text
+    assert "Only 5% of the particles were effective" in few.text
     assert log_z.grade == "good"
 
 
