@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.conftest import MID, RESUMED, undisturbed
 from tests.runtime.local_cluster import LocalCluster, final_state, running, train_command
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 TWO = "ray.num_workers=2"
 SHORT = {"train": {"max_samples": 12_800}}
