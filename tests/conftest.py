@@ -18,6 +18,19 @@ PATIENCE_S = 400.0
 settings.register_profile("busy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy-machine")
 
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """One process runs all tests of a file, so that its fixtures are made once, and all rooms that start Ray."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.startswith(("tests/runtime/", "tests/cluster/")) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
 TINY = """
 run: {name: tiny, seed: 3}
 data: {url: DATA, format: digits, validation_fraction: 0.2, num_streams: 4, shuffle_window: 16}

@@ -16,7 +16,7 @@ PILOT_FILE = "budget.json"
 
 
 class Pilot(Stored):
-    """How many samples a row's budget pays for, and the settings and budget of this forecast."""
+    """The number of samples that a row's budget allows, and the settings and budget of this forecast."""
 
     samples: Size
     wanted: dict[str, Any]
@@ -29,7 +29,7 @@ def budgeted(
     samples_within: Callable[[RunConfig, float], int],
     say: Callable[[str], None],
 ) -> list[Job]:
-    """The jobs with as many samples as the budget pays for, the same for all seeds of a row.
+    """The jobs with the number of samples that the budget allows. It is the same for all seeds of a row.
 
     The cost of a row is forecast once, and again only if its settings or the budget have changed.
     """
@@ -51,5 +51,5 @@ def budgeted(
         except ValidationError as error:
             problem = error.errors()[0]["msg"].removeprefix("Value error, ")
             samples = known[job.row]["samples"]
-            raise ConfigError(f"row {job.row}: {cpu_s:g} CPU seconds pay for {samples:,} samples: {problem}.") from None
+            raise ConfigError(f"row {job.row}: {cpu_s:g} CPU seconds allow {samples:,} samples: {problem}.") from None
     return found

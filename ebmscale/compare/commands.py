@@ -12,7 +12,7 @@ STOPPED = "Stopped; finished work is kept: run the same command to continue."
 
 
 class RunFailed(Exception):
-    """A command ended with an error; this is its sentence."""
+    """A command ended with an error; this carries its message."""
 
 
 class Commands:
@@ -24,7 +24,7 @@ class Commands:
         self._lock = threading.Lock()  # so that a stop misses no process that is just being started
 
     def run(self, *arguments: str, **environment: str) -> None:
-        """Runs one to its end, with more environment variables.
+        """Runs a command to its end, with additional environment variables.
 
         Raises:
             RunFailed: it ended with an error.

@@ -1,4 +1,4 @@
-"""What the run of a row measured and cost, from the files that `train` and `evaluate` left in it."""
+"""The measurements and the cost of a row's run, from the files that `train` and `evaluate` wrote into it."""
 
 from ebmscale.compare.rows import EvaluationBlock
 from ebmscale.config import RunConfig
@@ -25,7 +25,8 @@ def measured_values(run: Storage, evaluation: EvaluationBlock, features: Feature
         ]
         if not of_metric:
             raise StorageError(
-                f"{run.url_of(FOLDER)} does not list what `evaluate` wrote of {metric}; run the same command again."
+                f"{run.url_of(FOLDER)} does not list the record of {metric} that `evaluate` wrote; run the "
+                "same command again."
             )
         values |= max(of_metric, key=lambda record: (record.samples_seen, record.protocol["num_stages"])).values
     return values

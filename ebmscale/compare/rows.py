@@ -36,7 +36,7 @@ METHOD_ROWS: dict[str, Settings] = {
     "tre": {"method": "tre"},
     "adaptive": {"method": "adaptive"},
 }
-"""The rows if a training configuration is given: every method, and LEBM with the chains of its authors."""
+"""The rows of a comparison that is only a training configuration: every method, and LEBM with its authors' chains."""
 
 
 class BudgetBlock(Block):
@@ -55,7 +55,7 @@ class BudgetBlock(Block):
 class EvaluationBlock(Block):
     """What is measured on every row's final checkpoint, as `ebmscale evaluate` does it.
 
-    Without a `split` it is the test part, or the validation part where the set has no test part.
+    Without a `split` the test part is measured, or the validation part if the set has no test part.
     """
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("reconstruction", "frechet")
@@ -90,7 +90,7 @@ class Job:
 
 
 def load_comparison(path: str) -> Comparison:
-    """Reads a file of rows; a training configuration stands for one row a method, measured by its reconstruction.
+    """Reads a file of rows. A training configuration stands for one row for each method, measured by reconstruction.
 
     Raises:
         ConfigError: it is missing, is not YAML, or has unknown keys or no rows.
@@ -110,7 +110,7 @@ def load_comparison(path: str) -> Comparison:
 
 
 def with_features(comparison: Comparison, features: str | None) -> Comparison:
-    """The comparison with the Frechet distance in these features among what is measured."""
+    """The comparison with the Frechet distance in these features as an additional metric."""
     if features is None:
         return comparison
     metrics = tuple(dict.fromkeys((*comparison.evaluation.metrics, "frechet")))

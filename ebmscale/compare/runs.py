@@ -26,8 +26,8 @@ from ebmscale.stored import Number, Stored, read_document
 from ebmscale.training.owner import Lease
 
 SEEN = (
-    "a comparison hands addresses to other commands, where every user of this machine sees them; give a local copy, or "
-    "the credentials in the storage's own files and variables"
+    "a comparison passes addresses to other commands, and every user of this machine can see a command line; give a "
+    "local copy, or put the credentials into the storage's own files and variables"
 )
 POLL_S = 0.5
 
@@ -55,7 +55,7 @@ def compare(
         The results, the table as Markdown, and the page's address.
 
     Raises:
-        EbmscaleError: in a configuration; a run that fails is a row of the table that says why.
+        EbmscaleError: in a configuration. A run that fails does not raise: its row of the table says why it failed.
     """
     comparison = with_features(load_comparison(path), features)
     jobs = make_jobs(path, methods, num_seeds, overrides)
@@ -68,7 +68,7 @@ def compare(
     network = open_features(evaluation.features) if evaluation.features is not None else None
     split = common_split((job.config for job in jobs), evaluation.split)
     if split != evaluation.split:
-        say(f"evaluation.split: {split}, as the data have {'a' if split == 'test' else 'no'} test part")
+        say(f"evaluation.split: {split}, because the data have {'a' if split == 'test' else 'no'} test part")
         evaluation = evaluation.model_copy(update={"split": split})
         comparison = comparison.model_copy(update={"evaluation": evaluation})
     storage = open_storage(jobs[0].config.storage)
@@ -144,7 +144,7 @@ def _carry_out(
     lease: Lease,
     say: Callable[[str], None],
 ) -> Result:
-    """Trains and evaluates one run, if that is not done yet; a failure becomes the result."""
+    """Trains and evaluates one run, if that is not done yet. If it fails, the result says why."""
     config, url = job.config, run_storage(job.config).url
     result_file = f"results/{config.run.name}.json"
     storage = open_storage(config.storage)
@@ -190,5 +190,5 @@ def _options(evaluation: EvaluationBlock) -> list[str]:
 
 
 def _environment(config: RunConfig) -> dict[str, str]:
-    """The server that holds the run, for `evaluate`, whose argument is an address alone."""
+    """The server that holds the run, as variables for `evaluate`, which takes only an address."""
     return {"AWS_ENDPOINT_URL": config.storage.endpoint_url.real} if config.storage.endpoint_url else {}

@@ -50,9 +50,9 @@ class HeldOutBlock(Block):
 
     label: str | None = key("Name of the class in the set. Without it no class is held out.", None)
     protocol: Literal["official", "pooled"] = key(
-        "`official` trains on the official train part without the class and tests on the whole official test part. "
-        "`pooled` puts all parts together: 80 % of the normal samples are for training (validation is taken from "
-        "them), and the test split is the other 20 % and every sample of the class.",
+        "`official` trains on the official train part without the class, and tests on the whole official test part. "
+        "`pooled` puts all parts together. 80 % of the normal samples are for training and validation. The test split "
+        "is the other 20 % and all samples of the class.",
         "official",
     )
 
@@ -66,37 +66,40 @@ class DataBlock(AddressBlock):
     """The packed data set."""
 
     format: str | None = key(
-        "Format of `source` (see `ebmscale pack`). With it an empty `url` is packed first.", None, change="circumstance"
+        "Format of `source` (see `ebmscale pack`). If it is given and `url` holds no set, the set is packed first.",
+        None,
+        change="circumstance",
     )
     source: Address | None = key("What to pack: files or a folder.", None, change="circumstance")
     validation_fraction: float = key(
         "Share of the train part that is held out for decisions, chosen by a hash of the keys. A set that was packed "
-        "with a validation part (folders or files called val, valid, validation or dev) has that held out instead.",
+        "with a validation part (folders or files called val, valid, validation or dev) holds out that part instead.",
         0.05,
         gt=0,
         lt=1,
     )
     held_out: HeldOutBlock = key("A class that is held out as anomalies.", HeldOutBlock())
     num_streams: Positive = key(
-        "Fixed number of streams of data and noise, shared among the workers; at most that many workers can train. "
-        "A worker owns whole streams, so the data order does not depend on the number of workers.",
+        "Number of streams of data and noise, which the workers divide among them. It is also the largest number of "
+        "workers. A worker owns whole streams, so the data order does not depend on the number of workers.",
         64,
     )
-    shuffle_window: Positive = key("Samples of a stream among which the next one is drawn.", 512, unit="samples")
+    shuffle_window: Positive = key("The next sample of a stream is drawn from this many samples.", 512, unit="samples")
     verify: Literal["sha256", "size", "none"] = key(
-        "What is checked for every shard when a run starts: nothing, its size, or its sha256, which reads the whole "
-        "set once. Each sample is compared with its checksum when it is read, in any case.",
+        "What is checked for every shard when a run starts: nothing, its size, or its sha256. For the sha256 the "
+        "whole set is read once. In any case each sample is compared with its checksum when it is read.",
         "none",
         change="circumstance",
     )
     max_damaged: NonNegative = key(
-        "Damaged samples that a worker may skip; with more the run stops.", 10, change="circumstance"
+        "Number of damaged samples that a worker may skip. If there are more, the run stops.", 10, change="circumstance"
     )
     flip: bool = key("Mirror training images left to right, each time with probability 1/2.", False)
-    cache: str | None = key("Local folder that keeps what was read from a remote storage.", None, change="circumstance")
+    cache: str | None = key("Local folder that caches data of a remote storage.", None, change="circumstance")
     cache_bytes: Positive = key("Largest size of `cache`.", 10_000_000_000, unit="bytes", change="circumstance")
     accept_changed: bool = key(
-        "Whether a run may resume on another data set than it began with. The same set may lie elsewhere in any case.",
+        "Whether a run may resume with a data set other than the one that it began with. The same set at another "
+        "address is always accepted.",
         False,
         change="circumstance",
     )
@@ -131,7 +134,7 @@ class GeneratorBlock(TrainableBlock):
     """The generator: latents (B, *latent_shape) to samples (B, ...)."""
 
     form: str | None = key(
-        "Architecture where an image size has several (see `networks/architectures.py`). `identity`: the samples are "
+        "Architecture, for image sizes with several (see `networks/architectures.py`). `identity`: the samples are "
         "latents themselves, and there is nothing to generate.",
         None,
     )
@@ -157,7 +160,7 @@ class RatioBlock(NetworkBlock):
         unit="units",
     )
     activation: Literal["silu", "leaky_relu", "gelu"] = key("Activation.", "silu")
-    squares: bool = key("Give a perceptron's second layer the squares of the first layer's units too.", False)
+    squares: bool = key("Whether a perceptron's second layer also gets the squares of the first layer's units.", False)
 
 
 class ModelBlock(Block):
@@ -234,7 +237,7 @@ class PosteriorBlock(ChainBlock):
         "auto",
         change="circumstance",
     )
-    num_steps: NonNegative = key("Langevin steps; 0 takes the encoder's draw itself.", 20, mutable=True)
+    num_steps: NonNegative = key("Number of Langevin steps. 0: the latent is the encoder's draw.", 20, mutable=True)
     step_size: PositiveFloat = key("Size of a step.", 0.1, mutable=True)
 
     @model_validator(mode="after")
@@ -254,34 +257,36 @@ class PriorBlock(ChainBlock):
     )
     base_components: Positive = key("Number of Gaussians in the mixture that `moments` fits.", 1)
     base_fits: Positive = key(
-        "Number of mixtures that are fitted, each from other centres; p_0 is their mean, which averages their errors.",
+        "Number of mixtures that are fitted, each from other centres. p_0 is their mean, which averages their errors.",
         1,
     )
     kind: Literal["density", "persistent", "short_run"] = key(
-        "Where a ratio's samples of p_{k-1} come from. `density`: exact draws of p_0, weighted draws of p_0, or "
-        "particles; p_k is then a density. `persistent` and `short_run`: Langevin chains of `num_steps`, which "
-        "continue from batch to batch, or start from p_0 at every batch as in the paper; p_k is then what such chains "
-        "draw, and its log density says less.",
+        "Where a ratio's samples of p_{k-1} come from. `density`: exact or weighted draws of p_0, or particles; p_k is "
+        "then a density. `persistent`: Langevin chains of `num_steps` that continue from batch to batch. `short_run`: "
+        "chains that start from p_0 at every batch, as in the paper. With chains, p_k is the distribution of their "
+        "ends, and its log density is not exact.",
         "density",
     )
     num_particles: int = key(
-        "For `density`: particles of p_{k-1} that train a ratio. Half as many find its strength, and half as many "
-        "judge it. Rounded down to a multiple of `data.num_streams`.",
+        "For `density`: number of particles of p_{k-1} that train a ratio, rounded down to a multiple of "
+        "`data.num_streams`. Half as many more determine its strength, and half as many measure its evidence.",
         8192,
         ge=64,
     )
-    num_steps: Positive = key("Steps of the chains for every batch.", 5, mutable=True)
+    num_steps: Positive = key("Number of steps of the chains for every batch.", 5, mutable=True)
     step_size: PositiveFloat = key("Size of a step.", 0.2, mutable=True)
-    num_chains: Positive = key("Chains that ratios are trained on, over all workers; not for `density`.", 512)
+    num_chains: Positive = key(
+        "Number of chains on which ratios are trained, over all workers; not for `density`.", 512
+    )
     equilibrate: Literal["langevin", "smc", "tilt"] = key(
         "How chains reach a new prior; not for `density`. `langevin`: by steps. `smc`: by resampling and moves along a "
         "sequence from the old prior to the new one, then by steps. `tilt`: by steps in which the strength of the new "
-        "ratio grows from 0 until the ratio is as high for chains as for held-out posteriors; the ratio is frozen at "
-        "that strength.",
+        "ratio grows from 0. The ratio is frozen at the strength at which its mean over the chains is its mean over "
+        "held-out posteriors.",
         "langevin",
     )
-    equilibrate_steps: NonNegative = key("Langevin steps at a new prior.", 100, mutable=True)
-    sample_steps: Positive = key("Langevin steps for each stage when samples are drawn by chains.", 100)
+    equilibrate_steps: NonNegative = key("Number of Langevin steps at a new prior.", 100, mutable=True)
+    sample_steps: Positive = key("Number of Langevin steps for each stage, when samples are drawn by chains.", 100)
 
     @model_validator(mode="after")
     def _tilts_in_steps(self) -> "PriorBlock":
@@ -299,28 +304,36 @@ class PriorBlock(ChainBlock):
 class StagesBlock(Block):
     """How a ratio is trained and when its stage ends (see `density/schedule.py`)."""
 
-    start_samples: NonNegative = key("When the ratios begin; before that the prior is p_0.", 0, unit="samples")
+    start_samples: NonNegative = key("Start of the ratios. Before it the prior is p_0.", 0, unit="samples")
     max_stages: NonNegative = key("Largest number of stages, K.", 3)
-    magnification: PositiveFloat = key("M of N2CE: the factor by which the noise counts; 1 is NCE.", 1.0)
+    magnification: PositiveFloat = key("M of N2CE: the weight of the noise samples. 1 is NCE.", 1.0)
     updates_per_batch: Positive = key("Updates of the ratio network for every batch of images.", 8, mutable=True)
-    batch_size: Positive = key("Posterior latents of an update, and as many prior latents.", 256, mutable=True)
-    buffer_samples: Positive = key("Recent posterior latents that the updates draw from.", 3200, unit="samples")
+    batch_size: Positive = key(
+        "Number of posterior latents in an update. There are as many prior latents.", 256, mutable=True
+    )
+    buffer_samples: Positive = key(
+        "Size of the buffer of recent posterior latents, from which the updates draw.", 3200, unit="samples"
+    )
     min_samples: Positive = key("Shortest time of a stage at the full learning rate.", 10_000, unit="samples")
     max_samples: Positive = key("Longest time of a stage.", 50_000, unit="samples")
     settle_samples: NonNegative = key(
-        "Time at a stage's end in which the learning rate falls to zero along a cosine.", 10_000, unit="samples"
+        "Time at the end of a stage in which the learning rate falls to zero along a cosine.", 10_000, unit="samples"
     )
-    patience: Positive = key("Measurements without an improvement after which a stage settles.", 3)
-    min_improvement: NonNegativeFloat = key("What counts as an improvement of the held-out loss.", 1e-3, unit="nats")
+    patience: Positive = key("After this many measurements without an improvement a stage settles.", 3)
+    min_improvement: NonNegativeFloat = key(
+        "Smallest fall of the held-out loss that counts as an improvement.", 1e-3, unit="nats"
+    )
     significance: PositiveFloat = key("A stage counts if its KL bound exceeds this many standard errors.", 2.0)
-    auc_drop: PositiveFloat = key("A fall of the AUC by more than this counts as a collapse.", 0.2)
-    min_ess: Fraction = key("Effective sample size, as a share, below which a stage has collapsed; 0: never.", 0.0)
-    max_rollbacks: NonNegative = key("How often a stage may restart after a collapse.", 3)
+    auc_drop: PositiveFloat = key("If the AUC falls by more than this, the stage has collapsed.", 0.2)
+    min_ess: Fraction = key(
+        "If the effective sample size, as a share, is below this, the stage has collapsed. 0: never.", 0.0
+    )
+    max_rollbacks: NonNegative = key("Number of times that a stage may restart after a collapse.", 3)
     evidence_every: Positive = key("Time between two measurements of the evidence.", 5_000, unit="samples")
-    evidence_samples: Positive = key("Held-out images, and held-out chains, of a measurement.", 512)
+    evidence_samples: Positive = key("Number of held-out images, and of held-out chains, in a measurement.", 512)
 
     @model_validator(mode="after")
     def _fits(self) -> "StagesBlock":
         if self.settle_samples >= self.max_samples:
-            raise ValueError("settle_samples must be below max_samples, or no time is left to explore")
+            raise ValueError("settle_samples must be below max_samples, or no time is left at the full learning rate")
         return self

@@ -49,7 +49,7 @@ class RunConfig(Block):
 
     run: RunBlock = key("The run's name and seed.")
     method: Method = key(
-        "How the prior is learned; the baselines differ in this alone. `adaptive`: stages one after the other. "
+        "How the prior is learned. The baselines differ only in this. `adaptive`: stages one after the other. "
         "`nce`: one stage that lasts the whole run. `tre`: `stages.max_stages` ratios at once along a fixed bridge "
         "(Rhodes et al. 2020). `lebm`: one energy by maximum likelihood (Pang et al. 2020). `gaussian`: p_0 itself.",
         "adaptive",
@@ -67,20 +67,22 @@ class RunConfig(Block):
     guard: GuardBlock = key("What counts as a bad update.", GuardBlock(), change="resume")
     metrics: MetricsBlock = key("What is written while training.", MetricsBlock(), change="circumstance")
     engine: Literal["auto", "plain", "deepspeed"] = key(
-        "What trains the networks. `auto` takes DeepSpeed for several processes.", "auto", change="circumstance"
+        "The engine that trains the networks. `auto` takes DeepSpeed for several processes.",
+        "auto",
+        change="circumstance",
     )
     deepspeed: DeepspeedBlock = key("The DeepSpeed engine.", DeepspeedBlock(), change="circumstance")
     ray: RayBlock = key("Training on Ray.", RayBlock(), change="circumstance")
     precision: Precision = key(
-        "Precision of chains, generator and encoder. `auto` is bf16 if the device of every worker multiplies it faster "
-        "than fp32; a run keeps the precision that it began with.",
+        "Precision of chains, generator and encoder. `auto` is bf16 if every worker's device multiplies it faster than "
+        "fp32. A run keeps the precision with which it began.",
         "fp32",
     )
-    device: Literal["auto", "cpu", "cuda"] = key(
-        "`auto` takes a GPU where there is one.", "auto", change="circumstance"
+    device: Literal["auto", "cpu", "cuda"] = key("`auto` takes a GPU if there is one.", "auto", change="circumstance")
+    num_threads: NonNegative = key("Threads of each process. 0: torch decides.", 0, change="circumstance")
+    profile: bool = key(
+        "Whether to write a trace and a table of the time of each part of an update.", False, change="circumstance"
     )
-    num_threads: NonNegative = key("Threads of each process; 0 leaves it to torch.", 0, change="circumstance")
-    profile: bool = key("Write a trace and a table of where an update's time goes.", False, change="circumstance")
 
     @property
     def num_live(self) -> int:

@@ -144,7 +144,7 @@ def decide(state: StageState, evidence: Evidence, criteria: Criteria, now: int) 
         stale=0 if improved else state.stale + 1,
     )
     if state.settling_since is None:
-        return _explore(state, criteria, now)
+        return _hold_or_settle(state, criteria, now)
     if not is_settled(state, criteria, now):
         return Hold("settling: the learning rate is falling"), state
     return _conclude(state, evidence, criteria, now)
@@ -161,7 +161,7 @@ def _divergence(state: StageState, evidence: Evidence, criteria: Criteria) -> st
     return None
 
 
-def _explore(state: StageState, criteria: Criteria, now: int) -> tuple[Decision, StageState]:
+def _hold_or_settle(state: StageState, criteria: Criteria, now: int) -> tuple[Decision, StageState]:
     """Whether to continue exploring or to begin settling."""
     age = now - state.started
     settling = replace(state, settling_since=now)

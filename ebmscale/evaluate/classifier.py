@@ -163,7 +163,10 @@ def load_classifier(storage: Storage) -> tuple[FeatureNet, About]:
         ) from None
     weights = read_file(storage, WEIGHTS_FILE, WEIGHTS_BYTES)
     if hashlib.sha256(weights).hexdigest() != about.sha256:
-        raise StorageError(f"{storage.url_of(WEIGHTS_FILE)} is damaged: its sha256 is not that in {where}.")
+        raise StorageError(
+            f"{storage.url_of(WEIGHTS_FILE)} is damaged: its sha256 differs from that in {where}; train a classifier "
+            "again with `ebmscale features train DATA OUT`."
+        )
     tensors = parse_tensors(storage.url_of(WEIGHTS_FILE), weights)
     try:
         with torch.device("meta"):

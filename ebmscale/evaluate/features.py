@@ -1,8 +1,9 @@
 """The features of a Frechet distance: those of the standard Inception network, of another network that was trained on
 ImageNet, or of a classifier for the data set.
 
-The distance is called FID only with the weights of Inception. With others it is called `FD-NAME`. That of a classifier
-is comparable only within one table. Shapes: B batch, F features, C channels, H height, W width.
+The distance is called FID only with the weights of Inception. With other features it is called `FD-NAME`. Distances in
+the features of a classifier are comparable only within one table. Shapes: B batch, F features, C channels, H height, W
+width.
 """
 
 import hashlib
@@ -76,7 +77,7 @@ class Features:
             raise DataError(f"{self.name} takes images of 1 or 3 channels and the run's are of shape {image_shape}.")
 
     def protocol(self) -> dict[str, str]:
-        """The entries of a record about these features."""
+        """What the protocol of a measurement records about these features."""
         return {"features": self.name, "features_sha256": self.sha256}
 
     @torch.no_grad()

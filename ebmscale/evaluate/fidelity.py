@@ -26,7 +26,7 @@ from ebmscale.world import World
 SAMPLES_AT_ONCE = 1000
 BEST_PSNR = 100.0  # decibels, for an image that is reconstructed without error
 
-Part = tuple[int, Tensor]  # index in the whole set of the first of some features, and the features (B, F)
+Part = tuple[int, Tensor]  # the index of its first image in the whole set, and its features (B, F)
 
 
 def measure_reconstruction(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
@@ -62,7 +62,7 @@ def measure_frechet(
     """Frechet and kernel distance of samples to images, and precision, recall, density and coverage (collective).
 
     Samples are rounded to uint8, as images are. They are drawn in parts with a seed each, so that the ranks can divide
-    the parts among them. All but the Frechet distance use as many samples as images.
+    the parts among them. All measures except the Frechet distance use as many samples as images.
 
     Args:
         model: draws the samples.
@@ -70,7 +70,7 @@ def measure_frechet(
         features: maps both to features.
         num_samples: how many samples are drawn.
         seed: of the samples.
-        places: storages in which the features of the reference are kept for the next time.
+        places: storages that cache the features of the reference.
 
     Raises:
         DivergenceError: a sample is not finite.

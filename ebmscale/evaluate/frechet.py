@@ -12,7 +12,7 @@ from ebmscale.world import World
 
 
 class Moments:
-    """Mean and covariance of features that are added in parts. Memory is that of one part and of F x F numbers.
+    """Mean and covariance of features that are added in parts. It needs memory for one part and for F x F numbers.
 
     Args:
         num_features: F.
@@ -79,8 +79,8 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     """The (squared) Frechet distance of two sets of features.
 
     tr (C_1 C_2)^(1/2) is the sum of the square roots of the eigenvalues of C_1^(1/2) C_2 C_1^(1/2). That matrix is
-    symmetric and positive semidefinite. So the result is exact for a singular covariance too, which a constant feature
-    gives.
+    symmetric and positive semidefinite. So the result is exact for a singular covariance too, such as that of a
+    constant feature.
     """
     eigenvalues, vectors = torch.linalg.eigh(first.covariance)
     root = (vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T

@@ -49,13 +49,13 @@ class ImageSet:
         return iter_chunks(self.storage, self.manifest, self.selection, self.world.rank, self.world.size)
 
     def protocol(self) -> dict[str, Any]:
-        """The entries of a record about these images."""
+        """What the protocol of a measurement records about these images."""
         held_out = {} if self.anomalous is None else {"held_out": self.held_out.model_dump()}
         return {"data": self.manifest.name, "split": self.split, "num_images": len(self)} | held_out
 
 
 def measured_split(model: LatentModel, storage: Storage) -> str:
-    """The split on which a model is measured by default: test, or validation where the set has no test part.
+    """The split on which a model is measured by default: test, or validation if the set has no test part.
 
     Raises:
         DataError: there is no set.
@@ -65,7 +65,7 @@ def measured_split(model: LatentModel, storage: Storage) -> str:
 
 
 def default_split(manifest: Manifest, held_out: HeldOutBlock) -> str:
-    """Test, or validation where the set has no test part, and no protocol makes one."""
+    """Test, or validation if the set has no test part and the protocol of the held-out class does not make one."""
     makes_one = held_out.label is not None and held_out.protocol == "pooled"
     return "test" if manifest.counts().get("test") or makes_one else "validation"
 
@@ -103,7 +103,7 @@ def open_images(
 
 
 def open_all_images(model: LatentModel, storage: Storage, world: World) -> ImageSet:
-    """Every image of a set, of any part and label. Raises as `open_images`."""
+    """All images of a set, of every part and label. Raises as `open_images`."""
     manifest = _fitting_manifest(model, storage)
     return ImageSet(storage, manifest, select_all(manifest), "all", HeldOutBlock(), None, world)
 

@@ -1,7 +1,7 @@
 """The kernel distance of two sets of features: KID with those of Inception (Binkowski et al. 2018).
 
-It is the squared maximum mean discrepancy with the kernel k(x, y) = (x . y / F + 1)^3, by its unbiased estimate, so
-it is near 0, and may be below 0, where both sets have one distribution. Its standard error is that of the jackknife.
+It is the unbiased estimate of the squared maximum mean discrepancy with the kernel k(x, y) = (x . y / F + 1)^3. If both
+sets have the same distribution, it is near 0 and may be below 0. Its standard error is computed by the jackknife.
 Shapes: N points of each kind, F features.
 """
 
@@ -41,7 +41,7 @@ def kernel_distance(real: Tensor, fake: Tensor, world: World) -> KernelDistance:
     if num < 3 or len(fake) != num:
         raise DataError(f"A kernel distance needs at least 3 images on each side, and there are {min(num, len(fake))}.")
     real, fake = real.double(), fake.double()
-    sums = torch.zeros(num, dtype=torch.float64)  # of h(i, j) over j != i
+    sums = torch.zeros(num, dtype=torch.float64)  # over j != i, of h(i, j)
     for rows in torch.arange(world.rank, num, world.size).split(ROWS_AT_ONCE):
         x, y = real[rows], fake[rows]
         within = _kernel(x, real) + _kernel(y, fake)

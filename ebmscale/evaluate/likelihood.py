@@ -121,7 +121,7 @@ def likelihood(
         num_particles: N, for every image and estimate.
         seed: of all noise.
         latents: (B, Z) the latents of x, if x was drawn from the model. The upper bounds are then valid.
-        normaliser: of the prior; None measures it.
+        normaliser: of the prior. None: it is estimated here.
         images_at_once: number of images that are processed together.
         settings: of the annealing.
 

@@ -26,7 +26,7 @@ from ebmscale.world import World
 METRICS = ("reconstruction", "prior", "frechet", "anomaly", "likelihood")
 FOLDER = "evaluation"
 DEFAULT_SAMPLES = {"prior": 256, "frechet": 10_000, "likelihood": 64}
-"""Default number of images for metrics that would otherwise take too long."""
+"""Default number of images for metrics that would take too long on all images."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,11 @@ def measure_metric(
         split: "test", "validation" or "train"; None: test, or validation where the set has no test part. Images of a
             class that was held out are used for `anomaly` only.
         num_samples: the largest number of images, and the number of samples for the Frechet distance. None means all
-            images, but 10,000 images and as many samples for the Frechet distance, 256 images for the prior, and 64 for
-            the likelihood.
+            images for most metrics, but 10,000 images and as many samples for the Frechet distance, 256 images for the
+            prior, and 64 for the likelihood.
         seed: of the posterior chains and the samples.
         world: the ranks that divide the work among them.
-        places: storages in which the features of the images are kept for the next Frechet distance.
+        places: storages that cache the features of the images for the next Frechet distance.
 
     Raises:
         ConfigError: an unknown metric or split, no features for a Frechet distance, no class held out for anomalies.

@@ -16,7 +16,7 @@ from ebmscale.model.sampler import agreement, draw_density
 from ebmscale.seeds import derive
 
 NUM_GROUPS, GROUP_SIZE = 8, 256  # of the particles that estimate log Z
-MOST_WIDTH = 40.0  # nats; with more, log Z is not estimated here
+MOST_WIDTH = 40.0  # nats; above this width log Z is not estimated here
 
 
 def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, float]:
@@ -24,11 +24,12 @@ def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, fl
 
     Returns:
         `gap_pK` and `gap_pK_error` for every k: mean log density of the posteriors minus that of the samples, in nats,
-        with its standard error. With stages also `width`, the sum of the standard deviations of the stages' log ratios
-        at samples of the stage before; and, up to a width of `MOST_WIDTH`, `log_z`, `log_z_error` and `log_z_bridge`
-        (see `Normaliser`). Samples are drawn as `LatentModel.sample_prior` draws them, but beyond that width always by
-        chains, as others take long. Of chains there are `r_hat`, `r_hat_steps`, `drift` and `drift_error` too (see
-        `chain_diagnostics`).
+        with its standard error. If the prior has stages, the result also has `width`: the standard deviation of each
+        stage's log ratio at samples of the stage before, summed over the stages. If the width is at most `MOST_WIDTH`,
+        it also has `log_z`, `log_z_error` and `log_z_bridge` (see `Normaliser`). Samples are drawn as
+        `LatentModel.sample_prior` draws them up to this width. Beyond it they are drawn by chains, because other
+        methods take long. If the samples of the last stage come from chains, the result also has `r_hat`,
+        `r_hat_steps`, `drift` and `drift_error` (see `chain_diagnostics`).
     """
     model, values, z = model.to("cpu"), {}, torch.empty(0)
     width, by_chains = 0.0, not model.config.uses_density
@@ -45,14 +46,14 @@ def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, fl
     if by_chains:
         values |= _of_chains(model, z, seed)
     values["width"] = width
-    if not width <= MOST_WIDTH:  # the walk would take long; NaN is wide too
+    if not width <= MOST_WIDTH:  # the estimate would take long; NaN counts as too wide
         return values
     log_z = measure_normaliser(model.prior, seed, num_groups=NUM_GROUPS, group_size=GROUP_SIZE)
     return values | {"log_z": log_z.log_z, "log_z_error": log_z.error, "log_z_bridge": log_z.bridge}
 
 
 def _samples(model: LatentModel, num: int, seed: int, by_chains: bool) -> tuple[Tensor, float]:
-    """Samples (N, Z) of the prior by chains or by the sampler of its density, and the share of different ones."""
+    """Samples (N, Z) of the prior by chains or by the sampler of its density, and the share of distinct ones."""
     if by_chains:
         return model.sample_chains(num, seed)[0], 1.0
     drawn = draw_density(model.prior, num, seed)
@@ -60,7 +61,7 @@ def _samples(model: LatentModel, num: int, seed: int, by_chains: bool) -> tuple[
 
 
 def _of_chains(model: LatentModel, z: Tensor, seed: int) -> dict[str, float]:
-    """Whether chains that start at z (N, Z) mix; empty where that cannot be measured."""
+    """Diagnostics of chains that start at z (N, Z); empty if they cannot be computed."""
     settings = langevin_settings(model.config.prior, model.config.prior.sample_steps)
     chains = chain_diagnostics(model.prior, z, settings, seed)
     if "largest R-hat" not in chains:

@@ -1,9 +1,9 @@
-"""The features of the images that samples are compared with, kept beside a data set or a run.
+"""A cache of the features of the images that samples are compared with. It lies beside a data set or in a run.
 
     SET/features/NAME-SPLIT-DIGEST.safetensors
 
-The digest is that of all that the features depend on: the network, the data set, and the images chosen from it. A file
-that is damaged is computed again. Shapes: N points, F features.
+The digest covers everything that the features depend on: the network, the data set, and the images chosen from it. If a
+file is damaged, the features are computed again. Shapes: N points, F features.
 """
 
 import hashlib
@@ -41,14 +41,14 @@ class Reference:
 def reference_of(
     images: ImageSet, features: Features, places: Sequence[Storage], compute: Callable[[], Reference]
 ) -> Reference:
-    """The reference from the first place that has it; else it is computed, and kept at the first writable place.
+    """The reference from the first place that has it (collective).
 
-    It is collective: rank 0 reads, and all ranks compute if it found nothing.
+    Rank 0 reads. If it finds nothing, all ranks compute the reference, and it is saved at the first writable place.
 
     Args:
         images: the images.
         features: the network.
-        places: where references are kept, such as the storage of the set and that of the run.
+        places: where references are cached, such as the storage of the set and that of the run.
         compute: computes the reference (collective).
     """
     world, file, found = images.world, "", None
@@ -75,7 +75,7 @@ def _file(images: ImageSet, features: Features) -> str:
 
 
 def _read(place: Storage, file: str, num_features: int) -> dict[str, Tensor] | None:
-    """The tensors of a reference; None if it is not there, or damaged."""
+    """The tensors of a reference; None if the file does not exist or is damaged."""
     try:
         if not place.exists(file):
             return None
@@ -99,6 +99,6 @@ def _keep(reference: Reference, places: Sequence[Storage], file: str) -> None:
     }
     data = save_tensors(tensors)
     for place in places:
-        with suppress(StorageError):  # a set may be at a read-only place
+        with suppress(StorageError):  # the storage of a set may be read-only
             place.publish(file, data)
             return

@@ -1,4 +1,4 @@
-"""Numbers for people, rounded to what they are worth."""
+"""Formats numbers for people, with the digits that their standard errors justify."""
 
 import math
 
@@ -16,7 +16,7 @@ def with_error(value: float, error: float) -> str:
 
 
 def rounded(value: float, digits: int = 3) -> str:
-    """A value with that many significant digits; whole numbers are written in full."""
+    """A value with this number of significant digits; whole numbers are written in full."""
     if not math.isfinite(value):
         return str(value)
     if value == round(value) and abs(value) < 1e15:

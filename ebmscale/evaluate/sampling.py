@@ -1,6 +1,7 @@
 """Latents from the prior by chains, sequential Monte Carlo or importance resampling, with diagnostics.
 
-- auto: resampling while it is enough, else sequential Monte Carlo; chains where the prior was learned on chains.
+- auto: importance resampling while its weights are good enough, else sequential Monte Carlo. For a prior that was
+  learned on chains: chains.
 - chain: Langevin chains through the stages, as in training. Fast; exact in the limit of small steps and long chains.
 - smc: particles along p_0, ..., p_K are weighted, resampled and moved. Exact in the limit of many particles.
 - sir: candidates of p_0 are resampled by the product of all ratios. Exact in the limit of many candidates, if p_0
@@ -38,7 +39,7 @@ class Drawn:
     Attributes:
         z: (N, Z).
         diagnostics: values by name.
-        method: how they were drawn, and why so.
+        method: how they were drawn, and why this method was chosen.
     """
 
     z: Tensor
@@ -46,7 +47,7 @@ class Drawn:
     method: str = ""
 
     def lines(self) -> list[str]:
-        """How they were drawn, what the diagnostics mean, and then the diagnostics, one for each line."""
+        """The method, what the diagnostics mean, and then the diagnostics, one a line."""
         errors = {
             "log Z": "log Z standard error",
             "drift of the log density (standard deviations)": "drift's standard error",
@@ -93,7 +94,8 @@ def pareto_k(log_weights: Tensor) -> float:
     """
     from arviz_stats.base.array import array_stats  # noqa: PLC0415 (slow to import)
 
-    return float(array_stats.psislw(-log_weights.numpy())[1])  # it takes log likelihoods, whose inverses are weights
+    # psislw takes log likelihoods; the weights are the inverses of the likelihoods
+    return float(array_stats.psislw(-log_weights.numpy())[1])
 
 
 def chain_diagnostics(prior: RatioSequence, z: Tensor, settings: LangevinSettings, seed: int = 0) -> dict[str, float]:
@@ -110,7 +112,7 @@ def chain_diagnostics(prior: RatioSequence, z: Tensor, settings: LangevinSetting
         seed: of the noise.
     """
     num_steps, num = LONGER * settings.num_steps, min(len(z), NUM_CHAINS)
-    z, prior = prior.coordinates(z), prior.in_coordinates()  # the steps are taken in these coordinates
+    z, prior = prior.coordinates(z), prior.in_coordinates()  # the chains take their steps in these coordinates
     noise = StreamNoise(seed, "chain-diagnostics", 0, [0] * num)
     state, path, log_densities, acceptance = start(prior.evaluate, z[:num]), [], [], []
     for _ in range(num_steps):

@@ -83,7 +83,7 @@ def write_scores(
         reference: (M,) the score `MAIN_SCORE` of other images, for the percentiles.
 
     Returns:
-        Every score (N,) by name, in the order of the images; empty on other ranks than the first.
+        Every score (N,) by name, in the order of the images; empty on all ranks but the first.
 
     Raises:
         ConfigError: the file name has another ending.

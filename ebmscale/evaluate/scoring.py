@@ -1,4 +1,4 @@
-"""Scores of the images that new images are compared with.
+"""Scores of the reference images, with which new images are compared.
 
 Shapes: M images of the reference.
 """
@@ -21,7 +21,7 @@ UNLIKELY = 99
 
 
 def held_out_scores(model: LatentModel, seed: int, world: World) -> Tensor | None:
-    """The score to use (M,) of held-out images of the run; None if its data set cannot be read (collective)."""
+    """`MAIN_SCORE` (M,) of held-out images of the run; None if its data set cannot be read (collective)."""
     try:
         data = data_of(model.config, "give its address")
         images = open_images(model, data, measured_split(model, data), world, MOST_IMAGES)
@@ -33,7 +33,7 @@ def held_out_scores(model: LatentModel, seed: int, world: World) -> Tensor | Non
 def normal_scores(model: LatentModel, storage: Storage, seed: int, world: World) -> dict[str, Tensor]:
     """Every score (M,) of a set of normal images by name (collective).
 
-    Of the set that the run was trained on only held-out images count. Of another set all do.
+    If the run was trained on this set, only held-out images are scored. Of any other set, all images are scored.
 
     Raises:
         DataError: there is no such set, or it has another shape.
@@ -42,7 +42,7 @@ def normal_scores(model: LatentModel, storage: Storage, seed: int, world: World)
 
 
 def against_normal(scores: dict[str, Tensor], normal: dict[str, Tensor]) -> dict[str, float]:
-    """`anomaly.detection` of images with these scores (N,) as anomalies among normal images with those (M,)."""
+    """`anomaly.detection` with the images of `scores` (N,) as the anomalies and those of `normal` (M,) as the rest."""
     both = {name: torch.cat([scores[name], normal[name]]) for name in scores}
     num = len(next(iter(scores.values())))
     return detection(both, torch.arange(len(next(iter(both.values())))) < num)

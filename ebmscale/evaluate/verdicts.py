@@ -1,7 +1,7 @@
-"""What the numbers of a run mean, in words: pure functions from values to sentences, by the rules stated here.
+"""What the numbers of a run mean: pure functions from values to sentences.
 
-The report, `ebmscale sample` and `ebmscale evaluate` use them. Every rule has one threshold, named below. Errors are
-standard errors, and two of them are the limit of what counts as a difference.
+The report, `ebmscale sample` and `ebmscale evaluate` use them. Every rule has one threshold, which is named below. All
+errors are standard errors. A difference counts if it exceeds two of them.
 """
 
 import math
@@ -13,7 +13,7 @@ from ebmscale.evaluate.rounding import rounded, with_error
 STANDARD_ERRORS = 2.0
 """A difference counts if it is larger than this many standard errors."""
 KNOWN_GAP = 1.0
-"""Nats. With a larger standard error a gap between posteriors and samples would stay unseen."""
+"""Nats. With a larger standard error, a real gap between posteriors and samples could go undetected."""
 MIXED_R_HAT = 1.05
 """Chains with a larger R-hat did not mix."""
 SMALL_DRIFT = 0.1
@@ -23,9 +23,9 @@ KNOWN_LOG_Z = 0.5
 RELIABLE_PARETO_K = 0.7
 """Importance weights with a larger Pareto k are unreliable (Vehtari et al. 2024)."""
 FEW_EFFECTIVE = 0.1
-"""A fraction. With fewer effective particles an estimate rests on few of them."""
+"""A fraction. With fewer effective particles, an estimate depends on few of them."""
 MORE_TO_GAIN = 0.05
-"""Nats. A last stage whose bound is surely above this leaves something for another stage."""
+"""Nats. If the bound of the last stage is above this by two standard errors, another stage may gain more."""
 LOW_RECALL = 0.5
 """Times precision. With a lower recall samples vary less than images."""
 NEAR_CHANCE = 0.6
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         topic: what it is about, in two or three words.
-        grade: whether that is good, bad, or cannot be said.
+        grade: whether that is good, bad, or unclear.
         text: the sentence.
         advice: what to change; empty if nothing.
     """
@@ -78,7 +78,7 @@ class Stage(NamedTuple):
 def prior_fit(fits: Sequence[Fit], by_chains: bool = True) -> Verdict:
     """Whether the prior fits: the mean log density of posteriors and of samples, stage by stage.
 
-    Equal means are necessary and not sufficient, so a good fit is said with that reserve.
+    Equal means are necessary for a good fit, but not sufficient. So the sentence claims no more than equal means.
 
     Args:
         fits: under p_0, ..., p_K.
@@ -95,7 +95,7 @@ def prior_fit(fits: Sequence[Fit], by_chains: bool = True) -> Verdict:
         text = f"Too few images to tell: the gap {at} is {with_error(last.gap, last.error)} nats. {gaps}"
         return Verdict("prior", "unclear", text, "Measure on more images (--num-samples, or a larger set).")
     if agrees:
-        text = f"Posteriors and samples have the same mean log density {at} (gap {size} nats), as in a "
+        text = f"Posteriors and samples have the same mean log density {at} (gap {size} nats), as for a "
         return Verdict("prior", "good", f"{text}prior that fits. {gaps}")
     if last.gap < 0:
         text = f"Samples have a mean log density {at} that is {size} nats above that of posteriors, so the prior "
@@ -105,15 +105,15 @@ def prior_fit(fits: Sequence[Fit], by_chains: bool = True) -> Verdict:
     advice = "Train longer."
     if by_chains:
         advice = "Give chains more steps (prior.sample_steps), draw with --method smc, or train longer."
-    return Verdict("prior", "bad", f"{text}where the posteriors are. {gaps}", advice)
+    return Verdict("prior", "bad", f"{text}regions where posteriors lie. {gaps}", advice)
 
 
 def mixing(r_hat: float, num_steps: float, drift: float = 0.0, drift_error: float = 0.0) -> Verdict:
-    """Whether chains mixed.
+    """Whether the chains mixed.
 
     Args:
         r_hat: the largest over coordinates and log density.
-        num_steps: of the chains that were looked at.
+        num_steps: of the chains, over which they were examined.
         drift: change of their mean log density, in its standard deviations.
         drift_error: its standard error.
     """
@@ -135,10 +135,10 @@ def mixing(r_hat: float, num_steps: float, drift: float = 0.0, drift_error: floa
 
 
 def last_stage(stages: Sequence[Stage], max_stages: int) -> Verdict | None:
-    """Whether the last frozen stage is something; None if the run trains no ratio.
+    """Whether the last frozen stage improves the prior; None if the run trains no ratio.
 
     Args:
-        stages: that are part of the prior, in order. A stage that was rejected is none of them.
+        stages: that are part of the prior, in order. They do not include a stage that was rejected.
         max_stages: the largest number of stages.
     """
     if not max_stages:
@@ -157,14 +157,14 @@ def last_stage(stages: Sequence[Stage], max_stages: int) -> Verdict | None:
             "of zero.",
             "Measure it on more held-out images (stages.evidence_samples).",
         )
-    text = f"The last frozen stage ({stage}) is real: its KL bound is {size} nats."
+    text = f"The last frozen stage ({stage}) improves the prior: its KL bound is {size} nats."
     if stage >= max_stages and bound - STANDARD_ERRORS * error > MORE_TO_GAIN:
         return Verdict("stages", "unclear", text, "Another stage may gain more: raise stages.max_stages.")
     return Verdict("stages", "good", text)
 
 
 def log_z(value: float, error: float, bridge: float) -> Verdict:
-    """How far to trust log Z: its standard error, and its agreement with the estimate by stepping stones."""
+    """How far log Z can be trusted, by its standard error and its agreement with the estimate by stepping stones."""
     found = with_error(value, error)
     if not all(map(math.isfinite, (value, error, bridge))):
         return Verdict("log Z", "bad", "log Z has no finite estimate, so log p(z) and log p(x) have none either.")
@@ -174,7 +174,7 @@ def log_z(value: float, error: float, bridge: float) -> Verdict:
             "bad",
             f"The two estimates of log Z disagree: {found} by weights, {rounded(bridge)} by stepping stones. The "
             "particles lost the path from p_0 to the prior, so log p(z) and log p(x) are not to be trusted.",
-            "Train stages that differ less (a lower stages.max_samples).",
+            "Train shorter stages (a lower stages.max_samples), so that neighbouring priors differ less.",
         )
     if error > KNOWN_LOG_Z:
         return Verdict(
@@ -186,8 +186,8 @@ def log_z(value: float, error: float, bridge: float) -> Verdict:
 
 
 def wide_stages(width: float) -> Verdict:
-    """Why log Z was left out: the log ratios of the stages vary by `width` nats, so a walk through them takes long."""
-    text = f"log Z is left out: the stages' log ratios vary by {rounded(width)} nats, so its estimate takes long."
+    """Why log Z was left out: the log ratios of the stages vary by `width` nats, so an estimate would take long."""
+    text = f"log Z is left out: the stages' log ratios vary by {rounded(width)} nats, so an estimate would take long."
     return Verdict("log Z", "unclear", text, "`ebmscale sample RUN --method smc` estimates it.")
 
 
@@ -202,10 +202,10 @@ def weights(pareto_k: float) -> Verdict:
 
 
 def particles(ess: float) -> Verdict | None:
-    """Whether enough particles counted, from the least effective sample size as a fraction; None if so."""
+    """Warns of too few effective particles; None if the least effective sample size, a fraction, is high enough."""
     if ess >= FEW_EFFECTIVE:
         return None
-    text = f"At one point only {ess:.0%} of the particles counted, so some samples may be near copies of others."
+    text = f"Only {ess:.0%} of the particles were effective at one step, so some samples may be near copies of others."
     return Verdict("particles", "unclear", text, "Ask for more samples: they are drawn from more particles.")
 
 
@@ -214,7 +214,7 @@ def distances(values: Mapping[str, float], name: str, kernel_name: str) -> list[
     value, error, num = values[kernel_name], values[f"{kernel_name}_error"], values["num_manifold"]
     known = f"{kernel_name} is {with_error(value, error)}"
     if abs(value) <= STANDARD_ERRORS * error:
-        text = f"{known}: {rounded(num)} samples look the same as images to these features."
+        text = f"{known}: these features show no difference between {rounded(num)} samples and images."
         found = [Verdict("samples", "good", text, "More samples (--num-samples) would show smaller differences.")]
     else:
         found = [Verdict("samples", "bad", f"{known}: samples differ from images in these features.")]
@@ -261,7 +261,7 @@ def detection(values: Mapping[str, float]) -> Verdict:
 
 
 def of_samples(figures: Mapping[str, float]) -> list[Verdict]:
-    """What the figures mean that `sampling.draw` gives with its samples."""
+    """What the figures mean that `sampling.draw` returns with its samples."""
     found: list[Verdict | None] = []
     if "largest R-hat" in figures:
         drift = figures.get("drift of the log density (standard deviations)", 0.0)
@@ -287,7 +287,7 @@ def of_metric(metric: str, values: Mapping[str, float]) -> list[Verdict]:
             found.append(mixing(values["r_hat"], values["r_hat_steps"], values["drift"], values["drift_error"]))
         if "log_z" in values:
             found.append(log_z(values["log_z"], values["log_z_error"], values["log_z_bridge"]))
-        elif math.isfinite(values.get("width", math.nan)):  # p_0 alone has no width, and is normalised
+        elif math.isfinite(values.get("width", math.nan)):  # a prior without stages is normalised and has no width
             found.append(wide_stages(values["width"]))
         return found
     if metric == "frechet":

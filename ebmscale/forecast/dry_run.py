@@ -27,7 +27,7 @@ from ebmscale.training.update import train_batch
 from ebmscale.world import World
 
 WARM_BATCHES, TIMED_BATCHES = 3, 8
-SLOW_S = 2.0  # of an update, above which one is enough to time
+SLOW_S = 2.0  # of a slow update, of which only one is timed
 
 
 class Seconds(NamedTuple):
@@ -118,12 +118,12 @@ class Forecast:
 
 
 def dry_run(config: RunConfig, world: World, most_s: float = math.inf) -> Forecast:
-    """Tries every operation of a run in a temporary folder; of the run's own storage it only checks the access.
+    """Tries every operation of a run in a temporary folder. In the run's own storage it only checks the access.
 
     Args:
         config: of the run.
-        world: this process's place.
-        most_s: seconds; the dry run ends with an error after its first update if the whole run would take longer.
+        world: rank and size of this process.
+        most_s: seconds. If the whole run would take longer, the dry run ends with an error after its first update.
 
     Raises:
         ConfigError: the machine is too slow.
@@ -142,7 +142,7 @@ def _check_speed(run: Run, most_s: float) -> None:
         return
     one_s = _seconds(_updates(run, 0), repeats=1).wall_s
     num_batches = -(-run.config.train.max_samples // run.config.train.batch_size)
-    if most_s < one_s * num_batches < 2 * most_s:  # the first one loads libraries too
+    if most_s < one_s * num_batches < 2 * most_s:  # the first update also loads libraries
         one_s = _seconds(_updates(run, 0), repeats=1).wall_s
     if one_s * num_batches > most_s:
         raise ConfigError(
@@ -206,7 +206,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
 
 
 def _spans(run: Run) -> list[tuple[int, int]]:
-    """The spans in which updates do the same work, as `samples_seen` at their begin and end.
+    """The spans in which all updates do the same work, as `samples_seen` at their beginnings and ends.
 
     A span ends where the ratios start or the generator stops.
     """
@@ -217,7 +217,7 @@ def _spans(run: Run) -> list[tuple[int, int]]:
 
 
 def _age(config: RunConfig, begin: int, end: int) -> float:
-    """The mean place of updates from `begin` to `end` between the first stage's cost (0) and the last's (1).
+    """The mean cost of updates from `begin` to `end`, between that of the first stage (0) and that of the last (1).
 
     It assumes that every stage has its greatest length, and that the last stage, whose prior has the most ratios,
     lasts to the end of the run.
@@ -231,7 +231,7 @@ def _age(config: RunConfig, begin: int, end: int) -> float:
 
 
 def _batch_seconds(run: Run, begin: int) -> Seconds:
-    """Seconds of an update after `begin` samples, under the run's current prior; of one update if they are slow."""
+    """Mean seconds of updates after `begin` samples, under the current prior. Of slow updates only one is timed."""
     update = _updates(run, begin)
     if _seconds(update, repeats=1).wall_s > SLOW_S:
         return _seconds(update, repeats=1)
@@ -253,7 +253,7 @@ def _updates(run: Run, begin: int) -> Callable[[], None]:
 
 
 def _seconds(action: Callable[[], object], repeats: int = TIMED_BATCHES) -> Seconds:
-    """Mean wall seconds of an action, and its least processor seconds, which other processes affect least."""
+    """Mean wall seconds of an action, and its least processor seconds. Other processes affect the least value least."""
     begin, cpu = time.perf_counter(), []
     for _ in range(repeats):
         cpu_begin = time.process_time()

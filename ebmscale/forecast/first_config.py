@@ -1,7 +1,7 @@
 """A first configuration for a packed set: sizes from the set, networks for the machine, lengths from the set's size.
 
-The recipe is that of `configs/photos.yaml`: an encoder and a generator under N(0, I) first, then the prior's stages on
-their latents, on a mixture of Gaussians that is fitted to them.
+The recipe is that of `configs/photos.yaml`. First an encoder and a generator are trained under N(0, I). Then a mixture
+of Gaussians is fitted to their latents, and the stages of the prior improve on it.
 """
 
 import shlex
@@ -24,17 +24,17 @@ from ebmscale.world import World, device_of
 
 LEAST_IMAGES = 80
 STREAMS = 32
-LEAST_UPDATES = 24  # of the generator, in the longest time of a stage
-HELD_OUT = 512  # images, if the set is large enough
-LEAST_SAMPLES = 2000  # of generator and encoder: enough to fill a buffer that a mixture can be fitted to
+LEAST_UPDATES = 24  # of a stage: its longest time is at least this many batches
+HELD_OUT = 512  # images that are held out, if the set is large enough
+LEAST_SAMPLES = 2000  # that generator and encoder are trained on; enough to fit a mixture
 BUFFER = 25_600
-PASSES = 50  # over the set, by generator and encoder
+PASSES = 50  # epochs of generator and encoder
 BOUNDS = {False: (60_000, 200_000), True: (200_000, 2_000_000)}
-"""Least and greatest number of samples that generator and encoder are trained on, without and with a GPU."""
+"""The bounds on the samples that generator and encoder are trained on, without and with a GPU."""
 
 
 class Size(NamedTuple):
-    """What suits images of one size: latent dimensions, widths without and with a GPU, and sigma."""
+    """Settings for images of one size: latent dimensions, widths without and with a GPU, and sigma."""
 
     latent_dim: int
     widths: tuple[int, int]
@@ -51,7 +51,7 @@ SIZES = {
 
 
 def default_samples(num_images: int, has_gpu: bool) -> int:
-    """The samples that generator and encoder are trained on, for a set of so many images."""
+    """The number of samples that generator and encoder are trained on, for a set of `num_images` images."""
     least, most = BOUNDS[has_gpu]
     return min(max(PASSES * num_images, least), most)
 
@@ -87,7 +87,7 @@ def first_config(manifest: Manifest, url: str, has_gpu: bool, num_samples: int |
     size = SIZES[min(SIZES, key=lambda side: abs(side - height))]
     batch = 256 if has_gpu else 64 if height >= 64 else 128
     generator = thousands(num_samples or default_samples(images, has_gpu), LEAST_SAMPLES)
-    stage = -(-max(generator // 5, LEAST_UPDATES * batch) // 600) * 600  # so that its parts are round numbers
+    stage = -(-max(generator // 5, LEAST_UPDATES * batch) // 600) * 600  # its parts are round numbers
     total = generator + 7 * stage // 2
     held_out = round(max(min(0.2, HELD_OUT / images), 40 / images, 0.02), 3)
     values = {
@@ -130,7 +130,7 @@ def timed_config(
         wanted_s: how long the run should take, in seconds; None keeps the default length.
 
     Returns:
-        The text, and the most seconds that the run takes by the forecast.
+        The text, and the upper bound of the forecast in seconds.
 
     Raises:
         EbmscaleError: as `first_config`, and what the run itself would raise.

@@ -10,7 +10,7 @@ MAX_BUCKET = 50_000_000
 PERSISTENT = 100_000
 """ZeRO 3 keeps parameters of fewer elements whole on every worker (DeepSpeed's own default)."""
 MMAP_BYTES = 32 * 2**20
-"""Blocks below this size return to malloc when they are freed, not to the system (glibc on 64 bits)."""
+"""malloc keeps freed blocks below this size, and does not return them to the system (glibc on 64 bits)."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Footprint:
         return whole
 
     def step(self) -> int:
-        """Gradients and their copies during Adam's update, which itself needs no memory."""
+        """Gradients and their copies during Adam's update. The update itself needs no memory."""
         if self._stage == 3:
             return 0
         if self._stage:

@@ -1,4 +1,4 @@
-"""The peak memory of a computation, found by a run on the meta device, which needs no data and little time."""
+"""The peak memory of a computation. It is measured on the meta device, which needs no data and little time."""
 
 import weakref
 from typing import Any

@@ -29,12 +29,12 @@ from ebmscale.training.objective import generator_loss
 
 SIMULATED_STEPS = 2
 COPIES_OF_PARTICLES = 8
-"""Tables of as many numbers as the particles have that sequential Monte Carlo holds at once."""
+"""The number of tables of the particles' size that sequential Monte Carlo holds at the same time."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The share of a run of the worker with the largest share.
+    """The part of a run that one worker has: the worker with the largest part.
 
     Attributes:
         size: the number of workers.
@@ -145,7 +145,7 @@ def forecast_memory(
 
 
 def _form_elements(config: RunConfig, generator: nn.Module, on_cuda: bool) -> int:
-    """Weights in the layouts of `kernels.batch_inner`; for `auto`, which chooses by time, the larger choice."""
+    """Weights in the layouts of `kernels.batch_inner`. For `auto`, which chooses by time, the larger layout counts."""
     is_plain = config.posterior.kernel == "plain" or on_cuda or not BatchInnerGenerator.supports(generator)
     return 0 if is_plain else BatchInnerGenerator.num_copied(generator)
 
@@ -224,7 +224,10 @@ def peak_of(action: Callable[[], object]) -> int:
 
 
 def _negatives_bytes(config: RunConfig, share: Share) -> int:
-    """Bytes of chains, or of particles: all of them on every worker, and its own with what their moves need, twice."""
+    """Bytes of chains or of particles.
+
+    Every worker holds all particles. Of its own particles it holds two copies, with what their moves need.
+    """
     dim = config.model.latent_dim
     if config.uses_density:
         return (2 * config.prior.num_particles * dim + 2 * share.num_chains * (2 * dim + 2)) * FP32
@@ -238,7 +241,7 @@ def _rows(count: int, dim: int) -> Tensor:
 def _data_bytes(config: RunConfig, share: Share, pixels: int, num_samples: int) -> int:
     """Bytes of windows, of batches read ahead, and of small shards that are kept whole; a pixel is a byte."""
     windows = min(share.num_streams * config.data.shuffle_window, num_samples) * pixels
-    if windows > WINDOW_BYTES:  # pieces of windows, of which new ones are read while old ones are in use
+    if windows > WINDOW_BYTES:  # windows are read in pieces: a new one while an old one is in use
         windows = min(windows, 2 * WINDOW_BYTES)
     batch = share.num_rows * pixels
     return windows + min(BATCHES_AHEAD * batch, AHEAD_BYTES + batch) + min(KEPT_BYTES, num_samples * pixels)

@@ -1,4 +1,4 @@
-"""What to say where a packed set is needed and something else lies: the command that packs it."""
+"""The message for an address that holds no packed set. It names the command that packs the files that lie there."""
 
 import os
 import shlex
@@ -12,14 +12,14 @@ from ebmscale.data.manifest import FILE
 from ebmscale.networks import ARCHITECTURES
 from ebmscale.storage import Storage
 
-MOST_FILES = 20_000  # that are looked at
+MOST_FILES = 20_000  # of a folder, that are examined
 MOST_OPENED = 24
 
 
 def pack_offer(storage: Storage, given: str) -> str | None:
     """A sentence that names the command to pack the files at an address.
 
-    Returns None where the address holds a packed set already.
+    Returns None if the address holds a packed set already.
 
     Args:
         storage: the address.
@@ -57,13 +57,13 @@ def _found(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _side(pictures: list[Path]) -> int:
-    """The largest side that networks take and that is not above the shorter side of most pictures."""
+    """The largest side for which there is a network and that is at most the median of the pictures' shorter sides."""
     sides = []
     for path in pictures[:: max(1, len(pictures) // MOST_OPENED)]:
         try:
             with Image.open(path) as picture:
                 sides.append(min(picture.size))
-        except Exception:  # what a damaged picture raises has no common class
+        except Exception:  # the errors of damaged pictures have no common class
             continue
     known = sorted({one.size for one in ARCHITECTURES.values()})
     fitting = [side for side in known if side <= median(sides)] if sides else []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """The resident memory of this process now; its peak if the system does not report it."""
+    """The resident memory of this process now, or its peak if the system reports only that."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:

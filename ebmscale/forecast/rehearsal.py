@@ -1,4 +1,4 @@
-"""A rehearsal: a run like the one that is asked about, in a temporary folder, brought to where its work is most."""
+"""A rehearsal: a short run of the same configuration in a temporary folder, moved to its most expensive stage."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from ebmscale.world import World
 
 @contextmanager
 def rehearsal(config: RunConfig, world: World) -> Iterator[Run]:
-    """A new run of this configuration; nothing of it is left afterwards (collective).
+    """A new run of this configuration in a temporary folder, which is deleted afterwards (collective).
 
     Raises:
         EbmscaleError: what the run itself would raise.
@@ -33,13 +33,13 @@ def rehearsal(config: RunConfig, world: World) -> Iterator[Run]:
 
 
 def go_to_last_stage(run: Run) -> None:
-    """Gives the prior all ratios but the last, copies of the one in training (collective)."""
+    """Gives the prior all ratios but the last. They are copies of the ratio that is being trained (collective)."""
     if isinstance(run.stages, StageTrainer):
         run.stages.rehearse(run.config.most_stages - 1)
 
 
 def try_base(trainer: RatioTrainer, position: int) -> None:
-    """Fits the base to a buffer of made-up posteriors, to see what that takes (collective)."""
+    """Fits the base to a buffer of made-up posteriors, so that the cost can be measured (collective)."""
     buffer = trainer.latents.buffer
     buffer.fill(0.1 + torch.rand_like(buffer.rows))
     trainer.fit_base(position)

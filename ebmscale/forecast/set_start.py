@@ -10,14 +10,14 @@ from ebmscale.data.shard_index import FRACTIONS
 from ebmscale.data.split import has_validation_part
 
 SHARD_BYTES = 1300
-"""Memory for a shard's row of the manifest while that is read (measured by tools/bench/scale.py)."""
+"""Memory for a shard's row of the manifest while the manifest is read (measured by tools/bench/scale.py)."""
 OLD_SAMPLE_BYTES = 60
-"""Memory of a sample where the manifest is of version 1 and all indexes are in memory, besides its key."""
+"""Memory of a sample, besides its key, if the manifest is of version 1 and all indexes are in memory."""
 
 
 @dataclass(frozen=True)
 class SetStart:
-    """The start of the worker with the largest share, alone with the set.
+    """The start of the worker with the largest share: what it reads of the data set.
 
     Attributes:
         manifest_bytes: of the manifest, which every worker reads.
@@ -39,7 +39,7 @@ class SetStart:
 
     @classmethod
     def of(cls, config: RunConfig, manifest: Manifest, num_streams: int) -> "SetStart":
-        """The start of a worker that owns so many streams."""
+        """The start of a worker that owns `num_streams` streams."""
         block, shards, size = config.data, manifest.shards, len(manifest.to_json())
         index_bytes = sum(shard.index_bytes for shard in shards)
         set_bytes = sum(shard.num_bytes for shard in shards)
@@ -64,7 +64,7 @@ class SetStart:
         )
 
     def sentences(self) -> list[str]:
-        """What this means, and the first limit that a larger set would meet."""
+        """Sentences on the start, and on the first limit that a larger set would meet."""
         lines = [
             f"before its first batch a worker reads a manifest of {self.manifest_bytes / 1e6:,.1f} MB for "
             f"{self.num_shards:,} shard(s), and about {self.first_bytes / 1e6:,.1f} MB of samples and indexes"

@@ -102,7 +102,7 @@ def measure_updates(
 
 
 def update_seconds(config: RunConfig, world: World, num_updates: int = TIMED_UPDATES) -> dict[str, float]:
-    """Mean seconds of each part of an update in the last stage, and of a measurement of evidence (collective).
+    """Mean seconds of the parts of an update in the last stage, and of a measurement of evidence (collective).
 
     The run is a new one in a temporary folder. `total` is the mean wall time of an update.
     """

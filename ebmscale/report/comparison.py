@@ -17,7 +17,7 @@ TABLE_FILE, JSON_FILE, PAGE_FILE = "comparison.md", "comparison.json", "comparis
 COST = ("samples", "cpu_s", "stages")
 LESS_IS_BETTER = ("mse", "FD", "FID", "KD-", "KID", "bits")
 FROM_CHANCE = ("auroc_", "auc")  # 0.5 is chance
-SAME_FACT = ("mse_unit", "psnr")  # as `mse` says, in other units
+SAME_FACT = ("mse_unit", "psnr")  # the same as `mse` in other units
 WIDE_COLUMNS = 5  # a table with more columns is wider than a phone
 
 
@@ -94,10 +94,10 @@ def _quantities(results: Sequence[Result]) -> list[str]:
 
 
 def _spread(results: Sequence[Result]) -> str:
-    """What the numbers of the table are, in words."""
+    """A sentence on what the numbers of the table are."""
     num_seeds = max((len(values) for row in summarise(results).values() for values in row.values()), default=0)
     if num_seeds < 2:
-        return "Every value is that of one seed, measured on the final checkpoint. How far it varies is unknown."
+        return "Every value is of one seed, measured on the final checkpoint. Its variation between seeds is unknown."
     return "Every value is the mean ± standard deviation over the seeds, measured on the final checkpoints."
 
 

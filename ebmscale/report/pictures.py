@@ -208,7 +208,7 @@ def dot_chart(values: Mapping[str, Sequence[float]], origin: float | None = None
 
     Args:
         values: by name.
-        origin: where the axis starts; None: near the values. Lower values are shown too.
+        origin: where the axis starts; None: near the values. Values below it are shown too.
     """
     figure, axes = _new_chart("")
     figure.set_size_inches(WIDTH, max(HEIGHT, 0.6 + 0.28 * len(values)))

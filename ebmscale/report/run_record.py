@@ -67,7 +67,7 @@ class RunRecord:
         return sum(line["time"]["total_s"] for line in self.metrics) if self.metrics else None
 
     def marks(self) -> list[Mark]:
-        """Every decision, without a Hold that leaves the stage as it is."""
+        """Every decision, except a Hold that does not change the stage."""
         kinds = ((event["samples_seen"], kind_of(event)) for event in self.measured)
         return [Mark(at, kind) for at, kind in kinds if kind != "Hold"]
 

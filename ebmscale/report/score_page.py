@@ -20,7 +20,7 @@ from ebmscale.report.pages import Picture, render
 PAGE_TEMPLATE = "scores.html"
 NUM_SHOWN = 20
 TILE_PIXELS = 96
-FINE = 500  # images of the reference, from which on percentiles have a decimal
+FINE = 500  # with a reference of at least this size, percentiles are shown with a decimal
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ RESTART_REASONS = ("preemption", "resize")
 """Reasons to save and exit after which the run continues with other workers."""
 
 SETUP = "set-up"
-_AFTER_UPDATE = ("evidence", "checkpoint")  # they follow the batch that ends at `samples_seen`
+_AFTER_UPDATE = ("evidence", "checkpoint")  # these parts follow the batch that ends at `samples_seen`
 _ORDER = {
     name: place
     for place, name in enumerate((SETUP, *_AFTER_UPDATE, *(part for part in PARTS if part not in _AFTER_UPDATE)))

@@ -55,7 +55,7 @@ def _package(name: str, purpose: str, how: str) -> Check:
 
 
 def _ray_token() -> Check:
-    """A cluster accepts commands only with its token."""
+    """Reports where the token is that a cluster asks for, and whether others can read it."""
     place, exposed = token_place(), exposed_file()
     if place is None:
         return Check(

@@ -30,7 +30,7 @@ def preflight(ray: Any, config: RunConfig, console: Terminal) -> None:
     Raises:
         ConfigError: a node runs another version of ebmscale.
         DataError: a node cannot read the shards.
-        StorageError: a node cannot write to the run's storage, or sees another place under its address.
+        StorageError: a node cannot write to the run's storage, or the address means another folder there.
     """
     storage, name = storage_of_run(config), f".ebmscale-preflight-{uuid.uuid4().hex}"
     storage.probe()

@@ -60,7 +60,7 @@ def ensure_token() -> None:
                 f"set {TOKEN}."
             ) from error
     if exposed_file() == path:
-        with suppress(PermissionError):  # the file is another user's
+        with suppress(PermissionError):  # the file belongs to another user
             path.chmod(0o600)
 
 

@@ -155,7 +155,7 @@ class Watch:
     def _look(self) -> int:
         """Updates the piece of work that the worker does, and when it began; returns `samples_seen`.
 
-        Between two pieces it is the previous one.
+        Between two pieces of work, the previous one counts.
         """
         if self._activity is None:
             return 0

@@ -134,7 +134,7 @@ def pareto_chart(
 
 
 def goodness(values: Sequence[float | None], sign: int) -> list[float | None]:
-    """Ranks of values as numbers in [0, 1], 1 for the best; `sign` is 1 if smaller is better."""
+    """The ranks of values as numbers in [0, 1], with 1 for the best. `sign` is 1 if smaller values are better."""
     known = sorted({sign * value for value in values if value is not None}, reverse=True)
     scale = Normalize(0, max(len(known) - 1, 1))
     return [None if value is None else float(scale(known.index(sign * value))) for value in values]

@@ -15,7 +15,7 @@ from ebmscale.search.trial import folder_of
 from ebmscale.training.reports import AT_EVIDENCE, AT_INTERVAL
 
 FIXED = ("run.name", "storage", "ray", "checkpoint", "metrics", "device", "num_threads", "data.url")
-"""Keys that do not change what a run computes, only where and how."""
+"""Keys that change where and how a run computes, but not what it computes."""
 
 TRIES = 20  # combinations of the other values that are checked with a value
 

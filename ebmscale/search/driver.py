@@ -1,4 +1,4 @@
-"""A search on Ray Tune: Tune places, watches and restarts the trials; the ledger keeps the state and decides.
+"""A search on Ray Tune. Tune places, watches and restarts the trials. The ledger keeps the state and decides.
 
 The state of Tune is never read. Every start of the command makes a new Tune, which asks the ledger for the next trial
 and passes on the messages of trials. Tune never kills a trial: a trial that has to stop exits by itself, so its workers
@@ -165,7 +165,7 @@ class _TuneRun:
         self._thread.start()
 
     def __reduce__(self) -> Any:
-        """Pickles as a plain object: Tune saves its parts, but never reads them."""
+        """Pickles as a plain object, because Tune saves its parts and never reads them."""
         return object, ()
 
     @property

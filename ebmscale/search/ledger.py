@@ -68,7 +68,7 @@ class Ledger:
         return self.wanted - self.left, sum(record.samples_seen for record in self.records.values())
 
     def reissue_unfinished(self) -> None:
-        """Lets `next_trial` return the trials that are not done again, since no process works on them."""
+        """Lets `next_trial` return the unfinished trials once more, because no process works on them now."""
         self._issued.clear()
 
     def next_trial(self) -> TrialRecord | None:

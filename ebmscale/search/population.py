@@ -1,9 +1,9 @@
 """Population-based training from records: which trial takes over which checkpoint, and with which values.
 
-A trial is compared whenever it passes a multiple of the interval. The comparison is at the newest multiple that another
-trial, running or done, has reached too. It uses the value of every trial at that place, so a trial that is faster than
-the others is compared as well. A trial among the worst continues from the donor's checkpoint of that place; its reports
-after that place are dropped.
+A trial is compared whenever it passes a multiple of the interval. The comparison takes place at the newest multiple
+that another trial, running or done, has also reached. It uses the value of every trial at that place, so a trial that
+is faster than the others is compared as well. A trial among the worst continues from the donor's checkpoint of that
+place; its reports after that place are dropped.
 """
 
 import math

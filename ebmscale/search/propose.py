@@ -1,7 +1,7 @@
 """Proposes the values of trial n, as a function of the space, n, and the recorded trials.
 
-No state is kept between two calls, and each call draws its randomness from (seed, n). The records are the whole state,
-so a search that resumes after a crash proposes the same values as without the crash.
+No state is kept between two calls, and each call draws its randomness from (seed, n). The records are the whole state.
+So a search that resumes after a crash proposes the same values as without the crash.
 """
 
 import importlib.util

@@ -1,1 +1,1 @@
-"""Training: the tasks, the loop, the engines, the stages, the checkpoints and the metrics of a run."""
+"""Training: the loop, the parts of a run, the engines, the checkpoints, the lease, the guard and the metrics."""

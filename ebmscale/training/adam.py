@@ -14,12 +14,12 @@ class OptimizerSettings:
     """Adam's settings.
 
     Attributes:
-        rate: the learning rate before any schedule; `Engine.step` is told the rate of its update.
+        rate: the learning rate before any schedule. `Engine.step` gets the rate of each update.
         betas: decay of the first and the second moment.
         eps: added to the root of the second moment.
         weight_decay: L2 penalty, added to the gradient after clipping.
         clip_norm: largest global norm of the averaged gradient; None leaves gradients alone.
-        factors: by a prefix of parameters' names, what their rate is multiplied by.
+        factors: factors of the rate, by prefix of the parameters' names.
     """
 
     rate: float
@@ -30,7 +30,7 @@ class OptimizerSettings:
     factors: Mapping[str, float] = field(default_factory=dict)
 
     def groups(self, names: Iterable[str]) -> dict[float, list[str]]:
-        """The parameters of the same factor, in their order; as Adam's groups are."""
+        """The groups of Adam: the names of the parameters by factor, in their order."""
         found: dict[float, list[str]] = {}
         for name in names:
             factor = next((value for prefix, value in self.factors.items() if name.startswith(prefix)), 1.0)
@@ -39,7 +39,7 @@ class OptimizerSettings:
 
 
 def make_adam(tensors: Mapping[str, Tensor], optimizer: OptimizerSettings) -> torch.optim.Adam:
-    """The Adam that both engines use, of tensors by name."""
+    """The Adam that both engines use, for tensors by name."""
     groups = [
         {"params": [tensors[name] for name in names], "factor": factor}
         for factor, names in optimizer.groups(tensors).items()
@@ -55,7 +55,7 @@ def make_adam(tensors: Mapping[str, Tensor], optimizer: OptimizerSettings) -> to
 
 
 def start_adam(adam: torch.optim.Adam, tensors: Iterable[Tensor]) -> None:
-    """Gives Adam the state that it would make at its first update, so that a state can be read and written before."""
+    """Gives Adam the state that its first update would make, so that the state can be read and written before."""
     for tensor in tensors:
         adam.state[tensor] = {"step": torch.zeros((), device=tensor.device)} | {
             kind: torch.zeros_like(tensor) for kind in MOMENTS

@@ -1,4 +1,4 @@
-"""What a program that trains from Python hears of a run: small values, at every measurement."""
+"""The progress of a run for a program that trains from Python: a small value at every measurement."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Progress:
         run: the run's address.
         samples_seen: images trained on, counted each time.
         max_samples: the run's budget.
-        values: what the line holds, by name.
+        values: the content of the line, by name.
     """
 
     kind: Kind
@@ -35,7 +35,7 @@ Callback = Callable[[Progress], object]
 
 
 class CallbackView(View):
-    """A view that passes on what it is told to functions. An exception of one of them ends the training.
+    """A view that passes the progress of a run to functions. An exception of a function ends the training.
 
     Args:
         console: the output.
@@ -56,7 +56,7 @@ class CallbackView(View):
         try:
             self._tell("start", run.samples_seen, {})
         except BaseException:
-            self.close()  # the loop closes the view only if it has begun
+            self.close()  # the loop closes only a view that it has started
             raise
 
     def event(self, samples_seen: int, event: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Checks before a run starts that the machine has the memory and the processors that it needs.
 
-Only the memory that a run cannot do without is counted, so no run that would fit is refused. `ebmscale plan` forecasts
+Only memory that a run certainly needs is counted. So no run that would fit is refused. `ebmscale plan` forecasts
 the whole memory.
 """
 

@@ -8,9 +8,9 @@
     URL/NAME/checkpoints.json                               the names of the checkpoints
 
 The name of a folder has `samples_seen` and a token of the group of processes that wrote it (time of its start, and a
-random number). So a writer that was taken for dead cannot change the files of its successors. Tensors are safetensors
+random number). So a writer that others took for dead cannot change the files of its successors. Tensors are safetensors
 and the rest is JSON: nothing is unpickled. A storage may list a new folder late. So a name in `checkpoints.json` counts
-as much as a listed one, and a checkpoint exists if its manifest can be read.
+as much as a listed one. A checkpoint exists if its manifest can be read.
 """
 
 import json
@@ -126,8 +126,8 @@ class CheckpointStore(CheckpointReader):
     def retain(self, newest: str) -> None:
         """Deletes checkpoints that the policy does not keep, and incomplete ones of dead writers.
 
-        What the policy needs to know of older checkpoints is in `checkpoints.json`, so that they are not opened. Only
-        the newest ones, which a resume would use, are opened and must be valid.
+        `checkpoints.json` has everything that the policy needs of older checkpoints, so they are not opened. Only the
+        newest checkpoints, which a resume would use, are opened. They must be valid.
 
         Args:
             newest: the checkpoint that was just written. It is valid and is always kept.
@@ -147,7 +147,7 @@ class CheckpointStore(CheckpointReader):
         kept = {newest, *kept_by(self._settings, {name: one.metrics for name, one in known.items()})}
         self._publish_notes(CheckpointNames(names=kept, contents={name: known[name] for name in kept if name in known}))
         for name in found - kept:
-            self.storage.delete(f"{FOLDER}/{name}/{MANIFEST_FILE}")  # first, so that a half-deleted one is not complete
+            self.storage.delete(f"{FOLDER}/{name}/{MANIFEST_FILE}")  # first: after a crash it is incomplete
             self.storage.delete(f"{FOLDER}/{name}")
             self._written.pop(name, None)
         if newest not in known:

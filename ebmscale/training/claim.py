@@ -98,7 +98,7 @@ ClaimVerdict = Literal["take", "wait", "refuse"]
 
 @dataclass(frozen=True)
 class OwnerSeen:
-    """What a process that wants a run has observed of its owner. Seconds are those of its own clock.
+    """What a process that wants to write a run has observed of its owner. Seconds are those of its own clock.
 
     Attributes:
         released: whether the owner has left.

@@ -1,9 +1,10 @@
-"""What turns a loss into new weights: the engine, its settings, and the plain torch engine that all others must equal.
+"""The engine: it turns a loss into new weights. This file has its methods, its settings and its saved state.
 
 A run has two engines, one for the generator (with its encoder) and one for the ratio network. An engine averages
-gradients over the ranks, clips them and makes Adam's update. `PlainEngine` does so in a few lines of torch and is
-the oracle; `training/engine_deepspeed.py` shards the same state over the ranks. What an engine saves is *canonical*:
-whole fp32 tensors by name, so that any engine restores it on any number of ranks.
+gradients over the ranks, clips them and makes Adam's update. `PlainEngine` does so in a few lines of torch. It is the
+reference that all other engines must equal. `training/engine_deepspeed.py` shards the same state over the ranks. An
+engine saves its state in a *canonical* form: whole fp32 tensors by name. So any engine restores it on any number of
+ranks.
 """
 
 from abc import ABC, abstractmethod
@@ -54,7 +55,7 @@ class Store(Protocol):
         """A whole fp32 copy, on every rank (collective)."""
 
     def held(self, name: str, kind: str) -> tuple[int, Tensor]:
-        """What this rank holds: its elements as a flat view (n,), and where in the flattened tensor they begin."""
+        """The elements that this rank holds: where they begin in the flattened tensor, and a flat view (n,) of them."""
 
     def spread(self, name: str) -> None:
         """Copies master weights that were overwritten to the module, on every rank (collective)."""
@@ -63,7 +64,7 @@ class Store(Protocol):
 class Engine(ABC):
     """Trains one module. Every method but the forward pass is collective: all ranks call it.
 
-    A loss is scaled so that the *average over ranks* of the local gradients is the gradient that is wanted.
+    The gradient of an update is the *average over ranks* of the local gradients. Scale a loss accordingly.
     Gradients with respect to inputs (chains) are taken on a copy that loads `working_weights`, not through an engine.
 
     Attributes:
@@ -83,7 +84,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _forward(self, *inputs: Any) -> Any:
-        """The module's forward pass, with whatever the engine hangs on it."""
+        """The module's forward pass, with the engine's own hooks."""
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
@@ -110,14 +111,16 @@ class Engine(ABC):
         return weights | {name: cast(self.module.get_buffer(name).clone(), torch.float32) for name in self._buffers}
 
     def working_weights(self) -> dict[str, Tensor]:
-        """Whole weights and buffers as the forward pass uses them, in its precision: for a sampling copy to load.
+        """Whole weights and buffers in the precision of the forward pass. A sampling copy loads them.
 
-        Much cheaper than `full_weights`: only ZeRO 3 has to communicate. Valid until the next step; not to be written.
+        This is much cheaper than `full_weights`: only ZeRO 3 has to communicate. The tensors are valid until the next
+        step, and must not be changed.
         """
         return self.module.state_dict()
 
     def state(self) -> dict[str, Tensor]:
-        """The canonical state, whole on every rank, independent of engine, ZeRO stage and number of ranks; copies.
+        """A copy of the canonical state, whole on every rank. It does not depend on engine, ZeRO stage and number of
+        ranks.
 
         Returns:
             `weights/NAME` for parameters and buffers, `exp_avg/NAME` and `exp_avg_sq/NAME` for parameters, all in
@@ -134,9 +137,10 @@ class Engine(ABC):
         return shapes | {"step": torch.Size(())}
 
     def share(self) -> list[Piece]:
-        """This rank's share of the canonical state, without any communication; the shares of all ranks tile it.
+        """This rank's share of the canonical state, without communication. Together the shares of all ranks cover it
+        once.
 
-        The pieces are views into the live state wherever they can be: copy them before the next step.
+        The pieces are views of the live state where that is possible, so copy them before the next step.
         """
         held = [self._piece(name, kind) for kind in (WEIGHTS, *MOMENTS) for name in self._shapes]
         if self._store.is_shared:
@@ -156,7 +160,7 @@ class Engine(ABC):
 
     @torch.no_grad()
     def restore(self, values: Mapping[Span, Tensor]) -> None:
-        """Overwrites the state by the wanted spans of one that any engine, ZeRO stage and number of ranks saved."""
+        """Restores the wanted spans of a saved state. Any engine, ZeRO stage and number of ranks may have saved it."""
         for kind in (WEIGHTS, *MOMENTS):
             for name in self._shapes:
                 span, held = self._piece(name, kind)
@@ -171,7 +175,7 @@ class Engine(ABC):
             count.fill_(int(values[Span("step", 0, 1)]))
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state` returned, from any engine, ZeRO stage and number of ranks.
+        """Restores the result of `state` from any engine, ZeRO stage and number of ranks.
 
         Raises:
             ConfigError: the state belongs to another network.
@@ -195,7 +199,7 @@ class Engine(ABC):
             )
 
     def reset(self, weights: Mapping[str, Tensor]) -> None:
-        """Starts again from new weights (and buffers), with Adam's moments and count at zero.
+        """Restarts training from new weights (and buffers), with Adam's moments and count of updates at zero.
 
         Args:
             weights: by name, as `full_weights` returns them and `nn.Module.state_dict` does.
@@ -218,7 +222,7 @@ class Engine(ABC):
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """`value` with its floating tensors, also those in tuples, lists and dicts, in another floating type."""
+    """`value` with its floating tensors in another floating type. It enters tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):

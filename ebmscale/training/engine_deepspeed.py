@@ -1,7 +1,7 @@
 """The DeepSpeed engine: the plain engine's update, with its state sharded over the ranks (ZeRO 0 to 3).
 
-All that is DeepSpeed's own is in this file. Torch's Adam is handed to it, so nothing has to be compiled, and the
-canonical state is read and written through its tensor API, so its checkpoint formats are not used.
+Only this file uses DeepSpeed. DeepSpeed gets torch's Adam, so no operator has to be compiled. The canonical state is
+read and written through DeepSpeed's tensor API, so its checkpoint formats are not used.
 """
 
 import atexit
@@ -37,10 +37,10 @@ MAX_BUCKET = 50_000_000  # gradient elements that ZeRO reduces at once
 
 
 class DeepSpeedEngine(Engine):
-    """Trains a module with DeepSpeed; several may live in one process.
+    """Trains a module with DeepSpeed. One process may have several such engines.
 
-    ZeRO reduces and shards through hooks on the module, so the forward pass and the backward pass of a loss must
-    run through the engine: `loss.backward()` or a forward pass through `module` would give wrong gradients.
+    ZeRO reduces and shards through hooks on the module. So the forward pass and the backward pass of a loss must run
+    through the engine. `loss.backward()`, or a forward pass through `module`, would give wrong gradients.
 
     Raises:
         ConfigError: DeepSpeed was set up for another kind of device.
@@ -62,7 +62,7 @@ class DeepSpeedEngine(Engine):
             dist_init_required=False,
         )
         self._store = self._make_store()
-        self.reset(weights)  # DeepSpeed makes its master weights from the bf16 weights; these are exact
+        self.reset(weights)  # DeepSpeed rounds its master weights to bf16; these are exact
 
     def _forward(self, *inputs: Any) -> Any:
         return self._deepspeed(*inputs)
@@ -84,7 +84,7 @@ class DeepSpeedEngine(Engine):
 
     @torch.no_grad()
     def _step_unwrapped(self) -> float:
-        """Clips and skips as DeepSpeed's optimisers do; the averaged gradients lie whole in the parameters."""
+        """Clips and skips as DeepSpeed's optimisers do. The parameters have the whole averaged gradients."""
         norm = clip_([p.grad for p in self._parameters.values() if p.grad is not None], self._clip_norm)
         if math.isfinite(norm):
             self._deepspeed.step()
@@ -109,7 +109,7 @@ class DeepSpeedEngine(Engine):
         if self._settings.zero_stage == 0:
             names = [name for group in self._groups.values() for name in group]
             return WholeStore(self._parameters, dict(zip(names, tensors, strict=True)), self._adam)
-        zero._lazy_init_hp_params_optimizer_state()  # lets parameters find the moments that were just made
+        zero._lazy_init_hp_params_optimizer_state()  # links the parameters to the new moments
         return StateShards(self._parameters)
 
 
@@ -126,7 +126,7 @@ class StateShards:
         self._parameters: Mapping[str, Any] = parameters
 
     def read(self, name: str, kind: str) -> Tensor:
-        """The whole tensor, put together from all ranks."""
+        """The whole tensor, gathered from all ranks."""
         parameter = self._parameters[name]
         whole = (
             safe_get_full_fp32_param(parameter) if kind == WEIGHTS else safe_get_full_optimizer_state(parameter, kind)
@@ -134,7 +134,7 @@ class StateShards:
         return whole.detach()
 
     def held(self, name: str, kind: str) -> tuple[int, Tensor]:
-        """This rank's part; none of a parameter that lies with other ranks."""
+        """This rank's part; empty if other ranks hold the parameter."""
         mapping = self._parameters[name]._hp_mapping
         if mapping is None:
             return 0, torch.empty(0)
@@ -143,7 +143,7 @@ class StateShards:
 
     @torch.no_grad()
     def spread(self, name: str) -> None:
-        """Puts a master weight together from all ranks, in the module."""
+        """Gathers a master weight from all ranks into the module."""
         self._parameters[name].copy_(self.read(name, WEIGHTS))
 
 
@@ -176,20 +176,20 @@ class WeightShards(StateShards):
 
 
 def _wraps_adam(settings: EngineSettings) -> bool:
-    """Whether DeepSpeed wraps Adam in an optimiser that measures, clips and skips: always but for stage 0 in fp32."""
+    """Whether DeepSpeed wraps Adam in its own optimiser, which measures, clips and skips: not for stage 0 in fp32."""
     return settings.zero_stage > 0 or settings.precision == "bf16"
 
 
 def _config(optimizer: OptimizerSettings, settings: EngineSettings, num_elements: int, world: World) -> dict[str, Any]:
     """DeepSpeed's configuration of one engine."""
-    bucket = min(num_elements + num_elements % 2, MAX_BUCKET)  # ZeRO wants an even number
+    bucket = min(num_elements + num_elements % 2, MAX_BUCKET)  # ZeRO requires an even number
     stage = settings.zero_stage
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # formal: a loss comes with its scale
+        "train_micro_batch_size_per_gpu": 1,  # required, but unused: every loss is scaled already
         "gradient_accumulation_steps": 1,
-        # Stages 1 to 3 add gradients up until the step; stage 0 reduces them in backward, where the norm needs them.
+        # Stages 1 to 3 accumulate gradients until the step. Stage 0 reduces them in the backward pass, before the norm.
         "managed_gradient_accumulation": stage == 0,
-        "gradient_clipping": optimizer.clip_norm or 0.0 if _wraps_adam(settings) else 0.0,  # else the engine clips
+        "gradient_clipping": optimizer.clip_norm or 0.0 if _wraps_adam(settings) else 0.0,  # otherwise the engine clips
         "steps_per_print": None,
         "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,  # torch's own Adam counts as untested
@@ -202,28 +202,29 @@ def _config(optimizer: OptimizerSettings, settings: EngineSettings, num_elements
     }
     if settings.precision == "bf16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        config["data_types"] = {"buffer_dtype": "bf16"}  # else batch normalisation meets two types
+        config["data_types"] = {"buffer_dtype": "bf16"}  # otherwise batch normalisation gets two types
     return config
 
 
 def _prepare(world: World) -> None:
-    """Checks that DeepSpeed serves the world's device, and keeps it from compiling and from printing."""
+    """Checks that DeepSpeed uses the world's device. Prevents it from compiling and from printing."""
     found, wanted = get_accelerator().device_name(), world.device.type
     if found != wanted:
         raise ConfigError(f"DeepSpeed computes on {found} but device is {wanted}: set DS_ACCELERATOR={wanted}.")
-    # On CPU it would compile, for about a minute, a shared-memory all-reduce that only inference uses.
+    # On a CPU it would spend a minute compiling a shared-memory all-reduce that only inference uses.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})
     _import_muon()
     log = logging.getLogger("DeepSpeed")
-    log.handlers.clear()  # it writes to stdout; its warnings go where the program's own go
+    log.handlers.clear()  # it writes to stdout; now it logs as the program does
     log.propagate = True
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
 def _import_muon() -> None:
-    """Imports DeepSpeed's Muon, which it looks at for any optimiser, without the compiler that its kernels ask for.
+    """Imports DeepSpeed's Muon without torch's compiler.
 
-    Nobody trains with it here, and importing torch's compiler takes a second.
+    DeepSpeed imports Muon for every optimiser, and Muon's kernels import the compiler, which takes a second. No engine
+    here trains with Muon.
     """
     asked, compiler.compile = compiler.compile, lambda *_, **__: lambda function: function
     try:
@@ -233,7 +234,7 @@ def _import_muon() -> None:
 
 
 def _join_group(world: World) -> None:
-    """Lets DeepSpeed use the world's process group; a world of one gets a group of its own, without any port."""
+    """Lets DeepSpeed use the world's process group. A world of one process gets a group that needs no port."""
     if not dist.is_initialized():
         if world.size > 1:
             raise ValueError("a world of several ranks needs a process group: make it with World.from_environment")

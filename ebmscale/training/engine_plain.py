@@ -1,4 +1,4 @@
-"""The plain torch engine, which all others must equal."""
+"""The plain torch engine: the reference that all other engines must equal."""
 
 import math
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class WholeStore:
         return self._tensor(name, kind).detach().clone()
 
     def held(self, name: str, kind: str) -> tuple[int, Tensor]:
-        """All of it."""
+        """The whole tensor, because this rank holds all of it."""
         return 0, self._tensor(name, kind).detach().view(-1)
 
     @torch.no_grad()
@@ -45,7 +45,7 @@ class WholeStore:
 
 
 class PlainEngine(Engine):
-    """Plain torch: whole state on every rank, one all-reduce of the flat gradient. The oracle of every other engine."""
+    """Plain torch: the whole state is on every rank, and one all-reduce averages the flat gradient."""
 
     def __init__(self, module: nn.Module, optimizer: OptimizerSettings, settings: EngineSettings, world: World):
         weights = {name: value.detach().float().clone() for name, value in module.named_parameters()}

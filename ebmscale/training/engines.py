@@ -1,4 +1,4 @@
-"""Which engine a run has."""
+"""Makes the engine of a run."""
 
 import os
 
@@ -15,11 +15,11 @@ from ebmscale.world import World
 
 
 def make_engine(module: nn.Module, optimizer: OptimizerSettings, settings: EngineSettings, world: World) -> Engine:
-    """Makes the engine that trains `module`, which it takes over, on `world.device`, from rank 0's initial weights.
+    """Makes the engine that trains `module` on `world.device` from rank 0's initial weights.
 
     Args:
-        module: float32, every parameter trained (constants belong in buffers). Without parameters nothing is trained.
-            It must not be used on its own after.
+        module: the engine takes it over, so do not use it afterwards. All parameters are float32 and trained (constants
+            belong in buffers). Without parameters nothing is trained.
         optimizer: Adam's settings.
         settings: which engine and precision.
         world: the ranks that train together.

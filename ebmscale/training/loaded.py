@@ -1,4 +1,4 @@
-"""What the ranks of a run read of a checkpoint, before any part of the run is changed."""
+"""What the ranks of a run read from a checkpoint, before any part of the run is changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ebmscale.world import World
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """What a rank read of a checkpoint.
+    """What a rank has read from a checkpoint.
 
     Attributes:
         saved: the checkpoint.
@@ -41,7 +41,8 @@ def read_checkpoint(
     ratio_shapes: Mapping[str, torch.Size],
     world: World,
 ) -> LoadedCheckpoint | None:
-    """What this rank needs of a checkpoint; None where some rank found it damaged, which is then marked (collective).
+    """What this rank needs of a checkpoint (collective). If any rank finds it damaged, it is marked and None is
+    returned.
 
     Args:
         store: of the run's checkpoints.

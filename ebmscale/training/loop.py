@@ -1,6 +1,5 @@
-"""THE loop: one pass reads a batch, infers its latents, trains generator and ratio, and lets the scheduler decide.
-
-Method: Xiao & Han, NeurIPS 2022, one stage after another; see `density.schedule` for when a stage moves on.
+"""The training loop: each pass reads a batch, infers its latents, trains generator and ratio, and asks the scheduler.
+The method is that of Xiao & Han (NeurIPS 2022): one stage after another. `density.schedule` decides when a stage ends.
 """
 
 import time
@@ -38,9 +37,9 @@ def train(config: RunConfig, view: View, world: World, stop: StopSignal, launch:
     Args:
         config: of the run.
         view: shows it.
-        world: this process's place.
+        world: rank and size of this process.
         stop: whether it is asked to stop.
-        launch: what started this process, where a launcher starts it again by itself.
+        launch: identifies the launcher, if one restarts this process by itself.
 
     Returns:
         The run's address.
@@ -122,7 +121,7 @@ def _next_batch(batches: Iterator[Batch], world: World) -> Batch:
 
 
 def _open_log(run: Run, lease: Lease) -> RunLog:
-    """The run's files, up to what its state knows of, written before any checkpoint that knows of more."""
+    """Opens the run's log files, cut at the position of its state. They are flushed before a checkpoint completes."""
     kept = {EVENTS_FILE: run.done_at["evidence"], METRICS_FILE: run.done_at["metrics"], GUARD_FILE: run.samples_seen}
     trackers = open_trackers(run.config, str(run.storage.url))
     log = RunLog(run.storage, kept, run.config.metrics.tensorboard, lease.check, trackers)
@@ -139,7 +138,7 @@ def _report_metrics(run: Run, view: View, log: RunLog | None) -> None:
 
 
 def _measure(run: Run, view: View, log: RunLog | None) -> bool:
-    """Takes and reports evidence; False where that was stopped, and is to be done after the resume."""
+    """Measures and reports the evidence. False if a stop interrupted it; then the resumed run measures it."""
     try:
         event = take_evidence(run)
     except Stopped:
@@ -168,15 +167,15 @@ def _measure(run: Run, view: View, log: RunLog | None) -> bool:
 
 
 def _out_of_time(stop: StopSignal, grace_s: float) -> Callable[[], bool]:
-    """Whether more than the time of grace has passed since a stop was asked for."""
+    """Whether more than `grace_s` seconds have passed since a stop was requested."""
     return lambda: stop.since is not None and time.monotonic() - stop.since > grace_s
 
 
 def _agree(run: Run, stop: StopSignal, report: BatchReport) -> tuple[bool, dict[str, Any] | None]:
-    """The one reduction at a batch's end: about stopping, saving, and what the guard saw (collective).
+    """The only reduction at the end of a batch: of stops, of saving, and of the losses for the guard (collective).
 
     Returns:
-        Whether any rank was asked to stop; and, of a bad update, what the guard saw.
+        Whether any rank was asked to stop; and, for a bad update, the guard's verdict with the losses.
     """
     writing, failed = run.saver.flags()
     ratio_loss = report.ratio_loss if report.ratio_loss is not None else report.squared_error.new_zeros(())
@@ -203,7 +202,7 @@ def _agree(run: Run, stop: StopSignal, report: BatchReport) -> tuple[bool, dict[
 
 
 def _set_back(run: Run, view: View, log: RunLog | None, batch: Batch, bad: dict[str, Any]) -> None:
-    """Records a bad batch with the keys of its samples, and goes back to a checkpoint where the guard says so."""
+    """Records a bad batch with the keys of its samples. Goes back to a checkpoint if the guard requires it."""
     keys = [key for of_rank in run.world.gather_objects(batch.keys) for key in of_rank]
     if log is not None:
         log.guard(run.samples_seen, bad | {"start": batch.start, "keys": keys})
@@ -216,7 +215,7 @@ def _set_back(run: Run, view: View, log: RunLog | None, batch: Batch, bad: dict[
 
 
 def _go_back(run: Run, log: RunLog | None, reason: str) -> None:
-    """Goes back to a checkpoint, and keeps what is left of it."""
+    """Goes back to the last good checkpoint, and records that."""
     with run.timer.part("checkpoint"):
         position = run.roll_back(reason)
     if log is not None:

@@ -43,7 +43,7 @@ def take_evidence(run: Run) -> dict[str, Any]:
         if not run.stages.trains_at(position):
             return event
         evidence = run.stages.evidence(sample.z, position)
-        if run.config.num_live and not math.isfinite(evidence.loss):  # of stages, the scheduler takes care
+        if run.config.num_live and not math.isfinite(evidence.loss):  # for stages the scheduler handles it
             return event | {"diverged": "the evidence of the ratios is not finite"}
         decision = run.stages.decide(evidence, position)
         return event | {

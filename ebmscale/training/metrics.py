@@ -135,7 +135,7 @@ class RunLog:
         kept: by file, the `samples_seen` of the checkpoint from which the run starts. Later lines are deleted.
         tensorboard: whether to write TensorBoard files (only if the run is in a local folder).
         check: called before anything is written. It raises if this process may not write the run.
-        trackers: where numbers and pictures go too.
+        trackers: further destinations of numbers and pictures.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class RunLog:
         self._line(EVENTS_FILE, {"samples_seen": samples_seen, **values})
 
     def picture(self, samples_seen: int, name: str, picture: np.ndarray) -> None:
-        """Adds a picture (H, W, 3) of uint8 where pictures are shown, which `takes_pictures` says."""
+        """Adds a picture (H, W, 3) of uint8 where pictures are shown (see `takes_pictures`)."""
         for tracker in self._trackers:
             tracker.picture(samples_seen, name, picture)
 
@@ -181,7 +181,7 @@ class RunLog:
         self._line(GUARD_FILE, {"samples_seen": samples_seen, **values})
 
     def keep(self, file: str, content: bytes) -> None:
-        """Writes a file of the run that nothing depends on, such as a picture. If the storage fails, it warns."""
+        """Writes a file of the run on which nothing depends, such as a picture. If the storage fails, it warns."""
         try:
             self._check()
             self._storage.publish(file, content)

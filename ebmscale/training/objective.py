@@ -14,10 +14,11 @@ def generator_loss(
     """The loss of every image (B,), and its squared error per pixel (B,).
 
     The generator minimises -log p(x | z) at posterior latents z. The encoder maximises the evidence lower bound
-    under the current prior, E_q[log p(x, z)] + H(q): the score of log p(x, z) at the encoder's own draw z_0 was
-    already computed when the posterior chain started there, so by the chain rule the bound's gradient needs no
-    further pass through the generator and none through the prior. Without a chain the images were made at the draw
-    itself (see `ImageModel.forward`), so their likelihood's gradient reaches the encoder, and the score is the prior's.
+    under the current prior, E_q[log p(x, z)] + H(q). The posterior chain starts at the encoder's own draw z_0, and has
+    computed the score of log p(x, z) there. So by the chain rule the gradient of the bound needs no further pass
+    through generator and prior. If there is no chain, the images are those of the draw itself (see
+    `ImageModel.forward`). Then the gradient of their likelihood reaches the encoder, and the score is that of the prior
+    alone.
 
     Args:
         x: (B, C, H, W) images.

@@ -70,12 +70,12 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
 
     Args:
         config: of the run.
-        world: this process's place.
+        world: rank and size of this process.
         stop: ends the checks.
-        lease: of the run, which rank 0 takes; None where nobody else can want to write it.
+        lease: of the run, which rank 0 takes; None if no other process can write the run.
 
     Raises:
-        ConfigError: the run exists with other settings; the images have no network form.
+        ConfigError: the run exists with other settings, or there is no network for images of this size.
         DataError: the data set is missing or damaged, or is not the one that the run began with.
         StorageError: the run's storage cannot be written.
         LostRunError: another process writes the run.
@@ -94,7 +94,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     storage, data = run_storage(config), open_storage(config.data).hearing(stop.event)
-    reading = storage.hearing(stop.event)  # while nothing needs to be saved yet
+    reading = storage.hearing(stop.event)  # a stop ends its waits: nothing needs to be saved yet
     gain = least_bf16_gain(config, world)
     asked, begun = config, list[ImageModel]()  # the first rank's networks, which the engine takes to the others
     prepare = partial(_prepare, asked, gain, reading, data, lease, begun)
@@ -133,7 +133,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
 
 
 def _restore(run: Run) -> None:
-    """Goes to the newest valid checkpoint, if the run has any checkpoint (collective)."""
+    """Restores the newest valid checkpoint, if the run has any checkpoint (collective)."""
     if run.restore() is None and run.world.broadcast(run.saver.store.finished() if run.world.is_first else None):
         raise StorageError(
             f"The run {run.storage.url} has no valid checkpoint left, every one is damaged (see `ebmscale inspect`); "
@@ -142,17 +142,17 @@ def _restore(run: Run) -> None:
 
 
 def least_bf16_gain(config: RunConfig, world: World) -> float:
-    """How many times faster than fp32 the run's slowest device multiplies bf16 (collective); 1 where it never does."""
+    """The least speed-up of matrix products by bf16 over all ranks (collective); 1 for a run in fp32."""
     return 1.0 if config.precision == "fp32" else min(world.gather_objects(bf16_gain(world.device)))
 
 
 def with_precision(config: RunConfig, gain: float, begun: Precision = "auto") -> RunConfig:
-    """The configuration with the precision that `auto` stands for; bf16 that would be emulated is warned of.
+    """The configuration with the precision in place of `auto`. Warns if bf16 is slower than fp32 here.
 
     Args:
         config: as it was given.
         gain: see `least_bf16_gain`.
-        begun: what a run that is resumed began with.
+        begun: the precision with which the run began; `auto` for a new run.
     """
     chosen = begun if config.precision == "auto" else config.precision
     if chosen == "auto" and config.model.is_identity:
@@ -166,7 +166,7 @@ def with_precision(config: RunConfig, gain: float, begun: Precision = "auto") ->
 
 
 def _with_begun_kind(config: RunConfig, begun: RunConfig) -> RunConfig:
-    """The configuration with the `prior.kind` that a run began with, where it does not say another itself."""
+    """The configuration with the `prior.kind` with which the run began, unless the configuration sets one itself."""
     if "kind" in config.prior.model_fields_set or config.prior.kind == begun.prior.kind:
         return config
     log.info("prior.kind: %s, as the run began", begun.prior.kind)
@@ -174,7 +174,7 @@ def _with_begun_kind(config: RunConfig, begun: RunConfig) -> RunConfig:
 
 
 def _form(run: Run) -> FormName:
-    """The generator's form in chains, measured by rank 0 for all (collective); plain where there are no chains."""
+    """The generator's form in chains, which rank 0 chooses for all ranks (collective); plain if there are no chains."""
     config, world = run.config, run.world
     if config.posterior.num_steps == 0:
         return "plain"
@@ -187,7 +187,7 @@ def _form(run: Run) -> FormName:
 def _ratio_trainer(config: RunConfig, settings: EngineSettings, world: World, poll: StopPoll) -> RatioTrainer:
     prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config).to(world.device))
     of_ratios = _ratio_settings(config, settings.dtype)
-    settings = replace(settings, precision="fp32")  # so small a network gains nothing by bf16, and its ratio loses
+    settings = replace(settings, precision="fp32")  # bf16 makes so small a network no faster, and its ratio worse
     network = build_live_networks(config) if config.num_live else build_ratio_network(config)
     engine = make_engine(network, _adam(config.train.ratio), settings, world)
     if config.method == "lebm" or (config.method == "tre" and config.num_live):
@@ -212,10 +212,10 @@ def _ratio_settings(config: RunConfig, chain_dtype: torch.dtype) -> RatioSetting
 
 
 def _stages_block(config: RunConfig) -> StagesBlock:
-    """The stages that the method has; that of `nce` lasts the whole run.
+    """The settings of the method's stages. The one stage of `nce` lasts the whole run.
 
-    Evidence is taken after a batch, so what lies between two measurements is rounded up to whole batches: otherwise
-    settling could be due between them and never begin.
+    Evidence is measured after a batch. So the time between two measurements is rounded up to whole batches. Otherwise
+    settling could be due between two measurements and never begin.
     """
     batch, every, end = config.train.batch_size, config.stages.evidence_every, config.train.max_samples
     changes = {"max_stages": config.most_stages, "evidence_every": -(-every // batch) * batch}
@@ -233,7 +233,7 @@ def _prepare(
     begun: list[ImageModel],
     check: Callable[[], None],
 ) -> tuple[RunConfig, Any, dict[Any, Any]]:
-    """What one rank does before all begin: tries the storage, takes the run, packs, verifies and counts the data.
+    """The work of one rank before all begin: it tries the storage, takes the run, packs, verifies and counts the data.
 
     The networks that the run begins with are put into `begun`, unless it has a checkpoint.
 
@@ -269,7 +269,7 @@ def _prepare(
 
 
 class _Listening(threading.Event):
-    """Is never set; a wait for it ends by what `check` raises."""
+    """An event that is never set. A wait for it calls `check`, whose exception ends the wait."""
 
     def __init__(self, check: Callable[[], None]):
         super().__init__()
@@ -284,7 +284,7 @@ class _Listening(threading.Event):
 
 
 def _check_unchanged(storage: Storage, old: RunConfig | None, config: RunConfig) -> None:
-    """Leaves a run alone that computes something else."""
+    """Refuses to resume a run with settings that compute something else."""
     changed = changed_keys(old, config) if old is not None else []
     if changed:
         raise ConfigError(
@@ -294,7 +294,7 @@ def _check_unchanged(storage: Storage, old: RunConfig | None, config: RunConfig)
 
 
 def _engine_settings(config: RunConfig, world: World) -> EngineSettings:
-    """The engine: `auto` takes DeepSpeed for several processes; alone it has nothing to share out."""
+    """The engine's settings. `auto` takes DeepSpeed for several processes, because one process has nothing to shard."""
     kind = config.engine
     if kind == "auto":
         kind = "deepspeed" if world.size > 1 else "plain"

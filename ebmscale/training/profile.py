@@ -85,7 +85,7 @@ class Profile:
         with ExitStack() as stack:
             count = None
             if 0 < at <= COUNTED:
-                if self._device.type == "cuda":  # a graph's kernels cannot be counted
+                if self._device.type == "cuda":  # the kernels of a graph cannot be counted
                     stack.enter_context(self._sampling.step_by_step())
                 count = stack.enter_context(FlopCount())
             stack.enter_context(record_function(name))

@@ -1,4 +1,4 @@
-"""A run: everything that a configuration and a world make, and its state as a checkpoint."""
+"""A run: all parts that are made from a configuration and a world, and their state as a checkpoint."""
 
 import json
 import math
@@ -35,15 +35,15 @@ from ebmscale.world import World
 class Run:
     """The parts of a run in one process.
 
-    What changes in it is changed by its methods alone.
+    Only its own methods change its values.
 
     Attributes:
         storage: of the run.
-        data: what it trains on.
-        stream: of the batches, once they were asked for.
+        data: the training set.
+        stream: of the batches; None before the first call of `batches`.
         samples_seen: the run's clock.
-        done_at: where evidence, metrics and a checkpoint were last taken.
-        measured: at the last evidence, by which checkpoints are kept.
+        done_at: `samples_seen` at the last evidence, metrics and checkpoint.
+        measured: numbers of the last evidence, by which the best checkpoints are chosen.
         residuals: of held-out images, at the last evidence.
     """
 
@@ -67,13 +67,13 @@ class Run:
     residuals: Residuals | None = None
 
     def due(self, what: str, every: int, last: bool = False) -> bool:
-        """Whether a multiple of `every` samples was passed since `what` was last done, or this is the last time."""
+        """Whether `what` is due: a multiple of `every` samples was passed since the last time, or this is the end."""
         if last:
             return self.done_at[what] != self.samples_seen
         return self.done_at[what] // every != self.samples_seen // every
 
     def batches(self, start: int | None = None) -> Iterator[Batch]:
-        """The batches from `samples_seen` on; those of an earlier call end. A `start` sets the clock to it first."""
+        """The batches from `samples_seen` on, which a `start` sets first. It ends the batches of an earlier call."""
         if start is not None:
             self.samples_seen = start
         if self.stream is not None:
@@ -82,15 +82,15 @@ class Run:
         return iter(self.stream)
 
     def finish(self, batch: Batch) -> None:
-        """A batch has been trained: the clock is at its end."""
+        """Sets the clock to the end of a batch that has been trained."""
         self.samples_seen = batch.end
 
     def mark(self, what: str) -> None:
-        """`what` (a key of `done_at`) is done at this position."""
+        """Records that `what` (a key of `done_at`) was done at this position."""
         self.done_at[what] = self.samples_seen
 
     def keep_measured(self, measured: dict[str, float]) -> None:
-        """Keeps what evidence gave, for checkpoints to be told apart by; numbers that are not finite are left out."""
+        """Keeps the finite numbers of the evidence, by which the best checkpoints are chosen."""
         self.measured = {name: value for name, value in measured.items() if math.isfinite(value)}
 
     def keep_residuals(self, mean: Tensor) -> None:
@@ -103,7 +103,7 @@ class Run:
         return shows_images(self.config, self.data.manifest.image_shape)
 
     def summary(self) -> RunSummary:
-        """The run as a view shows it when it is opened."""
+        """What a view shows of the run when it is opened."""
         return RunSummary(
             url=self.storage.url,
             samples_seen=self.samples_seen,
@@ -122,7 +122,7 @@ class Run:
         return Activity(self.samples_seen, self.timer.current)
 
     def close(self) -> None:
-        """Ends the threads that read ahead and that write; what is not written by then is given up."""
+        """Ends the threads that read ahead and that write. A checkpoint that is not complete by then is abandoned."""
         if self.stream is not None:
             self.stream.close()
         self.saver.close()
@@ -160,7 +160,7 @@ class Run:
         self.saver.begin(self.samples_seen, self.share(), Draft(about, self._values(), ratios))
 
     def save_and_wait(self, out_of_time: Callable[[], bool] = lambda: False) -> None:
-        """Waits for the checkpoint that is being written, and then for one of now, unless that was it (collective).
+        """Waits until the current state is saved, after any checkpoint that is being written (collective).
 
         Args:
             out_of_time: whether the time for writing is over.
@@ -174,7 +174,7 @@ class Run:
             self.saver.finish(out_of_time)
 
     def before_manifests(self, action: Callable[[], None]) -> None:
-        """Has rank 0 call `action` before it completes a checkpoint."""
+        """Makes rank 0 call `action` before it completes a checkpoint."""
         self.saver.before_manifest = action
 
     def _values(self) -> dict[str, dict[str, Any]]:
@@ -194,13 +194,13 @@ class Run:
         return {"state": json.loads(json.dumps(state)), "clock": self.timer.values()}
 
     def restore(self, only_good: bool = False) -> SavedCheckpoint | None:
-        """Goes to the newest valid checkpoint, whatever world and engine wrote it (collective).
-
-        Returns:
-            The checkpoint; None where there is none.
+        """Restores the newest valid checkpoint. Any world and any engine may have written it (collective).
 
         Args:
-            only_good: pass over those that were saved amid skipped updates.
+            only_good: whether to skip checkpoints that were saved right after a skipped update.
+
+        Returns:
+            The checkpoint; None if there is none.
 
         Raises:
             StorageError: the storage cannot be read.
@@ -231,7 +231,7 @@ class Run:
         self.saver.last_saved = saved.samples_seen
         form = state.form
         if self.config.posterior.kernel == "auto" and form is not None and is_for(form, self.world.device):
-            self.sampling.use(form)  # the one that the run began with, whatever is faster here and now
+            self.sampling.use(form)  # the form with which the run began, even if another is faster now
         self.sampling.refresh()
 
     def roll_back(self, reason: str) -> int:
@@ -243,10 +243,10 @@ class Run:
             reason: what happened, for the message.
 
         Returns:
-            Where the checkpoint was.
+            `samples_seen` of the checkpoint.
 
         Raises:
-            DivergenceError: that was done as often as it may be, or there is no good checkpoint.
+            DivergenceError: the run was rolled back too often, or there is no good checkpoint.
         """
         self.saver.finish()
         self.guard.check_run_rollbacks(reason)

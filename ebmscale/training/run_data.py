@@ -49,7 +49,7 @@ class RunData(BaseModel):
 
 
 def load_or_pack(config: RunConfig, data: Storage, check: Callable[[], None] = lambda: None) -> Manifest:
-    """The manifest of the run's data set, which is packed first if `data.format` says from what and it is not there.
+    """The manifest of the run's data set. If there is no set and `data.format` is given, the set is packed first.
 
     Args:
         config: of the run.

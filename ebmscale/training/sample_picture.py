@@ -1,4 +1,4 @@
-"""A grid of images of the current prior, to look at while a run trains.
+"""A grid of images of the current prior, which shows the progress of a run.
 
 Shapes: N images, C H W image, Z latent.
 """
@@ -19,7 +19,7 @@ COLUMNS = 8
 def sample_picture(run: Run) -> np.ndarray:
     """The generator's images at samples of the prior, as uint8 (height, width, 3); see `LatentModel.sample_prior`.
 
-    Of a prior that is learned on chains, they are this rank's held-out chains.
+    For a prior that is learned on chains, the samples are this rank's held-out chains.
     """
     generator = run.sampling.model.generator
     weights = weight_of(generator)
@@ -36,7 +36,7 @@ def _latents(run: Run) -> Tensor:
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """Images (N, C, H, W) of uint8 in rows of `COLUMNS`, as one picture (height, width, 3); places left are black."""
+    """Images (N, C, H, W) of uint8 in rows of `COLUMNS`, as one picture (height, width, 3). Empty places are black."""
     num, channels, height, width = images.shape
     rows = -(-num // COLUMNS)
     whole = np.zeros((rows * COLUMNS, channels, height, width), dtype=np.uint8)

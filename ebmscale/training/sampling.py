@@ -1,4 +1,4 @@
-"""The sampling copy: the networks that chains run through, apart from what the engines train.
+"""The sampling copy: a copy of the networks through which chains run. The engines train the originals.
 
 After each update the weights are refreshed into a plain copy without gradients, in the precision of the chains and
 channels-last. So the training state may be sharded in any way while the inner passes cost no communication. The
@@ -48,13 +48,13 @@ class SamplingCopy:
         self.refresh()
 
     def use(self, form: FormName) -> None:
-        """Takes a form for the generator from now on."""
+        """Sets the form of the generator from now on."""
         self.model = ImageModel(form_of(form, self._plain.generator), self._plain.encoder)
         self.form = form
 
     @contextmanager
     def step_by_step(self) -> Iterator[None]:
-        """Chains inside run through the plain generator, every operation by itself, so that it can be counted."""
+        """Inside this context chains run through the plain generator, so that each of its operations can be counted."""
         model, graphs = self.model, self.graphs
         self.model, self.graphs = self._plain, None
         try:
@@ -64,7 +64,7 @@ class SamplingCopy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Takes the engine's present weights (collective)."""
+        """Copies the engine's current weights (collective)."""
         for name, weight in self._engine.working_weights().items():
             self._targets[name].copy_(weight)
         if isinstance(self.model.generator, BatchInnerGenerator):
@@ -76,7 +76,7 @@ class AverageWeights:
 
     Args:
         engine: whose weights are averaged.
-        world: this process's place.
+        world: rank and size of this process.
     """
 
     def __init__(self, engine: Engine, world: World):
@@ -84,7 +84,7 @@ class AverageWeights:
         self._weights = engine.full_weights()
 
     def update(self, half_lives: float) -> None:
-        """Takes the present weights after `half_lives` half-lives since the last time (collective)."""
+        """Adds the current weights to the average, `half_lives` half-lives after the last call (collective)."""
         for name, weight in self._engine.full_weights().items():
             if weight.is_floating_point():
                 self._weights[name].lerp_(weight, 1 - 0.5**half_lives)
@@ -104,16 +104,16 @@ class AverageWeights:
             )
 
     def share(self) -> list[Piece]:
-        """What this rank writes of them."""
+        """The share that this rank writes."""
         pieces = [piece(name, weight) for name, weight in self._weights.items()]
         return share_of(pieces, self._world.rank, self._world.size)
 
     def wanted(self) -> list[Span]:
-        """The spans that `restore` needs: all, on every rank."""
+        """The spans that `restore` needs: the whole tensors, on every rank."""
         return whole_spans(self.shapes())
 
     def restore(self, values: Mapping[Span, Tensor]) -> None:
-        """Takes what the ranks' shares hold."""
+        """Restores the averages from the shares of all ranks."""
         for span in self.wanted():
             weight = self._weights[span.name]
             weight.copy_(values[span].view(weight.shape))

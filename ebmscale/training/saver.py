@@ -50,7 +50,7 @@ class Saver:
     """Writes a run's checkpoints, one at a time. All ranks call the same methods in the same order.
 
     Args:
-        store: the checkpoints of the run. Its stop event does not end the waits of a save; `close` does.
+        store: the checkpoints of the run. Its stop event does not end the waits of a save. `close` ends them.
         world: rank and size of this process.
         settings: how long a failing storage is tried again.
         lease: the right to write the run; None if no other process can write it.

@@ -1,4 +1,4 @@
-"""What others may know of a run: values that are passed to views and watches in place of the run."""
+"""Facts about a run, which views and watches get instead of the run itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class RunSummary:
 
 
 class Activity(NamedTuple):
-    """What a run is doing at a moment.
+    """What a run is doing now.
 
     Attributes:
         samples_seen: so far.

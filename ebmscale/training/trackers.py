@@ -23,7 +23,7 @@ AXIS = "samples_seen"
 
 
 class Tracker(Protocol):
-    """Where numbers and pictures go."""
+    """A destination of numbers and pictures."""
 
     def numbers(self, samples_seen: int, values: Mapping[str, float]) -> None:
         """Adds a point at `samples_seen` to the curve of every name."""
@@ -98,7 +98,7 @@ class MlflowTracker:
 
 
 TRACKERS: dict[str, Callable[[RunConfig, str], Tracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
-"""By the names in `metrics.trackers`, which are those of the packages."""
+"""The trackers by their names in `metrics.trackers`, which are the names of the packages."""
 
 
 class Guarded:
@@ -130,7 +130,7 @@ class Guarded:
     def _try(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except Exception as error:  # of another project's code, over a network
+        except Exception as error:  # code of another project may raise anything
             self._tracker = None
             log.warning("%s is switched off for this run: %s", self._name, " ".join(str(error).split())[:300])
             return None
@@ -153,5 +153,5 @@ def open_trackers(config: RunConfig, url: str) -> list[Tracker]:
 
 
 def _digest(url: str) -> str:
-    """A name of a run for a tracker, the same at every resume."""
+    """The name of a run for a tracker. It is the same at every resume."""
     return hashlib.sha256(url.encode()).hexdigest()[:16]

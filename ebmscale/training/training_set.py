@@ -1,4 +1,4 @@
-"""What a run trains and measures on: the packed set, this rank's held-out images, and the stream of batches.
+"""The data of a run: the packed set, this rank's held-out images, and the stream of batches.
 
 Shapes: B held-out images of this rank, C H W of an image.
 """

@@ -1,4 +1,4 @@
-"""One update: the latents of a batch are inferred, generator and ratio are trained on them."""
+"""One update: it infers the latents of a batch, and trains generator and ratio on them."""
 
 import math
 import time
@@ -16,18 +16,18 @@ from ebmscale.training.objective import generator_loss
 from ebmscale.training.run import Run
 
 MOST_LOST = 0.5
-"""The share of a batch's posterior chains that may diverge before its update is left out."""
+"""If more than this share of a batch's posterior chains diverges, its update is skipped."""
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What one batch gave on this rank.
+    """The results of one batch on this rank.
 
     Attributes:
-        squared_error: sum over its images of the squared error per pixel; NaN where the generator stands still.
+        squared_error: sum over its images of the squared error per pixel; NaN if the generator no longer trains.
         num_images: of this rank.
-        ratio_loss: mean loss of the ratio updates, None where there were none.
-        bad: whether an update was left out (the same on every rank).
+        ratio_loss: mean loss of the ratio updates; None if there were none.
+        bad: whether an update was skipped (the same on every rank).
         chain_step_s: mean seconds of a step of the posterior chain.
     """
 
@@ -56,7 +56,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     with timer.part("generator"):
         if run.generator_trains:
             squared_error, grad_norm = _update_generator(run, x, sample)
-        else:  # a pass through it would tell nothing that the held-out images do not
+        else:  # no pass through it: held-out images measure its error
             squared_error, grad_norm = x.new_full((len(x),), math.nan), 0.0
     if not math.isfinite(grad_norm):
         return BatchReport(squared_error.sum(), len(x), None, True, chain_step_s)

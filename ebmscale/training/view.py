@@ -67,7 +67,7 @@ class View:
     def metrics(self, samples_seen: int, metrics: dict[str, Any]) -> None:
         """Shows the metrics of an interval."""
         now = time.perf_counter()
-        if samples_seen > self._mark[0]:  # a resume may begin with the metrics of the interval before it
+        if samples_seen > self._mark[0]:  # a resumed run may begin with metrics of the interval before its start
             self._rate = (samples_seen - self._mark[0]) / max(now - self._mark[1], 1e-9)
         self._mark = (samples_seen, now)
         self._metrics = metrics
@@ -99,7 +99,7 @@ class View:
             self._live = None
 
     def _line(self, samples_seen: int, *lines: str) -> None:
-        """Prints lines; above the live part, so that they stay in the terminal's history."""
+        """Prints lines above the live part, so that they stay in the terminal's history."""
         if self._quiet:
             return
         if self._progress is not None:
@@ -143,7 +143,7 @@ def _error(event: dict[str, Any], before: str, after: str = "") -> str:
 
 
 def event_lines(samples_seen: int, event: dict[str, Any], width: int) -> list[str]:
-    """For a terminal that is too narrow for one line: the bound and the decision, the other numbers, the reason."""
+    """The lines for a narrow terminal: first the bound and the decision, then the other numbers, then the reason."""
     head, margin = f"{samples_seen:>9,} samples  stage {event['stage']}", " " * 11
     if "evidence" not in event:
         return [f"{head}{_error(event, '  held-out mse ')}"]

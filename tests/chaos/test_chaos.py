@@ -45,7 +45,6 @@ def assert_survived(result: Result) -> None:
 
 @pytest.mark.slow
 @pytest.mark.s3
-@pytest.mark.xdist_group("s3")
 @pytest.mark.timeout(1200)
 def test_every_kind_of_fault_once_and_the_end_is_that_of_an_undisturbed_run(campaign):
     plan = Plan(len(KINDS), 3, (Topology(1),), checkpoint_every=320, limits=Limits(outage_s=14))
@@ -58,7 +57,6 @@ def test_every_kind_of_fault_once_and_the_end_is_that_of_an_undisturbed_run(camp
 @pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.deepspeed
-@pytest.mark.xdist_group("s3")
 @pytest.mark.timeout(3600)
 def test_64_faults_on_two_processes_that_share_the_state(campaign):
     assert_survived(campaign(Plan(64, seed=11, topologies=(Topology(2, zero_stage=2),))))
@@ -67,7 +65,6 @@ def test_64_faults_on_two_processes_that_share_the_state(campaign):
 @pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.deepspeed
-@pytest.mark.xdist_group("s3")
 @pytest.mark.timeout(3600)
 def test_64_faults_with_another_topology_at_each_restart(campaign):
     result = campaign(Plan(64, seed=12, topologies=topologies((1, 2, 4), (None, 0, 1, 2, 3))))

@@ -83,7 +83,6 @@ def listening(cluster: LocalCluster) -> set[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("ray")
 def test_a_cluster_on_the_machines_network_is_its_owners_alone(cluster: LocalCluster) -> None:
     cluster.up(1, "--cpus", "1", "--network", "host")
     assert listening(cluster) == {"127.0.0.1"}
@@ -100,7 +99,6 @@ def test_a_cluster_on_the_machines_network_is_its_owners_alone(cluster: LocalClu
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("network", ["host", "auto"])
 def test_a_killed_head_comes_back_at_once_while_another_node_lives(cluster: LocalCluster, network: str) -> None:
     cluster.up(2, "--cpus", "1", "--network", network)
@@ -125,7 +123,6 @@ def test_a_killed_head_comes_back_at_once_while_another_node_lives(cluster: Loca
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_a_driver_finds_the_token_or_is_told_to(cluster: LocalCluster, tmp_path: Path) -> None:
     cluster.up(1, "--cpus", "1", "--network", "host")
     address, path = cluster.address, {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}

@@ -17,7 +17,7 @@ from ebmscale.errors import StorageError
 from ebmscale.storage import Storage
 from tests.faulty_proxy import FaultyProxy
 
-pytestmark = [pytest.mark.s3, pytest.mark.xdist_group("s3")]  # one server for all
+pytestmark = [pytest.mark.s3]  # one server for all
 
 NUM = 600
 SETTINGS = {"split": "train", "batch_size": 24, "seed": 5, "num_streams": 12, "window": 16, "validation_fraction": 0}

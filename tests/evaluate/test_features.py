@@ -157,7 +157,7 @@ def test_a_damaged_classifier_is_refused(classifier_url, tmp_path):
     weights[-1] ^= 1
     damaged.publish("feature_net.safetensors", bytes(weights))
     damaged.publish("feature_net.json", whole.read_bytes("feature_net.json"))
-    with pytest.raises(StorageError, match="its sha256 is not that in"):
+    with pytest.raises(StorageError, match="its sha256 differs from that in"):
         open_features(damaged.url)
     damaged.publish("feature_net.json", b"{}")
     with pytest.raises(StorageError, match="does not describe a classifier"):

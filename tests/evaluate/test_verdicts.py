@@ -45,7 +45,7 @@ def test_rounding_loses_less_than_half_the_error(value, error):
     [
         (0.39, "good", "the same mean log density under p_1"),
         (-0.39, "good", "the same mean log density"),
-        (0.41, "bad", "samples miss where the posteriors are"),
+        (0.41, "bad", "samples miss regions where posteriors lie"),
         (-0.41, "bad", "the prior gives too little mass to some images"),
         (math.nan, "bad", "diverged"),
     ],
@@ -83,7 +83,7 @@ def test_only_stages_of_the_prior_are_judged():
     assert "the prior is the base density" in verdicts.last_stage([], 3).text
     real = verdicts.last_stage([Stage(1, 2.0, 0.1), Stage(2, 0.3, 0.02)], 3)
     assert (real.grade, real.advice) == ("good", "")
-    assert "stage (2) is real: its KL bound is 0.30 ± 0.02 nats" in real.text
+    assert "stage (2) improves the prior: its KL bound is 0.30 ± 0.02 nats" in real.text
     assert "raise stages.max_stages" in verdicts.last_stage([Stage(3, 0.3, 0.02)], 3).advice
     assert "adds little" in verdicts.last_stage([Stage(1, 0.3, 0.2)], 3).text
 
@@ -149,7 +149,7 @@ def test_figures_of_samples():
     assert (weights.grade, weights.advice) == ("bad", "Draw with --method smc.")
     smc = {"log Z": 1.0, "log Z standard error": 0.1, "log Z by stepping stones": 1.0}
     few, log_z = verdicts.of_samples(smc | {"least effective sample size (fraction)": 0.05})
-    assert "only 5% of the particles" in few.text
+    assert "Only 5% of the particles were effective" in few.text
     assert log_z.grade == "good"
 
 

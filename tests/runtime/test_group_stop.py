@@ -18,7 +18,7 @@ objectives: [{metric: held_out_mse, direction: min}]
 space: {train.generator.rate: {choice: [3.0e-3]}}
 """
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

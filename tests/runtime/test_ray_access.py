@@ -143,7 +143,6 @@ print("OPEN", len(GcsClient(address=sys.argv[1]).get_all_node_info()))
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("ray")
 def test_the_ray_of_a_run_listens_on_this_machine_alone_and_asks_for_the_token(home: Path) -> None:
     pytest.importorskip("ray")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

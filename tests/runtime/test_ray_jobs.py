@@ -21,7 +21,7 @@ from tests.runtime.local_cluster import ROOT, LocalCluster, config_file, final_s
 from tests.runtime.search_runs import BEGUN, DONE, check_complete, space_file, store_at, tiny_config
 from tests.s3_server import SECRET, S3Server
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TWO = "ray.num_workers=2"
 

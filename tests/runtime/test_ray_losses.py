@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.conftest import MID, RESUMED, undisturbed
 from tests.runtime.local_cluster import LocalCluster, final_state, running, train_command
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TWO = "ray.num_workers=2"
 WORKER = "ray::RayTrainWorker"

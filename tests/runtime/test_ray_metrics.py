@@ -14,7 +14,7 @@ import pytest
 from ebmscale.runtime.gauges import GAUGES
 from tests.runtime.local_cluster import PATIENCE_S, LocalCluster, running, train_command
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PLACES = """
 import json, ray

@@ -46,7 +46,6 @@ def tune(folder: Path, text: str, space: str, **environment: str) -> subprocess.
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("ray")
 def test_trials_that_diverge_or_err_are_told_with_their_reasons_and_end_nothing(tiny_text: str, tmp_path: Path) -> None:
     done = tune(tmp_path, tiny_text, SPACE)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -26,7 +26,7 @@ from tests.runtime.search_runs import (
 )
 from tests.s3_server import SECRET, S3Server
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 PATIENCE_S = 600.0  # for one trial on a busy machine
 

@@ -10,7 +10,7 @@ from ebmscale.search.objectives import objective_value
 from tests.runtime.local_cluster import running
 from tests.runtime.search_runs import command, space_file, store_at, tiny_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 PATIENCE_S = 3000.0
 WORKERS = {"train": {"max_samples": 1280}, "ray": {"num_workers": 2, "cpus_per_worker": 0.5}}

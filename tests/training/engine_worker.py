@@ -1,12 +1,14 @@
 """Trains two small networks with many engines, one after another, and saves what came out.
 
-    python engine_worker.py PHASE FOLDER      one process, or as many as torchrun starts
+    python engine_worker.py FOLDER
 
-Phases run in the order of PHASES; later ones continue from states that earlier ones saved with another number of
-processes. The test reads the results: this script judges nothing.
+Phases run in the order of PHASES, each on its number of processes; later ones continue from states that earlier ones
+saved with another number. The test reads the results: this script judges nothing.
 """
 
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +160,8 @@ def save(value: Any, path: Path, world: World) -> None:
     world.barrier()
 
 
-def main(phase: str, folder: Path) -> None:
-    """Runs one phase."""
+def run_phase(phase: str, folder: Path) -> None:
+    """Runs one phase on this rank."""
     torch.set_num_threads(1)
     world = World.from_environment("cpu")
     _, fresh, resumed = PHASES[phase]
@@ -173,4 +175,9 @@ def main(phase: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed reads it at its import
+    import ebmscale.training.engine_deepspeed  # noqa: F401 (once for all ranks)
+    from tests.ranks import run_ranks
+
+    for name, (num_ranks, _, _) in PHASES.items():
+        run_ranks(num_ranks, partial(run_phase, name, Path(sys.argv[1])))

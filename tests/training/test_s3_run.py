@@ -26,7 +26,7 @@ from tests.conftest import PATIENCE_S
 from tests.faulty_proxy import FaultyProxy
 from tests.program import run_here
 
-pytestmark = [pytest.mark.s3, pytest.mark.xdist_group("s3")]
+pytestmark = pytest.mark.s3
 
 
 def on_s3(config: RunConfig, name: str) -> RunConfig:

@@ -63,7 +63,6 @@ def straight(digits_url: str, tmp_path_factory: pytest.TempPathFactory) -> RunCo
     return config
 
 
-@pytest.mark.xdist_group("stops")  # one run that was never stopped serves all
 @pytest.mark.parametrize(
     ("part", "after"),
     [("posterior", 1), ("posterior", 100), ("evidence", 1), ("evidence", 23), ("evidence", 26), ("evidence", 40)],

@@ -18,18 +18,18 @@ from ebmscale.model.run_folder import run_storage
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
 
-pytestmark = pytest.mark.xdist_group("topologies")  # one series of runs serves all
-
 ENGINES = ["plain", "zero0", "zero1", "zero2", "zero3"]
 LEGS = [(1, ["train", *ENGINES]), (4, ENGINES), (2, ENGINES[::-1]), (1, ["zero3", "plain"])]
+ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("topology_worker.py")
 
 
-def run_leg(config: Path, size: int, engines: list[str]) -> list[str]:
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
+def run_legs(config: Path) -> list[str]:
+    """The names of all checkpoints, in the order of the legs."""
     done = subprocess.run(
-        [sys.executable, *several, str(WORKER), str(config), *engines],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500, check=False,
+        [sys.executable, str(WORKER), str(config), *(f"{size}={','.join(engines)}" for size, engines in LEGS)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=500,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return [line.split()[1] for line in done.stdout.splitlines()]
@@ -66,12 +66,8 @@ def saved(digits_url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[St
             "every_samples: 1600", "every_samples: 800, keep_last: 100"
         )
     )
-    found = []
-    for size, engines in LEGS:
-        names = run_leg(config, size, engines)
-        found += [
-            (size, engine, name) for engine, name in zip([e for e in engines if e != "train"], names, strict=True)
-        ]
+    saves = [(size, engine) for size, engines in LEGS for engine in engines if engine != "train"]
+    found = [(size, engine, name) for (size, engine), name in zip(saves, run_legs(config), strict=True)]
     return run_storage(parse_config(config.read_text())), found
 
 

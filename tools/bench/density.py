@@ -22,15 +22,18 @@ Shapes: N samples, Z coordinates, G grid points.
 import argparse
 import json
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from ebmscale.density.losses import nce
 from ebmscale.density.prior import StandardNormal
@@ -40,6 +43,7 @@ from ebmscale.ratios import FitSettings, FittedRatio, fit_ratio
 from ebmscale.ratios.fit import build_network
 from ebmscale.ratios.uses import mutual_information
 from ebmscale.seeds import torch_generator
+from tools.bench.toys import Toy, toys
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "quadratic": {"quadratic": True, "hidden": ()},
@@ -50,50 +54,6 @@ CORRELATION = 0.7951
 NUM_SAMPLES = 100_000
 SINGLE_UPDATES = 3000
 HALF_WIDTH, GRID_POINTS = 5.0, 1001
-
-
-class Toy(NamedTuple):
-    """A density in the plane as a mixture: centres (M, 2), and what is added to a centre for a sample.
-
-    Attributes:
-        centres: of equal weight.
-        sd: of the Gaussian around each; None for squares of side 1.
-    """
-
-    centres: Tensor
-    sd: float | None
-
-    def sample(self, num: int, generator: torch.Generator) -> Tensor:
-        """Exact samples (N, 2)."""
-        centres = self.centres[torch.randint(len(self.centres), (num,), generator=generator)].float()
-        if self.sd is None:
-            return centres + torch.rand(num, 2, generator=generator) - 0.5
-        return centres + self.sd * torch.randn(num, 2, generator=generator)
-
-    def log_density(self, z: Tensor) -> Tensor:
-        """Normalised, at z (N, 2), as (N,)."""
-        offsets = z[:, None] - self.centres
-        if self.sd is None:
-            inside = (offsets.abs().amax(2) < 0.5).any(1)
-            return torch.where(inside, -math.log(len(self.centres)), -math.inf)
-        exponent = -0.5 * offsets.square().sum(2) / self.sd**2
-        return exponent.logsumexp(1) - math.log(len(self.centres) * 2 * math.pi * self.sd**2)
-
-
-def toys() -> dict[str, Toy]:
-    """Eight Gaussians on a ring, two spirals, a checkerboard, and 25 Gaussians on a grid."""
-    angles = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
-    turn = torch.linspace(0.5 * math.pi, 3.0 * math.pi, 150, dtype=torch.float64)
-    arm = (turn / (1.2 * math.pi))[:, None] * torch.stack([turn.cos(), turn.sin()], 1)
-    axis = torch.arange(4, dtype=torch.float64) - 1.5
-    squares = torch.cartesian_prod(axis, axis)
-    lattice = torch.arange(5, dtype=torch.float64) - 2
-    return {
-        "ring": Toy(2 * torch.stack([angles.cos(), angles.sin()], 1), 0.1),
-        "spirals": Toy(torch.cat([arm, -arm]), 0.1),
-        "checkerboard": Toy(squares[squares.sum(1).long() % 2 == 0], None),
-        "25 Gaussians": Toy(torch.cartesian_prod(lattice, lattice), 0.1),
-    }
 
 
 def on_grid(fitted: FittedRatio, toy: Toy) -> tuple[float, float]:

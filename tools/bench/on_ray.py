@@ -14,7 +14,6 @@ It needs ray[default] and two cores.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import signal
@@ -39,13 +38,12 @@ from ebmscale.data.pack import pack
 from ebmscale.storage import Storage
 from tests.runtime.local_cluster import LocalCluster, running, train_command
 from tools.bench import bare
+from tools.bench.window import MARK, Window
 
 BATCH = bare.BATCH
 LINE = r"^ +\S+ samples .*/s"
 INTERVAL = 2  # updates from one line of metrics to the next
 CHECKPOINT_EVERY = 8  # updates
-MARK = "EBMSCALE_BENCH"
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Bench(NamedTuple):
@@ -141,55 +139,6 @@ def measure_system(bench: Bench, num_updates: int, num_workers: int, num_cores: 
         if run.end(600) != 0:
             sys.exit(run.text)
     return found
-
-
-class Window:
-    """CPU seconds of a run's processes, which have a mark in their environment, and of all others, while it is open."""
-
-    def __init__(self, mark: str):
-        self._mark = f"{MARK}={mark}\0".encode()
-        self._wall, self._busy, self._ours = time.perf_counter(), busy_seconds(), self._processes()
-
-    def close(self, num_updates: int, num_cores: int, gone_s: float = 0.0) -> dict[str, float]:
-        """The cost of an update in this window, and the share of the machine that other processes took.
-
-        Args:
-            num_updates: of the run in this window.
-            num_cores: of the run.
-            gone_s: CPU seconds of the run's processes that have ended.
-        """
-        ours = self._processes()
-        wall_s, busy_s = time.perf_counter() - self._wall, busy_seconds() - self._busy
-        spent = {pid: (title, cpu - self._ours.get(pid, ("", 0.0))[1]) for pid, (title, cpu) in ours.items()}
-        all_s = gone_s + sum(cpu for _, cpu in spent.values())
-        workers = [cpu for title, cpu in spent.values() if title.startswith("ray::RayTrainWorker")]
-        return {
-            "wall_s": wall_s / num_updates,
-            "worker_cpu_s": max(workers, default=0.0) / num_updates,
-            "cpu_a_core_s": all_s / num_updates / num_cores,
-            "others": max(busy_s - all_s, 0.0) / wall_s / (os.cpu_count() or 1),
-        }
-
-    def _processes(self) -> dict[int, tuple[str, float]]:
-        found = {}
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                if self._mark in (entry / "environ").read_bytes() + b"\0":
-                    title = (entry / "cmdline").read_bytes().decode(errors="replace")
-                    found[int(entry.name)] = (title, cpu_seconds(entry))
-        return found
-
-
-def cpu_seconds(process: Path) -> float:
-    """CPU seconds so far of the process with this folder in /proc."""
-    fields = (process / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def busy_seconds() -> float:
-    """CPU seconds so far of all cores together."""
-    user, nice, system, _idle, _wait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
-    return (user + nice + system + irq + softirq) / TICKS
 
 
 VARIANTS: dict[str, Callable[[Bench, int], dict[str, float]]] = {
