@@ -96,12 +96,20 @@ class NegativesState(Stored):
     step_size: Number
 
 
+class BestState(Stored):
+    """The plain values of `stages.best_weights`."""
+
+    loss: Number
+    position: Count
+
+
 class StagesState(Stored):
-    """The plain values of a `RatioTrainer`."""
+    """The plain values of a `RatioTrainer`. Checkpoints of earlier versions have no `best`."""
 
     stage: StageState
     grad_norm: Number
     fits_base: bool = False
+    best: BestState | None = None
     negatives: NegativesState | None = None
 
     @model_validator(mode="after")

@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ebmscale.density import evidence as evidence_of
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.losses import n2ce
@@ -26,15 +26,17 @@ from ebmscale.model.saved_part import SavedPart
 from ebmscale.networks import WIDE_BOUND, Standardised, initialise, set_bound, take_features
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.stages.beginning import bound_for
+from ebmscale.stages.best_weights import BestWeights
 from ebmscale.stages.chain_negatives import ChainNegatives
 from ebmscale.stages.density_negatives import DensityNegatives
+from ebmscale.stages.held_out import HeldOutSides, judge, rows_of_all
 from ebmscale.stages.latents import Latents
 from ebmscale.stages.negatives import Freeze, NegativeSource
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_updates import RatioReport, RatioUpdates
-from ebmscale.stages.supplies import unweighted
-from ebmscale.world import World, owned_rows
+from ebmscale.stages.trainer import evaluated
+from ebmscale.world import World
 
 
 class StageTrainer:
@@ -50,6 +52,7 @@ class StageTrainer:
         world: this process's place.
 
     Attributes:
+        best: the weights of the stage's least held-out loss.
         memorised: the loss on negatives that were used and on fresh ones at the last evidence, in nats; alike where
             nothing is memorised. None where the source cannot tell.
     """
@@ -68,15 +71,17 @@ class StageTrainer:
         self.latents = Latents(prior.base, settings, world, negatives.tables)
         self.state = StageState(started=settings.stages.start_samples, finished=settings.stages.max_stages == 0)
         self.criteria = settings.criteria
+        self.best = BestWeights(engine, world)
         self.memorised: dict[str, float] | None = None
         self._updates = RatioUpdates(engine, settings, world)
         self.settings, self._world = settings, world
         self._held_out = torch.zeros(0, prior.base.dim, device=world.device)
+        self._chosen: dict[str, Tensor] | None = None
 
     @property
     def parts(self) -> dict[str, SavedPart]:
         """See `RatioTrainer.parts`."""
-        return {"ratio": self.engine, "chains": self.latents, **self.negatives.parts}
+        return {"ratio": self.engine, "best": self.best, "chains": self.latents, **self.negatives.parts}
 
     @property
     def trace(self) -> ChainTrace | None:
@@ -132,20 +137,26 @@ class StageTrainer:
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Held-out evidence of the current ratio, the same on every rank (collective).
 
+        At the end of a stage it is that of the ratio to be frozen. The weights of the least held-out loss and the
+        last ones are compared on the same samples of now, since the target of the earlier loss may have moved.
+
         Args:
             z_held_out: (B, Z) this rank's held-out posterior latents.
             position: `samples_seen`.
         """
-        fresh = self.negatives.held_out(self.prior, position)
-        q = self.prior.coordinates(z_held_out)
-        with torch.no_grad():
-            own = self._updates.log_ratio(q), self._updates.log_ratio(fresh.z), fresh.weights
-        f_q, f_p, weights = (torch.cat(self._world.gather(part)) for part in own)
-        self._held_out = self._all_rows(q)
-        evidence = evidence_of.measure(
-            f_q, unweighted(f_p, weights), self._updates.grad_norm, self.negatives.judges_gain
-        )
-        self.memorised = self._memorised(float((weights.double() * softplus(f_p)).mean()))
+        sides = HeldOutSides(self.prior.coordinates(z_held_out), self.negatives.held_out(self.prior, position))
+        how = self._world, self._updates.grad_norm, self.negatives.judges_gain
+        evidence, on_fresh = judge(self._updates.log_ratio, sides, *how)
+        self._held_out = rows_of_all(sides.q, self.settings.num_streams, self._world)
+        self.memorised = self._memorised(on_fresh)
+        self.best.offer(evidence.loss, position)
+        if is_settled(self.state, self.criteria, position) and self.best.is_before(position):
+            weights = self.best.whole()
+            network = copy.deepcopy(self.prior.network)
+            network.load_state_dict(weights)
+            of_best, _ = judge(partial(evaluated, network), sides, *how)
+            if of_best.loss < evidence.loss:
+                evidence, self._chosen = of_best, weights
         if self.state.settling_since is None and math.isfinite(evidence.loss):
             set_bound(self.engine.module, bound_for(evidence.loss))
         return evidence
@@ -165,16 +176,21 @@ class StageTrainer:
             freeze = freeze or self.next_prior(position)
             if freeze.gain != 1:
                 decision = replace(decision, reason=f"{decision.reason}; frozen at {freeze.gain:.2f} of its strength")
+            if self._chosen is not None:
+                decision = replace(decision, reason=f"{decision.reason}; weights of {self.best.position:,} samples")
             self.prior = freeze.prior
             freeze.keep()
-        self.state = state
+        if (state.stage, state.started, state.finished) != (self.state.stage, self.state.started, self.state.finished):
+            self.best.clear()
+        self.state, self._chosen = state, None
         if isinstance(decision, (Advance, RollBack)):
             self.engine.reset(self._initial_weights())
         return decision
 
     def next_prior(self, position: int) -> Freeze:
         """The prior with the current ratio (collective). Nothing is changed."""
-        return self.negatives.freeze(self.prior, self.engine.full_weights(), self._held_out, position)
+        weights = self._chosen or self.engine.full_weights()
+        return self.negatives.freeze(self.prior, weights, self._held_out, position)
 
     def shown(self, num: int) -> Tensor:
         """See `RatioTrainer.shown`."""
@@ -200,13 +216,15 @@ class StageTrainer:
     def values(self) -> dict[str, Any]:
         """See `RatioTrainer.values`."""
         values = {"grad_norm": self._updates.grad_norm, "fits_base": self.latents.fits_base}
-        return {"stage": asdict(self.state), **values, "negatives": self.negatives.values() or None}
+        values |= {"best": self.best.values(), "negatives": self.negatives.values() or None}
+        return {"stage": asdict(self.state), **values}
 
     def load_values(self, values: dict[str, Any]) -> None:
         """Takes what `values` gave."""
         self.state = StageState(**values["stage"])
         self._updates.grad_norm = values["grad_norm"]
         self.latents.fits_base = values.get("fits_base", False)
+        self.best.load_values(values.get("best"))
         self.negatives.load_values(values["negatives"] or {})
 
     def take_frozen(self, ratios: Sequence[Mapping[str, Tensor]]) -> None:
@@ -236,15 +254,6 @@ class StageTrainer:
                 take_features(network, self.prior.stage_weights(self.prior.num_stages))
         set_bound(network, WIDE_BOUND)
         return network.state_dict()
-
-    def _all_rows(self, own: Tensor) -> Tensor:
-        """The rows of all ranks (M, Z) in the order of their numbers (collective)."""
-        parts = self._world.gather(own)
-        num, size = sum(map(len, parts)), len(parts)
-        found = torch.cat([part.to(own) for part in parts])
-        ranks = [World(rank, size, self._world.device) for rank in range(size)]
-        places = torch.cat([owned_rows(num, self.settings.num_streams, rank) for rank in ranks])
-        return found[places.argsort().to(own.device)]
 
     @torch.no_grad()
     def _memorised(self, fresh: float) -> dict[str, float] | None:

@@ -164,6 +164,7 @@ def restore(trainer: StageTrainer, saved: StageTrainer, tables: dict[Span, Tenso
     """What a run does with a checkpoint, its engine apart."""
     trainer.load_values(values)
     trainer.latents.restore(tables)
+    trainer.best.restore({one.span: one.values.clone() for one in saved.best.share()})
     trainer.take_frozen([saved.prior.stage_weights(k + 1) for k in range(saved.prior.num_stages)])
 
 

@@ -1,0 +1,58 @@
+"""What is measured of a ratio on samples that no update has seen, over all ranks.
+
+Shapes: B rows of this rank, M rows of all ranks, Z coordinates.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ebmscale.density.evidence import Evidence, measure
+from ebmscale.stages.supplies import Negatives, unweighted
+from ebmscale.world import World, owned_rows
+
+
+class HeldOutSides(NamedTuple):
+    """This rank's held-out posterior latents (B, Z), and negatives that no update has seen."""
+
+    q: Tensor
+    fresh: Negatives
+
+
+class Judged(NamedTuple):
+    """The evidence of a ratio, and its mean loss on the fresh negatives alone, in nats."""
+
+    evidence: Evidence
+    on_fresh: float
+
+
+def judge(
+    log_ratio: Callable[[Tensor], Tensor], sides: HeldOutSides, world: World, grad_norm: float, judges_gain: bool
+) -> Judged:
+    """Evidence of a ratio, the same on every rank (collective).
+
+    Args:
+        log_ratio: its values (N,) at points (N, Z).
+        sides: of this rank.
+        world: the ranks.
+        grad_norm: see `Evidence`.
+        judges_gain: see `density.evidence.measure`.
+    """
+    with torch.no_grad():
+        own = log_ratio(sides.q), log_ratio(sides.fresh.z), sides.fresh.weights
+    f_q, f_p, weights = (torch.cat(world.gather(part)) for part in own)
+    evidence = measure(f_q, unweighted(f_p, weights), grad_norm, judges_gain)
+    return Judged(evidence, float((weights.double() * softplus(f_p)).mean()))
+
+
+def rows_of_all(own: Tensor, num_streams: int, world: World) -> Tensor:
+    """The rows of all ranks (M, Z) in the order of their numbers, from this rank's (B, Z) (collective)."""
+    parts = world.gather(own)
+    num, size = sum(map(len, parts)), len(parts)
+    found = torch.cat([part.to(own) for part in parts])
+    ranks = [World(rank, size, world.device) for rank in range(size)]
+    places = torch.cat([owned_rows(num, num_streams, rank) for rank in ranks])
+    return found[places.argsort().to(own.device)]
