@@ -103,13 +103,31 @@ class BestState(Stored):
     position: Count
 
 
+class PaidState(Stored):
+    """A stage in the values of `stages.pay`."""
+
+    stage: Count
+    gain: Number
+    nats: Number
+    nats_error: Number
+    work: Number
+
+
+class PayState(Stored):
+    """The plain values of `stages.pay`."""
+
+    curve: list[tuple[Count, Number]]
+    paid: list[PaidState]
+
+
 class StagesState(Stored):
-    """The plain values of a `RatioTrainer`. Checkpoints of earlier versions have no `best`."""
+    """The plain values of a `RatioTrainer`. Checkpoints of earlier versions have no `best` and no `pay`."""
 
     stage: StageState
     grad_norm: Number
     fits_base: bool = False
     best: BestState | None = None
+    pay: PayState | None = None
     negatives: NegativesState | None = None
 
     @model_validator(mode="after")

@@ -56,3 +56,22 @@ def rows_of_all(own: Tensor, num_streams: int, world: World) -> Tensor:
     ranks = [World(rank, size, world.device) for rank in range(size)]
     places = torch.cat([owned_rows(num, num_streams, rank) for rank in ranks])
     return found[places.argsort().to(own.device)]
+
+
+@torch.no_grad()
+def memorised(
+    log_ratio: Callable[[Tensor], Tensor], used: Negatives | None, fresh: float, world: World
+) -> dict[str, float] | None:
+    """The mean loss on negatives that updates used, and on fresh ones (collective); None where none are known.
+
+    Args:
+        log_ratio: of the ratio.
+        used: this rank's.
+        fresh: the mean loss on fresh ones.
+        world: the ranks.
+    """
+    if used is None:
+        return None
+    loss = (used.weights.double() * softplus(log_ratio(used.z)).double()).sum()
+    total, count = world.sum(torch.stack([loss, loss.new_tensor(len(used.z))])).tolist()
+    return {"used": total / count, "fresh": fresh}

@@ -125,6 +125,10 @@ class LiveTrainer:
             yield self._lebm(z_q, noise) if self._kind == "lebm" else self._tre(z_q, noise)
             self._refresh()
 
+    def measured_at(self, position: int) -> int:
+        """See `RatioTrainer.measured_at`."""
+        return position
+
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Evidence of the whole log ratio log p_K - log p_0 against exact draws of p_0 (collective).
 

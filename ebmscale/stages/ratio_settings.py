@@ -39,6 +39,11 @@ class RatioSettings:
     amortised: bool = False
 
     @property
+    def lasts_as_it_pays(self) -> bool:
+        """Whether the run's own record says how long a stage lasts: the target stands still, and there is a choice."""
+        return not self.target_moves and (self.ends_at is None or self.stages.min_samples < self.ends_at)
+
+    @property
     def criteria(self) -> Criteria:
         """When a stage moves on."""
         of_stages = self.stages.model_dump(include=set(Criteria.__dataclass_fields__))

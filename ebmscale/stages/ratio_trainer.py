@@ -81,6 +81,14 @@ class RatioTrainer(Protocol):
         """
         ...
 
+    def measured_at(self, position: int) -> int:
+        """Whose noise a measurement at `samples_seen` takes.
+
+        Where the target stands still it is the same for all of a stage, so that losses differ by the weights alone.
+        The measurement that judges a stage has its own.
+        """
+        ...
+
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Held-out evidence, the same on every rank (collective).
 

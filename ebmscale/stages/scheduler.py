@@ -4,8 +4,8 @@ Pure functions of the record, for a fit in memory and for a run whose target sta
 evaluations of a network, so that a fit can be repeated; seconds matter only where there is a limit of them. Within a
 stage the fall of the held-out loss below chance, D(t), says what going on is worth: its elasticity d log D / d log t is
 the share of what the stage has gained that as much work again would add. What a new stage would add, as a share of this
-one's, the last stages say; before there are two, how far the classifier is saturated does: a loss near 0 teaches nothing
-more, and all that is left is left for the next stage.
+one's, the last stages say; before there are two, how far the classifier is saturated does: a loss near 0 teaches
+nothing more, and all that is left is left for the next stage.
 """
 
 import math

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace
@@ -23,15 +22,16 @@ from ebmscale.density.losses import n2ce
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Advance, Decision, Finish, RollBack, StageState, decide, is_settled, rate_factor
 from ebmscale.model.saved_part import SavedPart
-from ebmscale.networks import WIDE_BOUND, Standardised, initialise, set_bound, take_features
-from ebmscale.seeds import StreamNoise, torch_generator
-from ebmscale.stages.beginning import bound_for
+from ebmscale.networks import set_bound
+from ebmscale.seeds import StreamNoise
+from ebmscale.stages.beginning import bound_for, next_weights
 from ebmscale.stages.best_weights import BestWeights
 from ebmscale.stages.chain_negatives import ChainNegatives
 from ebmscale.stages.density_negatives import DensityNegatives
-from ebmscale.stages.held_out import HeldOutSides, judge, rows_of_all
+from ebmscale.stages.held_out import HeldOutSides, judge, memorised, rows_of_all
 from ebmscale.stages.latents import Latents
 from ebmscale.stages.negatives import Freeze, NegativeSource
+from ebmscale.stages.pay import Pay
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_updates import RatioReport, RatioUpdates
@@ -74,6 +74,7 @@ class StageTrainer:
         self.best = BestWeights(engine, world)
         self.memorised: dict[str, float] | None = None
         self._updates = RatioUpdates(engine, settings, world)
+        self._pay = Pay(settings.stages, settings.ends_at)
         self.settings, self._world = settings, world
         self._held_out = torch.zeros(0, prior.base.dim, device=world.device)
         self._chosen: dict[str, Tensor] | None = None
@@ -134,6 +135,11 @@ class StageTrainer:
             f_q, f_p = self._updates.log_ratio(both).split(len(streams))
             yield n2ce(f_q, f_p, magnification, weights[:, update])
 
+    def measured_at(self, position: int) -> int:
+        """See `RatioTrainer.measured_at`."""
+        same = self.settings.lasts_as_it_pays and self.negatives.judges_gain and not self.state.finished
+        return self.state.started if same and not is_settled(self.state, self.criteria, position) else position
+
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Held-out evidence of the current ratio, the same on every rank (collective).
 
@@ -144,11 +150,12 @@ class StageTrainer:
             z_held_out: (B, Z) this rank's held-out posterior latents.
             position: `samples_seen`.
         """
-        sides = HeldOutSides(self.prior.coordinates(z_held_out), self.negatives.held_out(self.prior, position))
+        fresh = self.negatives.held_out(self.prior, self.measured_at(position))
+        sides = HeldOutSides(self.prior.coordinates(z_held_out), fresh)
         how = self._world, self._updates.grad_norm, self.negatives.judges_gain
         evidence, on_fresh = judge(self._updates.log_ratio, sides, *how)
         self._held_out = rows_of_all(sides.q, self.settings.num_streams, self._world)
-        self.memorised = self._memorised(on_fresh)
+        self.memorised = memorised(self._updates.log_ratio, self.negatives.used(), on_fresh, self._world)
         self.best.offer(evidence.loss, position)
         if is_settled(self.state, self.criteria, position) and self.best.is_before(position):
             weights = self.best.whole()
@@ -166,26 +173,41 @@ class StageTrainer:
 
         Where the source judges a ratio at its gain, a settled stage is judged by that bound.
         """
-        freeze = None
+        freeze, worth = None, None
+        if self.settings.lasts_as_it_pays:
+            self._pay.observe(self.state, evidence, position)
+            worth = self._pay.worth(self.state, position)
         if self.negatives.judges_gain and is_settled(self.state, self.criteria, position):
             freeze = self.next_prior(position)
             if freeze.bound is not None:
                 evidence = replace(evidence, kl_bound=freeze.bound[0], kl_bound_error=freeze.bound[1])
-        decision, state = decide(self.state, evidence, self.criteria, position)
+        decision, state = decide(self.state, evidence, self.criteria, position, worth)
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
             freeze = freeze or self.next_prior(position)
-            if freeze.gain != 1:
-                decision = replace(decision, reason=f"{decision.reason}; frozen at {freeze.gain:.2f} of its strength")
-            if self._chosen is not None:
-                decision = replace(decision, reason=f"{decision.reason}; weights of {self.best.position:,} samples")
-            self.prior = freeze.prior
-            freeze.keep()
+            if worth is not None:
+                args = self.state, evidence, freeze.gain, self.negatives.passes, position
+                ends = self._pay.ended(*args)
+                if ends is not None and isinstance(decision, Advance):
+                    decision, state = Finish(ends, freeze=True), replace(state, stage=self.state.stage, finished=True)
+            self._accept(freeze)
+            decision = replace(decision, reason=f"{decision.reason}{self._how_frozen(freeze)}")
         if (state.stage, state.started, state.finished) != (self.state.stage, self.state.started, self.state.finished):
             self.best.clear()
+            self._pay.restart()
         self.state, self._chosen = state, None
         if isinstance(decision, (Advance, RollBack)):
-            self.engine.reset(self._initial_weights())
+            spread, tries = self.negatives.spread(), (state.stage, state.rollbacks)
+            self.engine.reset(next_weights(self.prior, spread, self.settings.seed, *tries))
         return decision
+
+    def _accept(self, freeze: Freeze) -> None:
+        self.prior = freeze.prior
+        freeze.keep()
+
+    def _how_frozen(self, freeze: Freeze) -> str:
+        """Which ratio is frozen where it is not the last one at its own strength, in words."""
+        gain = f"; frozen at {freeze.gain:.2f} of its strength" if freeze.gain != 1 else ""
+        return f"{gain}; weights of {self.best.position:,} samples" if self._chosen is not None else gain
 
     def next_prior(self, position: int) -> Freeze:
         """The prior with the current ratio (collective). Nothing is changed."""
@@ -215,9 +237,14 @@ class StageTrainer:
 
     def values(self) -> dict[str, Any]:
         """See `RatioTrainer.values`."""
-        values = {"grad_norm": self._updates.grad_norm, "fits_base": self.latents.fits_base}
-        values |= {"best": self.best.values(), "negatives": self.negatives.values() or None}
-        return {"stage": asdict(self.state), **values}
+        return {
+            "stage": asdict(self.state),
+            "grad_norm": self._updates.grad_norm,
+            "fits_base": self.latents.fits_base,
+            "best": self.best.values(),
+            "pay": self._pay.values(),
+            "negatives": self.negatives.values() or None,
+        }
 
     def load_values(self, values: dict[str, Any]) -> None:
         """Takes what `values` gave."""
@@ -225,6 +252,7 @@ class StageTrainer:
         self._updates.grad_norm = values["grad_norm"]
         self.latents.fits_base = values.get("fits_base", False)
         self.best.load_values(values.get("best"))
+        self._pay.load_values(values.get("pay"))
         self.negatives.load_values(values["negatives"] or {})
 
     def take_frozen(self, ratios: Sequence[Mapping[str, Tensor]]) -> None:
@@ -242,28 +270,6 @@ class StageTrainer:
             prior = prior.append(weights)
         self.prior = prior
         self.negatives.rehearse(prior)
-
-    def _initial_weights(self) -> dict[str, Tensor]:
-        """Of the next ratio, or of the next try of this one."""
-        network, state = copy.deepcopy(self.prior.network), self.state
-        initialise(network, torch_generator(self.settings.seed, "ratio-weights", state.stage, state.rollbacks))
-        spread = self.negatives.spread()
-        if spread is not None and isinstance(network, Standardised):
-            network.set_spread(*spread)
-            if self.prior.num_stages and not state.rollbacks:
-                take_features(network, self.prior.stage_weights(self.prior.num_stages))
-        set_bound(network, WIDE_BOUND)
-        return network.state_dict()
-
-    @torch.no_grad()
-    def _memorised(self, fresh: float) -> dict[str, float] | None:
-        """See `memorised` (collective), from the mean loss on fresh negatives."""
-        used = self.negatives.used()
-        if used is None:
-            return None
-        loss = (used.weights.double() * softplus(self._updates.log_ratio(used.z)).double()).sum()
-        total, count = self._world.sum(torch.stack([loss, loss.new_tensor(len(used.z))])).tolist()
-        return {"used": total / count, "fresh": fresh}
 
 
 def make_stage_trainer(

@@ -27,7 +27,8 @@ def take_evidence(run: Run) -> dict[str, Any]:
     """
     with run.timer.part("evidence"), run.stages.undone_if_stopped():
         seed, position = run.config.run.seed, run.samples_seen
-        noise = StreamNoise(seed, "held-out-posterior", position, run.data.held_out_streams, run.world.device)
+        at = run.stages.measured_at(position)
+        noise = StreamNoise(seed, "held-out-posterior", at, run.data.held_out_streams, run.world.device)
         held_out = run.data.held_out
         sample = infer(run, held_out, noise)
         mean = _decode(run, sample.z)
