@@ -208,15 +208,29 @@ class StagesBlock(Block):
     start_samples: NonNegative = key("When the ratios begin; before that the prior is p_0.", 0, unit="samples")
     max_stages: NonNegative = key("Largest number of stages, K.", 3)
     magnification: PositiveFloat = key("M of N2CE: the factor by which the noise counts; 1 is NCE.", 1.0)
-    updates_per_batch: Positive = key("Updates of the ratio network for every batch of images.", 8, mutable=True)
+    updates_per_batch: Positive | Literal["auto"] = key(
+        "Updates of the ratio network for every batch of images. `auto` is 8; where the generator stands still and an "
+        "encoder alone infers the latents, it is so many that the ratio takes three quarters of the operations.",
+        "auto",
+        mutable=True,
+    )
     batch_size: Positive = key("Posterior latents of an update, and as many prior latents.", 256, mutable=True)
     buffer_samples: Positive = key("Recent posterior latents that the updates draw from.", 3200, unit="samples")
     min_samples: Positive = key("Shortest time of a stage at the full learning rate.", 10_000, unit="samples")
-    max_samples: Positive = key("Longest time of a stage.", 50_000, unit="samples")
-    settle_samples: NonNegative = key(
-        "Time at a stage's end in which the learning rate falls to zero along a cosine.", 10_000, unit="samples"
+    max_samples: Positive = key(
+        "Longest time of a stage. Where the generator stands still, a stage lasts as long as it pays within these two "
+        "bounds: three quarters of it at a falling rate.",
+        50_000,
+        unit="samples",
     )
-    patience: Positive = key("Measurements without an improvement after which a stage settles.", 3)
+    settle_samples: NonNegative = key(
+        "Time at a stage's end in which the learning rate falls to zero along a cosine, while the generator trains.",
+        10_000,
+        unit="samples",
+    )
+    patience: Positive = key(
+        "Measurements without an improvement after which a stage settles, while the generator trains.", 3
+    )
     min_improvement: NonNegativeFloat = key("What counts as an improvement of the held-out loss.", 1e-3, unit="nats")
     significance: PositiveFloat = key("A stage counts if its KL bound exceeds this many standard errors.", 2.0)
     auc_drop: PositiveFloat = key("A fall of the AUC by more than this counts as a collapse.", 0.2)

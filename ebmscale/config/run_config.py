@@ -245,11 +245,13 @@ def _from_tree(tree: Any, values: Mapping[str, Any], overrides: Sequence[str], s
 def changed_keys(old: RunConfig, new: RunConfig, allowed: Sequence[str] = RESUMABLE) -> list[str]:
     """Dotted keys whose values differ and that are not allowed to change: they forbid resuming `old` as `new`.
 
-    A new `precision` of `auto` counts as the old precision.
+    A new `precision` and a new `stages.updates_per_batch` of `auto` count as the old ones.
     """
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     if new.precision == "auto":
         after["precision"] = before["precision"]
+    if new.stages.updates_per_batch == "auto":
+        after["stages"]["updates_per_batch"] = before["stages"]["updates_per_batch"]
     leaves = [name for name in known_keys(RunConfig) if not isinstance(value_at(before, name), dict)]
     return [
         name

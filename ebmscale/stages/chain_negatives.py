@@ -46,7 +46,7 @@ class ChainNegatives:
         self.parts: dict[str, SavedPart] = {}
         self.trace: ChainTrace | None = None
         self._chains, self._num_stages = settings.chains, 0
-        self._negatives_a_batch = settings.stages.updates_per_batch * settings.stages.batch_size
+        self._negatives_a_batch = settings.updates_per_batch * settings.stages.batch_size
         self.begin(prior, 0)
 
     @property

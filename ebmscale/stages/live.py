@@ -120,7 +120,7 @@ class LiveTrainer:
 
     def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[Tensor]:
         """See `ratio_updates.Losses`; the prior is what each update made of it."""
-        for _ in range(self.settings.stages.updates_per_batch):
+        for _ in range(self.settings.updates_per_batch):
             z_q = self.latents.draw_posteriors(noise, streams, 1)[:, 0]
             yield self._lebm(z_q, noise) if self._kind == "lebm" else self._tre(z_q, noise)
             self._refresh()

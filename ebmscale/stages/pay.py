@@ -1,7 +1,7 @@
 """What a run's own record says of going on with a stage and of another one, where its target stands still.
 
-The decisions are those of `stages/scheduler.py`. A run counts what a stage takes in samples. Every batch of images brings
-as many updates as the others, so all is the same for any number of workers and after any interruption.
+The decisions are those of `stages/scheduler.py`. A run counts what a stage takes in samples. Every batch of images
+brings as many updates as the others, so all is the same for any number of workers and after any interruption.
 """
 
 import math

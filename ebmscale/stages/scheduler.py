@@ -74,8 +74,8 @@ def explore(curve: Curve, records: Sequence[Paid], budget: Budget, bounds: Bound
     ends: list[tuple[bool, Verdict]] = [
         (budget.left <= whole - budget.stage, Verdict(False, "the time allowed leaves enough to settle")),
         (loss < SATURATED, Verdict(False, "the two sides are told apart")),
-        (done < bounds.least * EXPLORES, Verdict(True, "the stage is young")),
         (done >= bounds.most * EXPLORES, Verdict(False, "the stage is as long as it may be")),
+        (done < bounds.least * EXPLORES, Verdict(True, "the stage is young")),
         (going > other, Verdict(True, found)),
         (budget.left - whole + budget.stage < ROOM * whole, Verdict(True, "no time for another stage")),
     ]

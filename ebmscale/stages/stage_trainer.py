@@ -127,7 +127,7 @@ class StageTrainer:
 
     def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[Tensor]:
         """See `ratio_updates.Losses`."""
-        num_updates, magnification = self.settings.stages.updates_per_batch, self.settings.stages.magnification
+        num_updates, magnification = self.settings.updates_per_batch, self.settings.stages.magnification
         q = self.prior.coordinates(self.latents.draw_posteriors(noise, streams, num_updates))
         p, weights = self.negatives.draw(self.prior, noise, streams, num_updates)
         for update in range(num_updates):
