@@ -150,6 +150,9 @@ class PosteriorBlock(ChainBlock):
         return self
 
 
+AUTO_COMPONENTS = (1, 10, 30, 60)
+
+
 class PriorBlock(ChainBlock):
     """The base density p_0, and the chains of the prior p_{k-1}."""
 
@@ -158,7 +161,11 @@ class PriorBlock(ChainBlock):
         "Gaussians, that fits the posterior latents. This is the first density ratio in closed form.",
         "standard",
     )
-    base_components: Positive = key("Number of Gaussians in the mixture that `moments` fits.", 1)
+    base_components: Positive | Literal["auto"] | tuple[Positive, ...] = key(
+        "Number of Gaussians in the mixture that `moments` fits. Of a list, such as `[1, 10, 30]`, the number is taken "
+        "under which the posteriors of held-out images are likeliest; `auto` is `[1, 10, 30, 60]`.",
+        1,
+    )
     base_fits: Positive = key(
         "Number of mixtures that are fitted, each from other centres; p_0 is their mean, which averages their errors.",
         1,
@@ -195,10 +202,24 @@ class PriorBlock(ChainBlock):
             raise ValueError("equilibrate: tilt needs equilibrate_steps above 0")
         return self
 
+    @property
+    def base_sizes(self) -> tuple[int, ...]:
+        """The numbers of Gaussians that `base_components` allows, rising."""
+        if self.base_components == "auto":
+            return AUTO_COMPONENTS
+        return (self.base_components,) if isinstance(self.base_components, int) else self.base_components
+
+    @property
+    def chooses_base(self) -> bool:
+        """Whether held-out posteriors choose the number of Gaussians."""
+        return self.base == "moments" and not isinstance(self.base_components, int)
+
     @model_validator(mode="after")
     def _fits_mixtures(self) -> "PriorBlock":
-        if self.base_fits > 1 and self.base_components == 1:
-            raise ValueError("base_fits above 1 needs base_components above 1: one Gaussian is fitted in one way only")
+        if self.base_fits > 1 and not (isinstance(self.base_components, int) and self.base_components > 1):
+            raise ValueError("base_fits above 1 needs base_components to be a number above 1, for several mixtures")
+        if list(self.base_sizes) != sorted(set(self.base_sizes)) or not self.base_sizes:
+            raise ValueError("base_components must be a number, auto, or a list of rising numbers such as [1, 10, 30]")
         return self
 
 

@@ -118,7 +118,7 @@ class RunConfig(Block):
                 "(ten times model.latent_dim), and stages.start_samples at least stages.buffer_samples, so that the "
                 "buffer is full"
             )
-        if self.prior.base == "moments" and self.prior.base_components * self.model.latent_dim > buffered:
+        if self.prior.base == "moments" and self.prior.base_sizes[0] * self.model.latent_dim > buffered:
             raise ValueError(
                 f"prior.base_components must be at most {buffered // self.model.latent_dim} (stages.buffer_samples "
                 "over model.latent_dim), so that there are posteriors for every component"

@@ -121,11 +121,12 @@ class PayState(Stored):
 
 
 class StagesState(Stored):
-    """The plain values of a `RatioTrainer`. Checkpoints of earlier versions have no `best` and no `pay`."""
+    """The plain values of a `RatioTrainer`. Checkpoints of earlier versions have no `base_tried`, `best` and `pay`."""
 
     stage: StageState
     grad_norm: Number
     fits_base: bool = False
+    base_tried: list[tuple[Count, Number]] = Field(default_factory=list)
     best: BestState | None = None
     pay: PayState | None = None
     negatives: NegativesState | None = None

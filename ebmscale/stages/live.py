@@ -164,14 +164,13 @@ class LiveTrainer:
 
     def values(self) -> dict[str, Any]:
         """See `RatioTrainer.values`."""
-        of_stage = asdict(self.state)
-        return {"stage": of_stage, "grad_norm": self._updates.grad_norm, "fits_base": self.latents.fits_base}
+        return {"stage": asdict(self.state), "grad_norm": self._updates.grad_norm, **self.latents.values()}
 
     def load_values(self, values: dict[str, Any]) -> None:
         """Takes what `values` gave."""
         self.state = StageState(**values["stage"])
         self._updates.grad_norm = values["grad_norm"]
-        self.latents.fits_base = values.get("fits_base", False)
+        self.latents.load_values(values)
 
     def take_frozen(self, ratios: Sequence[Mapping[str, Tensor]]) -> None:
         """Makes the prior anew from the base and the engine, which is restored already; nothing is frozen."""

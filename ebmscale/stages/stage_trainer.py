@@ -240,7 +240,7 @@ class StageTrainer:
         return {
             "stage": asdict(self.state),
             "grad_norm": self._updates.grad_norm,
-            "fits_base": self.latents.fits_base,
+            **self.latents.values(),
             "best": self.best.values(),
             "pay": self._pay.values(),
             "negatives": self.negatives.values() or None,
@@ -250,7 +250,7 @@ class StageTrainer:
         """Takes what `values` gave."""
         self.state = StageState(**values["stage"])
         self._updates.grad_norm = values["grad_norm"]
-        self.latents.fits_base = values.get("fits_base", False)
+        self.latents.load_values(values)
         self.best.load_values(values.get("best"))
         self._pay.load_values(values.get("pay"))
         self.negatives.load_values(values["negatives"] or {})

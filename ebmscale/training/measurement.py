@@ -39,6 +39,8 @@ def take_evidence(run: Run) -> dict[str, Any]:
             "num_frozen": run.stages.frozen.num_stages,
             "held_out_mse": float(counts[0] / counts[1]),
         }
+        if tried := run.stages.latents.tried:
+            event["base"] = {"components": max(tried, key=lambda one: tried[one]), "held_out_nats": tried}
         if not math.isfinite(event["held_out_mse"]):
             return event | {"diverged": "the reconstructions of held-out images are not finite"}
         run.keep_residuals(mean)
