@@ -217,7 +217,7 @@ class PriorBlock(ChainBlock):
     @model_validator(mode="after")
     def _fits_mixtures(self) -> "PriorBlock":
         if self.base_fits > 1 and not (isinstance(self.base_components, int) and self.base_components > 1):
-            raise ValueError("base_fits above 1 needs base_components to be a number above 1, for several mixtures")
+            raise ValueError("base_fits above 1 needs base_components above 1, given as a number")
         if list(self.base_sizes) != sorted(set(self.base_sizes)) or not self.base_sizes:
             raise ValueError("base_components must be a number, auto, or a list of rising numbers such as [1, 10, 30]")
         return self

@@ -3,15 +3,20 @@
 Shapes: B rows of this rank, M rows of all ranks, Z coordinates.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ebmscale.density.evidence import Evidence, measure
+from ebmscale.density.prior import RatioSequence
+from ebmscale.model.sampler import Agreement, agreement
 from ebmscale.stages.supplies import Negatives, unweighted
+from ebmscale.stages.trainer import evaluated
 from ebmscale.world import World, owned_rows
 
 
@@ -48,6 +53,13 @@ def judge(
     return Judged(evidence, float((weights.double() * softplus(f_p)).mean()))
 
 
+def ratio_of(network: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """The ratio with these weights in the form of a network: its values (N,) at points (N, Z), in float64."""
+    own = copy.deepcopy(network)
+    own.load_state_dict(weights)
+    return partial(evaluated, own)
+
+
 def rows_of_all(own: Tensor, num_streams: int, world: World) -> Tensor:
     """The rows of all ranks (M, Z) in the order of their numbers, from this rank's (B, Z) (collective)."""
     parts = world.gather(own)
@@ -75,3 +87,25 @@ def memorised(
     loss = (used.weights.double() * softplus(log_ratio(used.z)).double()).sum()
     total, count = world.sum(torch.stack([loss, loss.new_tensor(len(used.z))])).tolist()
     return {"used": total / count, "fresh": fresh}
+
+
+def check(prior: RatioSequence, samples: Tensor, q: Tensor, world: World) -> Agreement:
+    """Whether samples of p_k and held-out posteriors have the same mean log density under it (collective).
+
+    Args:
+        prior: p_k.
+        samples: of it, this rank's points (N, Z); where weights resampled them, some are copies.
+        q: (M, Z) held-out posterior latents of all ranks, in the coordinates of the ratios.
+        world: the ranks.
+    """
+    drawn = prior.coordinates(torch.cat([part.to(q) for part in world.gather(samples)]))
+    unique = len(drawn.unique(dim=0)) / len(drawn)
+    return agreement(prior.in_coordinates(), drawn, q, unique)
+
+
+def said(stage: int, found: Agreement) -> str:
+    """The check of p_k in words, where it fails; else nothing."""
+    if not found.fails:
+        return ""
+    side = "above" if found.difference > 0 else "below"
+    return f"; samples of p_{stage} lie {abs(found.difference):.2f} +- {found.error:.2f} nats {side} posteriors"

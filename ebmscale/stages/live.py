@@ -25,6 +25,7 @@ from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Decision, Hold, StageState
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.model.posterior import langevin_settings
+from ebmscale.model.sampler import Agreement
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.networks import RatioNets
 from ebmscale.seeds import StreamNoise
@@ -69,6 +70,7 @@ class LiveTrainer:
         self.latents = Latents(prior.base, settings, world, self._negatives.tables)
         self.state = StageState(started=settings.stages.start_samples)
         self._trace: ChainTrace | None = None
+        self.checks: dict[int, Agreement] = {}
         self.memorised: dict[str, float] | None = None
         self._nets, self._kind = nets, kind
         self._updates = RatioUpdates(engine, settings, world)

@@ -5,12 +5,10 @@
 Shapes: B rows of this rank, Z latent.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.losses import n2ce
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Advance, Decision, Finish, RollBack, StageState, decide, is_settled, rate_factor
+from ebmscale.model.sampler import Agreement
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.networks import set_bound
 from ebmscale.seeds import StreamNoise
@@ -28,15 +27,17 @@ from ebmscale.stages.beginning import bound_for, next_weights
 from ebmscale.stages.best_weights import BestWeights
 from ebmscale.stages.chain_negatives import ChainNegatives
 from ebmscale.stages.density_negatives import DensityNegatives
-from ebmscale.stages.held_out import HeldOutSides, judge, memorised, rows_of_all
+from ebmscale.stages.held_out import HeldOutSides, check, judge, memorised, ratio_of, rows_of_all, said
 from ebmscale.stages.latents import Latents
 from ebmscale.stages.negatives import Freeze, NegativeSource
 from ebmscale.stages.pay import Pay
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_updates import RatioReport, RatioUpdates
-from ebmscale.stages.trainer import evaluated
 from ebmscale.world import World
+
+CHECKED = 8192
+"""This rank's samples of p_k that are compared with posteriors at a freeze, at most."""
 
 
 class StageTrainer:
@@ -53,6 +54,7 @@ class StageTrainer:
 
     Attributes:
         best: the weights of the stage's least held-out loss.
+        checks: of samples of p_0 and of p_k against held-out posteriors, by stage, where the last decision froze one.
         memorised: the loss on negatives that were used and on fresh ones at the last evidence, in nats; alike where
             nothing is memorised. None where the source cannot tell.
     """
@@ -72,6 +74,7 @@ class StageTrainer:
         self.state = StageState(started=settings.stages.start_samples, finished=settings.stages.max_stages == 0)
         self.criteria = settings.criteria
         self.best = BestWeights(engine, world)
+        self.checks: dict[int, Agreement] = {}
         self.memorised: dict[str, float] | None = None
         self._updates = RatioUpdates(engine, settings, world)
         self._pay = Pay(settings.stages, settings.ends_at)
@@ -159,9 +162,7 @@ class StageTrainer:
         self.best.offer(evidence.loss, position)
         if is_settled(self.state, self.criteria, position) and self.best.is_before(position):
             weights = self.best.whole()
-            network = copy.deepcopy(self.prior.network)
-            network.load_state_dict(weights)
-            of_best, _ = judge(partial(evaluated, network), sides, *how)
+            of_best, _ = judge(ratio_of(self.prior.network, weights), sides, *how)
             if of_best.loss < evidence.loss:
                 evidence, self._chosen = of_best, weights
         if self.state.settling_since is None and math.isfinite(evidence.loss):
@@ -173,7 +174,7 @@ class StageTrainer:
 
         Where the source judges a ratio at its gain, a settled stage is judged by that bound.
         """
-        freeze, worth = None, None
+        freeze, worth, self.checks = None, None, {}
         if self.settings.lasts_as_it_pays:
             self._pay.observe(self.state, evidence, position)
             worth = self._pay.worth(self.state, position)
@@ -190,7 +191,8 @@ class StageTrainer:
                 if ends is not None and isinstance(decision, Advance):
                     decision, state = Finish(ends, freeze=True), replace(state, stage=self.state.stage, finished=True)
             self._accept(freeze)
-            decision = replace(decision, reason=f"{decision.reason}{self._how_frozen(freeze)}")
+            words = f"{self._how_frozen(freeze)}{said(self.prior.num_stages, self.checks[self.prior.num_stages])}"
+            decision = replace(decision, reason=f"{decision.reason}{words}")
         if (state.stage, state.started, state.finished) != (self.state.stage, self.state.started, self.state.finished):
             self.best.clear()
             self._pay.restart()
@@ -201,8 +203,15 @@ class StageTrainer:
         return decision
 
     def _accept(self, freeze: Freeze) -> None:
+        """Goes on to the prior with the new ratio, and checks its samples (collective)."""
+        if self.is_first_stage:
+            self.checks[0] = self._checked()
         self.prior = freeze.prior
         freeze.keep()
+        self.checks[self.prior.num_stages] = self._checked()
+
+    def _checked(self) -> Agreement:
+        return check(self.prior, self.shown(CHECKED), self._held_out, self._world)
 
     def _how_frozen(self, freeze: Freeze) -> str:
         """Which ratio is frozen where it is not the last one at its own strength, in words."""
@@ -262,14 +271,6 @@ class StageTrainer:
             prior = prior.append({name: weight.to(self._world.device) for name, weight in weights.items()})
         self.prior = prior
         self.negatives.resume(prior)
-
-    def rehearse(self, num_stages: int) -> None:
-        """Takes a prior of so many copies of the ratio in training, to see what its stages cost (collective)."""
-        prior, weights = self.prior.prefix(0), self.engine.full_weights()
-        for _ in range(num_stages):
-            prior = prior.append(weights)
-        self.prior = prior
-        self.negatives.rehearse(prior)
 
 
 def make_stage_trainer(

@@ -57,6 +57,9 @@ def take_evidence(run: Run) -> dict[str, Any]:
             "freeze": isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze),
             "reason": decision.reason,
             "state": asdict(run.stages.state),
+            "checks": [
+                {"stage": stage, **asdict(check), "fails": check.fails} for stage, check in run.stages.checks.items()
+            ],
         }
 
 
