@@ -62,6 +62,19 @@ def test_a_mixture_has_no_more_components_than_posteriors_can_fit() -> None:
 def test_one_gaussian_is_not_fitted_several_times() -> None:
     with pytest.raises(ConfigError, match=r"base_fits above 1 needs base_components above 1"):
         parse_config(MINIMAL, ["prior={base: moments, base_fits: 2}"])
+    with pytest.raises(ConfigError, match=r"base_fits above 1 needs base_components above 1"):
+        parse_config(MINIMAL, ["prior={base: moments, base_fits: 2, base_components: auto}"])
+
+
+def test_the_number_of_components_may_be_left_to_held_out_posteriors() -> None:
+    room = "stages={buffer_samples: 640, start_samples: 640}"
+    for given, sizes in (("auto", (1, 10, 30, 60)), ("[2, 5]", (2, 5)), ("7", (7,))):
+        prior = parse_config(MINIMAL, [room, f"prior={{base: moments, base_components: {given}}}"]).prior
+        assert (prior.base_sizes, prior.chooses_base) == (sizes, given != "7")
+    with pytest.raises(ConfigError, match="a list of rising numbers"):
+        parse_config(MINIMAL, [room, "prior={base: moments, base_components: [5, 2]}"])
+    with pytest.raises(ConfigError, match="base_components"):
+        parse_config(MINIMAL, [room, "prior={base: moments, base_components: many}"])
 
 
 REMOVED = [

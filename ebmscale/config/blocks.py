@@ -247,6 +247,9 @@ class PosteriorBlock(ChainBlock):
         return self
 
 
+AUTO_COMPONENTS = (1, 10, 30, 60)
+
+
 class PriorBlock(ChainBlock):
     """The base density p_0, and the chains of the prior p_{k-1}."""
 
@@ -255,7 +258,11 @@ class PriorBlock(ChainBlock):
         "Gaussians, that fits the posterior latents. This is the first density ratio in closed form.",
         "standard",
     )
-    base_components: Positive = key("Number of Gaussians in the mixture that `moments` fits.", 1)
+    base_components: Positive | Literal["auto"] | tuple[Positive, ...] = key(
+        "Number of Gaussians in the mixture that `moments` fits. Of a list, such as `[1, 10, 30]`, the run takes the "
+        "number under which the posteriors of held-out images are likeliest. `auto` is `[1, 10, 30, 60]`.",
+        1,
+    )
     base_fits: Positive = key(
         "Number of mixtures that are fitted, each from other centres. p_0 is their mean, which averages their errors.",
         1,
@@ -294,10 +301,24 @@ class PriorBlock(ChainBlock):
             raise ValueError("equilibrate: tilt needs equilibrate_steps above 0")
         return self
 
+    @property
+    def base_sizes(self) -> tuple[int, ...]:
+        """The numbers of Gaussians that `base_components` allows, rising."""
+        if self.base_components == "auto":
+            return AUTO_COMPONENTS
+        return (self.base_components,) if isinstance(self.base_components, int) else self.base_components
+
+    @property
+    def chooses_base(self) -> bool:
+        """Whether held-out posteriors choose the number of Gaussians."""
+        return self.base == "moments" and not isinstance(self.base_components, int)
+
     @model_validator(mode="after")
     def _fits_mixtures(self) -> "PriorBlock":
-        if self.base_fits > 1 and self.base_components == 1:
-            raise ValueError("base_fits above 1 needs base_components above 1: one Gaussian is fitted in one way only")
+        if self.base_fits > 1 and not (isinstance(self.base_components, int) and self.base_components > 1):
+            raise ValueError("base_fits above 1 needs base_components above 1, given as a number")
+        if list(self.base_sizes) != sorted(set(self.base_sizes)) or not self.base_sizes:
+            raise ValueError("base_components must be a number, auto, or a list of rising numbers such as [1, 10, 30]")
         return self
 
 
@@ -307,7 +328,12 @@ class StagesBlock(Block):
     start_samples: NonNegative = key("Start of the ratios. Before it the prior is p_0.", 0, unit="samples")
     max_stages: NonNegative = key("Largest number of stages, K.", 3)
     magnification: PositiveFloat = key("M of N2CE: the weight of the noise samples. 1 is NCE.", 1.0)
-    updates_per_batch: Positive = key("Updates of the ratio network for every batch of images.", 8, mutable=True)
+    updates_per_batch: Positive | Literal["auto"] = key(
+        "Updates of the ratio network for every batch of images. `auto` is 8 while the generator trains. Where it "
+        "stands still and an encoder alone infers the latents, the ratio gets three quarters of the operations.",
+        "auto",
+        mutable=True,
+    )
     batch_size: Positive = key(
         "Number of posterior latents in an update. There are as many prior latents.", 256, mutable=True
     )
@@ -315,11 +341,20 @@ class StagesBlock(Block):
         "Size of the buffer of recent posterior latents, from which the updates draw.", 3200, unit="samples"
     )
     min_samples: Positive = key("Shortest time of a stage at the full learning rate.", 10_000, unit="samples")
-    max_samples: Positive = key("Longest time of a stage.", 50_000, unit="samples")
-    settle_samples: NonNegative = key(
-        "Time at the end of a stage in which the learning rate falls to zero along a cosine.", 10_000, unit="samples"
+    max_samples: Positive = key(
+        "Longest time of a stage. Where the generator stands still, a stage lasts as long as it pays, within these two "
+        "bounds. In its last three quarters the learning rate falls.",
+        50_000,
+        unit="samples",
     )
-    patience: Positive = key("After this many measurements without an improvement a stage settles.", 3)
+    settle_samples: NonNegative = key(
+        "While the generator trains: time at the end of a stage in which the rate falls to zero along a cosine.",
+        10_000,
+        unit="samples",
+    )
+    patience: Positive = key(
+        "While the generator trains: after this many measurements without an improvement a stage settles.", 3
+    )
     min_improvement: NonNegativeFloat = key(
         "Smallest fall of the held-out loss that counts as an improvement.", 1e-3, unit="nats"
     )

@@ -137,7 +137,7 @@ class RunConfig(Block):
                 "(ten times model.latent_dim), and stages.start_samples at least stages.buffer_samples, so that the "
                 "buffer is full"
             )
-        if self.prior.base == "moments" and self.prior.base_components * self.model.latent_dim > buffered:
+        if self.prior.base == "moments" and self.prior.base_sizes[0] * self.model.latent_dim > buffered:
             raise ValueError(
                 f"prior.base_components must be at most {buffered // self.model.latent_dim} (stages.buffer_samples "
                 "over model.latent_dim), so that there are posteriors for every component"
@@ -289,11 +289,13 @@ def _from_tree(tree: Any, values: Mapping[str, Any], overrides: Sequence[str], s
 def changed_keys(old: RunConfig, new: RunConfig, allowed: Sequence[str] = RESUMABLE) -> list[str]:
     """Dotted keys whose values differ and that are not allowed to change: they forbid resuming `old` as `new`.
 
-    A new `precision` of `auto` counts as the old precision.
+    A new `precision` and a new `stages.updates_per_batch` of `auto` count as the old ones.
     """
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     if new.precision == "auto":
         after["precision"] = before["precision"]
+    if new.stages.updates_per_batch == "auto":
+        after["stages"]["updates_per_batch"] = before["stages"]["updates_per_batch"]
     names = list(known_keys(RunConfig))
     return [
         name

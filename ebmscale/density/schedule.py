@@ -1,6 +1,7 @@
 """The stage scheduler: a pure function from a stage's state and held-out evidence to a decision.
 
-A stage has two phases. It *explores* at the full learning rate until its held-out loss stops improving. Then it
+A stage has two phases. It *explores* at the full learning rate until its held-out loss stops improving, or, where the
+target stands still, until the caller's record says that going on pays less than a new stage (`Worth`). Then it
 *settles*: the rate falls to zero along a cosine. Settling removes the noise of the last updates, which would otherwise
 be part of every later prior. After settling, a ratio whose evidence is significant is frozen (`Advance`). One whose
 evidence is not significant ends the sequence (`Finish`), or starts another round if the target still changes.
@@ -67,6 +68,7 @@ class StageState:
         best_auc: highest held-out AUC so far.
         stale: measurements since the loss last improved.
         settling_since: `samples_seen` when settling began; None while exploring.
+        settles_for: samples that settling lasts; None is `Criteria.settle_samples`.
         rate_scale: factor of the learning rate. Every roll-back halves it.
         rollbacks: roll-backs of this stage so far.
         finished: no further ratio is trained.
@@ -81,6 +83,20 @@ class StageState:
     rate_scale: float = 1.0
     rollbacks: int = 0
     finished: bool = False
+    settles_for: int | None = None
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What the record of a run says of a stage that explores, where the target stands still.
+
+    Attributes:
+        reason: in words.
+        settles_for: samples over which the learning rate falls from now on; None to go on exploring.
+    """
+
+    reason: str
+    settles_for: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,21 +130,30 @@ def rate_factor(state: StageState, criteria: Criteria, now: int) -> float:
 
     It is `state.rate_scale` while exploring, and falls to 0 along half a cosine while settling.
     """
-    if state.settling_since is None or criteria.settle_samples == 0:
+    if state.settling_since is None or _settle_samples(state, criteria) == 0:
         return state.rate_scale
-    length = max(_settled_at(state.settling_since, criteria) - state.settling_since, 1)
+    length = max(_settled_at(state, criteria) - state.settling_since, 1)
     progress = min((now - state.settling_since) / length, 1.0)
     return state.rate_scale * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def is_settled(state: StageState, criteria: Criteria, now: int) -> bool:
     """Whether the stage is to be concluded at `now` samples: its learning rate has fallen to zero."""
-    since = state.settling_since
-    return not state.finished and since is not None and now >= _settled_at(since, criteria)
+    return not state.finished and state.settling_since is not None and now >= _settled_at(state, criteria)
 
 
-def decide(state: StageState, evidence: Evidence, criteria: Criteria, now: int) -> tuple[Decision, StageState]:
-    """The decision at `now` samples, and the state of the stage after it is carried out."""
+def decide(
+    state: StageState, evidence: Evidence, criteria: Criteria, now: int, worth: Worth | None = None
+) -> tuple[Decision, StageState]:
+    """The decision at `now` samples, and the state of the stage after it is carried out.
+
+    Args:
+        state: of the stage.
+        evidence: of its ratio.
+        criteria: when it moves on.
+        now: `samples_seen`.
+        worth: decides how long the stage explores and settles; without it the criteria do.
+    """
     if state.finished:
         return Hold("the sequence is complete"), state
     trouble = _divergence(state, evidence, criteria)
@@ -144,7 +169,7 @@ def decide(state: StageState, evidence: Evidence, criteria: Criteria, now: int) 
         stale=0 if improved else state.stale + 1,
     )
     if state.settling_since is None:
-        return _hold_or_settle(state, criteria, now)
+        return _hold_or_settle(state, criteria, now) if worth is None else _explore_by(worth, state, now)
     if not is_settled(state, criteria, now):
         return Hold("settling: the learning rate is falling"), state
     return _conclude(state, evidence, criteria, now)
@@ -175,9 +200,21 @@ def _hold_or_settle(state: StageState, criteria: Criteria, now: int) -> tuple[De
     return Hold("exploring"), state
 
 
-def _settled_at(since: int, criteria: Criteria) -> int:
-    """`samples_seen` at which settling that began at `since` ends: after `settle_samples`, or at the end of the run."""
-    end = since + criteria.settle_samples
+def _explore_by(worth: Worth, state: StageState, now: int) -> tuple[Decision, StageState]:
+    """What the record says of a stage that explores."""
+    if worth.settles_for is None:
+        return Hold(f"exploring: {worth.reason}"), state
+    return Hold(f"settling begins: {worth.reason}"), replace(state, settling_since=now, settles_for=worth.settles_for)
+
+
+def _settle_samples(state: StageState, criteria: Criteria) -> int:
+    return criteria.settle_samples if state.settles_for is None else state.settles_for
+
+
+def _settled_at(state: StageState, criteria: Criteria) -> int:
+    """`samples_seen` at which settling ends: after its samples, or at the end of the run."""
+    since = state.settling_since or 0
+    end = since + _settle_samples(state, criteria)
     return end if criteria.ends_at is None or since >= criteria.ends_at else min(end, criteria.ends_at)
 
 

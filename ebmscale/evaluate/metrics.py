@@ -16,7 +16,8 @@ from ebmscale.evaluate.images import measured_split, open_images
 from ebmscale.evaluate.likelihood import CONVENTION, measure_likelihood
 from ebmscale.evaluate.manifold import NEIGHBOURS
 from ebmscale.evaluate.prior_fit import measure_prior_fit
-from ebmscale.evaluate.verdicts import Verdict, of_metric
+from ebmscale.evaluate.verdict import Verdict
+from ebmscale.evaluate.verdicts import of_metric
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.storage import Storage
 from ebmscale.stored import Count, Number, Stored, read_document

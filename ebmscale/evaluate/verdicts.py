@@ -6,9 +6,10 @@ errors are standard errors. A difference counts if it exceeds two of them.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
 
 from ebmscale.evaluate.rounding import rounded, with_error
+from ebmscale.evaluate.sample_check import samples_check
+from ebmscale.evaluate.verdict import Fit, Grade, Stage, Verdict
 
 STANDARD_ERRORS = 2.0
 """A difference counts if it is larger than this many standard errors."""
@@ -30,49 +31,6 @@ LOW_RECALL = 0.5
 """Times precision. With a lower recall samples vary less than images."""
 NEAR_CHANCE = 0.6
 """An AUROC below this is near chance, which is 0.5."""
-
-Grade = Literal["good", "bad", "unclear"]
-
-
-class Verdict(NamedTuple):
-    """What some numbers mean.
-
-    Attributes:
-        topic: what it is about, in two or three words.
-        grade: whether that is good, bad, or unclear.
-        text: the sentence.
-        advice: what to change; empty if nothing.
-    """
-
-    topic: str
-    grade: Grade
-    text: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.topic}: {self.text}{f' {self.advice}' if self.advice else ''}"
-
-
-class Fit(NamedTuple):
-    """How p_k fits: the mean log density of posterior latents of held-out images minus that of samples of p_k.
-
-    Attributes:
-        stage: k.
-        gap: in nats.
-        error: its standard error.
-    """
-
-    stage: int
-    gap: float
-    error: float
-
-
-class Stage(NamedTuple):
-    """A stage of the prior: its number, and its KL bound with standard error in nats."""
-
-    number: int
-    bound: float
-    error: float
 
 
 def prior_fit(fits: Sequence[Fit], by_chains: bool = True) -> Verdict:
@@ -282,7 +240,7 @@ def of_metric(metric: str, values: Mapping[str, float]) -> list[Verdict]:
     if metric == "prior":
         stages = range(sum(name.startswith("gap_p") for name in values) // 2)
         fits = [Fit(k, values[f"gap_p{k}"], values[f"gap_p{k}_error"]) for k in stages]
-        found = [prior_fit(fits, by_chains="r_hat" in values)]
+        found = [prior_fit(fits, by_chains="r_hat" in values), *samples_check(fits)]
         if "r_hat" in values:
             found.append(mixing(values["r_hat"], values["r_hat_steps"], values["drift"], values["drift_error"]))
         if "log_z" in values:

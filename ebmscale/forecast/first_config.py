@@ -198,7 +198,6 @@ prior:
 stages:
   start_samples: {generator}  # the prior begins where the generator stops
   max_stages: 3
-  updates_per_batch: 8
   batch_size: 256
   buffer_samples: {buffer}
   min_samples: {least}

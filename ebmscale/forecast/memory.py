@@ -25,6 +25,7 @@ from ebmscale.kernels.batch_inner import BatchInnerGenerator
 from ebmscale.model.build import build_on_meta
 from ebmscale.model.image_model import ImageModel
 from ebmscale.model.posterior import PosteriorSample, posterior_target
+from ebmscale.model.updates import updates_per_batch
 from ebmscale.training.objective import generator_loss
 
 SIMULATED_STEPS = 2
@@ -189,7 +190,7 @@ def _computations(
 
     def ratio_updates() -> None:
         rows = share.num_ratio_rows
-        drawn = _rows(2 * config.stages.updates_per_batch * rows, dim)
+        drawn = _rows(2 * updates_per_batch(config, shape) * rows, dim)
         f_q, f_p = ratio(drawn[: 2 * rows]).split(rows)
         n2ce(f_q, f_p, config.stages.magnification).backward()
 

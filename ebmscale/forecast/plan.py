@@ -16,6 +16,7 @@ from ebmscale.forecast.memory import Memory, Share, forecast_memory
 from ebmscale.forecast.set_start import SetStart
 from ebmscale.forecast.timing import UpdateTimes, measure_updates, process_bytes
 from ebmscale.model.build import build_on_meta
+from ebmscale.model.updates import updates_per_batch
 from ebmscale.storage import open_storage
 from ebmscale.training.opening import least_bf16_gain, with_precision
 from ebmscale.training.run_data import load_or_pack, shape_of_samples, with_latents_of
@@ -157,7 +158,7 @@ def plan(config: RunConfig, workers: Sequence[int], network: Network | None = No
     process = process_bytes(config, shape, with_deepspeed=stages != [None])
     measured = measure_updates(config, shape, max(sizes), stages) if measuring else None
     forecasts = [forecast(planned, engine, size, measured) for size in sizes for engine in choices[size]]
-    single = None if measured is None else _compute_seconds(config, EngineChoice(None), Share.of(config, 1), measured)
+    single = None if measured is None else _compute_seconds(planned, EngineChoice(None), Share.of(config, 1), measured)
     start = SetStart.of(config, manifest, Share.of(config, min(sizes)).num_streams)
     return Plan(forecasts, refused, assumptions(planned, measured), process, single, start)
 
@@ -188,8 +189,8 @@ def forecast(planned: PlannedRun, engine: EngineChoice, size: int, measured: Upd
     network_s = planned.network.seconds(traffic, size)
     compute_s = efficiency = samples_per_s = None
     if measured is not None:
-        compute_s = _compute_seconds(config, engine, share, measured)
-        single_s = _compute_seconds(config, EngineChoice(None), Share.of(config, 1), measured)
+        compute_s = _compute_seconds(planned, engine, share, measured)
+        single_s = _compute_seconds(planned, EngineChoice(None), Share.of(config, 1), measured)
         efficiency = single_s / (size * (compute_s + network_s))
         samples_per_s = config.train.batch_size / (compute_s + network_s)
     return WorkersForecast(size, engine, share, memory, traffic, compute_s, network_s, efficiency, samples_per_s)
@@ -202,7 +203,7 @@ def forecast_traffic(config: RunConfig, shape: tuple[int, ...], engine: EngineCh
     half = 2 if config.precision == "bf16" else FP32
     ring = (size - 1) / size  # the part that a worker sends in an all-gather or a reduce-scatter
     stage = engine.zero_stage or 0
-    steps = (1, config.stages.updates_per_batch if config.most_stages else 0)
+    steps = (1, updates_per_batch(config, shape) if config.most_stages else 0)
     halves = (half, FP32)  # a ratio network always trains in fp32
     parts = {"gradients": 0.0, "weights": 0.0, "sampling copy": 0.0}
     num_collectives = 2.0  # one checks that every rank has its batch, one whether to stop
@@ -223,8 +224,9 @@ def forecast_traffic(config: RunConfig, shape: tuple[int, ...], engine: EngineCh
     return Traffic(parts, num_collectives + 5 / between)
 
 
-def _compute_seconds(config: RunConfig, engine: EngineChoice, share: Share, measured: UpdateTimes) -> float:
+def _compute_seconds(planned: PlannedRun, engine: EngineChoice, share: Share, measured: UpdateTimes) -> float:
     """Seconds of an update of this share without messages, with a share of the evidence."""
+    config = planned.config
     between = max(config.stages.evidence_every / config.train.batch_size, 1.0)
     seconds = sum(
         timing.at(share.fraction) / (between if part == "evidence" else 1.0) for part, timing in measured.parts.items()
@@ -232,7 +234,7 @@ def _compute_seconds(config: RunConfig, engine: EngineChoice, share: Share, meas
     cost, plain = measured.engines.get(engine.zero_stage), measured.engines[None]
     if cost is None:
         return seconds
-    updates = config.stages.updates_per_batch if config.most_stages else 0
+    updates = updates_per_batch(config, planned.shape) if config.most_stages else 0
     extra = (cost.generator - plain.generator) + updates * (cost.ratio - plain.ratio)
     if engine.zero_stage:
         spared = 1 - 1 / share.size

@@ -33,9 +33,15 @@ def rehearsal(config: RunConfig, world: World) -> Iterator[Run]:
 
 
 def go_to_last_stage(run: Run) -> None:
-    """Gives the prior all ratios but the last. They are copies of the ratio that is being trained (collective)."""
-    if isinstance(run.stages, StageTrainer):
-        run.stages.rehearse(run.config.most_stages - 1)
+    """Gives the prior all ratios but the last, copies of the one in training (collective)."""
+    trainer = run.stages
+    if not isinstance(trainer, StageTrainer):
+        return
+    prior, weights = trainer.prior.prefix(0), trainer.engine.full_weights()
+    for _ in range(run.config.most_stages - 1):
+        prior = prior.append(weights)
+    trainer.prior = prior
+    trainer.negatives.rehearse(prior)
 
 
 def try_base(trainer: RatioTrainer, position: int) -> None:

@@ -61,6 +61,11 @@ class PosteriorSample:
         """The noise (B, Z) of the encoder's draw if z is that draw; None if a chain followed."""
         return None if len(self.trace.drift) else self.start_noise
 
+    @property
+    def as_observed(self) -> Tensor:
+        """What trainers of ratios keep: `moments` where there are any, else z."""
+        return self.z if self.moments is None else self.moments
+
 
 def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigma: float) -> Target:
     """log p(x, z) as a Langevin target over z.

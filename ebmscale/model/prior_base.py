@@ -6,6 +6,7 @@ Shapes: C components, Z latent.
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ebmscale.density.bases import Mixture, MomentBase
@@ -33,11 +34,34 @@ def base_from(dim: int, tensors: Mapping[str, Tensor]) -> Base:
     inside = None
     if "weights" in tensors:
         weights, means, choleskys = (tensors[name].clone() for name in ("weights", "means", "choleskys"))
-        inside = Mixture(weights, means.view(-1, dim), choleskys.view(-1, dim, dim))
+        used = weights.nonzero()[:, 0]  # the others fill up the room for the most that was allowed
+        inside = Mixture(weights[used], means.view(-1, dim)[used], choleskys.view(-1, dim, dim)[used])
     base = MomentBase(tensors["mean"].clone(), tensors["cholesky"].clone().view(dim, dim), inside)
     if not math.isfinite(base.log_volume):
         raise DamagedError("The base density that was saved is damaged: its covariance is singular.")
     return base
+
+
+def filled_up(tensors: Mapping[str, Tensor], num_components: int) -> dict[str, Tensor]:
+    """The tensors of a `MomentBase` with room for so many components (C): those that it lacks have weight 0.
+
+    So a checkpoint has one form whatever number is chosen, and `base_from` gives the same density.
+    """
+    if num_components == 1:
+        return dict(tensors)
+    dim = len(tensors["mean"])
+    form = MomentBase.standard(dim, num_components).tensors()
+    found = {name: one.to(tensors["mean"]) for name, one in form.items()} | dict(tensors)
+    if "weights" in tensors:
+        lacking = num_components - len(tensors["weights"])
+        for name in ("weights", "means", "choleskys"):
+            found[name] = torch.cat([tensors[name], form[name][:lacking].to(tensors[name])])
+    else:
+        lacking = num_components - 1
+    found["weights"] = torch.cat([found["weights"][: num_components - lacking], found["weights"].new_zeros(lacking)])
+    if "weights" not in tensors:
+        found["weights"][0] = 1.0
+    return found
 
 
 def check_base(dim: int, shapes: Mapping[str, Sequence[int]]) -> None:

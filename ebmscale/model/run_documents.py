@@ -96,12 +96,39 @@ class NegativesState(Stored):
     step_size: Number
 
 
+class BestState(Stored):
+    """The plain values of `stages.best_weights`."""
+
+    loss: Number
+    position: Count
+
+
+class PaidState(Stored):
+    """A stage in the values of `stages.pay`."""
+
+    stage: Count
+    gain: Number
+    nats: Number
+    nats_error: Number
+    work: Number
+
+
+class PayState(Stored):
+    """The plain values of `stages.pay`."""
+
+    curve: list[tuple[Count, Number]]
+    paid: list[PaidState]
+
+
 class StagesState(Stored):
-    """The plain values of a `RatioTrainer`."""
+    """The plain values of a `RatioTrainer`. Checkpoints of earlier versions have no `base_tried`, `best` and `pay`."""
 
     stage: StageState
     grad_norm: Number
     fits_base: bool = False
+    base_tried: list[tuple[Count, Number]] = Field(default_factory=list)
+    best: BestState | None = None
+    pay: PayState | None = None
     negatives: NegativesState | None = None
 
     @model_validator(mode="after")

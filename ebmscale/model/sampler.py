@@ -35,6 +35,8 @@ LEAST_ANCESTORS = 0.02
 """Share of the samples that must descend from different draws of p_0; below it there are four times as many particles.
 """
 MOST_PARTICLES = 65_536
+CHECK_ERRORS, CHECK_NATS = 3.0, 0.5
+"""How far mean log densities of samples and of held-out latents may differ: standard errors, and nats."""
 POLISH = MoveSettings(kind="hmc", num_moves=8, step_size=0.2)
 ROWS_AT_ONCE = 8192
 
@@ -155,15 +157,29 @@ class Agreement:
     Attributes:
         difference: mean log p_k of samples minus that of held-out ones, in nats.
         error: its standard error.
+        of_samples: mean log p_k of samples, up to log Z_k, and its standard error.
+        of_held_out: the same of held-out samples of q.
     """
 
     difference: float
     error: float
+    of_samples: tuple[float, float]
+    of_held_out: tuple[float, float]
 
     @property
     def holds(self) -> bool:
         """Whether it is within three standard errors and below half a nat."""
-        return abs(self.difference) <= 3 * self.error and abs(self.difference) < 0.5
+        return abs(self.difference) <= CHECK_ERRORS * self.error and abs(self.difference) < CHECK_NATS
+
+    @property
+    def fails(self) -> bool:
+        """See `fails_check`."""
+        return fails_check(self.difference, self.error)
+
+
+def fails_check(difference: float, error: float) -> bool:
+    """Whether a difference of mean log densities is surely there, and large; one that is not a number fails too."""
+    return not (abs(difference) <= CHECK_ERRORS * error or abs(difference) <= CHECK_NATS)
 
 
 def agreement(prior: RatioSequence, samples: Tensor, held_out: Tensor, unique: float = 1.0) -> Agreement:
@@ -178,8 +194,9 @@ def agreement(prior: RatioSequence, samples: Tensor, held_out: Tensor, unique: f
     one, other = (
         torch.cat([prior.log_density(part) for part in z.split(ROWS_AT_ONCE)]).double() for z in (samples, held_out)
     )
-    error = math.sqrt(float(one.var()) / max(len(one) * unique, 1) + float(other.var()) / len(other))
-    return Agreement(float(one.mean() - other.mean()), error)
+    of_samples = float(one.mean()), math.sqrt(float(one.var()) / max(len(one) * unique, 1))
+    of_held_out = float(other.mean()), math.sqrt(float(other.var()) / len(other))
+    return Agreement(of_samples[0] - of_held_out[0], math.hypot(of_samples[1], of_held_out[1]), of_samples, of_held_out)
 
 
 @torch.no_grad()

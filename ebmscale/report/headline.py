@@ -5,7 +5,7 @@ from torch import Tensor
 from ebmscale.evaluate import verdicts
 from ebmscale.evaluate.prior_fit import fit_prior
 from ebmscale.evaluate.rounding import with_error
-from ebmscale.evaluate.verdicts import Stage, Verdict
+from ebmscale.evaluate.verdict import Stage, Verdict
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.report.pages import KeyFigure
 from ebmscale.report.run_record import RunRecord, number

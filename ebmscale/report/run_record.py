@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ebmscale.evaluate.verdicts import Stage
+from ebmscale.evaluate.verdict import Stage
 from ebmscale.model.run_documents import EventLine, MetricsLine
 from ebmscale.model.timed_parts import PARTS
 from ebmscale.report.pictures import Curve, Mark

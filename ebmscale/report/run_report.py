@@ -25,6 +25,7 @@ from ebmscale.evaluate.rounding import with_error
 from ebmscale.model.latent_model import LatentModel, open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
+from ebmscale.model.sampler import agreement
 from ebmscale.report import pictures
 from ebmscale.report.headline import key_figures, verdicts_of
 from ebmscale.report.pages import Picture, render
@@ -189,9 +190,10 @@ def _latents(model: LatentModel, held_out: HeldOutImages | None) -> dict[str, li
         z, traces = earlier.sample_prior(NUM_HELD_OUT, ENERGY_SEED), earlier.sample_chains(NUM_HELD_OUT, ENERGY_SEED)[1]
         if held_out is not None:
             posterior_energy, prior_energy = -earlier.log_prior(held_out.z), -earlier.log_prior(z)
-            gap = float(posterior_energy.mean() - prior_energy.mean())
+            found = agreement(earlier.prior, z, held_out.z)
+            gap = f"mean energy of z⁺ minus that of z⁻: {with_error(found.difference, found.error)} nats"
             chart = _chart(pictures.energy_histogram(posterior_energy, prior_energy))
-            energies.append(Picture(chart, f"k = {stage}", f"mean energy of z⁺ minus that of z⁻: {gap:+.2f} nats"))
+            energies.append(Picture(chart, f"k = {stage}", f"{gap}{'; the check fails' if found.fails else ''}"))
     chains += [_chain(trace, f"prior chain, stage {stage}: log p_{stage}(z)") for stage, trace in enumerate(traces, 1)]
     return {"energies": energies, "chains": chains}
 

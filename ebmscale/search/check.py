@@ -1,6 +1,7 @@
 """Checks a space against the configuration that it varies, and refuses it before anything starts."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ebmscale.search.population import MUTABLE, interval
 from ebmscale.search.propose import check_searcher, default_values
 from ebmscale.search.space import Parameter, Space
 from ebmscale.search.trial import folder_of
-from ebmscale.training.reports import AT_EVIDENCE, AT_INTERVAL
+from ebmscale.training.reports import AT_EVIDENCE, AT_INTERVAL, why_never
 
 FIXED = ("run.name", "storage", "ray", "checkpoint", "metrics", "device", "num_threads", "data.url")
 """Keys that change where and how a run computes, but not what it computes."""
@@ -66,7 +67,7 @@ def check_space(config: RunConfig, space: Space, evaluated: Callable[[], list[st
     """
     for key in space.space:
         _check_key(key, space)
-    _check_objectives(space, evaluated)
+    _check_objectives(config, space, evaluated)
     check_searcher(space)
     for key, parameter in space.space.items():
         for value in parameter.choice or parameter.ends:
@@ -92,7 +93,7 @@ def _check_key(key: str, space: Space) -> None:
         )
 
 
-def _check_objectives(space: Space, evaluated: Callable[[], list[str]]) -> None:
+def _check_objectives(config: RunConfig, space: Space, evaluated: Callable[[], list[str]]) -> None:
     for place, objective in enumerate(space.objectives):
         known = [*AT_EVIDENCE, *AT_INTERVAL]
         if objective.metric.startswith(EVALUATED):
@@ -106,6 +107,22 @@ def _check_objectives(space: Space, evaluated: Callable[[], list[str]]) -> None:
             match = nearest_key(objective.metric, known)
             hint = f"did you mean {match}?" if match else f"there are {', '.join(known) or 'none of that kind'}."
             raise ConfigError(f"objectives: nothing reports {objective.metric}; {hint}")
+        reasons = [why_never(one, objective.metric) for one in _some_trials(config, space)]
+        if None not in reasons:
+            raise ConfigError(
+                f"objectives: no trial would report {objective.metric}, since {reasons[0]}; use another objective, or "
+                "change that key in the configuration."
+            )
+
+
+def _some_trials(config: RunConfig, space: Space) -> list[RunConfig]:
+    """The configuration itself, and with each end or choice of every key, as far as these are valid."""
+    found = [config]
+    for key, parameter in space.space.items():
+        for value in parameter.choice or parameter.ends:
+            with suppress(ConfigError):
+                found.append(with_values(config, {key: value}, "space"))
+    return found
 
 
 def _check_value(config: RunConfig, space: Space, key: str, value: Any) -> None:

@@ -3,13 +3,15 @@
 Shapes: N posteriors, M draws, Z coordinates, C components.
 """
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ebmscale.density.bases import Mixture, MomentBase
+from ebmscale.density.bases import Mixture, MomentBase, factor, symmetric_root
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.targets import Target
 
@@ -47,8 +49,58 @@ class ChosenBase:
     tried: tuple[Tried, ...]
 
 
-def choose_base(train: Target, tune: Target, seed: int, seconds: float = float("inf")) -> ChosenBase:
-    """The mixture under which held-out draws are likeliest, in the coordinates that make the moments 0 and I.
+class _Tries:
+    """Bases that were fitted, in the coordinates that make the moments 0 and I, each with its held-out nats."""
+
+    def __init__(self, train: Target, tune: Target, seed: int, symmetric: bool = False):
+        self.generator = torch_generator(seed, "base")
+        first = train.every(self.generator)
+        mean, covariance = first.double().mean(0), torch.cov(first.double().T).view(first.shape[1], first.shape[1])
+        root = symmetric_root(covariance) if symmetric else factor(covariance)
+        self.plain = MomentBase(mean.float(), root.float())
+        self.count = len(first) // train.repeats
+        self.found: list[tuple[Tried, MomentBase]] = []
+        self._train, self._held_out = train, tune.every(self.generator)
+
+    def attempt(self, size: int) -> Tried:
+        """Fits so many components."""
+        start = time.process_time()
+        base = self.plain if size == 1 else _mixture(self.plain, self._train, size, self.count, self.generator)
+        nats = float(base.log_density(self._held_out).double().mean())
+        self.found.append((Tried(size, nats, time.process_time() - start), base))
+        return self.found[-1][0]
+
+    def best(self) -> tuple[Tried, MomentBase]:
+        """The base under which held-out draws are likeliest."""
+        return max(self.found, key=lambda pair: pair[0].nats)
+
+
+def choose_among(train: Target, tune: Target, sizes: Sequence[int], seed: int, symmetric: bool = False) -> ChosenBase:
+    """The mixture of one of these sizes under which held-out draws are likeliest.
+
+    The sizes are tried in their order, up to the first that is worse than the one before.
+
+    Args:
+        train: what the mixtures are fitted to.
+        tune: what chooses.
+        sizes: numbers of components, rising.
+        seed: of draws and centres.
+        symmetric: see `MomentBase.of_posteriors`.
+
+    Raises:
+        ValueError: the covariance of the draws is not positive definite.
+    """
+    tries, before = _Tries(train, tune, seed, symmetric), -math.inf
+    for size in sizes:
+        nats = tries.attempt(size).nats
+        if not nats > before:
+            break
+        before = nats
+    return ChosenBase(tries.best()[1], tuple(pair[0] for pair in tries.found))
+
+
+def choose_base(train: Target, tune: Target, seed: int, seconds: float = math.inf) -> ChosenBase:
+    """The mixture under which held-out draws are likeliest, with a number of components that the data suggest.
 
     Every step of expectation maximisation sees new draws of the posteriors, so a component cannot fit their noise.
 
@@ -61,38 +113,24 @@ def choose_base(train: Target, tune: Target, seed: int, seconds: float = float("
     Raises:
         ValueError: the covariance of the draws is not positive definite.
     """
-    generator, began = torch_generator(seed, "base"), time.process_time()
-    first = train.every(generator)
-    mean, covariance = first.double().mean(0), torch.cov(first.double().T).view(first.shape[1], first.shape[1])
-    plain = MomentBase(mean.float(), torch.linalg.cholesky(covariance).float())
-    held_out = tune.every(generator)
-    count = len(first) // train.repeats
-    tried: list[tuple[Tried, MomentBase]] = []
-
-    def attempt(size: int) -> Tried:
-        start = time.process_time()
-        base = plain if size == 1 else _mixture(plain, train, size, count, generator)
-        nats = float(base.log_density(held_out).double().mean())
-        tried.append((Tried(size, nats, time.process_time() - start), base))
-        return tried[-1][0]
-
-    one, size = attempt(1), max(count // (ROWS_A_COMPONENT * plain.dim), 2)
-    found = attempt(size)
+    began, tries = time.process_time(), _Tries(train, tune, seed)
+    one, size = tries.attempt(1), max(tries.count // (ROWS_A_COMPONENT * tries.plain.dim), 2)
+    found = tries.attempt(size)
     if found.nats > one.nats + LEAST_BETTER:
         for _ in range(MOST_DOUBLINGS):
             if time.process_time() - began + 2 * found.seconds > seconds:
                 break
             before, size = found, 2 * size
-            found = attempt(size)
+            found = tries.attempt(size)
             if found.nats < before.nats + LEAST_BETTER:
                 break
     else:
         while size > 2 and found.nats < one.nats + LEAST_BETTER:
             size = max(size // 4, 2)
-            found = attempt(size)
-    best, base = max(tried, key=lambda pair: pair[0].nats)
-    chosen = base if best.nats > one.nats + LEAST_BETTER else plain
-    return ChosenBase(chosen, tuple(pair[0] for pair in tried))
+            found = tries.attempt(size)
+    best, base = tries.best()
+    chosen = base if best.nats > one.nats + LEAST_BETTER else tries.plain
+    return ChosenBase(chosen, tuple(pair[0] for pair in tries.found))
 
 
 def _mixture(plain: MomentBase, train: Target, size: int, count: int, generator: torch.Generator) -> MomentBase:

@@ -49,6 +49,28 @@ def begin(sequence: RatioSequence, samples: HeldOut, bound: float, seed: int) ->
     return network
 
 
+def next_weights(
+    prior: RatioSequence, spread: tuple[Tensor, Tensor] | None, seed: int, stage: int, tries: int
+) -> dict[str, Tensor]:
+    """The weights that a run's next ratio begins with, or the next try of this one.
+
+    Args:
+        prior: p_{k-1}.
+        spread: mean and standard deviation (Z,) of p_{k-1}; None where networks do not standardise their inputs.
+        seed: of the run.
+        stage: k.
+        tries: of this stage before.
+    """
+    network = copy.deepcopy(prior.network)
+    initialise(network, torch_generator(seed, "ratio-weights", stage, tries))
+    if spread is not None and isinstance(network, Standardised):
+        network.set_spread(*spread)
+        if prior.num_stages and not tries:
+            take_features(network, prior.stage_weights(prior.num_stages))
+    set_bound(network, WIDE_BOUND)
+    return network.state_dict()
+
+
 def bound_for(loss: float) -> float:
     """The bound of a ratio whose held-out loss is that: the wider the gap, the more a ratio must be able to say."""
     return NARROW_BOUND + (WIDE_BOUND - NARROW_BOUND) * max(1 - loss / chance_loss(1), 0.0) ** 2

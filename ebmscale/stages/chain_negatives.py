@@ -45,8 +45,15 @@ class ChainNegatives:
         self.tables = self.pools.tables
         self.parts: dict[str, SavedPart] = {}
         self.trace: ChainTrace | None = None
-        self._chains = settings.chains
+        self._chains, self._num_stages = settings.chains, 0
+        self._negatives_a_batch = settings.updates_per_batch * settings.stages.batch_size
         self.begin(prior, 0)
+
+    @property
+    def passes(self) -> float:
+        """See `NegativeSource.passes`; a step of a chain takes a value and a gradient of every ratio."""
+        steps = self._chains.num_chains * self._chains.num_steps
+        return 3.0 * self._num_stages * steps / self._negatives_a_batch
 
     def begin(self, prior: RatioSequence, position: int) -> None:
         """See `NegativeSource.begin`."""
@@ -54,6 +61,7 @@ class ChainNegatives:
 
     def advance(self, prior: RatioSequence, position: int) -> None:
         """Moves the chains that training draws from; p_0 needs none."""
+        self._num_stages = prior.num_stages
         if prior.num_stages:
             z, self.trace = self.pools.moved("pool", prior, position, self._chains.num_steps)
             self.pools.training.fill(z)

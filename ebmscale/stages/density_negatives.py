@@ -79,6 +79,11 @@ class DensityNegatives:
         self._values: Mapping[str, Any] = {}
         self.begin(prior, 0)
 
+    @property
+    def passes(self) -> float:
+        """See `NegativeSource.passes`."""
+        return self._supply.passes
+
     def begin(self, prior: RatioSequence, position: int) -> None:
         """See `NegativeSource.begin`."""
         self._use(self._source_on(prior))

@@ -1,10 +1,12 @@
 """What a trainer of ratios keeps of latents: recent posteriors, tables of the prior's samples, and the base p_0.
 
-Shapes: B rows of this rank, R ratio updates of a batch, Z latent.
+Shapes: B rows of this rank, M rows of all ranks, R ratio updates of a batch, Z latent.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +15,19 @@ from ebmscale.density.bases import MomentBase
 from ebmscale.density.prior import Base
 from ebmscale.errors import ConfigError, DivergenceError
 from ebmscale.model.pieces import Piece, Span, piece, shapes_of, share_of, whole_spans
-from ebmscale.model.prior_base import BASE, base_from
+from ebmscale.model.prior_base import BASE, base_from, filled_up
 from ebmscale.seeds import StreamNoise, torch_generator
+from ebmscale.stages.base import choose_among
+from ebmscale.stages.held_out import rows_of_all
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.stream_table import StreamTable
+from ebmscale.stages.targets import Posteriors, Samples, Target
 from ebmscale.world import World
+
+log = logging.getLogger(__name__)
+
+HELD_OUT_SHARE = 10
+"""Without posteriors of held-out images every tenth row of the buffer chooses the base."""
 
 
 class Latents:
@@ -32,6 +42,7 @@ class Latents:
     Attributes:
         base: p_0 now.
         fits_base: whether the base is yet to be fitted; no ratio is trained before.
+        tried: held-out nats by the number of components, where those chose the base.
         buffer: recent posteriors, as samples or as means and standard deviations.
         tables: the buffer and the other tables, by name.
     """
@@ -41,12 +52,16 @@ class Latents:
         width = 2 * base.dim if settings.amortised else base.dim
         self.base = base
         self.fits_base = chains.base == "moments"
+        self.tried: dict[int, float] = {}
         self.buffer = StreamTable(num_streams, settings.stages.buffer_samples // num_streams, width, world)
         self.tables = {"buffer": self.buffer, **tables}
         self._settings, self._world = settings, world
+        self._judges: Tensor | None = None
+        self._sizes = [one for one in chains.base_sizes if one * base.dim <= settings.stages.buffer_samples] or [1]
+        self._most_components = self._sizes[-1] * chains.base_fits
         self._base_form: dict[str, Tensor] = {}  # N(0, I) in the tensors of a base that is fitted
         if self.fits_base:
-            form = MomentBase.standard(base.dim, chains.base_components * chains.base_fits)
+            form = MomentBase.standard(base.dim, self._most_components)
             self._base_form = {f"{BASE}{name}": tensor for name, tensor in form.tensors().items()}
 
     def observe(self, posterior: Tensor, streams: Tensor) -> None:
@@ -74,38 +89,76 @@ class Latents:
         """Whether the base is to be fitted at `samples_seen` (collective until it has been)."""
         return self.fits_base and position >= self._settings.stages.start_samples and self.buffer.is_full()
 
+    def wants_held_out(self, position: int) -> bool:
+        """Whether a batch at `samples_seen` needs posteriors of held-out images, by which the base is chosen."""
+        return self.fits_base and self._settings.chains.chooses_base and position >= self._settings.stages.start_samples
+
+    def judge_base_by(self, posteriors: Tensor) -> None:
+        """Takes this rank's posteriors of held-out images, in the form of `observe` (collective)."""
+        self._judges = rows_of_all(posteriors, self._settings.num_streams, self._world)
+
     def fit_base(self) -> Base:
         """Fits the base to the posteriors in the buffer (collective).
 
-        The first rank computes them from the whole buffer in the order of the streams, so that they are the same
-        whatever the number of ranks.
+        The first rank computes it from the whole buffer in the order of the streams, so that it is the same whatever
+        the number of ranks.
         """
-        num_streams, chains = self._settings.num_streams, self._settings.chains
+        num_streams = self._settings.num_streams
         tables, size = self._world.gather(self.buffer.z), self._world.size
         rows = torch.cat([tables[stream % size][stream // size] for stream in range(num_streams)])
-        mean, std = rows.chunk(2, dim=1) if self._settings.amortised else (rows, torch.zeros_like(rows))
-        found: dict[str, Tensor] | None = None
+        found: tuple[dict[str, Tensor], dict[int, float]] | None = None
         if self._world.is_first:
-            generator = torch_generator(self._settings.seed, "base")
             with suppress(ValueError):
-                base = MomentBase.of_posteriors(
-                    mean.cpu(),
-                    std.square().cpu(),
-                    chains.base_components,
-                    generator,
-                    chains.base_fits,
-                    symmetric=self._settings.maps,
-                )
-                found = base.tensors()
+                found = self._chosen(rows.cpu()) if self._settings.chains.chooses_base else self._given(rows.cpu())
         found = self._world.broadcast(found)
         if found is None:
             raise DivergenceError(
                 "The posterior latents in the buffer do not fill the latent space, or are not finite, so no base can "
                 "be fitted to them; use prior.base=standard, or lower model.latent_dim or train.generator.rate."
             )
-        self.base = self._on_device(base_from(self.base.dim, found))
-        self.fits_base = False
+        tensors, self.tried = found
+        self.base = self._on_device(base_from(self.base.dim, tensors))
+        self.fits_base, self._judges = False, None
         return self.base
+
+    def _given(self, rows: Tensor) -> tuple[dict[str, Tensor], dict[int, float]]:
+        """The base of the given number of components."""
+        chains, generator = self._settings.chains, torch_generator(self._settings.seed, "base")
+        mean, std = rows.chunk(2, dim=1) if self._settings.amortised else (rows, torch.zeros_like(rows))
+        base = MomentBase.of_posteriors(
+            mean, std.square(), self._sizes[0], generator, chains.base_fits, self._settings.maps
+        )
+        return base.tensors(), {}
+
+    def _chosen(self, rows: Tensor) -> tuple[dict[str, Tensor], dict[int, float]]:
+        """The base under which held-out posteriors are likeliest, with room for the most components."""
+        judges = self._judges
+        if judges is None:
+            apart = torch.arange(len(rows)) % HELD_OUT_SHARE == 0
+            rows, judges = rows[~apart], rows[apart]
+        if not bool(rows.isfinite().all()):
+            raise ValueError("the posteriors are not finite")
+        sides = self._target(rows), self._target(judges.cpu())
+        chosen = choose_among(*sides, self._sizes, self._settings.seed, symmetric=self._settings.maps)
+        tried = {one.num_components: one.nats for one in chosen.tried}
+        said = ", ".join(f"{size}: {nats:.2f}" for size, nats in tried.items())
+        log.info("base: %d components; held-out nats by components: %s", max(tried, key=lambda one: tried[one]), said)
+        return filled_up(chosen.base.tensors(), self._most_components), tried
+
+    def _target(self, rows: Tensor) -> Target:
+        if not self._settings.amortised:
+            return Samples(rows)
+        mean, std = rows.chunk(2, dim=1)
+        return Posteriors(mean, std)
+
+    def values(self) -> dict[str, Any]:
+        """The plain values of a checkpoint."""
+        return {"fits_base": self.fits_base, "base_tried": [list(one) for one in self.tried.items()]}
+
+    def load_values(self, values: Mapping[str, Any]) -> None:
+        """Takes what `values` gave; checkpoints of earlier versions lack some of it."""
+        self.fits_base = values.get("fits_base", False)
+        self.tried = {int(size): float(nats) for size, nats in values.get("base_tried", [])}
 
     def _on_device(self, base: Base) -> Base:
         return base.to(self._world.device)
@@ -152,4 +205,5 @@ class Latents:
         """The base that was fitted; before, N(0, I) in tensors of the same shapes."""
         if self.fits_base:
             return self._base_form
-        return {f"{BASE}{name}": tensor for name, tensor in self.base.tensors().items()}
+        tensors = filled_up(self.base.tensors(), self._most_components)
+        return {f"{BASE}{name}": tensor for name, tensor in tensors.items()}

@@ -20,7 +20,7 @@ from ebmscale.seeds import torch_generator
 from ebmscale.stages.beginning import begin, bound_for, start_from_moments
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.record import Memorised, StageRecord
-from ebmscale.stages.scheduler import MOMENTS_SAY, Budget, Verdict, after, explore
+from ebmscale.stages.scheduler import MOMENTS_SAY, Bounds, Budget, Verdict, after, explore
 from ebmscale.stages.settings import StageSettings
 from ebmscale.stages.source import Chosen, Grown, Source
 from ebmscale.stages.supplies import Negatives, unweighted
@@ -150,7 +150,8 @@ def train(
                 set_bound(trainer.network, bound_for(loss))
             now = time.process_time()
             budget = Budget(now - began, course.ends_at - now)
-            verdict = explore(trainer.curve, learned.records, budget, settings)
+            bounds = Bounds(settings.min_updates, settings.max_updates)
+            verdict = explore(trainer.curve, learned.records, budget, bounds)
             if not verdict.goes_on:
                 trainer.settle(verdict.reason)
         after_part(learned, trainer)
@@ -201,7 +202,7 @@ def close_stage(
         seconds=time.process_time() - began,
         reason=trainer.reason,
     )
-    verdict = after(record, Budget(0.0, course.ends_at - time.process_time()), course.settings)
+    verdict = after(record, Budget(record.seconds, course.ends_at - time.process_time()), course.settings)
     if verdict.goes_on and not source.reaches:
         verdict = Verdict(False, f"{verdict.reason}; too few samples of p reach q for another stage")
     return replace(learned, sequence=sequence, records=(*learned.records, record), verdict=verdict)

@@ -25,6 +25,7 @@ from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Decision, Hold, StageState
 from ebmscale.kernels.prior_chain import run_prior_chain
 from ebmscale.model.posterior import langevin_settings
+from ebmscale.model.sampler import Agreement
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.networks import RatioNets
 from ebmscale.seeds import StreamNoise
@@ -69,6 +70,7 @@ class LiveTrainer:
         self.latents = Latents(prior.base, settings, world, self._negatives.tables)
         self.state = StageState(started=settings.stages.start_samples)
         self._trace: ChainTrace | None = None
+        self.checks: dict[int, Agreement] = {}
         self.memorised: dict[str, float] | None = None
         self._nets, self._kind = nets, kind
         self._updates = RatioUpdates(engine, settings, world)
@@ -120,10 +122,14 @@ class LiveTrainer:
 
     def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[Tensor]:
         """See `ratio_updates.Losses`; the prior is what each update made of it."""
-        for _ in range(self.settings.stages.updates_per_batch):
+        for _ in range(self.settings.updates_per_batch):
             z_q = self.latents.draw_posteriors(noise, streams, 1)[:, 0]
             yield self._lebm(z_q, noise) if self._kind == "lebm" else self._tre(z_q, noise)
             self._refresh()
+
+    def measured_at(self, position: int) -> int:
+        """See `RatioTrainer.measured_at`."""
+        return position
 
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Evidence of the whole log ratio log p_K - log p_0 against exact draws of p_0 (collective).
@@ -160,14 +166,13 @@ class LiveTrainer:
 
     def values(self) -> dict[str, Any]:
         """See `RatioTrainer.values`."""
-        of_stage = asdict(self.state)
-        return {"stage": of_stage, "grad_norm": self._updates.grad_norm, "fits_base": self.latents.fits_base}
+        return {"stage": asdict(self.state), "grad_norm": self._updates.grad_norm, **self.latents.values()}
 
     def load_values(self, values: dict[str, Any]) -> None:
         """Takes what `values` gave."""
         self.state = StageState(**values["stage"])
         self._updates.grad_norm = values["grad_norm"]
-        self.latents.fits_base = values.get("fits_base", False)
+        self.latents.load_values(values)
 
     def take_frozen(self, ratios: Sequence[Mapping[str, Tensor]]) -> None:
         """Makes the prior anew from the base and the engine, which is restored already; nothing is frozen."""

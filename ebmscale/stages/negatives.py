@@ -43,12 +43,16 @@ class NegativeSource(Protocol):
         parts: what else a checkpoint keeps of it.
         trace: of the chains that moved last.
         judges_gain: whether a ratio is judged at the gain at which it would be frozen.
+        passes: evaluations of one network that a negative costs now.
     """
 
     tables: dict[str, StreamTable]
     parts: dict[str, SavedPart]
     trace: ChainTrace | None
     judges_gain: bool
+
+    @property
+    def passes(self) -> float: ...  # noqa: D102
 
     def begin(self, prior: RatioSequence, position: int) -> None:
         """Starts anew on a prior without ratios."""

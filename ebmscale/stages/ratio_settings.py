@@ -41,6 +41,19 @@ class RatioSettings:
     maps: bool = False
 
     @property
+    def updates_per_batch(self) -> int:
+        """Updates of the ratio network for every batch of images; `auto` must have been resolved before."""
+        found = self.stages.updates_per_batch
+        if found == "auto":
+            raise ValueError("stages.updates_per_batch is auto; see model.updates")
+        return found
+
+    @property
+    def lasts_as_it_pays(self) -> bool:
+        """Whether the run's own record says how long a stage lasts: the target stands still, and there is a choice."""
+        return not self.target_moves and (self.ends_at is None or self.stages.min_samples < self.ends_at)
+
+    @property
     def criteria(self) -> Criteria:
         """When a stage moves on."""
         of_stages = self.stages.model_dump(include=set(Criteria.__dataclass_fields__))

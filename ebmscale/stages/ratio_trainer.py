@@ -11,6 +11,7 @@ from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Decision, StageState
+from ebmscale.model.sampler import Agreement
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.stages.latents import Latents
 from ebmscale.stages.ratio_engine import RatioEngine
@@ -30,6 +31,7 @@ class RatioTrainer(Protocol):
         latents: the buffer of posteriors and the base.
         prior: p_k now.
         state: where the stage is.
+        checks: of samples of the prior against held-out posteriors, by stage, where the last decision froze one.
         memorised: the loss on negatives that were used and on fresh ones, in nats; None where that is not measured.
     """
 
@@ -38,6 +40,7 @@ class RatioTrainer(Protocol):
     latents: Latents
     prior: RatioSequence
     state: StageState
+    checks: dict[int, Agreement]
     memorised: dict[str, float] | None
 
     @property
@@ -78,6 +81,14 @@ class RatioTrainer(Protocol):
             position: `samples_seen` at the start of the batch.
             rate_scale: factor of the learning rate.
             limit: an update whose loss on any rank is above it is left out, as one that is not finite.
+        """
+        ...
+
+    def measured_at(self, position: int) -> int:
+        """Whose noise a measurement at `samples_seen` takes.
+
+        Where the target stands still it is the same for all of a stage, so that losses differ by the weights alone.
+        The measurement that judges a stage has its own.
         """
         ...
 

@@ -72,7 +72,7 @@ class RatioUpdates:
                 self.grad_norm = norm
             else:
                 bad = True
-        return RatioReport(total / stages.updates_per_batch, self.grad_norm, bad)
+        return RatioReport(total / self._settings.updates_per_batch, self.grad_norm, bad)
 
     def log_ratio(self, points: Tensor) -> Tensor:
         """The network's values at points (..., N, Z) in the prior's coordinates, in fp32."""

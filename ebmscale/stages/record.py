@@ -1,8 +1,28 @@
 """What a stage ended with, as a value that goes into records and decides what is done next."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from ebmscale.density.evidence import Evidence
+
+
+class Paid(Protocol):
+    """What a stage gave for its work: all that the scheduler asks of its record. See `StageRecord`."""
+
+    @property
+    def stage(self) -> int: ...  # noqa: D102
+
+    @property
+    def gain(self) -> float: ...  # noqa: D102
+
+    @property
+    def nats(self) -> float: ...  # noqa: D102
+
+    @property
+    def nats_error(self) -> float: ...  # noqa: D102
+
+    @property
+    def work(self) -> float: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

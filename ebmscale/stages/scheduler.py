@@ -1,19 +1,24 @@
 """When a stage ends and whether another begins: nats for the work of going on, and of a new stage.
 
-Pure functions of the record. Work is counted in evaluations of a network, so that a fit can be repeated; seconds matter
-only where there is a limit of them. Within a stage the fall of the held-out loss below chance, D(t), says what going on
-is worth: its elasticity d log D / d log t is the share of what the stage has gained that as much work again would add.
-What a new stage would add, as a share of this one's, the last stages say; before there are two, how far the classifier
-is saturated does: a loss near 0 teaches nothing more, and all that is left is left for the next stage.
+Pure functions of the record, for a fit in memory and for a run whose target stands still. Work is counted in
+evaluations of a network, so that a fit can be repeated; seconds matter only where there is a limit of them. Within a
+stage the fall of the held-out loss below chance, D(t), says what going on is worth: its elasticity d log D / d log t is
+the share of what the stage has gained that as much work again would add. What a new stage would add, as a share of this
+one's, the last stages say; before there are two, how far the classifier is saturated does: a loss near 0 teaches
+nothing more, and all that is left is left for the next stage.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ebmscale.stages.record import StageRecord
-from ebmscale.stages.settings import StageSettings, TrainerSettings
-from ebmscale.stages.trainer import EXPLORES, Measured
+from ebmscale.stages.record import Paid
+from ebmscale.stages.settings import StageSettings
+from ebmscale.stages.trainer import EXPLORES
+
+Curve = Sequence[tuple[float, float]]
+"""Held-out losses of a stage, each after what was done by then: updates of a network, or samples of a run."""
 
 CHANCE = 2 * math.log(2)
 LEAST_ROOM = 0.3
@@ -38,42 +43,51 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Budget:
-    """Processor seconds spent and allowed. Without a limit no decision depends on them, so that all is repeatable.
+    """What is spent and allowed: processor seconds of a fit, samples of a run.
+
+    Without a limit no decision depends on seconds, so that all is repeatable.
 
     Attributes:
         stage: spent on this stage so far.
         left: allowed from now on; infinite where there is no budget.
+        freezing: what the end of a stage takes of the budget, as a share of its training.
     """
 
     stage: float
     left: float = math.inf
+    freezing: float = FREEZING
 
 
-def explore(
-    curve: Sequence[Measured], records: Sequence[StageRecord], budget: Budget, settings: TrainerSettings
-) -> Verdict:
+class Bounds(NamedTuple):
+    """How long a stage is at least and at most, in what its curve counts."""
+
+    least: float
+    most: float
+
+
+def explore(curve: Curve, records: Sequence[Paid], budget: Budget, bounds: Bounds) -> Verdict:
     """Whether a stage goes on at its full rate; where not, the rate falls and then it ends."""
-    updates, loss = curve[-1]
-    whole = (1 + FREEZING) * budget.stage / EXPLORES
+    done, loss = curve[-1]
+    whole = (1 + budget.freezing) * budget.stage / EXPLORES
     going, other = elasticity(curve), next_share(records, loss)
     found = f"as much work again would add {going:.2f} of it, a new stage {other:.2f}"
     ends: list[tuple[bool, Verdict]] = [
         (budget.left <= whole - budget.stage, Verdict(False, "the time allowed leaves enough to settle")),
         (loss < SATURATED, Verdict(False, "the two sides are told apart")),
-        (updates < settings.min_updates * EXPLORES, Verdict(True, "the stage is young")),
-        (updates >= settings.max_updates * EXPLORES, Verdict(False, "the stage has had its updates")),
+        (done >= bounds.most * EXPLORES, Verdict(False, "the stage is as long as it may be")),
+        (done < bounds.least * EXPLORES, Verdict(True, "the stage is young")),
         (going > other, Verdict(True, found)),
         (budget.left - whole + budget.stage < ROOM * whole, Verdict(True, "no time for another stage")),
     ]
     return next((verdict for holds, verdict in ends if holds), Verdict(False, found))
 
 
-def elasticity(curve: Sequence[Measured]) -> float:
+def elasticity(curve: Curve) -> float:
     """d log D / d log t over the last part of the curve, D the fall of the loss below chance.
 
     While the loss is above chance it is 1 if the loss falls, else 0.
     """
-    known = [(one.updates, CHANCE - one.loss) for one in curve if one.updates >= max(0.4 * curve[-1].updates, 1)]
+    known = [(done, CHANCE - loss) for done, loss in curve if done >= max(0.4 * curve[-1][0], 1)]
     if any(fall <= 0 for _, fall in known):
         return 1.0 if known[-1][1] > known[0][1] else 0.0
     if len(known) < 3:
@@ -84,7 +98,7 @@ def elasticity(curve: Sequence[Measured]) -> float:
     return max(slope, 0.0)
 
 
-def next_share(records: Sequence[StageRecord], loss: float) -> float:
+def next_share(records: Sequence[Paid], loss: float) -> float:
     """What a new stage is expected to add for the same work, as a share of what this one does."""
     kept = [one for one in records if one.gain > 0 and one.nats > 0 and one.work > 0]
     if len(kept) >= 2:
@@ -93,8 +107,8 @@ def next_share(records: Sequence[StageRecord], loss: float) -> float:
     return max(1 - loss / CHANCE, 0.0) ** 2
 
 
-def after(record: StageRecord, budget: Budget, settings: StageSettings) -> Verdict:
-    """Whether another stage begins after one that is done."""
+def after(record: Paid, budget: Budget, settings: StageSettings) -> Verdict:
+    """Whether another stage begins after one that is done, on which `budget.stage` was spent."""
     said = f"J {record.nats:.4f} +- {record.nats_error:.4f} nats at gain {record.gain:.2f}"
     if record.gain <= 0:
         return Verdict(False, f"{said}: no gain above 0 adds to the bound")
@@ -104,6 +118,6 @@ def after(record: StageRecord, budget: Budget, settings: StageSettings) -> Verdi
         return Verdict(False, f"{said}; the last of {settings.max_stages} stages")
     if record.nats < settings.min_gain:
         return Verdict(False, f"{said}: little is left")
-    if budget.left < LEAST_ROOM * record.seconds:
+    if budget.left < LEAST_ROOM * budget.stage:
         return Verdict(False, f"{said}; the time allowed is used")
     return Verdict(True, said)

@@ -5,7 +5,6 @@
 Shapes: B rows of this rank, Z latent.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,27 +13,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from ebmscale.density import evidence as evidence_of
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.losses import n2ce
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.schedule import Advance, Decision, Finish, RollBack, StageState, decide, is_settled, rate_factor
+from ebmscale.model.sampler import Agreement
 from ebmscale.model.saved_part import SavedPart
-from ebmscale.networks import WIDE_BOUND, Standardised, initialise, set_bound, take_features
-from ebmscale.seeds import StreamNoise, torch_generator
-from ebmscale.stages.beginning import bound_for
+from ebmscale.networks import set_bound
+from ebmscale.seeds import StreamNoise
+from ebmscale.stages.beginning import bound_for, next_weights
+from ebmscale.stages.best_weights import BestWeights
 from ebmscale.stages.chain_negatives import ChainNegatives
 from ebmscale.stages.density_negatives import DensityNegatives
+from ebmscale.stages.held_out import HeldOutSides, check, judge, memorised, ratio_of, rows_of_all, said
 from ebmscale.stages.latents import Latents
 from ebmscale.stages.negatives import Freeze, NegativeSource
+from ebmscale.stages.pay import Pay
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_updates import RatioReport, RatioUpdates
-from ebmscale.stages.supplies import unweighted
-from ebmscale.world import World, owned_rows
+from ebmscale.world import World
+
+CHECKED = 8192
+"""This rank's samples of p_k that are compared with posteriors at a freeze, at most."""
 
 
 class StageTrainer:
@@ -50,6 +53,8 @@ class StageTrainer:
         world: this process's place.
 
     Attributes:
+        best: the weights of the stage's least held-out loss.
+        checks: of samples of p_0 and of p_k against held-out posteriors, by stage, where the last decision froze one.
         memorised: the loss on negatives that were used and on fresh ones at the last evidence, in nats; alike where
             nothing is memorised. None where the source cannot tell.
     """
@@ -68,15 +73,19 @@ class StageTrainer:
         self.latents = Latents(prior.base, settings, world, negatives.tables)
         self.state = StageState(started=settings.stages.start_samples, finished=settings.stages.max_stages == 0)
         self.criteria = settings.criteria
+        self.best = BestWeights(engine, world)
+        self.checks: dict[int, Agreement] = {}
         self.memorised: dict[str, float] | None = None
         self._updates = RatioUpdates(engine, settings, world)
+        self._pay = Pay(settings.stages, settings.ends_at)
         self.settings, self._world = settings, world
         self._held_out = torch.zeros(0, prior.base.dim, device=world.device)
+        self._chosen: dict[str, Tensor] | None = None
 
     @property
     def parts(self) -> dict[str, SavedPart]:
         """See `RatioTrainer.parts`."""
-        return {"ratio": self.engine, "chains": self.latents, **self.negatives.parts}
+        return {"ratio": self.engine, "best": self.best, "chains": self.latents, **self.negatives.parts}
 
     @property
     def trace(self) -> ChainTrace | None:
@@ -121,7 +130,7 @@ class StageTrainer:
 
     def _losses(self, noise: StreamNoise, streams: Tensor) -> Iterator[Tensor]:
         """See `ratio_updates.Losses`."""
-        num_updates, magnification = self.settings.stages.updates_per_batch, self.settings.stages.magnification
+        num_updates, magnification = self.settings.updates_per_batch, self.settings.stages.magnification
         q = self.prior.coordinates(self.latents.draw_posteriors(noise, streams, num_updates))
         p, weights = self.negatives.draw(self.prior, noise, streams, num_updates)
         for update in range(num_updates):
@@ -129,23 +138,33 @@ class StageTrainer:
             f_q, f_p = self._updates.log_ratio(both).split(len(streams))
             yield n2ce(f_q, f_p, magnification, weights[:, update])
 
+    def measured_at(self, position: int) -> int:
+        """See `RatioTrainer.measured_at`."""
+        same = self.settings.lasts_as_it_pays and self.negatives.judges_gain and not self.state.finished
+        return self.state.started if same and not is_settled(self.state, self.criteria, position) else position
+
     def evidence(self, z_held_out: Tensor, position: int) -> Evidence:
         """Held-out evidence of the current ratio, the same on every rank (collective).
+
+        At the end of a stage it is that of the ratio to be frozen. The weights of the least held-out loss and the
+        last ones are compared on the same samples of now, since the target of the earlier loss may have moved.
 
         Args:
             z_held_out: (B, Z) this rank's held-out posterior latents.
             position: `samples_seen`.
         """
-        fresh = self.negatives.held_out(self.prior, position)
-        q = self.prior.coordinates(z_held_out)
-        with torch.no_grad():
-            own = self._updates.log_ratio(q), self._updates.log_ratio(fresh.z), fresh.weights
-        f_q, f_p, weights = (torch.cat(self._world.gather(part)) for part in own)
-        self._held_out = self._all_rows(q)
-        evidence = evidence_of.measure(
-            f_q, unweighted(f_p, weights), self._updates.grad_norm, self.negatives.judges_gain
-        )
-        self.memorised = self._memorised(float((weights.double() * softplus(f_p)).mean()))
+        fresh = self.negatives.held_out(self.prior, self.measured_at(position))
+        sides = HeldOutSides(self.prior.coordinates(z_held_out), fresh)
+        how = self._world, self._updates.grad_norm, self.negatives.judges_gain
+        evidence, on_fresh = judge(self._updates.log_ratio, sides, *how)
+        self._held_out = rows_of_all(sides.q, self.settings.num_streams, self._world)
+        self.memorised = memorised(self._updates.log_ratio, self.negatives.used(), on_fresh, self._world)
+        self.best.offer(evidence.loss, position)
+        if is_settled(self.state, self.criteria, position) and self.best.is_before(position):
+            weights = self.best.whole()
+            of_best, _ = judge(ratio_of(self.prior.network, weights), sides, *how)
+            if of_best.loss < evidence.loss:
+                evidence, self._chosen = of_best, weights
         if self.state.settling_since is None and math.isfinite(evidence.loss):
             set_bound(self.engine.module, bound_for(evidence.loss))
         return evidence
@@ -155,26 +174,54 @@ class StageTrainer:
 
         Where the source judges a ratio at its gain, a settled stage is judged by that bound.
         """
-        freeze = None
+        freeze, worth, self.checks = None, None, {}
+        if self.settings.lasts_as_it_pays:
+            self._pay.observe(self.state, evidence, position)
+            worth = self._pay.worth(self.state, position)
         if self.negatives.judges_gain and is_settled(self.state, self.criteria, position):
             freeze = self.next_prior(position)
             if freeze.bound is not None:
                 evidence = replace(evidence, kl_bound=freeze.bound[0], kl_bound_error=freeze.bound[1])
-        decision, state = decide(self.state, evidence, self.criteria, position)
+        decision, state = decide(self.state, evidence, self.criteria, position, worth)
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
             freeze = freeze or self.next_prior(position)
-            if freeze.gain != 1:
-                decision = replace(decision, reason=f"{decision.reason}; frozen at {freeze.gain:.2f} of its strength")
-            self.prior = freeze.prior
-            freeze.keep()
-        self.state = state
+            if worth is not None:
+                args = self.state, evidence, freeze.gain, self.negatives.passes, position
+                ends = self._pay.ended(*args)
+                if ends is not None and isinstance(decision, Advance):
+                    decision, state = Finish(ends, freeze=True), replace(state, stage=self.state.stage, finished=True)
+            self._accept(freeze)
+            words = f"{self._how_frozen(freeze)}{said(self.prior.num_stages, self.checks[self.prior.num_stages])}"
+            decision = replace(decision, reason=f"{decision.reason}{words}")
+        if (state.stage, state.started, state.finished) != (self.state.stage, self.state.started, self.state.finished):
+            self.best.clear()
+            self._pay.restart()
+        self.state, self._chosen = state, None
         if isinstance(decision, (Advance, RollBack)):
-            self.engine.reset(self._initial_weights())
+            spread, tries = self.negatives.spread(), (state.stage, state.rollbacks)
+            self.engine.reset(next_weights(self.prior, spread, self.settings.seed, *tries))
         return decision
+
+    def _accept(self, freeze: Freeze) -> None:
+        """Goes on to the prior with the new ratio, and checks its samples (collective)."""
+        if self.is_first_stage:
+            self.checks[0] = self._checked()
+        self.prior = freeze.prior
+        freeze.keep()
+        self.checks[self.prior.num_stages] = self._checked()
+
+    def _checked(self) -> Agreement:
+        return check(self.prior, self.shown(CHECKED), self._held_out, self._world)
+
+    def _how_frozen(self, freeze: Freeze) -> str:
+        """Which ratio is frozen where it is not the last one at its own strength, in words."""
+        gain = f"; frozen at {freeze.gain:.2f} of its strength" if freeze.gain != 1 else ""
+        return f"{gain}; weights of {self.best.position:,} samples" if self._chosen is not None else gain
 
     def next_prior(self, position: int) -> Freeze:
         """The prior with the current ratio (collective). Nothing is changed."""
-        return self.negatives.freeze(self.prior, self.engine.full_weights(), self._held_out, position)
+        weights = self._chosen or self.engine.full_weights()
+        return self.negatives.freeze(self.prior, weights, self._held_out, position)
 
     def shown(self, num: int) -> Tensor:
         """See `RatioTrainer.shown`."""
@@ -199,14 +246,22 @@ class StageTrainer:
 
     def values(self) -> dict[str, Any]:
         """See `RatioTrainer.values`."""
-        values = {"grad_norm": self._updates.grad_norm, "fits_base": self.latents.fits_base}
-        return {"stage": asdict(self.state), **values, "negatives": self.negatives.values() or None}
+        return {
+            "stage": asdict(self.state),
+            "grad_norm": self._updates.grad_norm,
+            **self.latents.values(),
+            "best": self.best.values(),
+            "pay": self._pay.values(),
+            "negatives": self.negatives.values() or None,
+        }
 
     def load_values(self, values: dict[str, Any]) -> None:
         """Takes what `values` gave."""
         self.state = StageState(**values["stage"])
         self._updates.grad_norm = values["grad_norm"]
-        self.latents.fits_base = values.get("fits_base", False)
+        self.latents.load_values(values)
+        self.best.load_values(values.get("best"))
+        self._pay.load_values(values.get("pay"))
         self.negatives.load_values(values["negatives"] or {})
 
     def take_frozen(self, ratios: Sequence[Mapping[str, Tensor]]) -> None:
@@ -216,45 +271,6 @@ class StageTrainer:
             prior = prior.append({name: weight.to(self._world.device) for name, weight in weights.items()})
         self.prior = prior
         self.negatives.resume(prior)
-
-    def rehearse(self, num_stages: int) -> None:
-        """Takes a prior of so many copies of the ratio in training, to see what its stages cost (collective)."""
-        prior, weights = self.prior.prefix(0), self.engine.full_weights()
-        for _ in range(num_stages):
-            prior = prior.append(weights)
-        self.prior = prior
-        self.negatives.rehearse(prior)
-
-    def _initial_weights(self) -> dict[str, Tensor]:
-        """Of the next ratio, or of the next try of this one."""
-        network, state = copy.deepcopy(self.prior.network), self.state
-        initialise(network, torch_generator(self.settings.seed, "ratio-weights", state.stage, state.rollbacks))
-        spread = self.negatives.spread()
-        if spread is not None and isinstance(network, Standardised):
-            network.set_spread(*spread)
-            if self.prior.num_stages and not state.rollbacks:
-                take_features(network, self.prior.stage_weights(self.prior.num_stages))
-        set_bound(network, WIDE_BOUND)
-        return network.state_dict()
-
-    def _all_rows(self, own: Tensor) -> Tensor:
-        """The rows of all ranks (M, Z) in the order of their numbers (collective)."""
-        parts = self._world.gather(own)
-        num, size = sum(map(len, parts)), len(parts)
-        found = torch.cat([part.to(own) for part in parts])
-        ranks = [World(rank, size, self._world.device) for rank in range(size)]
-        places = torch.cat([owned_rows(num, self.settings.num_streams, rank) for rank in ranks])
-        return found[places.argsort().to(own.device)]
-
-    @torch.no_grad()
-    def _memorised(self, fresh: float) -> dict[str, float] | None:
-        """See `memorised` (collective), from the mean loss on fresh negatives."""
-        used = self.negatives.used()
-        if used is None:
-            return None
-        loss = (used.weights.double() * softplus(self._updates.log_ratio(used.z)).double()).sum()
-        total, count = self._world.sum(torch.stack([loss, loss.new_tensor(len(used.z))])).tolist()
-        return {"used": total / count, "fresh": fresh}
 
 
 def make_stage_trainer(

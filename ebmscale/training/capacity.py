@@ -13,6 +13,7 @@ from ebmscale.data.stream import WINDOW_BYTES
 from ebmscale.errors import ConfigError
 from ebmscale.machine import num_cpus, total_memory
 from ebmscale.model.build import build_on_meta, build_ratio_on_meta
+from ebmscale.model.updates import updates_per_batch
 
 FP32, INT64 = 4, 8
 STATE = 3  # weights and Adam's two moments, each in fp32
@@ -71,7 +72,7 @@ def least_bytes(
         "stages.buffer_samples": stages.buffer_samples // size * row,
         "prior.num_chains or prior.num_steps": prior.num_chains // size * row * chain_steps,
         "train.batch_size or posterior.num_steps": rows * steps * row,
-        "stages.batch_size or stages.updates_per_batch": ratio_rows * stages.updates_per_batch * row,
+        "stages.batch_size or stages.updates_per_batch": ratio_rows * updates_per_batch(config, shape) * row,
     }
     num_ratio = sum(parameter.numel() for parameter in build_ratio_on_meta(config).parameters())
     needs["model.ratio.hidden, model.latent_dim or stages.max_stages"] = (

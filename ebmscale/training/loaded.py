@@ -14,6 +14,9 @@ from ebmscale.model.saved_part import SavedPart
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.world import World
 
+LATER = ("best",)
+"""Parts that checkpoints of earlier versions lack; a run goes on without them."""
+
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
@@ -59,9 +62,10 @@ def read_checkpoint(
     error: EbmscaleError | None = None
     try:
         saved = store.open(name)
-        for stem, part in parts.items():
+        known = {stem: part for stem, part in parts.items() if stem not in LATER or stem in saved.manifest.tensors}
+        for stem, part in known.items():
             part.check_shapes(saved.shapes(stem))
-        tensors = {stem: saved.read(stem, part.wanted()) for stem, part in parts.items()}
+        tensors = {stem: saved.read(stem, part.wanted()) for stem, part in known.items()}
         loaded = LoadedCheckpoint(saved, tensors, saved.state(), saved.clock(), saved.ratios())
         for ratio in loaded.ratios:
             check_fit(shapes_of(ratio), ratio_shapes, f"a frozen ratio of checkpoint {name}")

@@ -28,10 +28,13 @@ def take_evidence(run: Run) -> dict[str, Any]:
     """
     with run.timer.part("evidence"), run.stages.undone_if_stopped():
         seed, position = run.config.run.seed, run.samples_seen
-        noise = StreamNoise(seed, "held-out-posterior", position, run.data.held_out_streams, run.world.device)
+        at = run.stages.measured_at(position)
+        noise = StreamNoise(seed, "held-out-posterior", at, run.data.held_out_streams, run.world.device)
         held_out = run.data.held_out
         sample = infer(run, held_out, noise)
         event: dict[str, Any] = {"stage": run.stages.state.stage, "num_frozen": run.stages.frozen.num_stages}
+        if tried := run.stages.latents.tried:
+            event["base"] = {"components": max(tried, key=lambda one: tried[one]), "held_out_nats": tried}
         if not run.config.model.is_identity:
             mean = _decode(run, sample.z)
             errors = (held_out - mean).square().flatten(1).mean(1).double().sum()
@@ -53,6 +56,9 @@ def take_evidence(run: Run) -> dict[str, Any]:
             "freeze": isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze),
             "reason": decision.reason,
             "state": asdict(run.stages.state),
+            "checks": [
+                {"stage": stage, **asdict(check), "fails": check.fails} for stage, check in run.stages.checks.items()
+            ],
         }
 
 

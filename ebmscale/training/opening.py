@@ -28,6 +28,7 @@ from ebmscale.model.image_model import ImageModel
 from ebmscale.model.kinds import refuse_other
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
+from ebmscale.model.updates import updates_per_batch
 from ebmscale.stages.live import LiveTrainer
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_trainer import RatioTrainer
@@ -35,6 +36,7 @@ from ebmscale.stages.stage_trainer import make_stage_trainer
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.adam import OptimizerSettings
+from ebmscale.training.begun import with_begun
 from ebmscale.training.capacity import check_room, check_threads
 from ebmscale.training.checkpoint import CheckpointStore, retried
 from ebmscale.training.engine import EngineSettings
@@ -119,7 +121,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
         generator=generator,
         sampling=SamplingCopy(generator, build_model(config, shape), settings.dtype, world.device),
         average=AverageWeights(generator, world) if config.averages_weights else None,
-        stages=_ratio_trainer(config, settings, world, poll),
+        stages=_ratio_trainer(config, shape, settings, world, poll),
         guard=Guard(config.guard),
         saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint, lease),
         poll=poll,
@@ -165,14 +167,6 @@ def with_precision(config: RunConfig, gain: float, begun: Precision = "auto") ->
     return config.model_copy(update={"precision": chosen})
 
 
-def _with_begun_kind(config: RunConfig, begun: RunConfig) -> RunConfig:
-    """The configuration with the `prior.kind` with which the run began, unless the configuration sets one itself."""
-    if "kind" in config.prior.model_fields_set or config.prior.kind == begun.prior.kind:
-        return config
-    log.info("prior.kind: %s, as the run began", begun.prior.kind)
-    return config.model_copy(update={"prior": config.prior.model_copy(update={"kind": begun.prior.kind})})
-
-
 def _form(run: Run) -> FormName:
     """The generator's form in chains, which rank 0 chooses for all ranks (collective); plain if there are no chains."""
     config, world = run.config, run.world
@@ -184,9 +178,11 @@ def _form(run: Run) -> FormName:
     return world.broadcast(chosen)
 
 
-def _ratio_trainer(config: RunConfig, settings: EngineSettings, world: World, poll: StopPoll) -> RatioTrainer:
+def _ratio_trainer(
+    config: RunConfig, shape: tuple[int, ...], settings: EngineSettings, world: World, poll: StopPoll
+) -> RatioTrainer:
     prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config).to(world.device))
-    of_ratios = _ratio_settings(config, settings.dtype)
+    of_ratios = _ratio_settings(config, shape, settings.dtype)
     settings = replace(settings, precision="fp32")  # bf16 makes so small a network no faster, and its ratio worse
     network = build_live_networks(config) if config.num_live else build_ratio_network(config)
     engine = make_engine(network, _adam(config.train.ratio), settings, world)
@@ -195,9 +191,9 @@ def _ratio_trainer(config: RunConfig, settings: EngineSettings, world: World, po
     return make_stage_trainer(engine, prior, of_ratios, world, poll)
 
 
-def _ratio_settings(config: RunConfig, chain_dtype: torch.dtype) -> RatioSettings:
+def _ratio_settings(config: RunConfig, shape: tuple[int, ...], chain_dtype: torch.dtype) -> RatioSettings:
     return RatioSettings(
-        stages=_stages_block(config),
+        stages=_stages_block(config, shape),
         chains=config.prior,
         optimizer=config.train.ratio,
         seed=config.run.seed,
@@ -211,14 +207,15 @@ def _ratio_settings(config: RunConfig, chain_dtype: torch.dtype) -> RatioSetting
     )
 
 
-def _stages_block(config: RunConfig) -> StagesBlock:
-    """The settings of the method's stages. The one stage of `nce` lasts the whole run.
+def _stages_block(config: RunConfig, shape: tuple[int, ...]) -> StagesBlock:
+    """The settings of the method's stages, with the number of updates. The one stage of `nce` lasts the whole run.
 
     Evidence is measured after a batch. So the time between two measurements is rounded up to whole batches. Otherwise
     settling could be due between two measurements and never begin.
     """
     batch, every, end = config.train.batch_size, config.stages.evidence_every, config.train.max_samples
     changes = {"max_stages": config.most_stages, "evidence_every": -(-every // batch) * batch}
+    changes["updates_per_batch"] = updates_per_batch(config, shape)
     if config.method == "nce":
         changes |= {"min_samples": end, "max_samples": 2 * end}
     return config.stages.model_copy(update=changes)
@@ -247,7 +244,7 @@ def _prepare(
         retried(partial(lease.take, check), config.checkpoint.retry_s, patience, time.monotonic, "It")
     old = saved_config(storage)
     config = with_precision(config, gain, "auto" if old is None else old.precision)
-    config = config if old is None else _with_begun_kind(config, old)
+    config = config if old is None else with_begun(config, old)
     if not config.model.size_is_given and (config.data.format is None or data.exists(FILE)):
         config = with_latents_of(config, Manifest.load(data))
     _check_unchanged(storage, old, config)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from ebmscale.config import RunConfig
 from ebmscale.density.evidence import Evidence
 
 AT_EVIDENCE = ("held_out_mse", "stage", "num_frozen", *(field.name for field in fields(Evidence)))
@@ -17,6 +18,26 @@ AT_INTERVAL = (
     *("chain/prior_drift", "chain/prior_log_density", "samples_per_s"),
 )
 """Reported with every interval of metrics."""
+
+
+OF_POSTERIOR_CHAINS = tuple(name for name in AT_INTERVAL if name.startswith("chain/posterior_"))
+OF_PRIOR_CHAINS = tuple(name for name in AT_INTERVAL if name.startswith("chain/prior_"))
+OF_RATIOS = ("train/ratio_loss", "train/ratio_grad_norm", *(field.name for field in fields(Evidence)))
+
+
+def why_never(config: RunConfig, name: str) -> str | None:
+    """Why a run of this configuration never reports a number; None where it does."""
+    if name in OF_POSTERIOR_CHAINS and config.posterior.num_steps == 0:
+        return "posterior.num_steps is 0, so no chain infers the latents"
+    if name in OF_RATIOS and not config.most_stages:
+        return "it trains no ratio"
+    if name not in OF_PRIOR_CHAINS or config.method == "lebm":
+        return None
+    if config.method == "tre":
+        return "method tre trains without chains of the prior"
+    if config.uses_density:
+        return "prior.kind is density, so the prior has no chains while it trains"
+    return None if config.most_stages > 1 else "the prior that it trains on is p_0, which needs no chains"
 
 
 def evidence_report(samples_seen: int, event: Mapping[str, Any]) -> dict[str, float]:

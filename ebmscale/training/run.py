@@ -218,8 +218,8 @@ class Run:
     def _take(self, loaded: LoadedCheckpoint) -> None:
         saved, state = loaded.saved, loaded.state
         self.stages.load_values(state.stages.model_dump())
-        for stem, part in self.parts.items():
-            part.restore(loaded.tensors[stem])
+        for stem, tensors in loaded.tensors.items():
+            self.parts[stem].restore(tensors)
         self.stages.take_frozen(loaded.ratios)
         self.guard.load_values(asdict(state.guard))
         if len(state.meters) == self.world.size:

@@ -49,6 +49,9 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     if config.data.flip:
         x = mirrored(x, StreamNoise(config.run.seed, "flip", batch.start, batch.streams, run.world.device).uniform())
     begin = time.perf_counter()
+    if run.stages.latents.wants_held_out(batch.start):
+        noise = StreamNoise(config.run.seed, "base", batch.start, run.data.held_out_streams, run.world.device)
+        run.stages.latents.judge_base_by(infer(run, run.data.held_out, noise).as_observed)
     with timer.part("posterior"):
         noise = StreamNoise(config.run.seed, "posterior", batch.start, batch.streams, run.world.device)
         sample = infer(run, x, noise)
@@ -61,7 +64,7 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     if not math.isfinite(grad_norm):
         return BatchReport(squared_error.sum(), len(x), None, True, chain_step_s)
     with timer.part("prior"):
-        run.stages.observe(sample.z if sample.moments is None else sample.moments, batch.streams)
+        run.stages.observe(sample.as_observed, batch.streams)
         run.stages.advance_prior(batch.start)
     with timer.part("ratio"):
         limit = guard.ratio_limit(run.stages.state, chance_loss(config.stages.magnification))

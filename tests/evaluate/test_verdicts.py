@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from ebmscale.evaluate import verdicts
 from ebmscale.evaluate.rounding import rounded, with_error
-from ebmscale.evaluate.verdicts import Fit, Stage
+from ebmscale.evaluate.sample_check import samples_check
+from ebmscale.evaluate.verdict import Fit, Stage
 
 
 @pytest.mark.parametrize(
@@ -167,3 +168,18 @@ def test_no_sentence_has_two_negations():
     for sentence in " ".join(texts).split(". "):
         words = sentence.lower().split()
         assert sum(word in ("not", "no", "never", "none", "cannot", "without") for word in words) <= 1, sentence
+
+
+def test_a_stage_whose_samples_fail_the_check_is_named():
+    """It fails with more than three standard errors and more than half a nat; p_0 is no stage."""
+    assert samples_check([Fit(0, 9.0, 0.1), Fit(1, 0.4, 0.01), Fit(2, -0.9, 0.31)]) == []
+    [early] = samples_check([Fit(0, 9.0, 0.1), Fit(1, 0.6, 0.1), Fit(2, 0.0, 0.1)])
+    assert early.grade == "unclear"
+    assert "1 of 2 stages" in early.text
+    assert "p_1 -0.60 ± 0.10" in early.text
+    [late] = samples_check([Fit(0, 9.0, 0.1), Fit(1, 0.6, 0.1), Fit(2, -0.7, 0.1)])
+    assert late.grade == "bad"
+    assert "p_1 -0.60 ± 0.10, p_2 0.70 ± 0.10" in late.text
+    assert samples_check([Fit(0, 0.0, 0.1), Fit(1, math.nan, 0.1)])[0].grade == "bad"
+    values = {"gap_p0": 1.0, "gap_p0_error": 0.1, "gap_p1": 0.9, "gap_p1_error": 0.1}
+    assert [one.topic for one in verdicts.of_metric("prior", values)] == ["prior", "stages' samples"]

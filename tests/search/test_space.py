@@ -99,6 +99,31 @@ def test_a_value_that_only_goes_with_others_is_allowed() -> None:
         check_space(*digits(space={"posterior.num_steps": {"int": [1, 40], "when": {"posterior.start": "nowhere"}}}))
 
 
+@pytest.mark.parametrize(
+    ("metric", "overrides", "why"),
+    [
+        ("chain/prior_drift", {}, "prior.kind is density"),
+        ("chain/prior_log_density", {"method": "nce", "prior.kind": "persistent"}, "which needs no chains"),
+        ("chain/prior_drift", {"method": "tre"}, "method tre trains without chains"),
+        ("chain/posterior_drift", {"posterior.start": "encoder", "posterior.num_steps": 0}, "posterior.num_steps is 0"),
+        ("kl_bound", {"method": "gaussian"}, "it trains no ratio"),
+    ],
+)
+def test_what_no_trial_would_report_is_refused(metric: str, overrides: dict[str, Any], why: str) -> None:
+    """It is allowed as soon as one value of the space makes a trial report it."""
+    rate = {"train.ratio.rate": {"loguniform": [1.0e-4, 1.0e-2]}}
+    made = tree() | {"space": rate, "overrides": overrides, "objectives": [{"metric": metric, "direction": "min"}]}
+    space = parse_space(made)
+    with pytest.raises(ConfigError, match=f"no trial would report {metric}, since .*{why}"):
+        check_space(base_config(DIGITS, space), space)
+
+
+def test_an_objective_that_some_trials_report_is_allowed() -> None:
+    objectives = [{"metric": "chain/prior_drift", "direction": "min"}]
+    check_space(*digits(space={"prior.kind": {"choice": ["density", "persistent"]}}, objectives=objectives))
+    check_space(*digits(overrides={"method": "lebm"}, objectives=objectives))
+
+
 def test_what_is_measured_at_the_end_cannot_steer_a_scheduler() -> None:
     objectives = [{"metric": "evaluate/FD", "direction": "min"}]
     config, space = digits(objectives=objectives)

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from ebmscale.stages.base import choose_base
+from ebmscale.density.bases import MomentBase
+from ebmscale.model.prior_base import base_from, filled_up
+from ebmscale.stages.base import choose_among, choose_base
 from ebmscale.stages.targets import Posteriors, Samples
 from tests.stages.test_learn import normal
 
@@ -37,3 +39,34 @@ def test_a_time_limit_ends_the_search() -> None:
     chosen = choose_base(Samples(normal(2000, 2, seed=0).exp()), Samples(normal(2000, 2, seed=1).exp()), 0, seconds=0.0)
     assert len(chosen.tried) == 2
     assert chosen.base.inside is not None
+
+
+def test_of_given_numbers_the_likeliest_is_taken_and_no_larger_one_is_tried_after_it_is_worse() -> None:
+    """Three clusters: 3 components are likelier than 1, and 40 on 200 points are overfit."""
+    centres = torch.tensor([[0.0, 4.0], [3.5, -2.0], [-3.5, -2.0]])
+
+    def points(num: int, seed: int) -> Samples:
+        places = torch.randint(3, (num,), generator=torch.Generator().manual_seed(seed))
+        return Samples(centres[places] + 0.5 * normal(num, 2, seed=seed))
+
+    chosen = choose_among(points(200, 0), points(2000, 1), (1, 3, 40, 60), seed=0)
+    assert [one.num_components for one in chosen.tried] == [1, 3, 40]
+    assert chosen.base.inside is not None
+    assert len(chosen.base.inside.weights) == 3
+    plain = choose_among(points(200, 0), points(2000, 1), (1,), seed=0)
+    assert plain.base.inside is None
+
+
+def test_room_for_more_components_changes_no_density() -> None:
+    z = normal(50, 2, seed=3)
+    base = MomentBase.of_posteriors(normal(500, 2, seed=0), torch.zeros(500, 2), 3)
+    for one in (base, MomentBase(base.mean, base.cholesky)):
+        tensors = filled_up(one.tensors(), 5)
+        assert {name: size.shape for name, size in tensors.items()} == {
+            name: size.shape for name, size in MomentBase.standard(2, 5).tensors().items()
+        }
+        again = base_from(2, {name: tensor.flatten() for name, tensor in tensors.items()})
+        torch.testing.assert_close(again.log_density(z), one.log_density(z))
+        noise = normal(2000, 2, seed=4)
+        assert bool(again.from_noise(noise).isfinite().all())
+        assert all(torch.equal(filled_up(again.tensors(), 5)[name], tensors[name]) for name in tensors)

@@ -121,6 +121,26 @@ def test_every_stage_brings_the_prior_closer_and_its_bound_is_true(supply: str) 
     assert trainer.memorised["used"] == pytest.approx(trainer.memorised["fresh"], abs=0.1)
 
 
+def test_samples_of_every_prior_are_checked_where_it_is_frozen(supply: str) -> None:
+    """Under N(0, I) samples have a mean log density of -1 and posteriors of -1.25; under p_1 they nearly agree."""
+    trainer = make_trainer(replace(SETTINGS, stages=STAGES.model_copy(update={"updates_per_batch": 16})))
+    train(trainer, 0, 9, HELD_OUT)
+    assert trainer.checks == {}
+    now = 10 * BATCH
+    evidence = trainer.evidence(posterior(7, 4096), now)
+    assert isinstance(trainer.decide(evidence, now), Advance)
+    assert list(trainer.checks) == [0, 1]
+    before, after = trainer.checks.values()
+    log_2pi = torch.log(torch.tensor(2 * torch.pi)).item()
+    assert before.of_samples[0] == pytest.approx(-1 - log_2pi, abs=5 * before.of_samples[1])
+    assert before.of_held_out[0] == pytest.approx(-1.25 - log_2pi, abs=5 * before.of_held_out[1])
+    assert before.difference == pytest.approx(0.25, abs=5 * before.error)
+    assert before.error == pytest.approx(0.02, rel=0.5)
+    assert not after.fails
+    assert trainer.decide(evidence, now + 1) is not None
+    assert trainer.checks == {}
+
+
 def test_a_ratio_that_says_nothing_is_not_frozen() -> None:
     trainer = make_trainer()
     trainer.observe(posterior(0), torch.arange(BATCH) % STREAMS)

@@ -8,11 +8,11 @@ import pytest
 
 from ebmscale.density.evidence import Evidence
 from ebmscale.stages.record import Memorised, StageRecord
-from ebmscale.stages.scheduler import CHANCE, Budget, after, elasticity, explore, next_share
-from ebmscale.stages.settings import StageSettings, TrainerSettings
+from ebmscale.stages.scheduler import CHANCE, Bounds, Budget, after, elasticity, explore, next_share
+from ebmscale.stages.settings import StageSettings
 from ebmscale.stages.trainer import Measured
 
-SETTINGS = TrainerSettings(min_updates=400, max_updates=4000)
+SETTINGS = Bounds(400, 4000)
 UNLIMITED = Budget(1.0)
 
 
@@ -92,6 +92,6 @@ def test_time_that_is_allowed_is_kept() -> None:
     ],
 )
 def test_what_follows_a_stage(changes: dict[str, Any], left: float, goes_on: bool, words: str) -> None:
-    verdict = after(record(**changes), Budget(0.0, left), StageSettings())
+    verdict = after(record(**changes), Budget(10.0, left), StageSettings())
     assert verdict.goes_on == goes_on
     assert words in verdict.reason

@@ -148,6 +148,39 @@ def test_the_base_comes_back_with_the_rest(num_components: int, num_fits: int) -
     assert equal(tables_of(first), tables_of(second))
 
 
+AUTO = MOMENTS.model_copy(update={"base_components": (1, 3, 8)})
+
+
+def test_held_out_posteriors_choose_the_number_of_components() -> None:
+    """The posteriors are one Gaussian, so held-out ones bear one component, or three that are hardly worse."""
+    trainer = with_moments(AUTO)
+    assert trainer.latents.wants_held_out(2048)
+    assert not trainer.latents.wants_held_out(2047)
+    trainer.latents.judge_base_by(torch.cat([gaussians(10**6 + k) for k in range(8)]))
+    trainer.update(2048)
+    tried = trainer.latents.tried
+    assert list(tried)[:2] == [1, 3]
+    assert abs(tried[1] - tried[3]) < 0.05
+    found = trainer.prior.base.tensors()
+    assert len(found["weights"]) == max(tried, key=lambda size: tried[size])
+    assert trainer.latents.shapes()["base/weights"] == torch.Size((8,))
+    assert not trainer.latents.wants_held_out(4096)
+
+
+def test_the_base_that_was_chosen_comes_back_with_what_was_tried() -> None:
+    first, second = with_moments(AUTO), make_trainer(chains=AUTO, stages=BUFFERED, amortised=True)
+    first.update(2048)
+    second.engine.load_state(first.engine.state())
+    restore(second, first, tables_of(first), first.values())
+    assert second.latents.tried == first.latents.tried
+    z = torch.randn(7, 2)
+    assert torch.equal(second.prior.log_density(z), first.prior.log_density(z))
+    for trainer in (first, second):
+        trainer.update(4096)
+    assert equal(tables_of(first), tables_of(second))
+    assert equal(first.engine.state(), second.engine.state())
+
+
 def test_back_before_the_base_was_fitted_it_is_the_standard_normal_again() -> None:
     chains = MOMENTS.model_copy(update={"base_components": 3})
     trainer = with_moments(chains)
@@ -164,6 +197,7 @@ def restore(trainer: StageTrainer, saved: StageTrainer, tables: dict[Span, Tenso
     """What a run does with a checkpoint, its engine apart."""
     trainer.load_values(values)
     trainer.latents.restore(tables)
+    trainer.best.restore({one.span: one.values.clone() for one in saved.best.share()})
     trainer.take_frozen([saved.prior.stage_weights(k + 1) for k in range(saved.prior.num_stages)])
 
 

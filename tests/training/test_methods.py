@@ -10,12 +10,13 @@ from ebmscale.config import RunConfig
 from ebmscale.density.bases import MomentBase
 from ebmscale.errors import ConfigError
 from ebmscale.model.pieces import whole_spans
+from ebmscale.model.run_documents import EventLine
 from ebmscale.model.run_folder import run_storage
 from ebmscale.report.run_report import write_report
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
-from ebmscale.training.metrics import METRICS_FILE, read_lines
+from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE, read_lines
 from ebmscale.training.opening import open_run
 from ebmscale.training.sampling import AverageWeights
 from ebmscale.training.update import train_batch
@@ -177,3 +178,29 @@ def test_a_fitted_base_alone_is_a_prior(tiny: RunConfig) -> None:
     assert model.prior.base.inside is not None
     assert not torch.equal(model.prior.base.cholesky, torch.eye(4))
     assert model.sample(3).isfinite().all()
+
+
+def test_two_stages_of_training_choose_their_base_and_last_as_they_pay(tiny: RunConfig) -> None:
+    """Generator and encoder stop at 320 samples; where the run is interrupted changes nothing."""
+    blocks: dict[str, dict[str, Any]] = {
+        "posterior": {"start": "encoder", "num_steps": 0},
+        "prior": {"base": "moments", "base_components": (1, 2, 3)},
+        "stages": STAGES | {"start_samples": 320, "min_samples": 64, "buffer_samples": 128},
+        "train": {"max_samples": 960, "generator": {"rate": 1e-3, "stop_samples": 320}},
+    }
+    straight, broken = (method_of(tiny, "adaptive", name, **blocks) for name in ("straight", "broken"))
+    run_until(straight)
+    for stop_after in (352, 640, None):
+        run_until(broken, **({} if stop_after is None else {"stop_after": stop_after}))
+    assert final_files(broken) == final_files(straight)
+    events = read_lines(run_storage(straight), EVENTS_FILE, EventLine)
+    bases = [event["base"] for event in events if "base" in event]
+    assert len(bases) == sum(event["samples_seen"] > 320 for event in events)
+    tried = {int(size): nats for size, nats in bases[0]["held_out_nats"].items()}
+    assert set(tried) <= {1, 2, 3}
+    assert bases[0]["components"] == max(tried, key=lambda size: tried[size])
+    model = ebmscale.load(run_storage(straight).url)
+    assert isinstance(model.prior.base, MomentBase)
+    assert len(model.prior.base.tensors()["weights"]) == bases[0]["components"]
+    reasons = [event["reason"] for event in events if "reason" in event]
+    assert any("as much work again would add" in reason or "as long as it may be" in reason for reason in reasons)

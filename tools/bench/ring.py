@@ -39,6 +39,7 @@ import matplotlib.pyplot as plt
 NUM_MODES, RADIUS, SD = 8, 2.0, 0.1
 HIDDEN = (128, 128)
 BATCH = 8192
+UPDATES = 16
 HELD_OUT = 32_768
 
 CHAINS = PriorBlock(
@@ -48,7 +49,7 @@ OPTIMIZER = RatioOptimizerBlock(rate=2e-3)
 STAGES = StagesBlock(
     max_stages=12,
     batch_size=512,
-    updates_per_batch=16,
+    updates_per_batch=UPDATES,
     buffer_samples=8 * BATCH,
     min_samples=25 * BATCH,
     max_samples=250 * BATCH,
@@ -149,10 +150,10 @@ def make_trainer(
 
 
 def single_stage(num_updates: int) -> StagesBlock:
-    """One stage with the whole budget: the full rate for a fifth of it, then the cosine to zero."""
-    num_samples = num_updates // STAGES.updates_per_batch * BATCH
+    """One stage with the whole budget: the full rate for a quarter of it, then the cosine to zero."""
+    num_samples = num_updates // UPDATES * BATCH
     settle = round(0.8 * num_samples / STAGES.evidence_every) * STAGES.evidence_every
-    once = {"max_stages": 1, "max_samples": num_samples, "settle_samples": settle, "patience": num_updates}
+    once = {"max_stages": 1, "min_samples": num_samples // 4, "max_samples": num_samples, "settle_samples": settle}
     return STAGES.model_copy(update=once)
 
 
@@ -166,7 +167,7 @@ def train(trainer: StageTrainer, stages: StagesBlock, seed: int, grid: Grid) -> 
         trainer.advance_prior(position)
         trainer.update(position)
         position += BATCH
-        updates += stages.updates_per_batch
+        updates += UPDATES
         if position % stages.evidence_every:
             continue
         evidence = trainer.evidence(sample_ring(HELD_OUT, torch_generator(seed, "held-out", position)), position)

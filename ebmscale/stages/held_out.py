@@ -1,0 +1,111 @@
+"""What is measured of a ratio on samples that no update has seen, over all ranks.
+
+Shapes: B rows of this rank, M rows of all ranks, Z coordinates.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ebmscale.density.evidence import Evidence, measure
+from ebmscale.density.prior import RatioSequence
+from ebmscale.model.sampler import Agreement, agreement
+from ebmscale.stages.supplies import Negatives, unweighted
+from ebmscale.stages.trainer import evaluated
+from ebmscale.world import World, owned_rows
+
+
+class HeldOutSides(NamedTuple):
+    """This rank's held-out posterior latents (B, Z), and negatives that no update has seen."""
+
+    q: Tensor
+    fresh: Negatives
+
+
+class Judged(NamedTuple):
+    """The evidence of a ratio, and its mean loss on the fresh negatives alone, in nats."""
+
+    evidence: Evidence
+    on_fresh: float
+
+
+def judge(
+    log_ratio: Callable[[Tensor], Tensor], sides: HeldOutSides, world: World, grad_norm: float, judges_gain: bool
+) -> Judged:
+    """Evidence of a ratio, the same on every rank (collective).
+
+    Args:
+        log_ratio: its values (N,) at points (N, Z).
+        sides: of this rank.
+        world: the ranks.
+        grad_norm: see `Evidence`.
+        judges_gain: see `density.evidence.measure`.
+    """
+    with torch.no_grad():
+        own = log_ratio(sides.q), log_ratio(sides.fresh.z), sides.fresh.weights
+    f_q, f_p, weights = (torch.cat(world.gather(part)) for part in own)
+    evidence = measure(f_q, unweighted(f_p, weights), grad_norm, judges_gain)
+    return Judged(evidence, float((weights.double() * softplus(f_p)).mean()))
+
+
+def ratio_of(network: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """The ratio with these weights in the form of a network: its values (N,) at points (N, Z), in float64."""
+    own = copy.deepcopy(network)
+    own.load_state_dict(weights)
+    return partial(evaluated, own)
+
+
+def rows_of_all(own: Tensor, num_streams: int, world: World) -> Tensor:
+    """The rows of all ranks (M, Z) in the order of their numbers, from this rank's (B, Z) (collective)."""
+    parts = world.gather(own)
+    num, size = sum(map(len, parts)), len(parts)
+    found = torch.cat([part.to(own) for part in parts])
+    ranks = [World(rank, size, world.device) for rank in range(size)]
+    places = torch.cat([owned_rows(num, num_streams, rank) for rank in ranks])
+    return found[places.argsort().to(own.device)]
+
+
+@torch.no_grad()
+def memorised(
+    log_ratio: Callable[[Tensor], Tensor], used: Negatives | None, fresh: float, world: World
+) -> dict[str, float] | None:
+    """The mean loss on negatives that updates used, and on fresh ones (collective); None where none are known.
+
+    Args:
+        log_ratio: of the ratio.
+        used: this rank's.
+        fresh: the mean loss on fresh ones.
+        world: the ranks.
+    """
+    if used is None:
+        return None
+    loss = (used.weights.double() * softplus(log_ratio(used.z)).double()).sum()
+    total, count = world.sum(torch.stack([loss, loss.new_tensor(len(used.z))])).tolist()
+    return {"used": total / count, "fresh": fresh}
+
+
+def check(prior: RatioSequence, samples: Tensor, q: Tensor, world: World) -> Agreement:
+    """Whether samples of p_k and held-out posteriors have the same mean log density under it (collective).
+
+    Args:
+        prior: p_k.
+        samples: of it, this rank's points (N, Z); where weights resampled them, some are copies.
+        q: (M, Z) held-out posterior latents of all ranks, in the coordinates of the ratios.
+        world: the ranks.
+    """
+    drawn = prior.coordinates(torch.cat([part.to(q) for part in world.gather(samples)]))
+    unique = len(drawn.unique(dim=0)) / len(drawn)
+    return agreement(prior.in_coordinates(), drawn, q, unique)
+
+
+def said(stage: int, found: Agreement) -> str:
+    """The check of p_k in words, where it fails; else nothing."""
+    if not found.fails:
+        return ""
+    side = "above" if found.difference > 0 else "below"
+    return f"; samples of p_{stage} lie {abs(found.difference):.2f} +- {found.error:.2f} nats {side} posteriors"
