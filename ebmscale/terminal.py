@@ -110,16 +110,17 @@ class _Description(ProgressColumn):
         return Text(shown(task.description))
 
 
-def progress_on(console: Console, counted: bool = True) -> Progress:
+def progress_on(console: Console, counted: bool = True, shown: bool = True) -> Progress:
     """One line for each task on a terminal, nothing elsewhere; a description is no markup.
 
     Args:
         console: the terminal.
         counted: whether the steps of a task are counted, so that a bar shows how far it is.
+        shown: whether anything is shown.
     """
     bar = (_Description(), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn())
     columns = bar if counted else (SpinnerColumn("line"), _Description(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal))
 
 
 class Output:

@@ -30,6 +30,7 @@ class Steps:
     Args:
         name: of the task.
         unit: what is counted, in the plural; empty where nothing is counted.
+        shown: whether it is shown at all.
         on: where it is shown; None takes `progress_console`.
         clock: the time in seconds.
         wait: waits so many seconds, and returns whether the task has ended.
@@ -39,6 +40,7 @@ class Steps:
         self,
         name: str,
         unit: str = "",
+        shown: bool = True,
         on: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], bool] | None = None,
@@ -47,7 +49,8 @@ class Steps:
         self._name, self._unit, self._clock, self._began = name, unit, clock, clock()
         self._done, self._what = 0, ""
         self._total: int | None = None
-        self._bar = progress_on(self._console, counted=bool(unit))
+        self._bar = progress_on(self._console, counted=bool(unit), shown=shown)
+        self._has_lines = shown and not self._console.is_terminal
         self._task = self._bar.add_task(name, total=None)
         self._ended = threading.Event()
         self._wait = wait or self._ended.wait
@@ -55,14 +58,14 @@ class Steps:
 
     def __enter__(self) -> "Steps":
         self._bar.start()
-        if not self._console.is_terminal:
+        if self._has_lines:
             self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._ended.set()
         self._bar.stop()
-        if not self._console.is_terminal:
+        if self._has_lines:
             self._thread.join()
 
     def __call__(self, done: int, total: int | None, unit: str | None = None) -> None:

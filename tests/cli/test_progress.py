@@ -21,7 +21,7 @@ class Waits:
 def test_a_task_that_takes_time_prints_plain_lines_now_and_then_also_where_nothing_is_done():
     out = io.StringIO()
     waits = Waits(lambda: show(1000, 2000), lambda: None, lambda: (show(3, None, "shards"), show.say("joining")))
-    show = Steps("packing folder", "samples", Terminal(file=out), clock=lambda: 5.0, wait=waits)
+    show = Steps("packing folder", "samples", on=Terminal(file=out), clock=lambda: 5.0, wait=waits)
     with show:
         show(1, 2000)
         show._thread.join()
@@ -35,7 +35,7 @@ def test_a_task_that_takes_time_prints_plain_lines_now_and_then_also_where_nothi
 
 def test_a_task_that_ends_soon_prints_nothing():
     out = io.StringIO()
-    with Steps("packing folder", "samples", Terminal(file=out)) as show:
+    with Steps("packing folder", "samples", on=Terminal(file=out)) as show:
         show(1, 2)
     assert out.getvalue() == ""
 
@@ -43,7 +43,7 @@ def test_a_task_that_ends_soon_prints_nothing():
 def test_a_terminal_gets_a_line_that_changes():
     for unit, words in (("samples", "100%"), ("", "0:00:0")):
         out = io.StringIO()
-        with Steps("a task", unit, Terminal(file=out, force_terminal=True, width=80)) as show:
+        with Steps("a task", unit, on=Terminal(file=out, force_terminal=True, width=80)) as show:
             show(2, 2)
             show.say("now this")
         assert "a task: now this" in out.getvalue()
