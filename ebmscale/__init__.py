@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from ebmscale.config import RunConfig, load_config
     from ebmscale.density.bases import Gaussian, Mixture
     from ebmscale.density.prior import StandardNormal
+    from ebmscale.errors import EbmscaleError
     from ebmscale.model.latent_model import LatentModel, load
     from ebmscale.ratios import FitSettings, FittedRatio, fit_ratio
 
 __all__ = [
+    "EbmscaleError",
     "FitSettings",
     "FittedRatio",
     "Gaussian",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "EbmscaleError": "ebmscale.errors",
     "FitSettings": "ebmscale.ratios",
     "FittedRatio": "ebmscale.ratios",
     "Gaussian": "ebmscale.density.bases",

@@ -7,6 +7,12 @@ class EbmscaleError(Exception):
     """An error shown to the user without a traceback. `exit_code` is the code the command ends with.
 
     Secrets of addresses are removed from its text.
+
+    Example:
+        >>> try:
+        ...     model = ebmscale.load("runs/digits")
+        ... except ebmscale.EbmscaleError as error:
+        ...     print(error)
     """
 
     exit_code = 1

@@ -16,7 +16,16 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.text import Text
 
@@ -101,10 +110,17 @@ class _Description(ProgressColumn):
         return Text(shown(task.description))
 
 
-def progress_on(console: Console) -> Progress:
-    """One progress bar for each task on a terminal, nothing elsewhere; a description is no markup."""
-    columns = (_Description(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+def progress_on(console: Console, counted: bool = True, shown: bool = True) -> Progress:
+    """One line for each task on a terminal, nothing elsewhere; a description is no markup.
+
+    Args:
+        console: the terminal.
+        counted: whether the steps of a task are counted, so that a bar shows how far it is.
+        shown: whether anything is shown.
+    """
+    bar = (_Description(), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn())
+    columns = bar if counted else (SpinnerColumn("line"), _Description(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal))
 
 
 class Output:

@@ -38,8 +38,10 @@ def device_of(name: str = "auto") -> torch.device:
         name: `auto` (CUDA when present), `cpu` or `cuda`.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there, or LOCAL_RANK is no number.
+        ConfigError: there is no such name, CUDA was asked for and is not there, or LOCAL_RANK is no number.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"There is no device {name!r}; use auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda but this machine has no CUDA device; use device=cpu or device=auto.")
     if name == "cpu" or not torch.cuda.is_available():

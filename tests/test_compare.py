@@ -306,6 +306,21 @@ def test_a_page_of_one_seed_shows_no_spread(tmp_path: Path) -> None:
     assert re.findall(r"<b>([^<]*)</b>", page) == ["0.5000", "0.1250", "3", "0.1000", "18"]
 
 
+def test_only_what_can_be_better_is_compared(tmp_path: Path) -> None:
+    """Of the gaps the last one counts, which is best near 0. A diagnostic such as log Z is best nowhere."""
+    more = {"width": 0.1, "log_z": 0.01, "log_z_error": 0.001, "log_z_bridge": 0.02}
+    rows = one_seed(
+        none={"mse": 0.5, "gap_p0": 3.0, "gap_p0_error": 0.1},
+        some={"mse": 0.4, "gap_p0": 3.0, "gap_p0_error": 0.1, "gap_p1": -0.25, "gap_p1_error": 0.1, **more},
+    )
+    table = write_comparison(Storage.at(tmp_path), "gaps", "", rows)
+    assert table.splitlines()[0] == "| row | seeds | mse | gap |"
+    page = Storage.at(tmp_path).read_text(PAGE_FILE)
+    assert re.findall(r"<b>([^<]*)</b>", page) == ["0.4000", "-0.2500"]
+    assert "nearer to 0 is better" in page
+    assert json.loads(Storage.at(tmp_path).read_text(JSON_FILE))["results"][1]["measured"]["log_z"] == 0.01
+
+
 def test_the_axis_starts_where_it_means_something() -> None:
     assert comparison._origin("mse", {"a": [0.5]}) == 0.0
     assert comparison._origin("auroc_joint", {"a": [0.9]}) == 0.5

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ebmscale.errors import ConfigError
 from ebmscale.world import device_of
 
 
@@ -15,3 +16,8 @@ def test_more_ranks_than_gpus_take_turns(monkeypatch: pytest.MonkeyPatch, rank: 
     assert device_of("auto") == torch.device("cuda", index)
     assert chosen == [torch.device("cuda", index)]
     assert device_of("cpu") == torch.device("cpu")
+
+
+def test_another_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no device 'tpu'; use auto, cpu or cuda"):
+        device_of("tpu")

@@ -48,7 +48,7 @@ def train(
     recipe = Recipe(width, epochs, batch_size, rate, seed=seed)
     source, target, began_s = Storage.at(data), output_folder(out), time.process_time()
     manifest = Manifest.load(source)
-    with Steps(console, "training the classifier", "updates") as show:
+    with Steps("training the classifier", "updates") as show:
         network = train_classifier(source, manifest, recipe, lambda done, total, _: show(done, total))
     train_s, split = time.process_time() - began_s, held_out_split(manifest)
     accuracy, num_images = measure_accuracy(network, source, manifest, split)

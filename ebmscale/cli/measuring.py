@@ -6,6 +6,7 @@ from rich.table import Table
 from ebmscale.address import Address
 from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
+from ebmscale.cli.progress import Steps
 
 device_option = click.option(
     "--device",
@@ -92,7 +93,8 @@ def evaluate(
         if split == "validation" and world.is_first:
             console.print(f"{data.url} has no test part, so the run is measured on its validation part.")
     for name in names:
-        found = measure_metric(model, data, name, network, split, num_samples, seed, world, (data, storage))
+        with Steps(name, "images", shown=world.is_first) as show:
+            found = measure_metric(model, data, name, network, split, num_samples, seed, world, (data, storage), show)
         if not world.is_first:
             continue
         table = Table(
@@ -155,10 +157,16 @@ def score(run: str, url: str, out: str, against: str | None, seed: int, device: 
     place, world = device_of(device), World.from_environment("cpu")
     target = output_file(out, FORMATS) if world.is_first else None
     model = open_model(Storage.at(run)).to(place)
-    images = open_all_images(model, Storage.at(url), world)
-    reference = held_out_scores(model, seed, world)
-    normal = normal_scores(model, Storage.at(against), seed, world) if against is not None else None
-    scores = write_scores(model, images, out, seed, reference)
+    with Steps("scoring", "images", shown=world.is_first) as show:
+        images = open_all_images(model, Storage.at(url), world, show)
+        show.say("held-out images of the run")
+        reference = held_out_scores(model, seed, world, show)
+        normal = None
+        if against is not None:
+            show.say(str(Address(against)))
+            normal = normal_scores(model, Storage.at(against), seed, world, show)
+        show.say(str(Address(url)))
+        scores = write_scores(model, images, out, seed, reference)
     if target is None:
         return
     compared = None

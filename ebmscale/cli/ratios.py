@@ -3,6 +3,8 @@
 import io
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +15,13 @@ from numpy.typing import ArrayLike
 from ebmscale.address import Address
 from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file
-from ebmscale.errors import ConfigError
+from ebmscale.cli.progress import Steps
+from ebmscale.errors import ConfigError, Interrupted
+from ebmscale.stop import StopSignal
 
 if TYPE_CHECKING:
     from ebmscale.ratios import FitSettings, FittedRatio, StageRow
+    from ebmscale.ratios.watch import Watch
 
 Base = Literal["auto", "samples", "gaussian", "normal"]
 
@@ -53,6 +58,12 @@ Base = Literal["auto", "samples", "gaussian", "normal"]
     help="Sines as further inputs of the perceptron: for sharp densities in few dimensions.",
 )
 @click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True, help="Largest number of stages.")
+@click.option(
+    "--budget-s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End the fit after about this time, with the stages that are done by then (default: no limit).",
+)
 @seed_option
 @click.option(
     "--out",
@@ -70,6 +81,7 @@ def ratio(
     hidden: str,
     waves: int,
     max_stages: int,
+    budget_s: float | None,
     seed: int,
     out: Address | None,
 ) -> None:
@@ -80,6 +92,8 @@ def ratio(
 
     --test asks whether P and Q come from one distribution. One half of the samples trains a ratio, the other half
     is tested. --score asks which rows of FILE are unlike the samples in Q.
+
+    Ctrl-C and SIGTERM end the fit early: what is learned by then is printed and written, and the exit code is 130.
     """
     from ebmscale.ratios import FitSettings  # noqa: PLC0415 (commands import what they use)
 
@@ -87,7 +101,9 @@ def ratio(
         widths = tuple(int(width) for width in hidden.split(",") if width)
     except ValueError:
         raise ConfigError(f"--hidden {hidden} must be numbers with commas, such as 128,128.") from None
-    settings = FitSettings(hidden=widths, waves=waves, quadratic=quadratic, max_stages=max_stages)
+    settings = FitSettings(
+        hidden=widths, waves=waves, quadratic=quadratic, max_stages=max_stages, budget_s=budget_s or math.inf
+    )
     _check_choices(p, base, test, score, out)
     if test:
         _test(p, q, settings, seed)
@@ -117,24 +133,55 @@ def _fit(p: str, q: str, base: Base, settings: "FitSettings", seed: int, out: st
 
     target = output_file(out, (".npz",)) if out is not None else None
     console.print(f"fitting the ratio of {q} to {'N(0, I)' if base == 'normal' else p}; every stage is a line")
-
-    def progress(row: "StageRow") -> None:
-        console.print(_stage_line(row))
-
     sets: dict[str, ArrayLike]
-    if base == "normal":
-        samples = read_samples(q, "q")
-        p_0 = StandardNormal(math.prod(samples.shape[1:]))
-        fitted = fit_ratio(p_0, samples, settings=settings, seed=seed, progress=progress)
-        sets = {"log_ratio_q": samples}
-    else:
-        of_q, of_p = read_array(q), read_array(p)
-        fitted = fit_ratio(of_p, of_q, base=base, settings=settings, seed=seed, progress=progress)
-        sets = {"log_ratio_q": of_q, "log_ratio_p": of_p}
+    with Steps("reading the samples"):
+        if base == "normal":
+            samples = read_samples(q, "q")
+            sets = {"log_ratio_q": samples}
+        else:
+            sets = {"log_ratio_q": read_array(q), "log_ratio_p": read_array(p)}
+    with _watched("fit") as (watch, stop):
+
+        def progress(row: "StageRow") -> None:
+            console.print(_stage_line(row, watch.side))
+
+        if base == "normal":
+            p_0 = StandardNormal(math.prod(samples.shape[1:]))
+            fitted = fit_ratio(p_0, samples, settings=settings, seed=seed, progress=progress, watch=watch)
+        else:
+            p_and_q = sets["log_ratio_p"], sets["log_ratio_q"]
+            fitted = fit_ratio(*p_and_q, base=base, settings=settings, seed=seed, progress=progress, watch=watch)
+        arrays = {name: fitted.log_ratio(rows).numpy() for name, rows in sets.items()} if target is not None else {}
     _say(fitted.lines())
     if target is not None:
-        _write(target, {name: fitted.log_ratio(rows).numpy() for name, rows in sets.items()}, _about(fitted))
+        _write(target, arrays, _about(fitted))
         console.print(f"log ratios in {target.address}")
+    _end(stop)
+
+
+@contextmanager
+def _watched(name: str) -> Iterator[tuple["Watch", StopSignal]]:
+    """A watch that shows what a fit does, and ends it at a signal."""
+    from ebmscale.ratios.watch import Watch  # noqa: PLC0415
+
+    stop = StopSignal()
+    with Steps(name) as steps, stop.listening():
+
+        def say(what: str) -> None:
+            steps.say(f"{watch.side}, {what}" if watch.side else what)
+
+        watch = Watch(stop, say)
+        yield watch, stop
+
+
+def _end(stop: StopSignal) -> None:
+    """Ends the command if it was asked to stop.
+
+    Raises:
+        Interrupted: it was.
+    """
+    if stop.name is not None:
+        raise Interrupted(f"interrupted by {stop.name}; the result above is that of the stages that were done.")
 
 
 def _test(p: str, q: str, settings: "FitSettings", seed: int) -> None:
@@ -143,7 +190,12 @@ def _test(p: str, q: str, settings: "FitSettings", seed: int) -> None:
     from ebmscale.ratios.read import read_array  # noqa: PLC0415
 
     console.print(f"testing whether {p} and {q} differ")
-    _say(two_sample_test(read_array(p), read_array(q), settings=settings, seed=seed).lines())
+    with Steps("reading the samples"):
+        of_p, of_q = read_array(p), read_array(q)
+    with _watched("test") as (watch, stop):
+        found = two_sample_test(of_p, of_q, settings=settings, seed=seed, watch=watch)
+    _say(found.lines())
+    _end(stop)
 
 
 def _score(q: str, file: Address, settings: "FitSettings", seed: int, out: str | None) -> None:
@@ -153,12 +205,16 @@ def _score(q: str, file: Address, settings: "FitSettings", seed: int, out: str |
 
     target = output_file(out if out is not None else _beside(file), (".npz",))
     console.print(f"learning the density of {q}, by which {file} is scored")
-    samples, rows = read_array(q), read_array(file)
-    judge = OutOfDistribution.fitted(samples, settings=settings, seed=seed)
-    found = judge.judge(rows)
+    with Steps("reading the samples"):
+        samples, rows = read_array(q), read_array(file)
+    with _watched("fit") as (watch, stop):
+        judge = OutOfDistribution.fitted(samples, settings=settings, seed=seed, watch=watch)
+        found = judge.judge(rows)
     about = {"fit": _about(judge.ratio), "held_out": len(judge.held_out), "rows": len(rows)}
     _write(target, {"score": found.score.numpy(), "p_value": found.p_value.numpy()}, about)
-    _say([*found.lines(), f"scores in {target.address}"])
+    incomplete = [f"the fit is not complete: {judge.ratio.stopped}"] if judge.ratio.stopped is not None else []
+    _say([*found.lines(), *incomplete, f"scores in {target.address}"])
+    _end(stop)
 
 
 def _beside(file: Address) -> Address:
@@ -174,10 +230,11 @@ def _say(lines: list[str]) -> None:
         console.print(line)
 
 
-def _stage_line(row: "StageRow") -> str:
+def _stage_line(row: "StageRow", side: str) -> str:
     bound = f"{row.evidence.kl_bound:.4f} ± {row.evidence.kl_bound_error:.4f}"
     numbers = f"held-out loss {row.evidence.loss:.4f}, KL bound {bound}, gain {row.gain:.3f}"
-    return f"stage {row.stage}, {row.updates:,} updates: {numbers} ({row.reason})"
+    of_side = f"{side}, " if side else ""
+    return f"{of_side}stage {row.stage}, {row.updates:,} updates: {numbers} ({row.reason})"
 
 
 def _about(fitted: "FittedRatio") -> dict[str, Any]:
@@ -186,6 +243,7 @@ def _about(fitted: "FittedRatio") -> dict[str, Any]:
         "kl_error": fitted.kl_error,
         "interval": fitted.interval,
         "warning": fitted.warning,
+        "stopped": fitted.stopped,
         "log_z": fitted.normaliser.log_z,
         "log_z_error": fitted.normaliser.error,
         "effective": fitted.effective,

@@ -85,7 +85,7 @@ def pack(
         source = with_test_part(source, test_fraction)
     storage = output_folder(url, "packed set")
     _say_if_untrainable(source)
-    with Steps(console, f"packing {format_name}", "samples") as show:
+    with Steps(f"packing {format_name}", "samples") as show:
         already = packed_manifest(source, storage, encoding, num_threads=threads, progress=show)
         manifest = already or write_shards(
             source,
@@ -142,7 +142,7 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
 
         def show(file: str, num_bytes: int, total: int | None) -> None:
             if file not in tasks:
-                tasks[file] = stack.enter_context(Steps(console, file, "bytes"))
+                tasks[file] = stack.enter_context(Steps(file, "bytes"))
             tasks[file](num_bytes, total)
 
         files = download(name, folder, mirror=mirror, progress=show)

@@ -13,7 +13,7 @@ from ebmscale.data.chunks import CHUNK_SAMPLES
 from ebmscale.errors import DivergenceError
 from ebmscale.evaluate.features import Features
 from ebmscale.evaluate.frechet import Moments, frechet_distance
-from ebmscale.evaluate.images import ImageSet, chunk_seed
+from ebmscale.evaluate.images import ImageSet, Progress, chunk_seed
 from ebmscale.evaluate.kernel_distance import kernel_distance
 from ebmscale.evaluate.manifold import MAX_POINTS, compare_manifolds
 from ebmscale.evaluate.reference import Reference, reference_of
@@ -81,7 +81,8 @@ def measure_frechet(
         return _collect(_real_features(model, images, features, seed), features.num_features, world)
 
     real = reference() if model.is_given else reference_of(images, features, places, reference)
-    fake = _collect(_sample_features(model, features, num_samples, seed, world), features.num_features, world)
+    samples = _sample_features(model, features, num_samples, seed, world, images.progress)
+    fake = _collect(samples, features.num_features, world)
     most = min(len(real.points), len(fake.points))
     manifold = compare_manifolds(real.points[:most], fake.points[:most], world)
     kernel, name = kernel_distance(real.points[:most], fake.points[:most], world), features.kernel_name
@@ -98,7 +99,10 @@ def _real_features(model: LatentModel, images: ImageSet, features: Features, see
         yield chunk.index * CHUNK_SAMPLES, features(x)
 
 
-def _sample_features(model: LatentModel, features: Features, num: int, seed: int, world: World) -> Iterator[Part]:
+def _sample_features(
+    model: LatentModel, features: Features, num: int, seed: int, world: World, progress: Progress
+) -> Iterator[Part]:
+    progress(0, num, "samples")
     for index in range(world.rank, -(-num // SAMPLES_AT_ONCE), world.size):
         first = index * SAMPLES_AT_ONCE
         z = model.sample_prior(min(SAMPLES_AT_ONCE, num - first), derive(seed, "evaluate-samples", index))
@@ -106,6 +110,7 @@ def _sample_features(model: LatentModel, features: Features, num: int, seed: int
         if not samples.isfinite().all():
             raise DivergenceError("The model draws samples that are not finite; it has diverged, so train it again.")
         yield first, features(samples if model.is_given else to_images(samples))
+        progress(min(first + world.size * SAMPLES_AT_ONCE, num), num, "samples")
 
 
 def _collect(parts: Iterator[Part], num_features: int, world: World) -> Reference:

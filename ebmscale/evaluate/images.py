@@ -3,7 +3,7 @@
 Shapes: B images of a chunk, C H W image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from ebmscale.seeds import derive
 from ebmscale.storage import Storage
 from ebmscale.world import World
 
+Progress = Callable[[int, int, str], None]
+"""Called with what is done, what is to be done in all, and the unit, such as images."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -31,6 +34,7 @@ class ImageSet:
         held_out: the class on which the model was not trained.
         anomalous: the label of that class; None if there is no such class.
         world: the ranks that divide the chunks among them.
+        progress: called after every chunk.
     """
 
     storage: Storage
@@ -40,13 +44,19 @@ class ImageSet:
     held_out: HeldOutBlock
     anomalous: int | None
     world: World
+    progress: Progress = lambda done, total, unit: None
 
     def __len__(self) -> int:
         return len(self.selection)
 
     def chunks(self) -> Iterator[Chunk]:
-        """This rank's chunks."""
-        return iter_chunks(self.storage, self.manifest, self.selection, self.world.rank, self.world.size)
+        """This rank's chunks. The other ranks are taken to be as far as this one."""
+        done, total, world = 0, len(self), self.world
+        self.progress(0, total, "images")
+        for chunk in iter_chunks(self.storage, self.manifest, self.selection, world.rank, world.size):
+            yield chunk
+            done += world.size * len(chunk.images)
+            self.progress(min(done, total), total, "images")
 
     def protocol(self) -> dict[str, Any]:
         """What the protocol of a measurement records about these images."""
@@ -77,6 +87,7 @@ def open_images(
     world: World,
     limit: int | None = None,
     with_anomalies: bool = False,
+    progress: Progress = lambda done, total, unit: None,
 ) -> ImageSet:
     """A split of a set, as the configuration of the model defines it.
 
@@ -87,6 +98,7 @@ def open_images(
         world: ranks that divide the images among them.
         limit: the largest number of images. The images with the lowest hashes of their keys are chosen.
         with_anomalies: whether to include the class that was held out.
+        progress: called after every chunk of images.
 
     Raises:
         DataError: there is no set, it is empty, or its images do not have the dtype and shape of the model.
@@ -99,13 +111,15 @@ def open_images(
     chosen = take(chosen, limit, None if with_anomalies else anomalous)
     if not len(chosen):
         raise DataError(f"The {split} split of {storage.url} has no images of the classes that the run was trained on.")
-    return ImageSet(storage, manifest, chosen, split, block.held_out, anomalous, world)
+    return ImageSet(storage, manifest, chosen, split, block.held_out, anomalous, world, progress)
 
 
-def open_all_images(model: LatentModel, storage: Storage, world: World) -> ImageSet:
+def open_all_images(
+    model: LatentModel, storage: Storage, world: World, progress: Progress = lambda done, total, unit: None
+) -> ImageSet:
     """All images of a set, of every part and label. Raises as `open_images`."""
     manifest = _fitting_manifest(model, storage)
-    return ImageSet(storage, manifest, select_all(manifest), "all", HeldOutBlock(), None, world)
+    return ImageSet(storage, manifest, select_all(manifest), "all", HeldOutBlock(), None, world, progress)
 
 
 def _fitting_manifest(model: LatentModel, storage: Storage) -> Manifest:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebmscale.data.chunks import CHUNK_SAMPLES
 from ebmscale.density.estimates import importance_estimate
 from ebmscale.density.path import Annealing, Leg, Normaliser
 from ebmscale.density.resampling import resample_systematically
@@ -112,6 +113,7 @@ def likelihood(
     normaliser: Normaliser | None = None,
     images_at_once: int = 32,
     settings: Annealing | None = None,
+    progress: Callable[[int], None] = lambda num: None,
 ) -> Likelihood:
     """Estimates log p(x) of images.
 
@@ -124,6 +126,7 @@ def likelihood(
         normaliser: of the prior. None: it is estimated here.
         images_at_once: number of images that are processed together.
         settings: of the annealing.
+        progress: called with the number of images that are done.
 
     Raises:
         DataError: there are no images, or they do not have the shape of the model.
@@ -137,6 +140,7 @@ def likelihood(
         first = index * images_at_once
         known = None if latents is None else latents[first : first + len(part)]
         parts.append(_of_images(model, part, num_particles, seed, first, known, normaliser, settings or Annealing()))
+        progress(first + len(part))
     bounds = Bounds(*(torch.cat(values) for values in zip(*parts, strict=True)))
     return Likelihood(bounds, x[0].numel(), normaliser, latents is not None)
 
@@ -144,10 +148,16 @@ def likelihood(
 def measure_likelihood(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
     """`Likelihood.figures` of a set of images (collective)."""
     normaliser = measure_normaliser(model.prior, seed)
-    own = [
-        (chunk.index, likelihood(model, chunk.images, seed=chunk_seed(seed, chunk.index), normaliser=normaliser).bounds)
-        for chunk in images.chunks()
-    ]
+    own, total = [], len(images)
+    for chunk in images.chunks():
+        before = chunk.index * CHUNK_SAMPLES
+
+        def progress(num: int, before: int = before) -> None:
+            images.progress(min(before + num, total), total, "images")
+
+        chunk_noise = chunk_seed(seed, chunk.index)
+        found = likelihood(model, chunk.images, seed=chunk_noise, normaliser=normaliser, progress=progress)
+        own.append((chunk.index, found.bounds))
     everywhere = sorted(
         (part for of_rank in images.world.gather_objects(own) for part in of_rank), key=lambda one: one[0]
     )

@@ -12,7 +12,7 @@ from ebmscale.evaluate.anomaly import measure_anomaly
 from ebmscale.evaluate.features import NAMES, Features
 from ebmscale.evaluate.fidelity import measure_frechet, measure_reconstruction
 from ebmscale.evaluate.given import latent_features, measure_density
-from ebmscale.evaluate.images import measured_split, open_images
+from ebmscale.evaluate.images import Progress, measured_split, open_images
 from ebmscale.evaluate.likelihood import CONVENTION, measure_likelihood
 from ebmscale.evaluate.manifold import NEIGHBOURS
 from ebmscale.evaluate.prior_fit import measure_prior_fit
@@ -120,6 +120,7 @@ def measure_metric(
     seed: int = 0,
     world: World | None = None,
     places: Sequence[Storage] = (),
+    progress: Progress = lambda done, total, unit: None,
 ) -> MetricValues:
     """Measures one metric (collective).
 
@@ -138,6 +139,7 @@ def measure_metric(
         seed: of the posterior chains and the samples.
         world: the ranks that divide the work among them.
         places: storages that cache the features of the images for the next Frechet distance.
+        progress: told how far it is.
 
     Raises:
         ConfigError: an unknown metric or split, no features for a Frechet distance, no class held out for anomalies.
@@ -151,7 +153,7 @@ def measure_metric(
     if num_samples is None and not (metric == "likelihood" and model.is_given):
         num_samples = DEFAULT_SAMPLES.get(metric)
     split = split or measured_split(model, data)
-    images = open_images(model, data, split, ranks, num_samples, with_anomalies=metric == "anomaly")
+    images = open_images(model, data, split, ranks, num_samples, metric == "anomaly", progress)
     protocol = images.protocol() | {"num_stages": model.prior.num_stages, "num_workers": ranks.size}
     protocol |= {"device": model.device.type}
     protocol |= {"seed": seed, "run_seed": model.config.run.seed}

@@ -6,7 +6,7 @@ Shapes: N latents, Z latent, K stages.
 import torch
 from torch import Tensor
 
-from ebmscale.evaluate.images import ImageSet, chunk_seed
+from ebmscale.evaluate.images import ImageSet, Progress, chunk_seed
 from ebmscale.evaluate.sampling import chain_diagnostics
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.normaliser import measure_normaliser
@@ -19,7 +19,9 @@ NUM_GROUPS, GROUP_SIZE = 8, 256  # of the particles that estimate log Z
 MOST_WIDTH = 40.0  # nats; above this width log Z is not estimated here
 
 
-def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, float]:
+def fit_prior(
+    model: LatentModel, posteriors: Tensor, seed: int, progress: Progress = lambda done, total, unit: None
+) -> dict[str, float]:
     """Compares posterior latents (N, Z) of held-out images with as many samples of every p_k.
 
     Returns:
@@ -34,6 +36,7 @@ def fit_prior(model: LatentModel, posteriors: Tensor, seed: int) -> dict[str, fl
     model, values, z = model.to("cpu"), {}, torch.empty(0)
     width, by_chains = 0.0, not model.config.uses_density
     for stage in range(model.prior.num_stages + 1):
+        progress(stage, model.prior.num_stages, "stages of the prior")
         earlier = model.at_stage(stage)
         if stage:
             width += float(earlier.prior.log_ratios(z)[-1].std())
@@ -83,5 +86,5 @@ def measure_prior_fit(model: LatentModel, images: ImageSet, seed: int) -> dict[s
     everywhere = [part for of_rank in images.world.gather_objects(own) for part in of_rank]
     posteriors = torch.cat([z for _, z in sorted(everywhere, key=lambda one: one[0])])
     return images.world.broadcast(
-        fit_prior(model, posteriors, derive(seed, "prior-fit")) if images.world.is_first else {}
+        fit_prior(model, posteriors, derive(seed, "prior-fit"), images.progress) if images.world.is_first else {}
     )

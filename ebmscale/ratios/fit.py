@@ -4,31 +4,36 @@ Shapes: N samples, Z coordinates.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal, TypeGuard, cast
+from typing import Literal, cast
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ebmscale.density.bases import Gaussian, SampledOnly
+from ebmscale.density.bases import SampledOnly
 from ebmscale.density.evidence import measure
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, Density, RatioSequence
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.model.sampler import total
 from ebmscale.networks import ConvRatioNet, Standardised, vector_ratio
+from ebmscale.ratios.bases import as_base, fitted_gaussian, is_density
 from ebmscale.ratios.fitted import FittedRatio, StageRow, in_frame, mean_and_error
 from ebmscale.ratios.samples import Frame, Split, as_pair, as_samples, check_alike, split
 from ebmscale.ratios.settings import FitSettings
+from ebmscale.ratios.watch import Watch
 from ebmscale.seeds import derive, torch_generator
-from ebmscale.stages.draws import Draws
+from ebmscale.stages.draws import Draws, Halted
 from ebmscale.stages.from_base import FromBase
 from ebmscale.stages.from_samples import FromSamples
 from ebmscale.stages.learn import Course, Learned, learn
 from ebmscale.stages.particles import measure_normalisers
 from ebmscale.stages.targets import Parts, Samples
+from ebmscale.stages.trainer import Trainer
 
 Progress = Callable[[StageRow], None]
 
@@ -37,6 +42,8 @@ SMALLEST = 1e-9
 """Standard errors that any stage exceeds."""
 PRECISE = 0.01
 """Standard error of log Z in nats above which it is measured once more, by particles of its own."""
+SHARE_OF_Q = 0.7
+"""Of the time allowed, where p is fitted too: p lies nearer to the Gaussian with its moments."""
 
 
 def fit_ratio(
@@ -48,6 +55,7 @@ def fit_ratio(
     seed: int = 0,
     network: nn.Module | None = None,
     progress: Progress = lambda row: None,
+    watch: Watch | None = None,
 ) -> FittedRatio:
     """Fits log q - log p, in nats, to samples of q and samples or a density of p.
 
@@ -62,6 +70,7 @@ def fit_ratio(
         seed: of everything random.
         network: a ratio network of flattened samples (N, Z) -> (N,); None makes one as the settings say.
         progress: called at the end of every stage.
+        watch: sees the fit, and may end it early.
 
     Returns:
         The ratio as a value; `log_ratio(x)` of it maps points (N, ...) to (N,).
@@ -78,36 +87,37 @@ def fit_ratio(
     """
     if base not in BASES:
         raise ConfigError(f"There is no base {base!r}; use auto, samples or gaussian, or give p as a density.")
-    settings = settings or FitSettings()
-    if _is_density(p):
+    settings, watch = settings or FitSettings(), watch or Watch()
+    watch.begin(settings.budget_s)
+    if is_density(p):
         samples = as_samples(q, "q")
         frame = Frame.none(samples.shape[1:])
         frame.check(samples, samples.std(0), "q")
-        fitting = _Fitting.of(samples.shape[1:], network, settings, seed, progress)
+        fitting = _Fitting.of(samples.shape[1:], network, settings, seed, progress, watch)
         check_alike((p.dim,), (samples[0].numel(),))
-        return fitting.from_base(_as_base(p), fitting.split(frame.inside(samples)), "q")
+        watch.begin_side()
+        return fitting.from_base(as_base(p), fitting.split(frame.inside(samples)), "q")
     frame, inside_p, inside_q = _paired(cast(ArrayLike, p), q)
-    fitting = _Fitting.of(inside_q.shape[1:], network, settings, seed, progress)
+    fitting = _Fitting.of(inside_q.shape[1:], network, settings, seed, progress, watch)
     parts_p, parts_q = fitting.split(inside_p), fitting.split(inside_q)
     if base != "gaussian":
         fitted = fitting.from_samples(parts_p, parts_q, must_reach=base == "auto")
         if fitted is not None:
             _check_overlap(fitted)
             return in_frame(fitted, frame)
-    gaussian = fitted_gaussian(inside_p.flatten(1))
-    of_p = fitting.from_base(gaussian, parts_p, "p")
-    return in_frame(_against(of_p, fitting.from_base(gaussian, parts_q, "q"), parts_p, parts_q), frame)
+    return in_frame(fitting.through(fitted_gaussian(inside_p.flatten(1)), parts_p, parts_q), frame)
 
 
-def classify(p: ArrayLike, q: ArrayLike, settings: FitSettings, seed: int) -> FittedRatio:
+def classify(p: ArrayLike, q: ArrayLike, settings: FitSettings, seed: int, watch: Watch | None = None) -> FittedRatio:
     """One stage between samples of p (N, ...) and q (M, ...), as a classifier: they need not overlap.
 
     Raises:
         DataError: samples that cannot be used.
     """
     frame, inside_p, inside_q = _paired(p, q)
-    one_stage = replace(settings, max_stages=1, significance=SMALLEST)
-    fitting = _Fitting.of(inside_q.shape[1:], None, one_stage, seed, lambda row: None)
+    one_stage, watch = replace(settings, max_stages=1, significance=SMALLEST), watch or Watch()
+    watch.begin(settings.budget_s)
+    fitting = _Fitting.of(inside_q.shape[1:], None, one_stage, seed, lambda row: None, watch)
     fitted = fitting.from_samples(fitting.split(inside_p), fitting.split(inside_q), must_reach=False)
     assert fitted is not None  # it need not reach q
     return in_frame(fitted, frame)
@@ -127,45 +137,6 @@ def _check_overlap(fitted: FittedRatio) -> None:
             "p and q do not overlap: held-out samples are told apart without one error, so samples alone cannot "
             "give their ratio; use base='gaussian' (--base gaussian), or give p as a density."
         )
-
-
-def _is_density(p: object) -> TypeGuard[Density]:
-    """Whether it is a density and not samples."""
-    return hasattr(p, "log_density") and hasattr(p, "from_noise")
-
-
-def _as_base(density: Density) -> Base:
-    """The density with the members that a base has besides."""
-    return cast(Base, density) if hasattr(density, "in_coordinates") else _Given(density)
-
-
-class _Given(Base):
-    """A user's own density as a base."""
-
-    def __init__(self, density: Density):
-        self.dim = density.dim
-        self._density = density
-
-    def log_density(self, z: Tensor) -> Tensor:
-        return self._density.log_density(z)
-
-    def from_noise(self, noise: Tensor) -> Tensor:
-        return self._density.from_noise(noise)
-
-
-def fitted_gaussian(samples: Tensor, blocks: tuple[int, ...] | None = None) -> Gaussian:
-    """The Gaussian with the moments of samples (N, Z); see `Gaussian.fitted`.
-
-    Raises:
-        DataError: the samples lie in fewer dimensions than they have coordinates.
-    """
-    try:
-        return Gaussian.fitted(samples, blocks)
-    except ValueError:
-        raise DataError(
-            "The samples lie in fewer dimensions than they have coordinates, so no Gaussian can be fitted: remove "
-            "constant and repeated coordinates."
-        ) from None
 
 
 def build_network(shape: tuple[int, ...], settings: FitSettings) -> nn.Module:
@@ -195,40 +166,67 @@ class _Fitting:
     generator: torch.Generator
     seed: int
     progress: Progress
+    watch: Watch
 
     @classmethod
     def of(
-        cls, shape: Sequence[int], network: nn.Module | None, settings: FitSettings, seed: int, progress: Progress
+        cls,
+        shape: Sequence[int],
+        network: nn.Module | None,
+        settings: FitSettings,
+        seed: int,
+        progress: Progress,
+        watch: Watch,
     ) -> "_Fitting":
         shape = tuple(shape)
         inner = network if network is not None else build_network(shape, settings)
-        return cls(shape, inner, settings, torch_generator(seed, "fit-ratio"), seed, progress)
+        return cls(shape, inner, settings, torch_generator(seed, "fit-ratio"), seed, progress, watch)
 
     def split(self, samples: Tensor) -> Split:
         return split(samples, self.settings.held_out, self.generator)
 
+    def through(self, base: Base, p: Split, q: Split) -> FittedRatio:
+        """The ratio of q to p, both fitted from one base. p is the base itself where there is no time to fit it."""
+        self.watch.begin_side("q", SHARE_OF_Q)
+        of_q = self.from_base(base, q, "q")
+        self.watch.begin_side("p", has_result=True)
+        halted = self.watch.halted()
+        if halted is not None:
+            return replace(of_q, stopped=f"{halted}, before p was fitted: the Gaussian with its moments stands for it")
+        of_p = self.from_base(base, p, "p")
+        return _against(of_p, of_q, p, q)
+
     def from_base(self, base: Base, q: Split, side: str) -> FittedRatio:
         """The ratio of one side's samples to a density that is known."""
-        draws, stages = Draws(derive(self.seed, f"fit-ratio-{side}")), self.settings.stages
+        stages, draws = self.settings.stages, self._draws(f"fit-ratio-{side}")
         empty = RatioSequence(base, Standardised(self.inner, base.dim))
         source = FromBase(empty, stages.particles, draws, stages.gain_limit)
-        learned = learn(Learned(empty), source, self._course(q, draws), self.progress)
+        learned = learn(Learned(empty), source, self._course(q, draws), self._stage_done, self._say)
         normaliser = Normaliser(source.log_z, source.log_z_error, math.nan)
         if source.log_z_error > PRECISE:
             groups, size = self.settings.groups, self.settings.group_size
             how = self.settings.final_annealing
-            normaliser = measure_normalisers(learned.sequence, groups, size, how, draws)[-1]
+            self.watch.say("measuring log Z")
+            with suppress(Halted):
+                normaliser = measure_normalisers(learned.sequence, groups, size, how, draws)[-1]
         p_test = base.from_noise(torch.randn(len(q.test), base.dim, generator=self.generator))
         return self._measured(learned, normaliser, q, p_test)
 
     def from_samples(self, p: Split, q: Split, must_reach: bool) -> FittedRatio | None:
         """The ratio of q to p of which there are samples alone; None if they must reach q and do not."""
-        draws, stages = Draws(derive(self.seed, "fit-ratio")), self.settings.stages
+        stages, draws = self.settings.stages, self._draws("fit-ratio")
+        self.watch.begin_side()
         empty = RatioSequence(SampledOnly(p.train.shape[1]), Standardised(self.inner, p.train.shape[1]))
         source = FromSamples((p.train, p.validation, p.test), self.settings.min_ess, stages.gain_limit, draws)
         rows: list[StageRow] = []
-        learned = learn(Learned(empty), source, self._course(q, draws), rows.append if must_reach else self.progress)
-        if must_reach and not source.reaches:
+
+        def stage_done(row: StageRow) -> None:
+            self.watch.stage_done()
+            rows.append(row)
+
+        done = stage_done if must_reach else self._stage_done
+        learned = learn(Learned(empty), source, self._course(q, draws), done, self._say)
+        if must_reach and not source.reaches and self.watch.halted() is None:
             return None
         for row in rows:
             self.progress(row)
@@ -236,20 +234,36 @@ class _Fitting:
         normaliser = Normaliser(last.log_z, last.log_z_error, math.nan)
         return replace(self._measured(learned, normaliser, q, p.test), effective=source.share)
 
+    def _draws(self, purpose: str) -> Draws:
+        return Draws(derive(self.seed, purpose), before_each=self.watch.check)
+
     def _course(self, q: Split, draws: Draws) -> Course:
-        return Course(Parts(Samples(q.train), Samples(q.validation), Samples(q.test)), self.settings.stages, draws)
+        """How one side is learned. Seconds pass as the watch has them only where they are limited."""
+        parts, watch = Parts(Samples(q.train), Samples(q.validation), Samples(q.test)), self.watch
+        clock = watch.clock if math.isfinite(watch.ends_at) else time.process_time
+        return Course(parts, self.settings.stages, draws, watch.ends_at, clock, watch.halted)
+
+    def _stage_done(self, row: StageRow) -> None:
+        self.watch.stage_done()
+        self.progress(row)
+
+    def _say(self, learned: Learned, trainer: Trainer) -> None:
+        """Tells the watch how far a stage is."""
+        about = f"stage {learned.sequence.num_stages + 1}, {trainer.updates:,} updates"
+        loss = f"held-out loss {trainer.curve[-1].loss:.4f}"
+        self.watch.say(f"{about}: {'gain and log Z are measured' if trainer.is_done else loss}")
 
     def _measured(self, learned: Learned, normaliser: Normaliser, q: Split, p_test: Tensor) -> FittedRatio:
         """The results, on samples that took no part in the fit."""
         f_q, f_p = (total(learned.sequence, part) - normaliser.log_z for part in (q.test, p_test))
         kl, error = mean_and_error(f_q)
         of_train, _ = mean_and_error(total(learned.sequence, q.train[: len(q.test)]) - normaliser.log_z)
-        last = learned.records[-1]
-        left = last.nats if last.gain > 0 and len(learned.records) > 1 else 0.0
+        left = learned.records[-1].nats if len(learned.records) > 1 and learned.records[-1].gain > 0 else 0.0
         missing = max(of_train - kl, 0.0) + max(min(left, kl), 0.0)
         error = math.hypot(error, normaliser.error)
         evidence, rows = measure(f_q, f_p), learned.records
-        return FittedRatio(learned.sequence, normaliser, self.shape, kl, error, missing, evidence, rows)
+        found = FittedRatio(learned.sequence, normaliser, self.shape, kl, error, missing, evidence, rows)
+        return replace(found, stopped=self.watch.halted())
 
 
 def _against(p: FittedRatio, q: FittedRatio, parts_p: Split, parts_q: Split) -> FittedRatio:
@@ -258,4 +272,5 @@ def _against(p: FittedRatio, q: FittedRatio, parts_p: Split, parts_q: Split) -> 
     f_q, f_p = (ratio.log_ratio(part.view(-1, *q.shape)) for part in (parts_q.test, parts_p.test))
     kl, error = mean_and_error(f_q)
     error = math.hypot(error, p.normaliser.error, q.normaliser.error)
-    return replace(ratio, kl=kl, kl_error=error, missing=p.missing + q.missing, calibration=measure(f_q, f_p))
+    found = replace(ratio, kl=kl, kl_error=error, missing=p.missing + q.missing, calibration=measure(f_q, f_p))
+    return replace(found, stopped=q.stopped or p.stopped)

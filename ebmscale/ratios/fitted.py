@@ -51,6 +51,7 @@ class FittedRatio:
         effective: with samples of p alone, the fraction of them that still counts in the last prior; 1 otherwise.
         reference: where base and p differ, the ratio of p to the base, which is subtracted.
         frame: the coordinates in which the sequence and its base are; None where they are those of the points.
+        stopped: why the fit ended before it was done; None if it was done.
     """
 
     sequence: RatioSequence
@@ -64,6 +65,7 @@ class FittedRatio:
     effective: float = 1.0
     reference: "FittedRatio | None" = None
     frame: Frame | None = None
+    stopped: str | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -73,6 +75,11 @@ class FittedRatio:
     @property
     def warning(self) -> str | None:
         """Why the interval cannot be trusted, and what to do; None if no problem was found."""
+        if self.kl + 2 * self.kl_error + self.missing < 0:
+            return (
+                "no KL divergence is below 0, so log Z is wrong: the particles could not follow the ratio; give more "
+                "samples, or use base='samples' (--base samples)"
+            )
         if self.effective < POOR:
             return "p's samples hardly reach q, so the ratio is too small: use another base, or more samples of p"
         if self.stages and self.stages[-1].nats > max(0.1 * self.kl, 4 * self.stages[-1].nats_error):
@@ -119,6 +126,8 @@ class FittedRatio:
         ]
         if self.effective < 1:
             said.append(f"{100 * self.effective:.1f} % of p's samples count in the last prior")
+        if self.stopped is not None:
+            said.append(f"the fit is not complete: {self.stopped}")
         if self.warning is not None:
             said.append(self.warning)
         return said

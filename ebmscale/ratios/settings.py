@@ -1,5 +1,6 @@
 """How a density ratio is fitted between two sets of samples."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -48,6 +49,8 @@ class FitSettings:
             else MALA.
         groups: independent runs of sequential Monte Carlo for the final normaliser, and
         group_size: particles of each.
+        budget_s: seconds that the fit may take; the stages that are done by then are the result. The first stage
+            always ends in order, so a fit may take somewhat longer.
     """
 
     hidden: tuple[int, ...] = (128, 128)
@@ -73,6 +76,7 @@ class FitSettings:
     moves: MoveSettings | None = None
     groups: int = 8
     group_size: int = 1024
+    budget_s: float = math.inf
 
     def __post_init__(self) -> None:
         if min(self.max_stages, self.batch_size, self.max_updates, self.evidence_every, self.num_particles) < 1:
@@ -83,6 +87,8 @@ class FitSettings:
             raise ConfigError(f"start must be moments or zero, not {self.start!r}.")
         if self.waves < 0 or (self.waves and not self.hidden):
             raise ConfigError("waves must not be negative, and need hidden layers that see them.")
+        if not self.budget_s > 0:
+            raise ConfigError(f"budget_s must be positive, not {self.budget_s:g}.")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out must be between 0 and 1, not {self.held_out:g}.")
 

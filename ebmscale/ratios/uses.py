@@ -14,10 +14,12 @@ from torch import Tensor
 from ebmscale.data.arrays import as_float64
 from ebmscale.density.evidence import auc
 from ebmscale.errors import ConfigError, DataError
-from ebmscale.ratios.fit import classify, fit_ratio, fitted_gaussian
+from ebmscale.ratios.bases import fitted_gaussian
+from ebmscale.ratios.fit import classify, fit_ratio
 from ebmscale.ratios.fitted import FittedRatio
 from ebmscale.ratios.samples import Frame, as_samples, split
 from ebmscale.ratios.settings import FitSettings
+from ebmscale.ratios.watch import Watch
 from ebmscale.seeds import torch_generator
 
 LEVEL = 0.05
@@ -98,6 +100,7 @@ def two_sample_test(
     seed: int = 0,
     held_out: float = 0.5,
     settings: FitSettings | None = None,
+    watch: Watch | None = None,
 ) -> TwoSampleTest:
     """Tests whether samples of p and q come from one distribution.
 
@@ -110,6 +113,7 @@ def two_sample_test(
         seed: of everything random.
         held_out: share of the samples that is tested.
         settings: of `fit_ratio`; None takes the defaults.
+        watch: of `fit_ratio`.
 
     Raises:
         ConfigError: no permutations.
@@ -123,7 +127,7 @@ def two_sample_test(
     cuts = [max(int(len(samples) * held_out), 2) for samples in sets]
     fitted_to = [samples[order[cut:]] for samples, order, cut in zip(sets, orders, cuts, strict=True)]
     tested = [samples[order[:cut]] for samples, order, cut in zip(sets, orders, cuts, strict=True)]
-    ratio = classify(fitted_to[0], fitted_to[1], settings or FitSettings(), seed)
+    ratio = classify(fitted_to[0], fitted_to[1], settings or FitSettings(), seed, watch)
     f_p, f_q = (ratio.log_ratio(samples) for samples in tested)
     statistic = auc(f_q, f_p)
     values = torch.cat([f_q, f_p])
@@ -172,8 +176,10 @@ class OutOfDistribution:
     frame: Frame
 
     @classmethod
-    def fitted(cls, q: ArrayLike, *, seed: int = 0, settings: FitSettings | None = None) -> "OutOfDistribution":
-        """Learns q from samples (N, ...) with `fit_ratio` and its settings; a tenth of the samples is held out.
+    def fitted(
+        cls, q: ArrayLike, *, seed: int = 0, settings: FitSettings | None = None, watch: Watch | None = None
+    ) -> "OutOfDistribution":
+        """Learns q from samples (N, ...) with `fit_ratio`, its settings and watch; a tenth of the samples is held out.
 
         Raises:
             DataError: samples that cannot be used.
@@ -182,7 +188,7 @@ class OutOfDistribution:
         frame = Frame.of({"q": q})
         parts = split(frame.inside(q), 0.2, torch_generator(seed, "out-of-distribution"))
         seen = torch.cat([parts.train, parts.validation])
-        ratio = fit_ratio(fitted_gaussian(seen), seen, seed=seed, settings=settings)
+        ratio = fit_ratio(fitted_gaussian(seen), seen, seed=seed, settings=settings, watch=watch)
         return cls(ratio, (frame.log_volume - ratio.log_density(parts.test)).sort().values, frame)
 
     def score(self, x: ArrayLike) -> Tensor:

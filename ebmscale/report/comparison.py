@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +16,16 @@ from ebmscale.version import __version__
 
 TABLE_FILE, JSON_FILE, PAGE_FILE = "comparison.md", "comparison.json", "comparison.html"
 COST = ("samples", "cpu_s", "stages")
-LESS_IS_BETTER = ("mse", "FD", "FID", "KD-", "KID", "bits")
+LESS_IS_BETTER = ("mse", "FD", "FID", "KD-", "KID", "bits", "r_hat")
+LAST_GAP = "gap"
+"""The gap under the last prior of a row: mean log density of posteriors minus that of samples. 0 is best."""
+DIAGNOSTICS = ("width", "log_z", "log_z_bridge", "r_hat_steps", "drift", "prevalence")
+"""They tell of one measurement; no row is better by them. They are in the JSON file."""
 FROM_CHANCE = ("auroc_", "auc")  # 0.5 is chance
 SAME_FACT = ("mse_unit", "psnr")  # the same as `mse` in other units
-WIDE_COLUMNS = 5  # a table with more columns is wider than a phone
+WIDE_COLUMNS, WIDEST_COLUMNS = 5, 9  # a table with more columns is wider than a phone, than any screen
+
+_GAP = re.compile(r"gap_p\d+")
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def write_comparison(storage: Storage, name: str, about: str, results: Sequence[
         header=header,
         rows=rows,
         best=_best(results, header),
-        is_wide=len(header) > WIDE_COLUMNS,
+        scrolls="" if len(header) <= WIDE_COLUMNS else "always" if len(header) > WIDEST_COLUMNS else "on a phone",
         charts=_charts(results),
         samples=_samples(storage, results),
     )
@@ -80,14 +87,29 @@ def summarise(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for result in results:
         row = found.setdefault(result.row, {})
-        for name, value in result.measured.items():
+        for name, value in _compared(result.measured).items():
             row.setdefault(name, []).append(value)
     return found
 
 
+def _compared(measured: Mapping[str, float]) -> dict[str, float]:
+    """The values by which rows are compared. Of the gaps under p_0, p_1, ... only the last one counts."""
+    gaps = {int(name.removeprefix("gap_p")): measured[name] for name in measured if _GAP.fullmatch(name)}
+    kept = {
+        name: value
+        for name, value in measured.items()
+        if not _GAP.match(name) and name.removesuffix("_error") not in DIAGNOSTICS
+    }
+    if not gaps:
+        return kept
+    at = next(place for place, name in enumerate(measured) if _GAP.match(name))
+    before = {name: kept[name] for name in list(measured)[:at] if name in kept}
+    return before | {LAST_GAP: gaps[max(gaps)]} | kept
+
+
 def _quantities(results: Sequence[Result]) -> list[str]:
     """The columns of the table: without counts, and without standard errors."""
-    names = dict.fromkeys(name for result in results for name in result.measured)
+    names = dict.fromkeys(name for result in results for name in _compared(result.measured))
     beside = {f"{name}_error" for name in names} | set(COST)
     kept = [name for name in names if name not in beside and not name.startswith("num_")]
     return [*kept, *(name for name in COST if name in names)]
@@ -109,8 +131,15 @@ def _best(results: Sequence[Result], header: Sequence[str]) -> list[list[bool]]:
     for name in header:
         values = [of[name] for of in means.values() if name in of and math.isfinite(of[name])]
         if name not in COST and len(set(values)) > 1:
-            best[name] = min(values) if _less_is_better(name) else max(values)
+            best[name] = min(values, key=lambda value: _distance(name, value))
     return [[name in best and of.get(name) == best[name] for name in header] for of in means.values()]
+
+
+def _distance(name: str, value: float) -> float:
+    """How far a value is from the best one, up to a constant."""
+    if name == LAST_GAP:
+        return abs(value)
+    return value if _less_is_better(name) else -value
 
 
 def _less_is_better(name: str) -> bool:
@@ -156,6 +185,7 @@ def _charts(results: Sequence[Result]) -> list[Picture]:
         if name in COST or told or len({value for of_row in values.values() for value in of_row}) < 2:
             continue
         better = "lower is better" if _less_is_better(name) else "higher is better"
+        better = "nearer to 0 is better" if name == LAST_GAP else better
         several = max(len(of_row) for of_row in values.values()) > 1
         note = f"{better}; {'every dot is a seed, the line is their mean' if several else 'one seed'}"
         chart = pictures.data_uri(pictures.dot_chart(values, _origin(name, values)), "image/svg+xml")

@@ -3,12 +3,17 @@
 Shapes: B rows of this worker.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ebmscale.seeds import StreamNoise
+
+
+class Halted(Exception):
+    """A fit is to end now; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class Draws:
         rank: this worker, which owns streams rank, rank + size, ...
         size: number of workers.
         device: where numbers are drawn.
+        before_each: called before every draw, so at every update and every rung; where it raises `Halted`, the work
+            ends.
     """
 
     seed: int
@@ -28,6 +35,7 @@ class Draws:
     rank: int = 0
     size: int = 1
     device: torch.device | str = "cpu"
+    before_each: Callable[[], None] = lambda: None
 
     @property
     def whole(self) -> "Draws":
@@ -41,4 +49,5 @@ class Draws:
 
     def noise(self, num: int, purpose: str, position: int) -> StreamNoise:
         """The noise of this worker's rows among `num`, for one purpose at one position."""
+        self.before_each()
         return StreamNoise(self.seed, purpose, position, self.rows(num) % self.num_streams, self.device)

@@ -18,7 +18,7 @@ from ebmscale.errors import DivergenceError
 from ebmscale.networks import WIDE_BOUND, Standardised, quadratic_part, set_bound
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.beginning import begin, bound_for, start_from_moments
-from ebmscale.stages.draws import Draws
+from ebmscale.stages.draws import Draws, Halted
 from ebmscale.stages.record import Memorised, StageRecord
 from ebmscale.stages.scheduler import MOMENTS_SAY, Bounds, Budget, Verdict, after, explore
 from ebmscale.stages.settings import StageSettings
@@ -43,13 +43,17 @@ class Course:
         parts: samples of q, in the coordinates of the sequence.
         settings: how stages are learned.
         draws: noise.
-        ends_at: processor seconds of this process (`time.process_time`) by which all is to be done.
+        ends_at: the time of the clock by which all is to be done.
+        clock: seconds; by default the processor time of this process.
+        halted: why no more updates are to be made; None while there may be more.
     """
 
     parts: Parts
     settings: StageSettings
     draws: Draws
     ends_at: float = math.inf
+    clock: Callable[[], float] = time.process_time
+    halted: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,23 @@ def learn(
         after_part: called after every part of a stage, where a checkpoint can be made (see `state.state_of`).
         resume: brings the first stage to where a checkpoint was made.
 
+    Where the noise of the course raises `Halted`, the stages that are done are the result.
+
     Raises:
         DivergenceError: a stage diverged.
     """
     while learned.verdict.goes_on:
-        began = time.process_time()
-        chosen = source.supply()
-        trainer = open_stage(learned.sequence, source, chosen, course)
-        if resume is not None:
-            resume(trainer)
-            resume = None
-        train(trainer, learned, course, began, after_part)
-        learned = close_stage(learned, trainer, source, chosen, course, began)
+        began = course.clock()
+        try:
+            chosen = source.supply()
+            trainer = open_stage(learned.sequence, source, chosen, course)
+            if resume is not None:
+                resume(trainer)
+                resume = None
+            train(trainer, learned, course, began, after_part)
+            learned = close_stage(learned, trainer, source, chosen, course, began)
+        except Halted as halted:
+            return replace(learned, verdict=Verdict(False, str(halted)))
         progress(learned.records[-1])
     return learned
 
@@ -148,13 +157,17 @@ def train(
         if trainer.settling_since is None:
             if settings.bound is None:
                 set_bound(trainer.network, bound_for(loss))
-            now = time.process_time()
+            now = course.clock()
             budget = Budget(now - began, course.ends_at - now)
             bounds = Bounds(settings.min_updates, settings.max_updates)
             verdict = explore(trainer.curve, learned.records, budget, bounds)
             if not verdict.goes_on:
                 trainer.settle(verdict.reason)
         after_part(learned, trainer)
+        halted = course.halted()
+        if halted is not None:
+            trainer.reason = halted
+            break
     trainer.conclude()
 
 
@@ -199,12 +212,15 @@ def close_stage(
         log_z=grown.log_z,
         log_z_error=grown.log_z_error,
         work=trainer.work,
-        seconds=time.process_time() - began,
+        seconds=course.clock() - began,
         reason=trainer.reason,
     )
-    verdict = after(record, Budget(record.seconds, course.ends_at - time.process_time()), course.settings)
+    verdict = after(record, Budget(record.seconds, course.ends_at - course.clock()), course.settings)
     if verdict.goes_on and not source.reaches:
         verdict = Verdict(False, f"{verdict.reason}; too few samples of p reach q for another stage")
+    halted = course.halted()
+    if halted is not None:
+        verdict = Verdict(False, halted)
     return replace(learned, sequence=sequence, records=(*learned.records, record), verdict=verdict)
 
 

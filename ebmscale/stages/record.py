@@ -71,7 +71,7 @@ class StageRecord:
         log_z: of all stages up to this one, and
         log_z_error: its standard error.
         work: what its updates took, in evaluations of a network at one point.
-        seconds: of processor time, all in all.
+        seconds: all in all, of the course's clock.
         reason: why it ended.
     """
 

@@ -45,9 +45,10 @@ class View:
         self._mark, self._max_samples = (run.samples_seen, time.perf_counter()), run.max_samples
         if self._quiet:
             return
+        counts = ", ".join(f"{count:,} {part}" for part, count in run.counts.items())
         resumed = f", resumed at {run.samples_seen:,} samples" if run.samples_seen else ""
         self._console.print(
-            f"run {run.url}{resumed}: {run.data} {run.counts}, engine {run.engine}, {run.precision}, "
+            f"run {run.url}{resumed}: {run.data} ({counts}), engine {run.engine}, {run.precision}, "
             f"{run.num_workers} worker(s) on {run.device}"
         )
         if self._console.is_terminal and self._console.is_interactive:
