@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ebmscale.density.bases import Gaussian, Mixture
     from ebmscale.density.prior import StandardNormal
     from ebmscale.errors import EbmscaleError
-    from ebmscale.model.latent_model import LatentModel, load
+    from ebmscale.model.latent_model import LatentModel
+    from ebmscale.model.load import load
     from ebmscale.ratios import FitSettings, FittedRatio, fit_ratio
 
 __all__ = [

@@ -39,7 +39,7 @@ class TrainedRun(str):
 
     def load(self, device: str = "cpu") -> "LatentModel":
         """The model in the run's newest valid checkpoint; `device` is `cpu`, `cuda` or `auto`."""
-        from ebmscale.model.latent_model import open_model  # noqa: PLC0415
+        from ebmscale.model.load import open_model  # noqa: PLC0415
         from ebmscale.world import device_of  # noqa: PLC0415
 
         return open_model(self.storage).to(device_of(device))

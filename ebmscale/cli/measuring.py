@@ -71,7 +71,7 @@ def evaluate(
         measure_metric,
     )
     from ebmscale.evaluate.rounding import rounded, with_error  # noqa: PLC0415
-    from ebmscale.model.latent_model import open_model  # noqa: PLC0415
+    from ebmscale.model.load import open_model  # noqa: PLC0415
     from ebmscale.model.run_folder import data_of  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415
@@ -149,7 +149,7 @@ def score(run: str, url: str, out: str, against: str | None, seed: int, device: 
         unlikely_share,
     )
     from ebmscale.evaluate.verdicts import of_metric  # noqa: PLC0415
-    from ebmscale.model.latent_model import open_model  # noqa: PLC0415
+    from ebmscale.model.load import open_model  # noqa: PLC0415
     from ebmscale.report.score_page import Against, score_page  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415

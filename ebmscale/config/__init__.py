@@ -8,7 +8,6 @@ from ebmscale.config.blocks import (
     ChainBlock,
     DataBlock,
     HeldOutBlock,
-    ModelBlock,
     PosteriorBlock,
     PriorBlock,
     RunBlock,
@@ -17,18 +16,9 @@ from ebmscale.config.blocks import (
 )
 from ebmscale.config.fields import Block, Fraction, NonNegative, Positive, PositiveFloat, mutable_keys
 from ebmscale.config.keys import first_problem, known_keys, nearest_key, value_at
-from ebmscale.config.run_config import (
-    CIRCUMSTANCES,
-    RESUMABLE,
-    Method,
-    Precision,
-    RunConfig,
-    changed_keys,
-    config_of,
-    load_config,
-    parse_config,
-    with_values,
-)
+from ebmscale.config.loading import changed_keys, config_of, load_config, parse_config, with_values
+from ebmscale.config.model_blocks import ModelBlock
+from ebmscale.config.run_config import CIRCUMSTANCES, RESUMABLE, Method, Precision, RunConfig
 from ebmscale.config.training_blocks import (
     CheckpointBlock,
     DeepspeedBlock,

@@ -1,15 +1,12 @@
 """The one schema of a run: YAML plus dotted overrides in, a strict value out, saved resolved with the run."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
 from ebmscale.address import Address
 from ebmscale.config.blocks import (
     DataBlock,
-    ModelBlock,
     PosteriorBlock,
     PriorBlock,
     RunBlock,
@@ -17,10 +14,8 @@ from ebmscale.config.blocks import (
     StorageBlock,
 )
 from ebmscale.config.fields import Block, NonNegative, key, keys_that_change
-from ebmscale.config.keys import first_problem, known_keys, value_at
-from ebmscale.config.overrides import apply_override, set_key
-from ebmscale.config.presets import file_of
-from ebmscale.config.removed import drop_removed, new_name, rename
+from ebmscale.config.keys import known_keys, value_at
+from ebmscale.config.model_blocks import ModelBlock
 from ebmscale.config.training_blocks import (
     CheckpointBlock,
     DeepspeedBlock,
@@ -29,7 +24,7 @@ from ebmscale.config.training_blocks import (
     RayBlock,
     TrainBlock,
 )
-from ebmscale.documents import load_yaml, read_yaml, write_yaml
+from ebmscale.documents import write_yaml
 from ebmscale.errors import ConfigError
 
 Method = Literal["adaptive", "nce", "tre", "lebm", "gaussian"]
@@ -227,80 +222,3 @@ CIRCUMSTANCES = tuple(keys_that_change(RunConfig, ("circumstance",)))
 
 RESUMABLE = tuple(keys_that_change(RunConfig, ("resume", "circumstance")))
 """Keys that may change between an interruption and the resume; the others define what the run computes."""
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunConfig:
-    """Reads the configuration of a run.
-
-    Args:
-        path: of a YAML file, or `preset:NAME` for one that comes with the package, such as `preset:digits`.
-        overrides: as on the command line, such as `["train.max_samples=20000"]`; they are applied last.
-        values: Python values of dotted keys, already of the right types.
-
-    Raises:
-        ConfigError: the file is missing or is not YAML, a key is unknown, a value has the wrong type or range.
-
-    Example:
-        >>> config = ebmscale.load_config("preset:digits", ["run.name=first", "train.max_samples=20000"])
-    """
-    tree = load_yaml(file_of(path, ""), f"the configuration {path}", ConfigError)
-    return _from_tree(tree, values or {}, overrides, str(path))
-
-
-def parse_config(text: str | bytes, overrides: Sequence[str] = (), source: str = "configuration") -> RunConfig:
-    """`load_config` from the text itself; `source` names it in errors."""
-    return _from_tree(read_yaml(text, source, ConfigError), {}, overrides, source)
-
-
-def config_of(tree: Any, source: str) -> RunConfig:
-    """The configuration from its plain values, as `model_dump(mode="json")` gives them; `source` names it in errors.
-
-    Raises:
-        ConfigError: a key is unknown or missing, a value has the wrong type or range.
-    """
-    return _from_tree(tree, {}, (), source)
-
-
-def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
-    """The configuration with other values of dotted keys; `source` names them in errors.
-
-    Raises:
-        ConfigError: a key is unknown, a value has the wrong type or range, or they do not go together.
-    """
-    return _from_tree(config.model_dump(), values, (), source)
-
-
-def _from_tree(tree: Any, values: Mapping[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source} must hold a mapping of keys, not a {type(tree).__name__}.")
-    rename(tree, source)
-    for name, value in values.items():
-        set_key(tree, new_name(name), value)
-    for override in overrides:
-        apply_override(tree, override, RunConfig)
-    drop_removed(tree, source)
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {first_problem(error, list(known_keys(RunConfig)))}") from None
-
-
-def changed_keys(old: RunConfig, new: RunConfig, allowed: Sequence[str] = RESUMABLE) -> list[str]:
-    """Dotted keys whose values differ and that are not allowed to change: they forbid resuming `old` as `new`.
-
-    A new `precision` and a new `stages.updates_per_batch` of `auto` count as the old ones.
-    """
-    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    if new.precision == "auto":
-        after["precision"] = before["precision"]
-    if new.stages.updates_per_batch == "auto":
-        after["stages"]["updates_per_batch"] = before["stages"]["updates_per_batch"]
-    names = list(known_keys(RunConfig))
-    return [
-        name
-        for name in names
-        if not any(other.startswith(f"{name}.") for other in names)
-        and value_at(before, name) != value_at(after, name)
-        and not any(name == a or name.startswith(a + ".") for a in allowed)
-    ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ebmscale.density.mixture_fit import EM_STEPS, Components, fit_components, improve_components
 from ebmscale.density.prior import Base, StandardNormal
+from ebmscale.density.roots import factor, symmetric_root
 
 
 class Gaussian(Base):
@@ -284,30 +285,6 @@ class SampledOnly(Base):
             ValueError: always.
         """
         raise ValueError("a base that is known by samples alone cannot be drawn from")
-
-
-def factor(covariance: Tensor) -> Tensor:
-    """The lower triangle L (Z, Z) of a covariance L L^T (Z, Z) of samples.
-
-    Raises:
-        ValueError: it is not positive definite.
-    """
-    cholesky, failed = torch.linalg.cholesky_ex(covariance)
-    if int(failed):
-        raise ValueError("the samples' covariance is not positive definite")
-    return cholesky
-
-
-def symmetric_root(covariance: Tensor) -> Tensor:
-    """The symmetric root S (Z, Z) of a covariance S S (Z, Z).
-
-    Raises:
-        ValueError: it is not positive definite.
-    """
-    values, vectors = torch.linalg.eigh(covariance)
-    if not bool(values[0] > 0):
-        raise ValueError("the samples' covariance is not positive definite")
-    return (vectors * values.sqrt()) @ vectors.T
 
 
 def _edges(blocks: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from ebmscale.forecast.timing import UpdateTimes, measure_updates, process_bytes
 from ebmscale.model.build import build_on_meta
 from ebmscale.model.updates import updates_per_batch
 from ebmscale.storage import open_storage
-from ebmscale.training.opening import least_bf16_gain, with_precision
+from ebmscale.training.precision import least_bf16_gain, with_precision
 from ebmscale.training.run_data import load_or_pack, shape_of_samples, with_latents_of
 from ebmscale.world import World
 

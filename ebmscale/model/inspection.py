@@ -11,7 +11,7 @@ from ebmscale.errors import DataError, EbmscaleError, StorageError
 from ebmscale.model.checkpoint import FOLDER, SavedCheckpoint
 from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.export import ABOUT_FILE
-from ebmscale.model.latent_model import from_checkpoint, open_model
+from ebmscale.model.load import from_checkpoint, open_model
 from ebmscale.model.run_folder import CONFIG_FILE, load_run_config
 from ebmscale.storage import Storage
 

@@ -22,7 +22,8 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.evaluate.rounding import with_error
-from ebmscale.model.latent_model import LatentModel, open_model
+from ebmscale.model.latent_model import LatentModel
+from ebmscale.model.load import open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
 from ebmscale.model.sampler import agreement

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
-from ebmscale.model.latent_model import open_model
+from ebmscale.model.load import open_model
 from ebmscale.model.run_folder import data_of
 from ebmscale.search.objectives import EVALUATED
 from ebmscale.search.space import EvaluateBlock, Space

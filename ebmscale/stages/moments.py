@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmscale.density.bases import factor
+from ebmscale.density.roots import factor
 
 
 class Quadratic(NamedTuple):

@@ -11,40 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmscale.config import OptimizerBlock, Precision, RunConfig, StagesBlock, changed_keys
+from ebmscale.config import RunConfig, changed_keys
 from ebmscale.data.checks import verify
 from ebmscale.data.choose import lowest
 from ebmscale.data.chunks import read_samples
 from ebmscale.data.manifest import FILE, Manifest
 from ebmscale.data.split import has_validation_part, select
-from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.kernels.forms import FormName, choose_form
-from ebmscale.kernels.rate import bf16_gain
-from ebmscale.model.build import build_live_networks, build_model, build_ratio_network
+from ebmscale.model.build import build_model
 from ebmscale.model.checkpoint import RATIO_FOLDER
 from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.image_model import ImageModel
 from ebmscale.model.kinds import refuse_other
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
-from ebmscale.model.updates import updates_per_batch
-from ebmscale.stages.live import LiveTrainer
-from ebmscale.stages.ratio_settings import RatioSettings
-from ebmscale.stages.ratio_trainer import RatioTrainer
-from ebmscale.stages.stage_trainer import make_stage_trainer
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
-from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.begun import with_begun
 from ebmscale.training.capacity import check_room, check_threads
 from ebmscale.training.checkpoint import CheckpointStore, retried
-from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
 from ebmscale.training.first_networks import NETWORKS_FILE, first_networks, own_sources
 from ebmscale.training.guard import Guard
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.owner import Lease
+from ebmscale.training.precision import least_bf16_gain, with_precision
 from ebmscale.training.run import Run
 from ebmscale.training.run_data import (
     DATA_FILE,
@@ -58,6 +50,7 @@ from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
 from ebmscale.training.stopping import StopPoll, on_first
 from ebmscale.training.trackers import check_trackers
+from ebmscale.training.trainer_of_ratios import adam_settings, engine_settings, make_ratio_trainer
 from ebmscale.training.training_set import TrainingSet
 from ebmscale.world import World, owned_rows
 
@@ -108,8 +101,8 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
     shape = shape_of_samples(data, manifest, config)
     check_room(config, shape, manifest.num_samples, world.size, world.device)
     held_out, held_out_streams = _held_out(config, data, manifest, world)
-    settings = _engine_settings(config, world)
-    adam = replace(_adam(config.train.generator), factors={"encoder.": config.train.generator.encoder_factor})
+    settings = engine_settings(config, world)
+    adam = replace(adam_settings(config.train.generator), factors={"encoder.": config.train.generator.encoder_factor})
     networks = begun[0] if begun else build_model(config, shape)
     generator = make_engine(networks, adam, settings, world)
     poll = StopPoll(stop, world)
@@ -121,7 +114,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
         generator=generator,
         sampling=SamplingCopy(generator, build_model(config, shape), settings.dtype, world.device),
         average=AverageWeights(generator, world) if config.averages_weights else None,
-        stages=_ratio_trainer(config, shape, settings, world, poll),
+        stages=make_ratio_trainer(config, shape, settings, world, poll),
         guard=Guard(config.guard),
         saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint, lease),
         poll=poll,
@@ -143,30 +136,6 @@ def _restore(run: Run) -> None:
         )
 
 
-def least_bf16_gain(config: RunConfig, world: World) -> float:
-    """The least speed-up of matrix products by bf16 over all ranks (collective); 1 for a run in fp32."""
-    return 1.0 if config.precision == "fp32" else min(world.gather_objects(bf16_gain(world.device)))
-
-
-def with_precision(config: RunConfig, gain: float, begun: Precision = "auto") -> RunConfig:
-    """The configuration with the precision in place of `auto`. Warns if bf16 is slower than fp32 here.
-
-    Args:
-        config: as it was given.
-        gain: see `least_bf16_gain`.
-        begun: the precision with which the run began; `auto` for a new run.
-    """
-    chosen = begun if config.precision == "auto" else config.precision
-    if chosen == "auto" and config.model.is_identity:
-        chosen = "fp32"
-    if chosen == "auto":
-        chosen = "bf16" if gain > 1 else "fp32"
-        log.info("precision: %s; bf16 products are %.2g times as fast as fp32 ones here", chosen, gain)
-    elif chosen == "bf16" and gain < 1:
-        log.warning("bf16 products are only %.2g times as fast as fp32 ones here: precision=fp32 would be faster", gain)
-    return config.model_copy(update={"precision": chosen})
-
-
 def _form(run: Run) -> FormName:
     """The generator's form in chains, which rank 0 chooses for all ranks (collective); plain if there are no chains."""
     config, world = run.config, run.world
@@ -176,49 +145,6 @@ def _form(run: Run) -> FormName:
     generator = run.sampling.model.generator
     chosen = choose_form(generator, config.model.latent_dim, rows, config.posterior.kernel) if world.is_first else None
     return world.broadcast(chosen)
-
-
-def _ratio_trainer(
-    config: RunConfig, shape: tuple[int, ...], settings: EngineSettings, world: World, poll: StopPoll
-) -> RatioTrainer:
-    prior = RatioSequence(StandardNormal(config.model.latent_dim), build_ratio_network(config).to(world.device))
-    of_ratios = _ratio_settings(config, shape, settings.dtype)
-    settings = replace(settings, precision="fp32")  # bf16 makes so small a network no faster, and its ratio worse
-    network = build_live_networks(config) if config.num_live else build_ratio_network(config)
-    engine = make_engine(network, _adam(config.train.ratio), settings, world)
-    if config.method == "lebm" or (config.method == "tre" and config.num_live):
-        return LiveTrainer(engine, build_live_networks(config), config.method, prior, of_ratios, world, poll)
-    return make_stage_trainer(engine, prior, of_ratios, world, poll)
-
-
-def _ratio_settings(config: RunConfig, shape: tuple[int, ...], chain_dtype: torch.dtype) -> RatioSettings:
-    return RatioSettings(
-        stages=_stages_block(config, shape),
-        chains=config.prior,
-        optimizer=config.train.ratio,
-        seed=config.run.seed,
-        num_streams=config.data.num_streams,
-        target_moves=config.generator_stops > config.stages.start_samples,
-        ends_at=config.train.max_samples,
-        chain_bound=config.guard.chain_bound,
-        chain_dtype=chain_dtype,
-        amortised=config.is_amortised,
-        maps=len(config.model.shape) > 1,
-    )
-
-
-def _stages_block(config: RunConfig, shape: tuple[int, ...]) -> StagesBlock:
-    """The settings of the method's stages, with the number of updates. The one stage of `nce` lasts the whole run.
-
-    Evidence is measured after a batch. So the time between two measurements is rounded up to whole batches. Otherwise
-    settling could be due between two measurements and never begin.
-    """
-    batch, every, end = config.train.batch_size, config.stages.evidence_every, config.train.max_samples
-    changes = {"max_stages": config.most_stages, "evidence_every": -(-every // batch) * batch}
-    changes["updates_per_batch"] = updates_per_batch(config, shape)
-    if config.method == "nce":
-        changes |= {"min_samples": end, "max_samples": 2 * end}
-    return config.stages.model_copy(update=changes)
 
 
 def _prepare(
@@ -251,6 +177,7 @@ def _prepare(
     for leftovers in ("", RATIO_FOLDER):
         storage.sweep(leftovers)
     manifest = load_or_pack(config, data, check)
+    config = with_latents_of(config, manifest)
     seen = RunData.of(manifest) if old is None else check_run_data(storage, manifest, config)
     verify(data, manifest, config.data.verify, progress=lambda shard: check())
     select(manifest, "train", config.data.validation_fraction, config.data.held_out)
@@ -288,18 +215,6 @@ def _check_unchanged(storage: Storage, old: RunConfig | None, config: RunConfig)
             f"The run {storage.url} was made with other values of {', '.join(changed)}; "
             "choose another run.name, or set them back to resume it."
         )
-
-
-def _engine_settings(config: RunConfig, world: World) -> EngineSettings:
-    """The engine's settings. `auto` takes DeepSpeed for several processes, because one process has nothing to shard."""
-    kind = config.engine
-    if kind == "auto":
-        kind = "deepspeed" if world.size > 1 else "plain"
-    return EngineSettings(kind, config.deepspeed.zero_stage, "bf16" if config.precision == "bf16" else "fp32")
-
-
-def _adam(block: OptimizerBlock) -> OptimizerSettings:
-    return OptimizerSettings(block.rate, block.betas, weight_decay=block.weight_decay, clip_norm=block.clip_norm)
 
 
 def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World) -> tuple[Tensor, Tensor]:

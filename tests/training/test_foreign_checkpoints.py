@@ -19,7 +19,8 @@ from ebmscale.errors import DamagedError, StorageError
 from ebmscale.model.build import build_model, build_ratio_network
 from ebmscale.model.checkpoint import FOLDER
 from ebmscale.model.export import ABOUT_FILE, TENSOR_FILE
-from ebmscale.model.latent_model import LatentModel, from_checkpoint, open_model
+from ebmscale.model.latent_model import LatentModel
+from ebmscale.model.load import from_checkpoint, open_model
 from ebmscale.model.pieces import PartImage, piece
 from ebmscale.model.run_documents import RunState
 from ebmscale.storage import Storage

@@ -3,7 +3,7 @@ import torch
 
 from ebmscale.config import RunConfig, parse_config
 from ebmscale.density.bases import MomentBase
-from ebmscale.model.latent_model import load
+from ebmscale.model.load import load
 from ebmscale.stop import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.view import View

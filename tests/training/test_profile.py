@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ebmscale.config import RunConfig
-from ebmscale.model.latent_model import load
+from ebmscale.model.load import load
 from ebmscale.stop import StopSignal
 from ebmscale.training.loop import train
 from ebmscale.training.profile import TABLE_FILE, TRACE_FILE

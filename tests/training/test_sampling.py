@@ -5,7 +5,7 @@ import torch
 
 from ebmscale.config import RunConfig
 from ebmscale.model.image_model import ImageModel
-from ebmscale.model.latent_model import load
+from ebmscale.model.load import load
 from ebmscale.networks import build_generator
 from ebmscale.seeds import torch_generator
 from ebmscale.stop import StopSignal

@@ -35,7 +35,8 @@ from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import evaluate
 from ebmscale.model.image_model import ImageModel
-from ebmscale.model.latent_model import LatentModel, open_model
+from ebmscale.model.latent_model import LatentModel
+from ebmscale.model.load import open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import run_storage
 from ebmscale.storage import Storage

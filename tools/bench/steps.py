@@ -15,7 +15,7 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
 from ebmscale.evaluate.features import open_features
 from ebmscale.evaluate.frechet import Moments, frechet_distance
-from ebmscale.model.latent_model import load
+from ebmscale.model.load import load
 from ebmscale.model.pixels import to_images
 from ebmscale.storage import Storage
 

@@ -1,0 +1,119 @@
+"""Parts of the configuration that say what the networks are: this package's by form, or a user's own by class."""
+
+import math
+from typing import Any, Literal
+
+from pydantic import ConfigDict, model_validator
+
+from ebmscale.address import Address
+from ebmscale.config.fields import Block, Positive, PositiveFloat, key
+
+
+class NetworkBlock(Block):
+    """A network: one of this package's, or a class of one's own."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    class_path: str | None = key(
+        "A network of your own as `module:Class`. The module is found from the working directory.",
+        None,
+        alias="class",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$",
+    )
+    args: dict[str, Any] = key("Keyword arguments of `class`.", {})
+
+
+class TrainableBlock(NetworkBlock):
+    """A network that may come with weights."""
+
+    weights: Address | None = key(
+        "File of the first weights: safetensors, or a state dict of torch. Without it they are random.",
+        None,
+        change="circumstance",
+    )
+    train: bool = key("Whether training changes the network.", True)
+
+
+class GeneratorBlock(TrainableBlock):
+    """The generator: latents (B, *latent_shape) to samples (B, ...)."""
+
+    form: str | None = key(
+        "Architecture, for image sizes with several (see `networks/architectures.py`). `identity`: the samples are "
+        "latents themselves, and there is nothing to generate.",
+        None,
+    )
+    width: Positive = key("Width: channels of its last hidden layer.", 32, unit="channels")
+
+
+class EncoderBlock(TrainableBlock):
+    """The encoder, where there is one: samples (B, ...) to mean and log_std, (B, *latent_shape) each."""
+
+    width: Positive = key("Width of the encoder.", 32, unit="channels")
+
+
+class RatioBlock(NetworkBlock):
+    """The network of a ratio: latents (B, *latent_shape) to the log of the ratio (B,)."""
+
+    form: Literal["perceptron", "residual"] = key(
+        "`perceptron`: layers of units. `residual`: convolutions with residual blocks, for latents that are maps.",
+        "perceptron",
+    )
+    hidden: tuple[Positive, ...] = key(
+        "Widths of the hidden layers of a perceptron; of a residual network the channels of its levels.",
+        (200, 200),
+        unit="units",
+    )
+    activation: Literal["silu", "leaky_relu", "gelu"] = key("Activation.", "silu")
+    squares: bool = key("Whether a perceptron's second layer also gets the squares of the first layer's units.", False)
+
+
+class ModelBlock(Block):
+    """Latent size, networks, and the standard deviation of p(x | z)."""
+
+    latent_dim: Positive = key(
+        "Dimensions of the latent z. Where the samples are latents, it is taken from them if it is not given.", 16
+    )
+    latent_shape: tuple[Positive, ...] | None = key(
+        "Shape of the latent, such as `[4, 8, 8]`; its product is `latent_dim`. Without it latents are vectors.",
+        None,
+    )
+    generator: GeneratorBlock = key("The generator.", GeneratorBlock())
+    encoder: EncoderBlock = key("The encoder, which `posterior.start: encoder` uses.", EncoderBlock())
+    ratio: RatioBlock = key("The network of a ratio.", RatioBlock())
+    sigma: PositiveFloat = key("Standard deviation of p(x | z), for pixels in [-1, 1].", 0.3)
+    accept_changed: bool = key(
+        "Whether a run may resume after the source of a class of your own has changed.", False, change="circumstance"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dim_of_shape(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("latent_shape") is not None and "latent_dim" not in values:
+            shape = values["latent_shape"]
+            if isinstance(shape, list | tuple) and all(type(size) is int and 0 < size < 2**31 for size in shape):
+                return values | {"latent_dim": math.prod(shape)}
+        return values
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ModelBlock":
+        if self.latent_shape is not None and math.prod(self.latent_shape) != self.latent_dim:
+            raise ValueError(
+                f"latent_dim ({self.latent_dim}) must be the product of latent_shape {list(self.latent_shape)}; give "
+                "one of the two"
+            )
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a latent."""
+        return (self.latent_dim,) if self.latent_shape is None else self.latent_shape
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the samples are latents themselves."""
+        return self.generator.form == "identity"
+
+    @property
+    def size_is_given(self) -> bool:
+        """Whether the latent size is known before the data are."""
+        return not self.is_identity or bool({"latent_dim", "latent_shape"} & self.model_fields_set)
