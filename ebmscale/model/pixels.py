@@ -12,8 +12,8 @@ from ebmscale.config import RunConfig
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 images of any shape as float32 pixels in [-1, 1]; other numbers as float32, as they are."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+    """Images of whole numbers from 0 to 255 as float32 pixels in [-1, 1]; floats of any shape as they are."""
+    return images.float() if images.is_floating_point() else images.float() / 127.5 - 1
 
 
 def shows_images(config: RunConfig, shape: Sequence[int]) -> bool:
