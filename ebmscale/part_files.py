@@ -1,6 +1,6 @@
 """The output of a long job in parts: a folder with one file a part, each written as a whole, and a record of the job.
 
-    FOLDER/job.json              what the job is; the same command continues it, another one is refused
+    FOLDER/_job.json             what the job is; the same command continues it, another one is refused
     FOLDER/part-000000.parquet   one file a part
 
 A part is done when its file is there.
@@ -9,6 +9,7 @@ A part is done when its file is there.
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from ebmscale.errors import ConfigError
 from ebmscale.storage import Storage
 from ebmscale.stored import read_document
 
-JOB_FILE = "job.json"
+JOB_FILE = "_job.json"  # readers of a folder of Parquet leave out names that begin so
 MOST_PARTS = 1024
 
 
@@ -30,17 +31,12 @@ class PartFiles:
     """The files of the parts of a job; a value that can be sent to another process.
 
     Attributes:
-        url: of the folder.
+        storage: the folder.
         ending: of the files' names, such as `.parquet`.
     """
 
-    url: str
+    storage: Storage
     ending: str
-
-    @property
-    def storage(self) -> Storage:
-        """The folder."""
-        return Storage.at(self.url)
 
     def name(self, part: int) -> str:
         """The file of a part."""
@@ -88,3 +84,7 @@ class PartFiles:
             storage.delete(self.name(part))
         if storage.exists(JOB_FILE):
             storage.delete(JOB_FILE)
+        folder = storage.local_path()
+        if folder is not None:
+            with suppress(OSError):  # something else is in it
+                folder.rmdir()

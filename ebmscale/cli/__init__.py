@@ -7,7 +7,19 @@ from collections.abc import Sequence
 
 import click
 
-from ebmscale.cli import about, completion, features, measuring, models, ratios, running, searching, sets, starting
+from ebmscale.cli import (
+    about,
+    completion,
+    features,
+    measuring,
+    models,
+    ratios,
+    running,
+    scoring,
+    searching,
+    sets,
+    starting,
+)
 from ebmscale.cli.group import cli
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
 from ebmscale.stop import ENDING, asked_by, handle_signals
@@ -24,6 +36,7 @@ __all__ = [
     "ratios",
     "run_command",
     "running",
+    "scoring",
     "searching",
     "sets",
     "starting",

@@ -3,9 +3,8 @@
 import click
 from rich.table import Table
 
-from ebmscale.address import Address
 from ebmscale.cli.group import cli, console, example, seed_option
-from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
+from ebmscale.cli.outputs import ADDRESS, output_folder
 from ebmscale.cli.progress import Steps
 
 device_option = click.option(
@@ -113,77 +112,3 @@ def evaluate(
             console.print(str(verdict))
         found.save(storage)
         console.print(f"record   {storage.url_of(found.file)}")
-
-
-@cli.command(epilog=example("ebmscale score runs/photos data/new --out scores.csv --against data/photos"))
-@click.argument("run", type=ADDRESS)
-@click.argument("url", type=ADDRESS)
-@click.option(
-    "--out",
-    required=True,
-    type=ADDRESS,
-    help="FILE.parquet or FILE.csv, with a row for each image: key, label, percentile, scores. FILE.html is a page.",
-)
-@click.option(
-    "--against",
-    metavar="URL",
-    type=ADDRESS,
-    help="A packed set of normal images: how well the scores tell the images from these (AUROC and AUPRC).",
-)
-@seed_option
-@device_option
-def score(run: str, url: str, out: str, against: str | None, seed: int, device: str) -> None:
-    """Score the images of the packed set at URL by RUN's model.
-
-    The higher the score, the less likely the image. The first score of a row is the one to use; its percentile is among
-    the scores of RUN's held-out images. The page beside the file shows the most and the least likely images.
-    """
-    from ebmscale.evaluate.anomaly import MAIN_SCORE  # noqa: PLC0415
-    from ebmscale.evaluate.images import open_all_images  # noqa: PLC0415
-    from ebmscale.evaluate.score_file import FORMATS, write_scores  # noqa: PLC0415
-    from ebmscale.evaluate.scoring import (  # noqa: PLC0415
-        UNLIKELY,
-        against_normal,
-        held_out_scores,
-        normal_scores,
-        unlikely_share,
-    )
-    from ebmscale.evaluate.verdicts import of_metric  # noqa: PLC0415
-    from ebmscale.model.load import open_model  # noqa: PLC0415
-    from ebmscale.report.score_page import Against, score_page  # noqa: PLC0415
-    from ebmscale.storage import Storage  # noqa: PLC0415
-    from ebmscale.world import World, device_of  # noqa: PLC0415
-
-    place, world = device_of(device), World.from_environment("cpu")
-    target = output_file(out, FORMATS) if world.is_first else None
-    model = open_model(Storage.at(run)).to(place)
-    with Steps("scoring", "images", shown=world.is_first) as show:
-        images = open_all_images(model, Storage.at(url), world, show)
-        show.say("held-out images of the run")
-        reference = held_out_scores(model, seed, world, show)
-        normal = None
-        if against is not None:
-            show.say(str(Address(against)))
-            normal = normal_scores(model, Storage.at(against), seed, world, show)
-        show.say(str(Address(url)))
-        scores = write_scores(model, images, out, seed, reference)
-    if target is None:
-        return
-    compared = None
-    if normal is not None and against is not None:
-        compared = Against(str(Address(against)), normal[MAIN_SCORE], against_normal(scores, normal))
-    target.publish(score_page(model, images, scores, reference, compared).encode(), ".html")
-    console.print(f"{len(images):,} images scored: {out}")
-    console.print(f"score    {MAIN_SCORE}: the higher, the less likely")
-    if reference is None:
-        console.print("note     no percentiles, as the run's own images cannot be read from here")
-    else:
-        share = unlikely_share(scores[MAIN_SCORE], reference)
-        console.print(f"unlikely {share:.1%} of the images are above the {UNLIKELY}th percentile of held-out images")
-    if compared is not None:
-        for one in scores:
-            found = {measure: compared.values[f"{measure.lower()}_{one}"] for measure in ("AUROC", "AUPRC")}
-            console.print(f"{one:<14} " + ", ".join(f"{measure} {value:.3f}" for measure, value in found.items()))
-        for verdict in of_metric("anomaly", compared.values):
-            console.print(str(verdict))
-    console.print(f"page     {target.folder.url_of(target.name.removesuffix(target.address.suffix) + '.html')}")

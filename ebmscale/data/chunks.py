@@ -48,14 +48,17 @@ def iter_chunks(
     rank: int = 0,
     size: int = 1,
     chunk_samples: int = CHUNK_SAMPLES,
+    numbers: range | None = None,
 ) -> Iterator[Chunk]:
     """The chunks `rank, rank + size, ...` of a split, in the manifest's order, one in memory at a time.
+
+    With `numbers`, only chunks with these numbers are shared out.
 
     Raises:
         DataError: a shard or its index is missing or damaged, or a sample is damaged.
     """
     reader = ShardReader(storage, manifest)
-    for index in range(rank, -(-len(split) // chunk_samples), size):
+    for index in (numbers or range(-(-len(split) // chunk_samples)))[rank::size]:
         first = index * chunk_samples
         found = split.find(np.arange(first, min(first + chunk_samples, len(split))))
         images = _read_sound(reader, storage, manifest, found)

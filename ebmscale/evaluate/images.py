@@ -9,7 +9,7 @@ from typing import Any
 
 from ebmscale.config import HeldOutBlock
 from ebmscale.data.choose import select_all, take
-from ebmscale.data.chunks import Chunk, iter_chunks
+from ebmscale.data.chunks import CHUNK_SAMPLES, Chunk, iter_chunks
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import Split, class_index, select
 from ebmscale.errors import DataError
@@ -35,6 +35,7 @@ class ImageSet:
         anomalous: the label of that class; None if there is no such class.
         world: the ranks that divide the chunks among them.
         progress: called after every chunk.
+        numbers: of the chunks that count; None: of all.
     """
 
     storage: Storage
@@ -45,6 +46,12 @@ class ImageSet:
     anomalous: int | None
     world: World
     progress: Progress = lambda done, total, unit: None
+    numbers: range | None = None
+
+    @property
+    def num_chunks(self) -> int:
+        """How many chunks all images make."""
+        return -(-len(self) // CHUNK_SAMPLES)
 
     def __len__(self) -> int:
         return len(self.selection)
@@ -53,7 +60,9 @@ class ImageSet:
         """This rank's chunks. The other ranks are taken to be as far as this one."""
         done, total, world = 0, len(self), self.world
         self.progress(0, total, "images")
-        for chunk in iter_chunks(self.storage, self.manifest, self.selection, world.rank, world.size):
+        for chunk in iter_chunks(
+            self.storage, self.manifest, self.selection, world.rank, world.size, numbers=self.numbers
+        ):
             yield chunk
             done += world.size * len(chunk.images)
             self.progress(min(done, total), total, "images")

@@ -7,8 +7,9 @@ import csv
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,6 +107,65 @@ def write_scores(
         finally:
             writer.close()
     return {name: torch.cat([scores[name] for scores in found]) for name in found[0]}
+
+
+def part_bytes(model: LatentModel, images: ImageSet, folder: Path, seed: int, reference: Tensor | None = None) -> bytes:
+    """A Parquet file of the scores of some images, as `write_scores` has them; a chunk at a time is in memory.
+
+    Args:
+        model: the model.
+        images: those whose chunks count.
+        folder: for the file while it grows.
+        seed: of the posterior chains.
+        reference: (M,) as of `write_scores`.
+    """
+    path = folder / "part.parquet"
+    writer = _ParquetWriter(path)
+    try:
+        for chunk in score_chunks(model, images, seed):
+            writer.write(_columns(chunk, images.manifest.classes, reference))
+    finally:
+        writer.close()
+    return path.read_bytes()
+
+
+def join_parts(parts: Iterable[bytes], out: str) -> None:
+    """Writes the Parquet files of parts as one file, with one part in memory at a time.
+
+    Args:
+        parts: in their order.
+        out: as of `write_scores`.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    import pyarrow.parquet as pq  # noqa: PLC0415 (slow to import)
+
+    with _published(out) as path:
+        writer: _Writer = _CsvWriter(path) if out.endswith(".csv") else _ParquetWriter(path)
+        try:
+            for part in parts:
+                writer.write(pq.read_table(BytesIO(part)).to_pydict())
+        finally:
+            writer.close()
+
+
+def read_scores(parts: Iterable[bytes], names: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The scores (N,) by name in the Parquet files of parts, with one part in memory at a time.
+
+    Args:
+        parts: in their order.
+        names: of the scores; empty: all.
+    """
+    import pyarrow.parquet as pq  # noqa: PLC0415 (slow to import)
+
+    found: dict[str, list[Tensor]] = {}
+    for part in parts:
+        table = pq.read_table(BytesIO(part), columns=list(names) or None)
+        for name in table.column_names:
+            if name not in ("key", "label", "percentile"):
+                found.setdefault(name, []).append(torch.from_numpy(table[name].to_numpy().copy()))
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def check_format(out: str) -> None:

@@ -6,7 +6,7 @@ continues a job that stopped.
 
 from collections.abc import Callable
 
-from ebmscale.errors import Interrupted, WorkersLostError
+from ebmscale.errors import Interrupted, StorageError, WorkersLostError
 from ebmscale.runtime.part_job import Crew, PartedJob, Workers
 from ebmscale.runtime.part_processes import ProcessCrew
 from ebmscale.runtime.part_tasks import task_crew
@@ -29,6 +29,7 @@ def run_parts(job: PartedJob, workers: Workers, progress: Progress = lambda done
     Raises:
         Interrupted: a signal asked to stop; the parts that are done stay.
         WorkersLostError: one part ended several workers.
+        StorageError: workers on other machines write to their own disks.
         EbmscaleError: what a part raised.
     """
     done = set(job.done())
@@ -50,6 +51,12 @@ def run_parts(job: PartedJob, workers: Workers, progress: Progress = lambda done
         else:
             with task_crew(job, workers) as crew:
                 _share_out(crew, missing, workers.num, counter)
+    lost = sorted(set(missing) - set(job.done()))
+    if lost:
+        raise StorageError(
+            f"The output of {len(lost):,} parts is not here, though workers have written it: they are on other "
+            "machines and write to their own disks. Give an address that all machines reach."
+        )
 
 
 class _Counter:

@@ -26,13 +26,13 @@ class Squares:
 
     def open(self) -> Callable[[int], None]:
         def work(part: int) -> None:
-            mark = Path(self.files.url) / f"killed-{part}"
+            mark = Path(self.files.storage.url) / f"killed-{part}"
             if part == self.kills and (self.always or not mark.exists()):
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             if part == self.fails:
                 raise DataError(f"part {part} is damaged.")
-            with (Path(self.files.url) / "log").open("a") as log:
+            with (Path(self.files.storage.url) / "log").open("a") as log:
                 log.write(f"{part} {os.getpid()}\n")
             self.files.write(part, str(part**2).encode())
 
