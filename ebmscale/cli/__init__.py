@@ -10,6 +10,7 @@ import click
 from ebmscale.cli import (
     about,
     completion,
+    encoding,
     features,
     measuring,
     models,
@@ -29,6 +30,7 @@ __all__ = [
     "about",
     "cli",
     "completion",
+    "encoding",
     "features",
     "main",
     "measuring",

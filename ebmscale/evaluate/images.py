@@ -113,7 +113,7 @@ def open_images(
         DataError: there is no set, it is empty, or its images do not have the dtype and shape of the model.
         ConfigError: there is no such split or class.
     """
-    manifest = _fitting_manifest(model, storage)
+    manifest = fitting_manifest(model, storage)
     block = model.config.data
     anomalous = class_index(manifest, block.held_out)
     chosen = select(manifest, split, block.validation_fraction, block.held_out, with_anomalies)
@@ -127,11 +127,12 @@ def open_all_images(
     model: LatentModel, storage: Storage, world: World, progress: Progress = lambda done, total, unit: None
 ) -> ImageSet:
     """All images of a set, of every part and label. Raises as `open_images`."""
-    manifest = _fitting_manifest(model, storage)
+    manifest = fitting_manifest(model, storage)
     return ImageSet(storage, manifest, select_all(manifest), "all", HeldOutBlock(), None, world, progress)
 
 
-def _fitting_manifest(model: LatentModel, storage: Storage) -> Manifest:
+def fitting_manifest(model: LatentModel, storage: Storage) -> Manifest:
+    """The manifest of a set; DataError if its samples are not those that the model takes."""
     manifest = Manifest.load(storage)
     what, shape = manifest.kind_of_samples
     fits = what != "images" if model.is_given else what == "images" or (what == "arrays" and not _takes_images(model))

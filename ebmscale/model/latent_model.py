@@ -198,6 +198,19 @@ class LatentModel:
             parts.append(sample_posterior(self.networks, sigma, self.prior, rows, first, steps, settings, scored=False))
         return torch.cat([part.z.cpu() for part in parts]), on_cpu(parts[0].trace)
 
+    @torch.no_grad()
+    def posterior(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (B, Z) of the encoder's posteriors of samples x (B, ...).
+
+        Raises:
+            ConfigError: the model has no encoder.
+        """
+        encoder = self.networks.encoder
+        if encoder is None:
+            raise ConfigError("The model has no encoder, so its posteriors are known by chains alone: see `encode`.")
+        found = [encoder(part.to(self.device)) for part in self.inputs(x).split(ROWS_AT_ONCE)]
+        return torch.cat([mean.cpu() for mean, _ in found]), torch.cat([log_std.exp().cpu() for _, log_std in found])
+
     def inputs(self, x: Any) -> Tensor:
         """Samples as the networks take them, float32 (B, ...).
 
