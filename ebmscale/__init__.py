@@ -47,7 +47,7 @@ _HOMES = {
     "StandardNormal": "ebmscale.density.prior",
     "TrainedRun": "ebmscale.api",
     "fit_ratio": "ebmscale.ratios",
-    "load": "ebmscale.model.latent_model",
+    "load": "ebmscale.model.load",
     "load_config": "ebmscale.config",
     "train": "ebmscale.api",
 }
