@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ebmscale.config import load_config
 from tests.pages import PAGES, ROOT, commands, name_of, words_of_ours
 
 FIXTURE = Path(__file__).parent / "fixtures" / "format_2"
+QUICK = {"min_updates": 50, "max_updates": 100}  # of a fit
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -86,6 +88,7 @@ def run_python(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     for run in ("digits", "mnist"):
         shutil.copytree(FIXTURE / "run", folder / "runs" / run)
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(ebmscale, "FitSettings", partial(ebmscale.FitSettings, hidden=(8,), **QUICK))
     noise = np.random.default_rng(0)
     p, q = noise.normal(size=(300, 2)), noise.normal(size=(300, 2)) + 0.5
     model = ebmscale.load("runs/mnist")

@@ -125,7 +125,7 @@ def test_init_writes_a_file_that_trains(digits_url: str, tmp_path: Path, monkeyp
     text = (tmp_path / "digits.yaml").read_text()
     assert re.match(r"# 1,797 images of 1x8x8\. It takes at most \d+ s on \d+ CPU core", text)
     assert re.search(r"at most \d+ s on this machine:\n +ebmscale train digits.yaml", first.output)
-    dry = call("train", "digits.yaml", "--dry-run", "prior.num_chains=64", "stages.evidence_samples=64")
+    dry = call("train", "digits.yaml", "--dry-run", "prior.num_particles=512", "stages.evidence_samples=64")
     assert dry.exception is None, dry.output
     assert "every part works" in dry.output
     again = call("init", digits_url)

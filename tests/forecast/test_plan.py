@@ -27,7 +27,7 @@ run: {name: wide, seed: 3}
 data: {url: DATA, validation_fraction: 0.2, num_streams: 8, shuffle_window: 16}
 model: {latent_dim: 16, generator: {width: WIDTH}, ratio: {hidden: [400, 400]}}
 posterior: {num_steps: 2, step_size: 0.01, kernel: KERNEL}
-prior: {num_steps: 2, num_chains: 64, equilibrate_steps: 2}
+prior: {num_particles: 512, num_steps: 2, num_chains: 64, equilibrate_steps: 2}
 stages: {max_stages: 1, updates_per_batch: 2, batch_size: 32, buffer_samples: 64, evidence_samples: 64}
 train: {batch_size: 16, max_samples: 3200}
 metrics: {tensorboard: false}

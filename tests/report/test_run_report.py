@@ -31,7 +31,7 @@ run: {name: tiny}
 data: {url: "", format: digits, validation_fraction: 0.2, num_streams: 4, shuffle_window: 16}
 model: {latent_dim: 4, generator: {width: 2}, ratio: {hidden: [16]}}
 posterior: {num_steps: 3}
-prior: {num_steps: 2, num_chains: 32, equilibrate_steps: 5, sample_steps: 8}
+prior: {num_particles: 512, num_steps: 2, num_chains: 32, equilibrate_steps: 5, sample_steps: 8}
 stages: {max_stages: 2, updates_per_batch: 2, batch_size: 32, buffer_samples: 64, min_samples: 200, max_samples: 400,
          settle_samples: 200, evidence_every: 100, evidence_samples: 64, significance: 0.01}
 train: {batch_size: 50, max_samples: 2000, ratio: {rate: 0.01}}

@@ -1,5 +1,6 @@
 """A search on Ray Tune of this machine, and what of it can be seen without a cluster."""
 
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from ebmscale.search.tuner import make_stop_rule
 from ebmscale.storage import Storage
 from ebmscale.training import claim
 from ebmscale.training.owner import Lease
+from tests.conftest import PATIENCE_S
 from tests.runtime.local_cluster import ROOT
 from tests.search.conftest import make
 
@@ -31,6 +33,14 @@ overrides: {guard.max_skips: 1, guard.max_rollbacks: 0}
 space:
   data.validation_fraction: {choice: [0.2, 1.0e-3]}
   train.generator.rate: {choice: [3.0e-3, 1.0e+30], when: {data.validation_fraction: 0.2}}
+"""
+
+
+TRY_ALL = """
+import json, sys
+from tests.program import run_here
+config, *spaces = sys.argv[1:]
+print(json.dumps([run_here("tune", config, "--space", space, "train.max_samples=320") for space in spaces]))
 """
 
 
@@ -63,21 +73,28 @@ def test_trials_that_diverge_or_err_are_told_with_their_reasons_and_end_nothing(
     assert {"best.yaml", "search.html", "trials.csv", "trials.parquet"} <= set(store.storage.list())
 
 
-@pytest.mark.parametrize(
-    ("space", "words"),
-    [
+def test_what_cannot_be_searched_is_refused_before_ray_is_imported(tiny_text: str, tmp_path: Path) -> None:
+    """One process tries all of it, because a process takes seconds to start."""
+    refused = [
         (SPACE.replace("held_out_mse", "held_out_mess"), "nothing reports held_out_mess; did you mean held_out_mse?"),
         (SPACE.replace("[0.2, 1.0e-3]", "[]"), "the choice is empty"),
         (SPACE.replace("data.validation_fraction", "data.validation_part"), "unknown key data.validation_part"),
-    ],
-)
-def test_what_cannot_be_searched_is_refused_before_ray_is_imported(
-    tiny_text: str, tmp_path: Path, space: str, words: str
-) -> None:
+    ]
     (tmp_path / "ray.py").write_text("raise SystemExit('ray was imported')")
-    done = tune(tmp_path, tiny_text, space, PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert done.returncode == 2
-    assert words in done.stderr
+    (tmp_path / "config.yaml").write_text(tiny_text)
+    files = []
+    for number, (space, _) in enumerate(refused):
+        files.append(tmp_path / f"space-{number}.yaml")
+        files[-1].write_text(space)
+    done = subprocess.run(
+        [sys.executable, "-c", TRY_ALL, str(tmp_path / "config.yaml"), *map(str, files)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for (code, _, errors), (_, words) in zip(json.loads(done.stdout), refused, strict=True):
+        assert code == 2
+        assert words in errors
     assert not (tmp_path / "runs").exists()
 
 

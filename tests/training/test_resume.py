@@ -1,5 +1,6 @@
 """Interruption and resume: bit for bit what no interruption gives."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,9 @@ def test_two_interruptions_change_nothing(tiny: RunConfig, posterior: str, kind:
     assert "Advance" in decisions  # the interruptions fall among stages, not before them
 
 
-def test_what_was_written_after_the_last_checkpoint_is_not_doubled(tiny: RunConfig) -> None:
+def test_what_was_written_after_the_last_checkpoint_is_not_doubled(tiny: RunConfig, undisturbed: RunConfig) -> None:
     """A crash, not a stop: no checkpoint at the end, logs beyond the last one."""
-    straight = changed(tiny, run={"name": "straight"})
     crashed = changed(tiny, run={"name": "crashed"})
-    run_until(straight)
 
     def explode(run, batch):
         if batch.end > 2400:
@@ -109,8 +108,8 @@ def test_what_was_written_after_the_last_checkpoint_is_not_doubled(tiny: RunConf
             train(crashed, View(quiet=True), World.alone(), StopSignal())
     assert history(crashed, METRICS_FILE)[-1]["samples_seen"] > positions(crashed)[-1]
     run_until(crashed)
-    assert history(crashed, METRICS_FILE) == history(straight, METRICS_FILE)
-    assert final_files(crashed) == final_files(straight)
+    assert history(crashed, METRICS_FILE) == history(undisturbed, METRICS_FILE)
+    assert final_files(crashed) == final_files(undisturbed)
 
 
 def test_a_longer_budget_goes_on_from_the_end(tiny: RunConfig) -> None:
@@ -120,11 +119,10 @@ def test_a_longer_budget_goes_on_from_the_end(tiny: RunConfig) -> None:
     assert positions(short)[-1] == 1920
 
 
-def test_a_finished_run_is_left_alone(tiny: RunConfig) -> None:
-    run_until(tiny)
-    before = final_files(tiny)
-    run_until(tiny)
-    assert final_files(tiny) == before
+def test_a_finished_run_is_left_alone(undisturbed: RunConfig) -> None:
+    before = final_files(undisturbed)
+    run_until(undisturbed)
+    assert final_files(undisturbed) == before
 
 
 def test_another_model_in_the_same_run_is_refused(tiny: RunConfig) -> None:
@@ -166,16 +164,18 @@ def test_old_checkpoints_go_and_the_last_two_stay(tiny: RunConfig) -> None:
     assert positions(config) == [1600, 2880, 3200]
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tiny: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
-    run_until(tiny)
-    reference = final_files(tiny)
-    storage = run_storage(tiny)
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    tiny: RunConfig, undisturbed: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = changed(tiny, run={"name": undisturbed.run.name})
+    storage = run_storage(damaged)
+    shutil.copytree(run_storage(undisturbed).url, storage.url)
     newest = CheckpointStore(storage).finished()[0]
     flip_bit(storage, f"checkpoints/{newest}/generator-0000-000.safetensors")
-    run_until(tiny)
+    run_until(damaged)
     assert f"skipping checkpoint {newest}" in caplog.text
     assert "generator-0000-000.safetensors is damaged" in caplog.text
-    assert final_files(tiny) == reference  # trained again from the one before, to the same bits
+    assert final_files(damaged) == final_files(undisturbed)  # trained again from the one before, to the same bits
 
 
 @pytest.mark.parametrize(("old", "new"), [(b'"files"', b'"fimes"'), (b'"stage": ', b'"stage": 1'), (b"{", b"[")])

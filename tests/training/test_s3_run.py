@@ -33,16 +33,16 @@ def on_s3(config: RunConfig, name: str) -> RunConfig:
     return changed(config, run={"name": name}, storage={"url": f"s3://bucket/{name}-runs"})
 
 
-def test_a_run_in_s3_is_the_run_on_a_disk_also_through_two_stops(server, tiny: RunConfig) -> None:
-    run_until(changed(tiny, run={"name": "disk"}))
+def test_a_run_in_s3_is_the_run_on_a_disk_also_through_two_stops(
+    server, tiny: RunConfig, undisturbed: RunConfig
+) -> None:
     config = on_s3(tiny, "stops")
     run_until(config, stop_after=1200)
     run_until(config, stop_after=1232)
     run_until(config)
-    disk = changed(tiny, run={"name": "disk"})
-    assert final_files(config) == final_files(disk)
+    assert final_files(config) == final_files(undisturbed)
     for name in ("metrics.jsonl", "events.jsonl"):
-        assert history(config, name) == history(disk, name)
+        assert history(config, name) == history(undisturbed, name)
 
 
 def test_the_commands_open_a_run_in_s3(server, tiny: RunConfig, tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ from ebmscale.training.view import View
 from ebmscale.world import World
 from tests.conftest import TINY
 
+STAGES_AT_ONCE: dict[str, Any] = {"stages": {"significance": 1e-9}, "train": {"max_samples": 2560}}
+"""Every stage counts, and a stop in the 40th step of the evidence comes before the end."""
+
 
 class StopInPart(StopSignal):
     """Is asked to stop when the run has come to its nth poll within a part of an update."""
@@ -58,7 +61,7 @@ class StopInPart(StopSignal):
 def straight(digits_url: str, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run that was never stopped."""
     text = TINY.replace("DATA", digits_url) + f"storage: {{url: {tmp_path_factory.mktemp('straight')}}}\n"
-    config = changed(parse_config(text), run={"name": "straight"}, stages={"significance": 1e-9})
+    config = changed(parse_config(text), run={"name": "straight"}, **STAGES_AT_ONCE)
     run_until(config)
     return config
 
@@ -70,12 +73,12 @@ def straight(digits_url: str, tmp_path_factory: pytest.TempPathFactory) -> RunCo
 def test_a_stop_inside_a_chain_saves_and_changes_nothing(
     tiny: RunConfig, straight: RunConfig, monkeypatch: pytest.MonkeyPatch, part: str, after: int
 ) -> None:
-    broken = changed(tiny, run={"name": "broken"}, stages={"significance": 1e-9})
+    broken = changed(tiny, run={"name": "broken"}, **STAGES_AT_ONCE)
     with monkeypatch.context() as patch:
         stop = StopInPart(patch, part, after)
         with pytest.raises(Interrupted, match="Stopped by SIGTERM; saved at"):
             train(broken, stop.view(), World.alone(), stop)
-    assert position_of(CheckpointStore(run_storage(broken)).finished()[0]) < 3200
+    assert position_of(CheckpointStore(run_storage(broken)).finished()[0]) < 2560
     run_until(broken)
     assert final_files(broken) == final_files(straight)
     for name in ("metrics.jsonl", "events.jsonl"):
