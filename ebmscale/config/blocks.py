@@ -255,9 +255,3 @@ class StagesBlock(Block):
     max_rollbacks: NonNegative = key("Number of times that a stage may restart after a collapse.", 3)
     evidence_every: Positive = key("Time between two measurements of the evidence.", 5_000, unit="samples")
     evidence_samples: Positive = key("Number of held-out images, and of held-out chains, in a measurement.", 512)
-
-    @model_validator(mode="after")
-    def _fits(self) -> "StagesBlock":
-        if self.settle_samples >= self.max_samples:
-            raise ValueError("settle_samples must be below max_samples, or no time is left at the full learning rate")
-        return self

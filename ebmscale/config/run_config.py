@@ -137,6 +137,9 @@ class RunConfig(Block):
                 f"prior.base_components must be at most {buffered // self.model.latent_dim} (stages.buffer_samples "
                 "over model.latent_dim), so that there are posteriors for every component"
             )
+        moves = self.generator_stops > self.stages.start_samples
+        if moves and self.stages.settle_samples >= self.stages.max_samples:
+            raise ValueError("stages.settle_samples must be below max_samples, or no time is left to explore")
         if self.stages.start_samples >= self.train.max_samples:
             raise ValueError("stages.start_samples must be below train.max_samples, or no ratio is ever trained")
         return self

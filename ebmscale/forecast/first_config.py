@@ -100,13 +100,12 @@ def first_config(manifest: Manifest, url: str, has_gpu: bool, num_samples: int |
         "latent": size.latent_dim,
         "width": size.widths[has_gpu],
         "sigma": size.sigma,
-        "components": 10,
+        "components": "auto",
         "chains": 4096 if has_gpu else 2048,
         "generator": generator,
         "buffer": min(BUFFER, generator // (2 * STREAMS) * STREAMS),
-        "stage": stage,
-        "least": stage // 3,
-        "settle": stage * 2 // 3,
+        "stage": total - generator,
+        "least": stage // 6,
         "evidence": stage // 6,
         "batch": batch,
         "total": total,
@@ -201,8 +200,7 @@ stages:
   batch_size: 256
   buffer_samples: {buffer}
   min_samples: {least}
-  max_samples: {stage}
-  settle_samples: {settle}
+  max_samples: {stage}  # a stage lasts as long as it pays
   evidence_every: {evidence}
   evidence_samples: 512
 

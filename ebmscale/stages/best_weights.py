@@ -42,10 +42,6 @@ class BestWeights:
             self.loss, self.position = loss, position
             self._kept = [Piece(span, values.clone()) for span, values in self._now()]
 
-    def is_before(self, position: int) -> bool:
-        """Whether there are such weights, and they are not those of `samples_seen`."""
-        return self.loss is not None and self.position != position
-
     def clear(self) -> None:
         """Forgets them, as a new round begins."""
         self.loss, self.position, self._kept = None, 0, []

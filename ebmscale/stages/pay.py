@@ -50,9 +50,11 @@ class Pay:
         self._paid: list[PaidStage] = []
 
     def observe(self, state: StageState, evidence: Evidence, now: int) -> None:
-        """Adds a measurement of the stage at `now` samples."""
-        if math.isfinite(evidence.loss) and now > state.started:
-            self._curve.append((now - state.started, evidence.loss))
+        """Adds a measurement of the stage at `now` samples, in place of an earlier one of the same time."""
+        age = now - state.started
+        if math.isfinite(evidence.loss) and age > 0:
+            self._curve = [one for one in self._curve if one[0] < age]
+            self._curve.append((age, evidence.loss))
 
     def worth(self, state: StageState, now: int) -> Worth:
         """Whether the stage goes on at its full rate, and else for how long the rate falls."""

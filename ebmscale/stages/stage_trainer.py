@@ -159,12 +159,13 @@ class StageTrainer:
         evidence, on_fresh = judge(self._updates.log_ratio, sides, *how)
         self._held_out = rows_of_all(sides.q, self.settings.num_streams, self._world)
         self.memorised = memorised(self._updates.log_ratio, self.negatives.used(), on_fresh, self._world)
-        self.best.offer(evidence.loss, position)
-        if is_settled(self.state, self.criteria, position) and self.best.is_before(position):
+        if self.best.loss is not None and is_settled(self.state, self.criteria, position):
             weights = self.best.whole()
             of_best, _ = judge(ratio_of(self.prior.network, weights), sides, *how)
             if of_best.loss < evidence.loss:
                 evidence, self._chosen = of_best, weights
+        else:
+            self.best.offer(evidence.loss, position)
         if self.state.settling_since is None and math.isfinite(evidence.loss):
             set_bound(self.engine.module, bound_for(evidence.loss))
         return evidence

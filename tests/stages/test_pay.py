@@ -78,6 +78,14 @@ def test_losses_that_are_not_finite_are_no_part_of_the_record() -> None:
     assert pay.worth(StageState(), 500).settles_for is None
 
 
+def test_a_second_measurement_at_the_same_time_takes_the_place_of_the_first() -> None:
+    pay = Pay(BLOCK, None)
+    for loss in (1.0, 1.1, 1.2, 1.3):
+        pay.observe(StageState(), replace(EVIDENCE, loss=loss), 1500)
+        assert pay.worth(StageState(), 1500).settles_for is None
+    assert pay.values()["curve"] == [[1500, 1.3]]
+
+
 def still() -> StageTrainer:
     return make_trainer(STILL)
 
