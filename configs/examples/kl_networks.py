@@ -1,4 +1,4 @@
-"""Encoder and decoder of `diffusers`' AutoencoderKL, small, as the two networks of a run: latents are maps (4, 8, 8)."""
+"""Encoder and decoder of a small AutoencoderKL of `diffusers`, as the networks of a run. Latents are maps (4, 8, 8)."""
 
 import torch
 from diffusers import AutoencoderKL
@@ -24,6 +24,7 @@ class Encoder(nn.Module):
         self.encoder, self.output = whole.encoder, whole.quant_conv
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log_std of images x."""
         mean, log_variance = self.output(self.encoder(x)).chunk(2, dim=1)
         return mean, 0.5 * log_variance.clamp(-30, 20)
 
@@ -37,4 +38,5 @@ class Decoder(nn.Module):
         self.input, self.decoder = whole.post_quant_conv, whole.decoder
 
     def forward(self, z: Tensor) -> Tensor:
+        """Images at latents z."""
         return torch.tanh(self.decoder(self.input(z)))

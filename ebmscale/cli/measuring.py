@@ -1,11 +1,19 @@
 """Commands that measure a trained run."""
 
+from typing import TYPE_CHECKING
+
 import click
 from rich.table import Table
 
 from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, output_folder
 from ebmscale.cli.progress import Steps
+from ebmscale.cli.workers import worker_options, workers_of
+from ebmscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ebmscale.evaluate.metrics import MetricValues
+    from ebmscale.storage import Storage
 
 device_option = click.option(
     "--device",
@@ -42,6 +50,7 @@ device_option = click.option(
     type=click.IntRange(1),
     help="At most this many images, and for frechet this many samples (default: all images).",
 )
+@worker_options
 @seed_option
 @click.option("--stage", type=click.IntRange(0), help="Measure the prior after this many stages (default: all).")
 @device_option
@@ -52,6 +61,8 @@ def evaluate(
     features: str | None,
     split: str | None,
     num_samples: int | None,
+    num_workers: int | None,
+    ray_address: str | None,
     seed: int,
     stage: int | None,
     device: str,
@@ -59,23 +70,28 @@ def evaluate(
     """Measure RUN's newest valid checkpoint on held-out data.
 
     The values are printed as a table, and written as JSON to RUN's folder `evaluation`. The splits, and the class that
-    was held out as anomalies, are those of RUN's configuration. Under `torchrun -m ebmscale` workers share the work.
+    was held out as anomalies, are those of RUN's configuration. Under `torchrun -m ebmscale` its ranks share the work.
     """
     from ebmscale.evaluate.features import open_features  # noqa: PLC0415 (commands import what they use)
     from ebmscale.evaluate.images import measured_split  # noqa: PLC0415
+    from ebmscale.evaluate.metric_parts import MetricJob, Question  # noqa: PLC0415
     from ebmscale.evaluate.metrics import (  # noqa: PLC0415
         check_metrics,
         check_names,
         default_metrics,
         measure_metric,
+        prepare,
     )
-    from ebmscale.evaluate.rounding import rounded, with_error  # noqa: PLC0415
     from ebmscale.model.load import open_model  # noqa: PLC0415
     from ebmscale.model.run_folder import data_of  # noqa: PLC0415
+    from ebmscale.runtime.parts import run_parts  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
     from ebmscale.world import World, device_of  # noqa: PLC0415
 
     place, world = device_of(device), World.from_environment("cpu")
+    workers = workers_of(num_workers, ray_address, device)
+    if world.size > 1 and workers is not None:
+        raise ConfigError("Under torchrun the ranks share the work; leave out --workers.")
     asked = [name.strip() for name in metrics.split(",")] if metrics else None
     check_names(asked or [])
     storage = output_folder(run) if world.is_first else Storage.at(run)
@@ -93,22 +109,35 @@ def evaluate(
             console.print(f"{data.url} has no test part, so the run is measured on its validation part.")
     for name in names:
         with Steps(name, "images", shown=world.is_first) as show:
-            found = measure_metric(model, data, name, network, split, num_samples, seed, world, (data, storage), show)
-        if not world.is_first:
-            continue
-        table = Table(
-            "metric",
-            "value",
-            title=f"{name}, {found.protocol['num_images']:,} {'latents' if model.is_given else 'images'} of {split}",
-        )
-        for key, value in found.values.items():
-            error = found.values.get(f"{key}_error")
-            if error is not None:
-                table.add_row(key, with_error(value, error))
-            elif not key.endswith("_error"):
-                table.add_row(key, rounded(value, 4))
-        console.print(table)
-        for verdict in found.verdicts():
-            console.print(str(verdict))
-        found.save(storage)
-        console.print(f"record   {storage.url_of(found.file)}")
+            what = data, name, network, split, num_samples, seed, world, (data, storage), show
+            if workers is None:
+                found = measure_metric(model, *what)
+            else:
+                prepared = prepare(model, *what)
+                with_features = features if name == "frechet" else None
+                question = Question(storage, stage, data, name, with_features, split, num_samples, seed, device)
+                job = MetricJob.of(question, prepared)
+                run_parts(job, workers, show)
+                found = job.joined(prepared, workers.num)
+                job.files.remove()
+        if world.is_first:
+            _show(found, storage, "latents" if model.is_given else "images")
+
+
+def _show(found: "MetricValues", storage: "Storage", what: str) -> None:
+    """Prints what was measured on which samples, and keeps its record in the run."""
+    from ebmscale.evaluate.rounding import rounded, with_error  # noqa: PLC0415
+
+    about = found.protocol
+    table = Table("metric", "value", title=f"{found.metric}, {about['num_images']:,} {what} of {about['split']}")
+    for key, value in found.values.items():
+        error = found.values.get(f"{key}_error")
+        if error is not None:
+            table.add_row(key, with_error(value, error))
+        elif not key.endswith("_error"):
+            table.add_row(key, rounded(value, 4))
+    console.print(table)
+    for verdict in found.verdicts():
+        console.print(str(verdict))
+    found.save(storage)
+    console.print(f"record   {storage.url_of(found.file)}")

@@ -9,6 +9,7 @@ import click
 from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS, output_folder
 from ebmscale.cli.progress import Steps
+from ebmscale.cli.workers import worker_options, workers_of
 from ebmscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Largest share of the samples that may be left out because they cannot be used.",
 )
+@worker_options
 def pack(
     format_name: str,
     src: str,
@@ -62,6 +64,8 @@ def pack(
     threads: int | None,
     test_fraction: float | None,
     max_damaged: float,
+    num_workers: int | None,
+    ray_address: str | None,
 ) -> None:
     """Pack the data set at SRC into shards at URL.
 
@@ -74,28 +78,43 @@ def pack(
     A picture that cannot be read, or has another size than the others, is left out and listed in URL/left_out.json.
     JPEG has quality 95. A set that is already packed is compared with its source; if they differ, an error says how.
     """
-    from ebmscale.data.formats import open_source  # noqa: PLC0415
-    from ebmscale.data.make_test_part import with_test_part  # noqa: PLC0415
     from ebmscale.data.names import printable  # noqa: PLC0415
     from ebmscale.data.pack import pack as write_shards  # noqa: PLC0415
+    from ebmscale.data.pack_parts import PackJob, SourceOptions  # noqa: PLC0415
     from ebmscale.data.packed import packed_manifest  # noqa: PLC0415
+    from ebmscale.machine import num_cpus  # noqa: PLC0415
+    from ebmscale.runtime.parts import run_parts  # noqa: PLC0415
 
-    source = open_source(format_name, src, size=size, grey=grey, attribute=attribute)
-    if test_fraction is not None:
-        source = with_test_part(source, test_fraction)
+    workers = workers_of(num_workers, ray_address)
+    options = SourceOptions(format_name, src, size, grey, attribute, test_fraction)
+    source = options.open()
     storage = output_folder(url, "packed set")
     _say_if_untrainable(source)
     with Steps(f"packing {format_name}", "samples") as show:
         already = packed_manifest(source, storage, encoding, num_threads=threads, progress=show)
-        manifest = already or write_shards(
-            source,
-            storage,
-            encoding=encoding,
-            shard_samples=shard_samples,
-            num_threads=threads,
-            max_damaged=max_damaged,
-            progress=show,
-        )
+        if already or workers is None:
+            manifest = already or write_shards(
+                source,
+                storage,
+                encoding=encoding,
+                shard_samples=shard_samples,
+                num_threads=threads,
+                max_damaged=max_damaged,
+                progress=show,
+            )
+        else:
+            job = PackJob.of(
+                options,
+                source,
+                storage,
+                encoding=encoding,
+                shard_samples=shard_samples,
+                num_threads=threads or (max(num_cpus() // workers.num, 1) if workers.address is None else 1),
+                max_damaged=max_damaged,
+            )
+            run_parts(job, workers, show)
+            show.say("joining the parts")
+            manifest = job.finish(source)
     state = "already packed, its source has not changed: " if already else ""
     notes = [f"{source.num_skipped:,} other files skipped"] if source.num_skipped else []
     notes += [*_left_out(storage), *source.notes]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ebmscale.data.decode import UNCOMPRESSED
-from ebmscale.data.encode import ENDINGS, choose_encoding, encode_all, encode_raw, why_left_out
+from ebmscale.data.encode import ENDINGS, Encoded, choose_encoding, encode_all, encode_raw, why_left_out
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.left_out import MOST_DAMAGED, LeftOut, Tolerance
 from ebmscale.data.manifest import Manifest, SetAbout
@@ -20,9 +20,13 @@ from ebmscale.data.shard_writer import ShardWriter
 from ebmscale.data.source_record import FILE as SOURCE_FILE
 from ebmscale.data.source_record import SourceRecord
 from ebmscale.errors import DataError
+from ebmscale.part_files import JOB_FILE
 from ebmscale.storage import Storage
 
 STEP_SAMPLES = 64  # between two reports of progress
+SHARD_BYTES = 64 << 20
+PARTS_FOLDER = ".parts"
+"""Below a set: what several workers have done of a pack (see `pack_parts`)."""
 
 
 def pack(
@@ -31,7 +35,7 @@ def pack(
     *,
     encoding: str | None = None,
     shard_samples: int = 4096,
-    shard_bytes: int = 64 << 20,
+    shard_bytes: int = SHARD_BYTES,
     num_threads: int | None = None,
     max_damaged: float = MOST_DAMAGED,
     progress: Callable[[int, int], None] | None = None,
@@ -61,7 +65,12 @@ def pack(
     encoding = choose_encoding(source, encoding)
     total = sum(source.counts.values())
     record = SourceRecord.of(source)
-    partial = Partial(storage, _plan(source, record, encoding, shard_samples, shard_bytes))
+    if storage.exists(f"{PARTS_FOLDER}/{JOB_FILE}"):
+        raise DataError(
+            f"{storage.url} holds an unfinished pack by several workers: run that command again, with --workers, or "
+            f"delete {storage.url}."
+        )
+    partial = Partial(storage, pack_plan(source, record, encoding, shard_samples, shard_bytes))
     summary = SetSummary()
     report = progress or (lambda done, total: None)
     tolerance = Tolerance(source, storage, max_damaged)
@@ -70,7 +79,7 @@ def pack(
     def step(num_samples: int) -> None:
         report(num_written + num_samples, total)
 
-    limits = _Limits(shard_samples, shard_bytes)
+    limits = Limits(shard_samples, shard_bytes)
     for shard, data in _all_shards(source, partial.finished(), encoding, limits, num_threads, tolerance, step):
         if data is not None:
             storage.publish(shard.file, data)
@@ -80,6 +89,24 @@ def pack(
         report(num_written + len(tolerance.found.samples), total)
     if not num_written:
         raise DataError(f"{source.name} has no samples; check the address of the {source.format} files.")
+    manifest = finish_set(source, storage, encoding, summary, record, tolerance)
+    partial.remove()
+    return manifest
+
+
+def finish_set(
+    source: Source,
+    storage: Storage,
+    encoding: str,
+    summary: SetSummary,
+    record: SourceRecord | None,
+    tolerance: Tolerance,
+) -> Manifest:
+    """Writes what a set has beside its shards: the record of its source, the samples left out, and the manifest last.
+
+    Raises:
+        DataError: two samples share a key.
+    """
     about = SetAbout(source.name, source.format, encoding, source.image_shape, source.dtype, source.classes)
     manifest = summary.manifest(storage, about)
     if record is None:
@@ -88,13 +115,13 @@ def pack(
         record.save(storage)
     tolerance.found.save(storage)
     manifest.save(storage)
-    partial.remove()
     return manifest
 
 
-def _plan(
+def pack_plan(
     source: Source, record: SourceRecord | None, encoding: str, shard_samples: int, shard_bytes: int
 ) -> dict[str, Any]:
+    """All that the bytes of the shards depend on."""
     return {name: getattr(source, name) for name in DESCRIBED} | {
         "source": None if record is None else asdict(record),
         "encoding": encoding,
@@ -103,7 +130,7 @@ def _plan(
     }
 
 
-class _Limits(NamedTuple):
+class Limits(NamedTuple):
     """A shard ends after this many samples, or at this many bytes."""
 
     samples: int
@@ -114,7 +141,7 @@ def _all_shards(
     source: Source,
     finished: Iterator[IndexedShard],
     encoding: str,
-    limits: _Limits,
+    limits: Limits,
     num_threads: int | None,
     tolerance: Tolerance,
     step: Callable[[int], None],
@@ -126,10 +153,41 @@ def _all_shards(
         _skip_finished(records, shard, source, encoding, tolerance)
         numbers[shard.part] = numbers.get(shard.part, 0) + 1
         yield shard, None
+
+    def next_file(part: str) -> str:
+        number = numbers.get(part, 0)
+        numbers[part] = number + 1
+        return f"{source.name}-{part}-{number:06d}.tar"
+
+    def step_in(num_samples: int) -> None:
+        step(num_samples + len(tolerance.found.samples))
+
+    samples = encode_all(records, source, encoding, num_threads)
+    yield from shards_of(samples, encoding, limits, next_file, tolerance.add, step_in)
+
+
+def shards_of(
+    samples: Iterator[Encoded | LeftOut],
+    encoding: str,
+    limits: Limits,
+    next_file: Callable[[str], str],
+    leave_out: Callable[[LeftOut], None],
+    step: Callable[[int], None] = lambda num_samples: None,
+) -> Iterator[tuple[IndexedShard, bytes]]:
+    """Samples as shards of one part each, with the bytes of their files.
+
+    Args:
+        samples: encoded, part after part.
+        encoding: of the samples.
+        limits: of a shard.
+        next_file: the name of the next shard of a part.
+        leave_out: called with every sample that cannot be used.
+        step: called now and then with the number of samples in the shard.
+    """
     writer: ShardWriter | None = None
-    for sample in encode_all(records, source, encoding, num_threads):
+    for sample in samples:
         if isinstance(sample, LeftOut):
-            tolerance.add(sample)
+            leave_out(sample)
             continue
         if writer and (
             writer.part != sample.part or writer.num_samples >= limits.samples or writer.num_bytes >= limits.bytes
@@ -137,12 +195,10 @@ def _all_shards(
             yield writer.finish()
             writer = None
         if writer is None:
-            number = numbers.get(sample.part, 0)
-            numbers[sample.part] = number + 1
-            writer = ShardWriter(f"{source.name}-{sample.part}-{number:06d}.tar", sample.part, ENDINGS[encoding])
+            writer = ShardWriter(next_file(sample.part), sample.part, ENDINGS[encoding])
         writer.add(sample)
         if writer.num_samples % STEP_SAMPLES == 0:
-            step(writer.num_samples + len(tolerance.found.samples))
+            step(writer.num_samples)
     if writer is not None:
         yield writer.finish()
 

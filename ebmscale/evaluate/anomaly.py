@@ -4,18 +4,20 @@ Anomalies are the positives. The measures are the areas under the precision-reca
 the ROC curve, for the joint score and for each of its parts. Shapes: N images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ebmscale.data.chunks import Chunk
-from ebmscale.errors import ConfigError, DataError, DivergenceError
+from ebmscale.data.chunks import CHUNK_SAMPLES, Chunk
+from ebmscale.errors import DataError, DivergenceError
 from ebmscale.evaluate.images import ImageSet, chunk_seed
+from ebmscale.evaluate.measure import ROW, Tensors, in_order, stacked
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.pixels import to_pixels
 
+LABEL = "label"
 MAIN_SCORE = "ratio"
 """The score to use first. It found held-out digits best, on digits that no test uses (configs/compare/README.md)."""
 
@@ -66,22 +68,34 @@ def score_images(model: LatentModel, images: ImageSet, seed: int) -> dict[str, T
     return {name: _joined(gathered, name) for name in gathered[0].scores}
 
 
-def measure_anomaly(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
-    """AUPRC and AUROC of every score, with the counts and the prevalence (collective).
+@dataclass(frozen=True)
+class Detection:
+    """AUPRC and AUROC of every score, with the counts and the prevalence; a `measure.Measure`."""
 
-    Raises:
-        ConfigError: the run was trained on every class.
-        DataError: the images are all normal or all anomalies.
-        DivergenceError: a score is not finite.
-    """
-    if images.anomalous is None:
-        raise ConfigError(
-            "The run was trained on every class, so there are no anomalies to detect; train one with "
-            "data.held_out.label=CLASS."
-        )
-    gathered = _gathered(model, images, seed)
-    labels = torch.cat([chunk.labels for chunk in gathered])
-    return detection({part: _joined(gathered, part) for part in gathered[0].scores}, labels == images.anomalous)
+    model: LatentModel
+    seed: int
+
+    def part(self, images: ImageSet) -> Tensors:
+        """Labels (N,) and scores (N,) by name.
+
+        Raises:
+            DivergenceError: a score is not finite.
+        """
+        return stacked([
+            {ROW: chunk.index * CHUNK_SAMPLES + torch.arange(len(chunk.labels)), LABEL: chunk.labels} | chunk.scores
+            for chunk in score_chunks(self.model, images, self.seed)
+        ])  # fmt: skip
+
+    def join(self, parts: Sequence[Tensors], images: ImageSet) -> dict[str, float]:
+        """The areas.
+
+        Raises:
+            DataError: the images are all normal or all anomalies.
+        """
+        assert images.anomalous is not None
+        names = [name for name in next(part for part in parts if part) if name not in (ROW, LABEL)]
+        is_anomaly = in_order(parts, LABEL).eq(images.anomalous)
+        return detection({name: in_order(parts, name) for name in names}, is_anomaly)
 
 
 def detection(scores: dict[str, Tensor], is_anomaly: Tensor) -> dict[str, float]:

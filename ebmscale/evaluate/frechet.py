@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ebmscale.errors import DataError
-from ebmscale.world import World
 
 
 class Moments:
@@ -44,24 +43,22 @@ class Moments:
         centred = part - mean
         self._merge(len(part), mean, centred.T @ centred)
 
+    def merge(self, other: "Moments") -> None:
+        """Adds the features that other moments have seen."""
+        if other.count:
+            self._merge(other.count, other.mean, other.scatter)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `of` takes, by name."""
+        count = torch.tensor(float(self.count), dtype=torch.float64)
+        return {"count": count, "mean": self.mean, "scatter": self.scatter}
+
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
         shift = mean - self.mean
         self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
         self.mean = self.mean + shift * (count / total)
         self.count = total
-
-    def over(self, world: World) -> "Moments":
-        """The moments of the samples of all ranks (collective)."""
-        counts = torch.cat(world.gather(torch.tensor([self.count], dtype=torch.float64)))
-        means = torch.stack(world.gather(self.mean))
-        whole = Moments(len(self.mean))
-        whole.count = int(counts.sum())
-        if whole.count:
-            whole.mean = (counts[:, None] * means).sum(0) / counts.sum()
-        shift = self.mean - whole.mean
-        whole.scatter = world.sum(self.scatter + self.count * torch.outer(shift, shift))
-        return whole
 
     @property
     def covariance(self) -> Tensor:

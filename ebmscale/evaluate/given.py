@@ -1,15 +1,16 @@
 """Measures of a model of given latents: its density of held-out ones, which is known, and latents as features.
 
-Shapes: B latents of a chunk, N latents, Z coordinates.
+Shapes: N latents, Z coordinates.
 """
 
 import hashlib
 import math
-
-import torch
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ebmscale.evaluate.features import Features
 from ebmscale.evaluate.images import ImageSet, chunk_seed
+from ebmscale.evaluate.measure import ROW, Tensors, in_order, rows_of, stacked
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.normaliser import measure_normaliser
 from ebmscale.model.pixels import to_pixels
@@ -18,32 +19,41 @@ from ebmscale.networks import GivenGenerator
 NAME = "FD-latents"
 
 
-def measure_density(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
-    """The mean log density of latents in nats, normalised, with its standard error over latents (collective).
+@dataclass(frozen=True)
+class MeanDensity:
+    """The mean log density of latents in nats, normalised; a `measure.Measure`. The model is on the CPU.
 
-    Posteriors are drawn from, once each. `log_likelihood_base` is that of p_0. The error of log Z is common to all
-    latents, and stands apart.
+    Posteriors are drawn from, once each. `log_likelihood_base` is that of p_0. `log_likelihood_error` is the standard
+    error over latents. The error of log Z is common to all latents, and stands apart.
     """
-    world = images.world
-    normaliser = world.broadcast(measure_normaliser(model.prior, seed) if world.is_first else None)
-    base, generator = model.at_stage(0), model.networks.generator
-    assert isinstance(generator, GivenGenerator)
-    log_scale = float(generator.scale.double().log().sum())
-    sums = torch.zeros(4, dtype=torch.float64)  # latents, log p_K, its square, log p_0
-    for chunk in images.chunks():
-        z = model.encode(to_pixels(chunk.images), chunk_seed(seed, chunk.index))
-        values = model.log_prior(z, normaliser).double() - log_scale
-        of_base = base.log_prior(z).double() - log_scale
-        sums += torch.stack([torch.tensor(float(len(z))), values.sum(), values.square().sum(), of_base.sum()])
-    count, total, squares, of_base_sum = world.sum(sums).tolist()
-    mean = total / count
-    return {
-        "log_likelihood": mean,
-        "log_likelihood_error": math.sqrt(max(squares / count - mean**2, 0.0) / count),
-        "log_likelihood_base": of_base_sum / count,
-        "log_z": normaliser.log_z,
-        "log_z_error": normaliser.error,
-    }
+
+    model: LatentModel
+    seed: int
+
+    def part(self, images: ImageSet) -> Tensors:
+        """Log density (N,) of latents up to log Z, and that under p_0."""
+        base, rows = self.model.at_stage(0), []
+        for chunk in images.chunks():
+            z = self.model.encode(to_pixels(chunk.images), chunk_seed(self.seed, chunk.index))
+            rows.append(
+                {ROW: rows_of(chunk), "last": self.model.log_prior(z).double(), "base": base.log_prior(z).double()}
+            )
+        return stacked(rows)
+
+    def join(self, parts: Sequence[Tensors], images: ImageSet) -> dict[str, float]:
+        """The means over all latents."""
+        generator = self.model.networks.generator
+        assert isinstance(generator, GivenGenerator)
+        log_scale = float(generator.scale.double().log().sum())
+        normaliser = measure_normaliser(self.model.prior, self.seed)
+        last = in_order(parts, "last") - normaliser.log_z - log_scale
+        return {
+            "log_likelihood": float(last.mean()),
+            "log_likelihood_error": float(last.std()) / math.sqrt(len(last)),
+            "log_likelihood_base": float(in_order(parts, "base").mean()) - log_scale,
+            "log_z": normaliser.log_z,
+            "log_z_error": normaliser.error,
+        }
 
 
 def latent_features(model: LatentModel) -> Features:

@@ -11,7 +11,7 @@ Shapes: B images, N particles of an image, Z latent, D = C H W pixels.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import anneal
 from ebmscale.errors import DataError
 from ebmscale.evaluate.images import ImageSet, chunk_seed
+from ebmscale.evaluate.measure import ROW, Tensors, in_order, rows_of, stacked
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.normaliser import measure_normaliser
 from ebmscale.model.posterior import log_likelihood
@@ -37,6 +38,7 @@ CONVENTION = (
     "log2(127.5 sigma sqrt(2 pi e)) bits."
 )
 PIXEL_LEVELS = 127.5
+NO_NORMALISER = Normaliser(0.0, 0.0, 0.0)
 
 
 class Proposals(NamedTuple):
@@ -145,24 +147,34 @@ def likelihood(
     return Likelihood(bounds, x[0].numel(), normaliser, latents is not None)
 
 
-def measure_likelihood(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
-    """`Likelihood.figures` of a set of images (collective)."""
-    normaliser = measure_normaliser(model.prior, seed)
-    own, total = [], len(images)
-    for chunk in images.chunks():
-        before = chunk.index * CHUNK_SAMPLES
+@dataclass(frozen=True)
+class MeanLikelihood:
+    """`Likelihood.figures` of a set of images; a `measure.Measure`. The model is on the CPU."""
 
-        def progress(num: int, before: int = before) -> None:
-            images.progress(min(before + num, total), total, "images")
+    model: LatentModel
+    seed: int
 
-        chunk_noise = chunk_seed(seed, chunk.index)
-        found = likelihood(model, chunk.images, seed=chunk_noise, normaliser=normaliser, progress=progress)
-        own.append((chunk.index, found.bounds))
-    everywhere = sorted(
-        (part for of_rank in images.world.gather_objects(own) for part in of_rank), key=lambda one: one[0]
-    )
-    bounds = Bounds(*(torch.cat(values) for values in zip(*(part for _, part in everywhere), strict=True)))
-    return Likelihood(bounds, math.prod(model.image_shape), normaliser, exact_start=False).figures
+    def part(self, images: ImageSet) -> Tensors:
+        """The bounds (N,) of images under the prior as if its normaliser were 1."""
+        own, total = [], len(images)
+        for chunk in images.chunks():
+            before = chunk.index * CHUNK_SAMPLES
+
+            def progress(num: int, before: int = before) -> None:
+                images.progress(min(before + num, total), total, "images")
+
+            noise = chunk_seed(self.seed, chunk.index)
+            found = likelihood(self.model, chunk.images, seed=noise, normaliser=NO_NORMALISER, progress=progress)
+            own.append({ROW: rows_of(chunk)} | found.bounds._asdict())
+        return stacked(own)
+
+    def join(self, parts: Sequence[Tensors], images: ImageSet) -> dict[str, float]:
+        """The means over all images."""
+        normaliser = measure_normaliser(self.model.prior, self.seed)
+        whole = {name: in_order(parts, name) for name in Bounds._fields}
+        for name in ("importance", "annealed", "upper"):
+            whole[name] = whole[name] - normaliser.log_z
+        return Likelihood(Bounds(**whole), math.prod(self.model.image_shape), normaliser, exact_start=False).figures
 
 
 def dequantised(x: Tensor, seed: int) -> Tensor:

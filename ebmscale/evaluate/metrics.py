@@ -3,19 +3,22 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import ConfigDict
 
 from ebmscale.errors import ConfigError
-from ebmscale.evaluate.anomaly import measure_anomaly
+from ebmscale.evaluate.anomaly import Detection
 from ebmscale.evaluate.features import NAMES, Features
-from ebmscale.evaluate.fidelity import measure_frechet, measure_reconstruction
-from ebmscale.evaluate.given import latent_features, measure_density
-from ebmscale.evaluate.images import Progress, measured_split, open_images
-from ebmscale.evaluate.likelihood import CONVENTION, measure_likelihood
+from ebmscale.evaluate.fidelity import Distances, Reconstruction
+from ebmscale.evaluate.given import MeanDensity, latent_features
+from ebmscale.evaluate.images import ImageSet, Progress, measured_split, open_images
+from ebmscale.evaluate.likelihood import CONVENTION, MeanLikelihood
 from ebmscale.evaluate.manifold import NEIGHBOURS
-from ebmscale.evaluate.prior_fit import measure_prior_fit
+from ebmscale.evaluate.measure import Measure, Tensors
+from ebmscale.evaluate.prior_fit import PriorFit
+from ebmscale.evaluate.reference import find_reference, keep_reference
 from ebmscale.evaluate.verdict import Verdict
 from ebmscale.evaluate.verdicts import of_metric
 from ebmscale.model.latent_model import LatentModel
@@ -47,11 +50,16 @@ class MetricValues:
     samples_seen: int
 
     @property
-    def file(self) -> str:
-        """The file of its record in a run."""
+    def name(self) -> str:
+        """The name of its record in a run."""
         features = f"-{self.protocol['features']}" if "features" in self.protocol else ""
         stage = f"-stage{self.protocol['num_stages']}"
-        return f"{FOLDER}/{self.metric}{features}-{self.protocol['split']}{stage}-{self.samples_seen:012d}.json"
+        return f"{self.metric}{features}-{self.protocol['split']}{stage}-{self.samples_seen:012d}"
+
+    @property
+    def file(self) -> str:
+        """The file of its record in a run."""
+        return f"{FOLDER}/{self.name}.json"
 
     def verdicts(self) -> list[Verdict]:
         """What the values mean."""
@@ -146,6 +154,53 @@ def measure_metric(
         DataError: the set is missing, empty, or of another shape.
         DivergenceError: the model returns values that are not finite.
     """
+    found = prepare(model, data, metric, features, split, num_samples, seed, world, places, progress)
+    return found.joined(found.images.world.gather_objects(found.measure.part(found.images)))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A metric that is about to be measured.
+
+    Attributes:
+        metric: one of `METRICS`.
+        measure: measures parts, and joins them.
+        images: on which it is measured.
+        protocol: see `MetricValues`.
+        samples_seen: of the checkpoint.
+    """
+
+    metric: str
+    measure: Measure
+    images: ImageSet
+    protocol: dict[str, Any]
+    samples_seen: int
+
+    @property
+    def name(self) -> str:
+        """The name of its record in a run."""
+        return MetricValues(self.metric, {}, self.protocol, self.samples_seen).name
+
+    def joined(self, parts: Sequence[Tensors]) -> MetricValues:
+        """The values, from all parts in their order (collective)."""
+        values = self.measure.join(parts, self.images)
+        chance = {"chance_auprc": values["prevalence"]} if self.metric == "anomaly" else {}
+        return MetricValues(self.metric, values, self.protocol | chance, self.samples_seen)
+
+
+def prepare(
+    model: LatentModel,
+    data: Storage,
+    metric: str,
+    features: Features | None = None,
+    split: str | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+    world: World | None = None,
+    places: Sequence[Storage] = (),
+    progress: Progress = lambda done, total, unit: None,
+) -> Prepared:
+    """Opens what `measure_metric` measures, with the same arguments (collective)."""
     ranks = world or World.alone()
     if model.is_given:
         features = latent_features(model)
@@ -157,27 +212,35 @@ def measure_metric(
     protocol = images.protocol() | {"num_stages": model.prior.num_stages, "num_workers": ranks.size}
     protocol |= {"device": model.device.type}
     protocol |= {"seed": seed, "run_seed": model.config.run.seed}
+    measure: Measure
     if metric == "reconstruction":
-        values = measure_reconstruction(model, images, seed)
+        measure = Reconstruction(model, seed)
     elif metric == "prior":
-        values = measure_prior_fit(model, images, seed)
+        measure = PriorFit(model, seed)
     elif metric == "likelihood" and model.is_given:
-        values = measure_density(model.to("cpu"), images, seed)
+        measure = MeanDensity(model.to("cpu"), seed)
     elif metric == "likelihood":
-        values = measure_likelihood(model.to("cpu"), images, seed)
-        protocol |= {"convention": CONVENTION}
+        measure, protocol = MeanLikelihood(model.to("cpu"), seed), protocol | {"convention": CONVENTION}
     elif metric == "anomaly":
-        values = measure_anomaly(model, images, seed)
-        protocol |= {"positives": f"class {images.held_out.label}", "chance_auprc": values["prevalence"]}
+        if images.anomalous is None:
+            raise ConfigError(
+                "The run was trained on every class, so there are no anomalies to detect; train one with "
+                "data.held_out.label=CLASS."
+            )
+        measure, protocol = Detection(model, seed), protocol | {"positives": f"class {images.held_out.label}"}
     else:
         assert features is not None
         assert num_samples is not None
-        if not model.is_given:
+        if model.is_given:  # a reference depends on the draws of posteriors
+            places = ()
+        else:
             features.check(model.image_shape)
-        values = measure_frechet(model, images, features, num_samples, seed, places)
+        known = find_reference(images, features, places)
+        keep = partial(keep_reference, images=images, features=features, places=places)
+        measure = Distances(model, features, num_samples, seed, known, keep)
         protocol |= {"num_generated": num_samples, "neighbours": NEIGHBOURS, "covariance": "float64"}
         protocol |= features.protocol()
-    return MetricValues(metric, values, protocol, model.samples_seen)
+    return Prepared(metric, measure, images, protocol, model.samples_seen)
 
 
 def default_metrics(features: Features | str | None, model: LatentModel | None = None) -> list[str]:

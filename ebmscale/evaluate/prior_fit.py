@@ -3,10 +3,14 @@
 Shapes: N latents, Z latent, K stages.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ebmscale.evaluate.images import ImageSet, Progress, chunk_seed
+from ebmscale.evaluate.measure import ROW, Tensors, in_order, rows_of, stacked
 from ebmscale.evaluate.sampling import chain_diagnostics
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.normaliser import measure_normaliser
@@ -77,14 +81,23 @@ def _of_chains(model: LatentModel, z: Tensor, seed: int) -> dict[str, float]:
     }
 
 
-def measure_prior_fit(model: LatentModel, images: ImageSet, seed: int) -> dict[str, float]:
-    """`fit_prior` of the posteriors of a set of images (collective)."""
-    own = [
-        (chunk.index, model.infer(to_pixels(chunk.images), chunk_seed(seed, chunk.index))[0])
-        for chunk in images.chunks()
-    ]
-    everywhere = [part for of_rank in images.world.gather_objects(own) for part in of_rank]
-    posteriors = torch.cat([z for _, z in sorted(everywhere, key=lambda one: one[0])])
-    return images.world.broadcast(
-        fit_prior(model, posteriors, derive(seed, "prior-fit"), images.progress) if images.world.is_first else {}
-    )
+@dataclass(frozen=True)
+class PriorFit:
+    """`fit_prior` of the posteriors of a set of images; a `measure.Measure`."""
+
+    model: LatentModel
+    seed: int
+
+    def part(self, images: ImageSet) -> Tensors:
+        """The latents (N, Z) of images."""
+        return stacked([
+            {ROW: rows_of(chunk), "z": self.model.infer(to_pixels(chunk.images), chunk_seed(self.seed, chunk.index))[0]}
+            for chunk in images.chunks()
+        ])  # fmt: skip
+
+    def join(self, parts: Sequence[Tensors], images: ImageSet) -> dict[str, float]:
+        """Rank 0 compares the latents with samples."""
+        found: dict[str, float] = {}
+        if images.world.is_first:
+            found = fit_prior(self.model, in_order(parts, "z"), derive(self.seed, "prior-fit"), images.progress)
+        return images.world.broadcast(found)

@@ -8,12 +8,11 @@ file is damaged, the features are computed again. Shapes: N points, F features.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -38,30 +37,33 @@ class Reference:
     points: Tensor
 
 
-def reference_of(
-    images: ImageSet, features: Features, places: Sequence[Storage], compute: Callable[[], Reference]
-) -> Reference:
-    """The reference from the first place that has it (collective).
-
-    Rank 0 reads. If it finds nothing, all ranks compute the reference, and it is saved at the first writable place.
+def find_reference(images: ImageSet, features: Features, places: Sequence[Storage]) -> Reference | None:
+    """The reference from the first place that has it; None if there is none. Rank 0 reads (collective).
 
     Args:
         images: the images.
         features: the network.
-        places: where references are cached, such as the storage of the set and that of the run.
-        compute: computes the reference (collective).
+        places: where references are kept, such as the storage of the set and that of the run.
     """
-    world, file, found = images.world, "", None
-    if world.is_first:
+    world, found = images.world, None
+    if world.is_first and places:
         file = _file(images, features)
         found = next((one for one in (_read(place, file, features.num_features) for place in places) if one), None)
     found = world.broadcast(found)
-    if found is not None:
-        return Reference(Moments.of(found["count"], found["mean"], found["scatter"]), found["points"])
-    reference = compute()
-    if world.is_first:
-        _keep(reference, places, file)
-    return reference
+    if found is None:
+        return None
+    return Reference(Moments.of(found["count"], found["mean"], found["scatter"]), found["points"])
+
+
+def keep_reference(reference: Reference, images: ImageSet, features: Features, places: Sequence[Storage]) -> None:
+    """Keeps a reference at the first of the places that can be written."""
+    if not places:
+        return
+    file, data = _file(images, features), save_tensors(reference.moments.tensors() | {"points": reference.points})
+    for place in places:
+        with suppress(StorageError):  # a set may be at a read-only place
+            place.publish(file, data)
+            return
 
 
 def _file(images: ImageSet, features: Features) -> str:
@@ -87,18 +89,3 @@ def _read(place: Storage, file: str, num_features: int) -> dict[str, Tensor] | N
     points = found.get("points")
     fits = fits and points is not None and points.dim() == 2 and points.shape[1] == num_features
     return found if fits and all(bool(value.isfinite().all()) for value in found.values()) else None
-
-
-def _keep(reference: Reference, places: Sequence[Storage], file: str) -> None:
-    moments = reference.moments
-    tensors = {
-        "count": torch.tensor(float(moments.count), dtype=torch.float64),
-        "mean": moments.mean,
-        "scatter": moments.scatter,
-        "points": reference.points.contiguous(),
-    }
-    data = save_tensors(tensors)
-    for place in places:
-        with suppress(StorageError):  # the storage of a set may be read-only
-            place.publish(file, data)
-            return
