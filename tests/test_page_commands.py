@@ -38,6 +38,14 @@ SMALL = (
     "metrics.every_samples=160 metrics.tensorboard=false precision=fp32"
 )
 """A run of ten updates."""
+SMALL_LATENTS = (
+    "data.num_streams=4 data.shuffle_window=16 data.validation_fraction=0.2 model.ratio.hidden=[8,8] "
+    "prior.num_particles=64 stages.max_stages=1 stages.batch_size=32 stages.buffer_samples=64 stages.min_samples=160 "
+    "stages.max_samples=320 stages.settle_samples=160 stages.evidence_every=160 stages.evidence_samples=32 "
+    "train.batch_size=32 train.max_samples=320 checkpoint.every_samples=320 metrics.every_samples=160 "
+    "metrics.tensorboard=false"
+)
+"""A run of ten updates on latents."""
 FIT = "--hidden 4 --max-stages 1"
 
 
@@ -75,6 +83,12 @@ TABLE: dict[str, Run | str] = {
     "ebmscale sample runs/photos -n 64 --out samples.png": Run(),
     "ebmscale export runs/photos model": Run(),
     "ebmscale train configs/mnist.yaml": Run(SMALL),
+    "ebmscale pack npy latents.npz data/z": Run(),
+    "ebmscale train configs/latents.yaml data.url=data/z run.name=z": Run(SMALL_LATENTS),
+    "ebmscale init data/z": Run(),
+    "ebmscale evaluate runs/z": Run(),
+    "ebmscale sample runs/z -n 1000 --out z.npz": Run(),
+    "ebmscale encode runs/photos data/photos data/photos-z": Run(),
     "ebmscale doctor": Run(),
     "ebmscale index URL": Run(instead="ebmscale index data/foreign --shape 1,8,8"),
     "ebmscale inspect URL": Run(instead="ebmscale inspect runs/photos"),
@@ -217,6 +231,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rng = np.random.default_rng(0)
     for name, samples in (("p", (300, 2)), ("q", (300, 2)), ("new", (5, 2)), ("latents", (50, 4))):
         np.save(tmp_path / f"{name}.npy", rng.normal(size=samples))
+    np.savez(tmp_path / "latents.npz", mean=rng.normal(size=(400, 4)), std=rng.uniform(0.1, 0.2, (400, 4)))
     for label in ("cat", "dog"):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for index in range(100):
