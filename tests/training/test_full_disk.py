@@ -73,15 +73,13 @@ def test_a_full_disk_ends_the_run_with_its_checkpoint_intact(tiny: RunConfig, di
     run_until(changed(config, train={"max_samples": position + 320}))
 
 
-def test_a_disk_that_is_cleared_in_time_costs_nothing(tiny: RunConfig, disk: Path) -> None:
-    straight = changed(tiny, run={"name": "straight"}, checkpoint={"every_samples": 320})
-    run_until(straight)
-    config = changed(straight, storage={"url": str(disk)}, metrics={"tensorboard": True})
+def test_a_disk_that_is_cleared_in_time_costs_nothing(tiny: RunConfig, undisturbed: RunConfig, disk: Path) -> None:
+    config = changed(tiny, storage={"url": str(disk)}, checkpoint={"every_samples": 320}, metrics={"tensorboard": True})
     view = Filler(disk, CheckpointStore(run_storage(config)), clear=True)
     train(config, view, World.alone(), StopSignal())
     assert view.filled_at
-    assert history(config, METRICS_FILE) == history(straight, METRICS_FILE)  # lines were held, none lost or torn
-    assert board_steps(disk / "straight") == {line["samples_seen"] for line in history(config, METRICS_FILE)}
+    assert history(config, METRICS_FILE) == history(undisturbed, METRICS_FILE)  # lines were held, none lost or torn
+    assert board_steps(disk / "tiny") == {line["samples_seen"] for line in history(config, METRICS_FILE)}
 
 
 def board_steps(run: Path) -> set[int]:
