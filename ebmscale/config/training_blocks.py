@@ -52,7 +52,11 @@ class TrainBlock(Block):
     """The budget, and the two optimisers."""
 
     batch_size: Positive = key("Images of a batch, over all workers.", 128)
-    max_samples: Positive = key("Length of the run.", unit="samples", change="resume")
+    max_samples: Positive = key(
+        "Length of the run. It ends before that once the generator has stopped and no further stage would pay.",
+        unit="samples",
+        change="resume",
+    )
     generator: GeneratorOptimizerBlock = key("Optimiser of generator and encoder.", GeneratorOptimizerBlock())
     ratio: RatioOptimizerBlock = key("Optimiser of the ratio network.", RatioOptimizerBlock())
 

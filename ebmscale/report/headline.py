@@ -25,7 +25,9 @@ def key_figures(model: LatentModel, record: RunRecord, data_name: str, stages: l
     budget, seen = model.config.train.max_samples, model.samples_seen
     shape = " x ".join(map(str, model.image_shape))
     measured = next((event for event in reversed(record.events) if "held_out_mse" in event), None)
-    state = "finished" if seen >= budget else f"stopped at {seen / budget:.0%}"
+    ended = not model.config.most_stages or bool((measured or {}).get("state", {}).get("finished"))
+    rests = ended and seen >= model.config.generator_stops
+    state = "finished" if seen >= budget or rests else f"stopped at {seen / budget:.0%}"
     figures = [
         KeyFigure("State", state, f"{seen:,} of {budget:,} samples seen, seed {model.config.run.seed}"),
         KeyFigure("Data set", data_name, f"{shape} images, latents of {model.config.model.latent_dim}"),

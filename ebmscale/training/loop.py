@@ -64,9 +64,10 @@ def _train(config: RunConfig, view: View, world: World, stop: StopSignal, lease:
     stopping = False
     try:
         while True:
-            done = run.samples_seen >= config.train.max_samples
+            done = run.is_done
             if run.due("evidence", config.stages.evidence_every, done) and not stopping:
                 stopping = not _measure(run, view, log)
+                done = run.is_done  # a decision may have ended the last stage
             if run.due("metrics", config.metrics.every_samples, done) and not stopping:
                 _report_metrics(run, view, log)
 

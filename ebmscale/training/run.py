@@ -136,6 +136,12 @@ class Run:
         """Whether the generator is still training at `samples_seen`."""
         return self.samples_seen < self.config.generator_stops
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the budget is used, or all networks have ended their training before that."""
+        rests = self.stages.state.finished and not self.stages.latents.fits_base and not self.generator_trains
+        return rests or self.samples_seen >= self.config.train.max_samples
+
     def save(self) -> None:
         """Copies the state now and writes a checkpoint in the background (collective)."""
         self.mark("checkpoint")

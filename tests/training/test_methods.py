@@ -9,9 +9,12 @@ import ebmscale
 from ebmscale.config import RunConfig
 from ebmscale.density.bases import MomentBase
 from ebmscale.errors import ConfigError
+from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.pieces import whole_spans
 from ebmscale.model.run_documents import EventLine
 from ebmscale.model.run_folder import run_storage
+from ebmscale.report.headline import key_figures
+from ebmscale.report.run_record import RunRecord
 from ebmscale.report.run_report import write_report
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
@@ -40,6 +43,11 @@ def saved_weights(config: RunConfig, stem: str, prefix: str) -> dict[int, dict[s
         spans = whole_spans({key: size for key, size in saved.shapes(stem).items() if key.startswith(prefix)})
         found[saved.samples_seen] = {span.name: values for span, values in saved.read(stem, spans).items()}
     return found
+
+
+def headline_of(model: LatentModel, config: RunConfig) -> str:
+    """The state of a run in its report."""
+    return key_figures(model, RunRecord.of(run_storage(config)), "digits", [])[0].value
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -101,8 +109,11 @@ def test_two_stage_training_fixes_the_generator_and_then_trains_ratios(
     assert same(ratios[160], ratios[256])
     assert not same(ratios[416], ratios[256])
     assert ebmscale.load(run_storage(broken).url).prior.num_stages > 0
-    lines = [line for line in read_lines(run_storage(straight), METRICS_FILE) if line["samples_seen"] in (320, 640)]
-    assert ["train/mse" in line for line in lines] == [True, False]  # the second has only batches after the stop
+    lines = read_lines(run_storage(straight), METRICS_FILE)
+    end = lines[-1]["samples_seen"]
+    assert 320 < end <= 640
+    found = ["train/mse" in line for line in lines if line["samples_seen"] in (320, end)]
+    assert found == [True, False]  # the second has only batches after the stop
     write_report(run_storage(straight))
 
 
@@ -190,7 +201,7 @@ def test_two_stages_of_training_choose_their_base_and_last_as_they_pay(tiny: Run
     }
     straight, broken = (method_of(tiny, "adaptive", name, **blocks) for name in ("straight", "broken"))
     run_until(straight)
-    for stop_after in (352, 640, None):
+    for stop_after in (352, 416, None):
         run_until(broken, **({} if stop_after is None else {"stop_after": stop_after}))
     assert final_files(broken) == final_files(straight)
     events = read_lines(run_storage(straight), EVENTS_FILE, EventLine)
@@ -202,5 +213,27 @@ def test_two_stages_of_training_choose_their_base_and_last_as_they_pay(tiny: Run
     model = ebmscale.load(run_storage(straight).url)
     assert isinstance(model.prior.base, MomentBase)
     assert len(model.prior.base.tensors()["weights"]) == bases[0]["components"]
+    assert model.samples_seen == events[-1]["samples_seen"] <= 960
+    assert events[-1]["state"]["finished"]
+    assert "finished" in headline_of(model, straight)
     reasons = [event["reason"] for event in events if "reason" in event]
     assert any("as much work again would add" in reason or "as long as it may be" in reason for reason in reasons)
+
+
+def test_a_run_ends_once_nothing_is_left_to_train(tiny: RunConfig) -> None:
+    """The generator stops at 320 samples, and of the stages none is allowed; a second start has nothing to do."""
+    config = method_of(
+        tiny,
+        "adaptive",
+        "rests",
+        stages=STAGES | {"max_stages": 0},
+        train={"max_samples": 960, "generator": {"rate": 1e-3, "stop_samples": 320}},
+    )
+    run_until(config)
+    before = final_files(config)
+    assert CheckpointStore(run_storage(config)).finished()
+    model = ebmscale.load(run_storage(config).url)
+    assert model.samples_seen == 320
+    assert headline_of(model, config) == "finished"
+    run_until(config)
+    assert final_files(config) == before
