@@ -155,7 +155,7 @@ class StageTrainer:
         """
         fresh = self.negatives.held_out(self.prior, self.measured_at(position))
         sides = HeldOutSides(self.prior.coordinates(z_held_out), fresh)
-        how = self._world, self._updates.grad_norm, self.negatives.judges_gain
+        how = self.settings.num_streams, self._world, self._updates.grad_norm, self.negatives.judges_gain
         evidence, on_fresh = judge(self._updates.log_ratio, sides, *how)
         self._held_out = rows_of_all(sides.q, self.settings.num_streams, self._world)
         self.memorised = memorised(self._updates.log_ratio, self.negatives.used(), on_fresh, self._world)
