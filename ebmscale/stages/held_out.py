@@ -109,9 +109,10 @@ def check(prior: RatioSequence, samples: Tensor, q: Tensor, world: World) -> Agr
     return agreement(prior.in_coordinates(), drawn, q, unique)
 
 
-def said(stage: int, found: Agreement) -> str:
+def said(stage: int, checks: Mapping[int, Agreement]) -> str:
     """The check of p_k in words, where it fails; else nothing."""
-    if not found.fails:
+    found = checks.get(stage)
+    if found is None or not found.fails:
         return ""
     side = "above" if found.difference > 0 else "below"
     return f"; samples of p_{stage} lie {abs(found.difference):.2f} +- {found.error:.2f} nats {side} posteriors"
