@@ -35,20 +35,26 @@ class Judged(NamedTuple):
 
 
 def judge(
-    log_ratio: Callable[[Tensor], Tensor], sides: HeldOutSides, world: World, grad_norm: float, judges_gain: bool
+    log_ratio: Callable[[Tensor], Tensor],
+    sides: HeldOutSides,
+    num_streams: int,
+    world: World,
+    grad_norm: float,
+    judges_gain: bool,
 ) -> Judged:
-    """Evidence of a ratio, the same on every rank (collective).
+    """Evidence of a ratio, the same on every rank and for any number of ranks (collective).
 
     Args:
         log_ratio: its values (N,) at points (N, Z).
         sides: of this rank.
+        num_streams: S, by which rows are shared out.
         world: the ranks.
         grad_norm: see `Evidence`.
         judges_gain: see `density.evidence.measure`.
     """
     with torch.no_grad():
         own = log_ratio(sides.q), log_ratio(sides.fresh.z), sides.fresh.weights
-    f_q, f_p, weights = (torch.cat(world.gather(part)) for part in own)
+    f_q, f_p, weights = (rows_of_all(part, num_streams, world) for part in own)
     evidence = measure(f_q, unweighted(f_p, weights), grad_norm, judges_gain)
     return Judged(evidence, float((weights.double() * softplus(f_p)).mean()))
 
@@ -61,7 +67,7 @@ def ratio_of(network: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Ten
 
 
 def rows_of_all(own: Tensor, num_streams: int, world: World) -> Tensor:
-    """The rows of all ranks (M, Z) in the order of their numbers, from this rank's (B, Z) (collective)."""
+    """The rows of all ranks (M, ...) in the order of their numbers, from this rank's (B, ...) (collective)."""
     parts = world.gather(own)
     num, size = sum(map(len, parts)), len(parts)
     found = torch.cat([part.to(own) for part in parts])
@@ -103,9 +109,10 @@ def check(prior: RatioSequence, samples: Tensor, q: Tensor, world: World) -> Agr
     return agreement(prior.in_coordinates(), drawn, q, unique)
 
 
-def said(stage: int, found: Agreement) -> str:
+def said(stage: int, checks: Mapping[int, Agreement]) -> str:
     """The check of p_k in words, where it fails; else nothing."""
-    if not found.fails:
+    found = checks.get(stage)
+    if found is None or not found.fails:
         return ""
     side = "above" if found.difference > 0 else "below"
     return f"; samples of p_{stage} lie {abs(found.difference):.2f} +- {found.error:.2f} nats {side} posteriors"

@@ -155,7 +155,7 @@ class StageTrainer:
         """
         fresh = self.negatives.held_out(self.prior, self.measured_at(position))
         sides = HeldOutSides(self.prior.coordinates(z_held_out), fresh)
-        how = self._world, self._updates.grad_norm, self.negatives.judges_gain
+        how = self.settings.num_streams, self._world, self._updates.grad_norm, self.negatives.judges_gain
         evidence, on_fresh = judge(self._updates.log_ratio, sides, *how)
         self._held_out = rows_of_all(sides.q, self.settings.num_streams, self._world)
         self.memorised = memorised(self._updates.log_ratio, self.negatives.used(), on_fresh, self._world)
@@ -187,12 +187,11 @@ class StageTrainer:
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
             freeze = freeze or self.next_prior(position)
             if worth is not None:
-                args = self.state, evidence, freeze.gain, self.negatives.passes, position
-                ends = self._pay.ended(*args)
+                ends = self._pay.ended(self.state, evidence, freeze.gain, self.negatives.passes, position)
                 if ends is not None and isinstance(decision, Advance):
                     decision, state = Finish(ends, freeze=True), replace(state, stage=self.state.stage, finished=True)
             self._accept(freeze)
-            words = f"{self._how_frozen(freeze)}{said(self.prior.num_stages, self.checks[self.prior.num_stages])}"
+            words = f"{self._how_frozen(freeze)}{said(self.prior.num_stages, self.checks)}"
             decision = replace(decision, reason=f"{decision.reason}{words}")
         if (state.stage, state.started, state.finished) != (self.state.stage, self.state.started, self.state.finished):
             self.best.clear()
@@ -206,13 +205,15 @@ class StageTrainer:
     def _accept(self, freeze: Freeze) -> None:
         """Goes on to the prior with the new ratio, and checks its samples (collective)."""
         if self.is_first_stage:
-            self.checks[0] = self._checked()
+            self._check()
         self.prior = freeze.prior
         freeze.keep()
-        self.checks[self.prior.num_stages] = self._checked()
+        self._check()
 
-    def _checked(self) -> Agreement:
-        return check(self.prior, self.shown(CHECKED), self._held_out, self._world)
+    def _check(self) -> None:
+        if len(self._held_out) > 1:
+            found = check(self.prior, self.shown(CHECKED), self._held_out, self._world)
+            self.checks[self.prior.num_stages] = found
 
     def _how_frozen(self, freeze: Freeze) -> str:
         """Which ratio is frozen where it is not the last one at its own strength, in words."""

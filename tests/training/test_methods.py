@@ -109,8 +109,11 @@ def test_two_stage_training_fixes_the_generator_and_then_trains_ratios(
     assert same(ratios[160], ratios[256])
     assert not same(ratios[416], ratios[256])
     assert ebmscale.load(run_storage(broken).url).prior.num_stages > 0
-    lines = [line for line in read_lines(run_storage(straight), METRICS_FILE) if line["samples_seen"] in (320, 640)]
-    assert ["train/mse" in line for line in lines] == [True, False]  # the second has only batches after the stop
+    lines = read_lines(run_storage(straight), METRICS_FILE)
+    end = lines[-1]["samples_seen"]
+    assert 320 < end <= 640
+    found = ["train/mse" in line for line in lines if line["samples_seen"] in (320, end)]
+    assert found == [True, False]  # the second has only batches after the stop
     write_report(run_storage(straight))
 
 
