@@ -14,7 +14,7 @@ SHAPE = (1, 28, 28)
 STILL: dict[str, Any] = {
     "run": {"name": "r"},
     "data": {"url": "d"},
-    "model": {"latent_dim": 16, "encoder_width": 32, "ratio_hidden": [20]},
+    "model": {"latent_dim": 16, "encoder": {"width": 32}, "ratio": {"hidden": [20]}},
     "posterior": {"start": "encoder", "num_steps": 0},
     "stages": {"start_samples": 1000, "batch_size": 256},
     "train": {"max_samples": 2000, "batch_size": 128, "generator": {"stop_samples": 1000}},
@@ -59,7 +59,7 @@ def test_where_posteriors_stand_still_the_ratio_takes_three_quarters_of_the_oper
 
 def test_it_has_bounds_and_does_not_depend_on_the_share_of_a_worker() -> None:
     assert updates_per_batch(config(), SHAPE) == updates.MOST
-    assert updates_per_batch(config(model={"ratio_hidden": [2000, 2000]}), SHAPE) == updates.USUAL
+    assert updates_per_batch(config(model={"ratio": {"hidden": [2000, 2000]}}), SHAPE) == updates.USUAL
 
 
 def test_a_run_that_began_with_a_number_goes_on_where_auto_is_asked_for() -> None:
