@@ -156,3 +156,31 @@ def test_the_class_that_is_held_out_forbids_a_resume() -> None:
     assert changed_keys(parse_config(MINIMAL), config) == ["data.held_out.label"]
     pooled = parse_config(MINIMAL, ["data.held_out.label=1", "data.held_out.protocol=pooled"])
     assert changed_keys(config, pooled) == ["data.held_out.protocol"]
+
+
+def test_keys_of_earlier_versions_mean_the_present_ones() -> None:
+    old = (
+        MINIMAL + "model: {form: svhn, generator_width: 5, encoder_width: 6, ratio_hidden: [7], ratio_squares: true}\n"
+    )
+    model = parse_config(old, ["model.ratio_activation=gelu"]).model
+    assert (model.generator.form, model.generator.width, model.encoder.width) == ("svhn", 5, 6)
+    assert (model.ratio.hidden, model.ratio.squares, model.ratio.activation) == ((7,), True, "gelu")
+    assert parse_config(old, ["model.generator_width=9"]).model.generator.width == 9
+    with pytest.raises(ConfigError, match=r"model\.ratio_hidden is called model\.ratio\.hidden now, and both"):
+        parse_config(MINIMAL + "model: {ratio_hidden: [7], ratio: {hidden: [8]}}\n")
+
+
+def test_the_shape_of_maps_gives_the_latent_size() -> None:
+    config = parse_config(MINIMAL, ["model.latent_shape=[4,2,3]"])
+    assert (config.model.latent_dim, config.model.shape) == (24, (4, 2, 3))
+    assert parse_config(config.dump()) == config
+    with pytest.raises(ConfigError, match="must be the product of latent_shape"):
+        parse_config(MINIMAL, ["model.latent_shape=[4,2,3]", "model.latent_dim=25"])
+
+
+def test_arguments_of_an_own_network_are_free_and_a_change_of_them_is_seen() -> None:
+    old = parse_config(MINIMAL, ["model.generator.class=a.b:C", "model.generator.args.width=4"])
+    new = parse_config(MINIMAL, ["model.generator.class=a.b:C", "model.generator.args={width: 5}"])
+    assert old.model.generator.args == {"width": 4}
+    assert parse_config(old.dump()) == old
+    assert changed_keys(old, new) == ["model.generator.args"]

@@ -96,8 +96,8 @@ def evaluate(
     check_names(asked or [])
     storage = output_folder(run) if world.is_first else Storage.at(run)
     model = open_model(storage).to(place)
-    names = asked or default_metrics(features, model)
-    check_metrics(names, features, model)
+    names = asked or default_metrics(features, model.is_given)
+    check_metrics(names, features, model.is_given)
     if stage is not None:
         model = model.at_stage(stage)
     way_out = "give its address with --data"

@@ -78,6 +78,12 @@ class Comparison(Block):
     rows: Annotated[dict[Annotated[str, Field(pattern=r"^[^,]+$")], Settings], Field(min_length=1)]
     budget: BudgetBlock = BudgetBlock()
     evaluation: EvaluationBlock = EvaluationBlock()
+
+    @property
+    def chooses_metrics(self) -> bool:
+        """Whether the file says what is measured."""
+        return "metrics" in self.evaluation.model_fields_set
+
     first_seed: NonNegative = 0
 
 
@@ -99,14 +105,18 @@ def load_comparison(path: str) -> Comparison:
     tree = load_yaml(file, f"the comparison {path}", ConfigError)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping with name, config and rows; see configs/compare/ for examples.")
-    if "run" in tree and "rows" not in tree:
+    of_methods = "run" in tree and "rows" not in tree
+    if of_methods:
         rows: dict[str, Any] = {"name": file.stem, "config": file.name, "rows": METHOD_ROWS}
-        tree = rows | {"evaluation": {"metrics": ["reconstruction"]}}
+        tree = rows
     try:
-        return Comparison.model_validate(tree)
+        found = Comparison.model_validate(tree)
     except ValidationError as error:
         problem = first_problem(error, list(known_keys(Comparison)))
         raise ConfigError(f"{path}: {problem} See configs/compare/ for examples.") from None
+    if not of_methods:
+        return found
+    return found.model_copy(update={"evaluation": EvaluationBlock.model_construct(metrics=("reconstruction",))})
 
 
 def with_features(comparison: Comparison, features: str | None) -> Comparison:

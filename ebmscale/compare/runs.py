@@ -16,7 +16,7 @@ from ebmscale.compare.split import common_split
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
 from ebmscale.errors import ConfigError, Interrupted
 from ebmscale.evaluate.features import Features, open_features
-from ebmscale.evaluate.metrics import check_metrics
+from ebmscale.evaluate.metrics import check_metrics, default_metrics
 from ebmscale.model.kinds import refuse_other
 from ebmscale.model.run_folder import run_storage, saved_config
 from ebmscale.report.comparison import PAGE_FILE, Result, write_comparison
@@ -64,7 +64,11 @@ def compare(
         job.config.check_secrets(SEEN)
     if evaluation.features is not None and evaluation.features.has_secrets:
         raise ConfigError(f"features {evaluation.features} holds a password or a token, and {SEEN}.")
-    check_metrics(evaluation.metrics, evaluation.features)
+    of_latents = all(job.config.model.is_identity for job in jobs)
+    if of_latents and not comparison.chooses_metrics:
+        evaluation = evaluation.model_copy(update={"metrics": tuple(default_metrics(None, is_given=True))})
+        comparison = comparison.model_copy(update={"evaluation": evaluation})
+    check_metrics(evaluation.metrics, evaluation.features, of_latents)
     network = open_features(evaluation.features) if evaluation.features is not None else None
     split = common_split((job.config for job in jobs), evaluation.split)
     if split != evaluation.split:

@@ -204,7 +204,7 @@ def prepare(
     ranks = world or World.alone()
     if model.is_given:
         features = latent_features(model)
-    check_metrics([metric], features, model)
+    check_metrics([metric], features, model.is_given)
     if num_samples is None and not (metric == "likelihood" and model.is_given):
         num_samples = DEFAULT_SAMPLES.get(metric)
     split = split or measured_split(model, data)
@@ -243,9 +243,12 @@ def prepare(
     return Prepared(metric, measure, images, protocol, model.samples_seen)
 
 
-def default_metrics(features: Features | str | None, model: LatentModel | None = None) -> list[str]:
-    """What is measured where nothing else is asked for: the Frechet distance of images needs features."""
-    if model is not None and model.is_given:
+def default_metrics(features: Features | str | None, is_given: bool = False) -> list[str]:
+    """The metrics that are measured by default, of a model of given latents or another one.
+
+    The Frechet distance of images is one of them if there are features.
+    """
+    if is_given:
         return ["likelihood", "prior", "frechet"]
     return ["reconstruction", "prior"] if features is None else ["reconstruction", "prior", "frechet"]
 
@@ -257,13 +260,13 @@ def check_names(metrics: Sequence[str]) -> None:
             raise ConfigError(f"There is no metric {metric!r}; choose from {', '.join(METRICS)}.")
 
 
-def check_metrics(metrics: Sequence[str], features: Features | str | None, model: LatentModel | None = None) -> None:
-    """Checks the names of metrics.
+def check_metrics(metrics: Sequence[str], features: Features | str | None, is_given: bool = False) -> None:
+    """Checks the names of metrics, for a model of given latents or another one.
 
     Raises:
         ConfigError: there is no such metric, or not of this model, or a Frechet distance has no features.
     """
-    if model is not None and model.is_given:
+    if is_given:
         if "reconstruction" in metrics:
             raise ConfigError("The run's samples are latents themselves, so there is nothing to reconstruct.")
         if isinstance(features, str):
@@ -271,7 +274,7 @@ def check_metrics(metrics: Sequence[str], features: Features | str | None, model
                 "The run's samples are latents, whose distance is measured on themselves; leave --features out."
             )
     check_names(metrics)
-    if "frechet" in metrics and features is None and not (model is not None and model.is_given):
+    if "frechet" in metrics and features is None and not is_given:
         raise ConfigError(
             f"A Frechet distance needs features: give --features {NAMES[0]}, a folder that `ebmscale features train` "
             "wrote, or a file with the weights of the standard Inception network."

@@ -19,6 +19,7 @@ _SCORES = ("joint", "reconstruction", "prior", "ratio", "balanced")
 VALUES = {
     "reconstruction": ("mse", "mse_unit", "psnr"),
     "anomaly": (*(f"auprc_{part}" for part in _SCORES), *(f"auroc_{part}" for part in _SCORES)),
+    "likelihood": ("log_likelihood",),
     "frechet": ("FD", "precision", "recall", "density", "coverage"),
 }
 
@@ -40,7 +41,14 @@ def check(space: Space, config: RunConfig) -> None:
     """
     asked = {objective.metric.split("/")[1] for objective in space.objectives if objective.metric.startswith(EVALUATED)}
     held_out = config.data.held_out
-    if "frechet" in asked and space.evaluate.features is None:
+    if config.model.is_identity and asked & {"reconstruction"}:
+        raise ConfigError("objectives: evaluate/reconstruction is for runs with a generator, and this one has latents.")
+    if "likelihood" in asked and not config.model.is_identity:
+        raise ConfigError(
+            "objectives: evaluate/likelihood is exact for given latents alone; use another objective, such as "
+            "evaluate/frechet/FD."
+        )
+    if "frechet" in asked and space.evaluate.features is None and not config.model.is_identity:
         raise ConfigError("objectives: evaluate/frechet needs features; give evaluate.features in the space.")
     if "anomaly" in asked and (held_out.label is None or held_out.protocol == "pooled"):
         raise ConfigError(

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from ebmscale.address import Address, clean
 from ebmscale.config import Block, Fraction, NonNegative, Positive, PositiveFloat, first_problem
 from ebmscale.config.presets import file_of
+from ebmscale.config.removed import new_name
 from ebmscale.documents import load_yaml
 from ebmscale.errors import ConfigError
 
@@ -219,6 +220,21 @@ class Space(Block):
     evaluate: EvaluateBlock = EvaluateBlock()
     max_failures: NonNegative = 3
     space: Annotated[dict[str, Parameter], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_present_names(cls, values: Any) -> Any:
+        """Keys of earlier versions get their present names."""
+        if not isinstance(values, dict):
+            return values
+        found = dict(values)
+        for part in ("space", "overrides"):
+            if isinstance(found.get(part), dict):
+                found[part] = {new_name(str(key)): value for key, value in found[part].items()}
+        for parameter in found["space"].values() if isinstance(found.get("space"), dict) else ():
+            if isinstance(parameter, dict) and isinstance(parameter.get("when"), dict):
+                parameter["when"] = {new_name(str(key)): value for key, value in parameter["when"].items()}
+        return found
 
     @model_validator(mode="after")
     def _is_in_order(self) -> "Space":

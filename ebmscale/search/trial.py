@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, field_validator
 
 from ebmscale.config import Block, RunConfig, config_of
+from ebmscale.config.removed import new_name
 from ebmscale.documents import read_yaml, write_yaml
 from ebmscale.errors import ConfigError, DamagedError, NotFoundError
 from ebmscale.model.run_folder import run_storage
@@ -59,6 +60,11 @@ class TrialRecord(BaseModel):
     deaths: Count = 0
     reports: list[dict[str, float]] = []
     measured: dict[str, float] = {}
+
+    @field_validator("values")
+    @classmethod
+    def _with_present_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {new_name(key): value for key, value in values.items()}
 
     @field_validator("reports")
     @classmethod

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ebmscale.config import load_config, parse_config
 from ebmscale.errors import ConfigError
 from ebmscale.search.check import base_config, check_space, trial_config
-from ebmscale.search.space import Parameter, load_space, parse_space
+from ebmscale.search.space import Parameter, Space, load_space, parse_space
+from ebmscale.search.trial import TrialRecord
 
 ROOT = Path(__file__).parents[2]
 DIGITS = load_config(ROOT / "configs" / "digits.yaml")
@@ -192,3 +193,19 @@ def test_the_file_is_named_where_it_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("[1]")
     with pytest.raises(ConfigError, match="must hold a mapping"):
         load_space(tmp_path / "list.yaml")
+
+
+def test_keys_of_earlier_versions_get_their_present_names() -> None:
+    space = Space.model_validate({
+        "objectives": [{"metric": "loss"}],
+        "overrides": {"model.form": "svhn"},
+        "space": {
+            "model.ratio_squares": {"choice": [False, True]},
+            "model.generator_width": {"int": [4, 8], "when": {"model.ratio_squares": True}},
+        },
+        "num_trials": 2,
+    })  # fmt: skip
+    assert list(space.space) == ["model.ratio.squares", "model.generator.width"]
+    assert space.space["model.generator.width"].when == {"model.ratio.squares": True}
+    assert space.overrides == {"model.generator.form": "svhn"}
+    assert TrialRecord(number=0, values={"model.ratio_hidden": [8]}).values == {"model.ratio.hidden": [8]}
