@@ -180,7 +180,7 @@ def test_the_split_is_found_and_checked_before_anything_trains(file: Path, comma
     without = write(file.parent, {"evaluation": {"metrics": ["reconstruction"]}})
     said: list[str] = []
     results, _, _ = compare(str(without), None, 1, (), lambda config, cpu_s: 1, said.append)
-    assert "evaluation.split: validation, as the data have no test part" in said
+    assert "evaluation.split: validation, because the data have no test part" in said
     assert [result.measured["mse"] for result in results] == [0.5, 0.5]
     commands.calls.clear()
     wrong = write(file.parent, {"name": "other", "evaluation": {"metrics": ["reconstruction"], "split": "test"}})
@@ -296,7 +296,7 @@ def test_a_page_of_one_seed_shows_no_spread(tmp_path: Path) -> None:
     rows = one_seed(good=values, bad={name: 2 * value for name, value in values.items()})
     table = write_comparison(storage, "few", "", rows)
     page = storage.read_text(PAGE_FILE)
-    assert "How far it varies is unknown" in page
+    assert "Its variation between seeds is unknown" in page
     assert "±" not in page
     assert "every dot is a seed" not in page
     assert "The table scrolls sideways" in page

@@ -105,18 +105,24 @@ def load_comparison(path: str) -> Comparison:
     tree = load_yaml(file, f"the comparison {path}", ConfigError)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping with name, config and rows; see configs/compare/ for examples.")
-    of_methods = "run" in tree and "rows" not in tree
-    if of_methods:
+    if "run" in tree and "rows" not in tree:
         rows: dict[str, Any] = {"name": file.stem, "config": file.name, "rows": METHOD_ROWS}
-        tree = rows
+        of_latents = _form_of(tree) == "identity"
+        tree = rows | ({} if of_latents else {"evaluation": {"metrics": ["reconstruction"]}})
     try:
-        found = Comparison.model_validate(tree)
+        return Comparison.model_validate(tree)
     except ValidationError as error:
         problem = first_problem(error, list(known_keys(Comparison)))
         raise ConfigError(f"{path}: {problem} See configs/compare/ for examples.") from None
-    if not of_methods:
-        return found
-    return found.model_copy(update={"evaluation": EvaluationBlock.model_construct(metrics=("reconstruction",))})
+
+
+def _form_of(tree: dict[str, Any]) -> Any:
+    """The form of the generator in a training configuration."""
+    for key in ("model", "generator"):
+        tree = tree.get(key) or {}
+        if not isinstance(tree, dict):
+            return None
+    return tree.get("form")
 
 
 def with_features(comparison: Comparison, features: str | None) -> Comparison:

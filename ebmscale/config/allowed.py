@@ -8,6 +8,7 @@ _NAMES = {
     "string": "text",
     "boolean": "true or false",
     "null": "null",
+    "object": "a mapping of names to values",
 }
 _MANY = {"integer": "whole numbers", "number": "numbers", "string": "texts"}
 _UNBOUNDED = 2**63

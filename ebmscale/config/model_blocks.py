@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, model_validator
 
 from ebmscale.address import Address
-from ebmscale.config.fields import Block, Positive, PositiveFloat, key
+from ebmscale.config.fields import Block, NonNegative, Positive, PositiveFloat, key
 
 
 class NetworkBlock(Block):
@@ -70,8 +70,8 @@ class RatioBlock(NetworkBlock):
 class ModelBlock(Block):
     """Latent size, networks, and the standard deviation of p(x | z)."""
 
-    latent_dim: Positive = key(
-        "Dimensions of the latent z. Where the samples are latents, it is taken from them if it is not given.", 16
+    latent_dim: NonNegative = key(
+        "Dimensions of the latent z. 0, which is the default where the samples are latents, takes it from them.", 16
     )
     latent_shape: tuple[Positive, ...] | None = key(
         "Shape of the latent, such as `[4, 8, 8]`; its product is `latent_dim`. Without it latents are vectors.",
@@ -88,14 +88,20 @@ class ModelBlock(Block):
     @model_validator(mode="before")
     @classmethod
     def _dim_of_shape(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("latent_shape") is not None and "latent_dim" not in values:
-            shape = values["latent_shape"]
-            if isinstance(shape, list | tuple) and all(type(size) is int and 0 < size < 2**31 for size in shape):
-                return values | {"latent_dim": math.prod(shape)}
+        if not isinstance(values, dict) or "latent_dim" in values:
+            return values
+        shape, generator = values.get("latent_shape"), values.get("generator")
+        if shape is None:
+            form = generator.get("form") if isinstance(generator, dict) else getattr(generator, "form", None)
+            return values | {"latent_dim": 0} if form == "identity" else values
+        if isinstance(shape, list | tuple) and all(type(size) is int and 0 < size < 2**31 for size in shape):
+            return values | {"latent_dim": math.prod(shape)}
         return values
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelBlock":
+        if self.latent_dim == 0 and not self.is_identity:
+            raise ValueError("latent_dim must be above 0 where there is a generator")
         if self.latent_shape is not None and math.prod(self.latent_shape) != self.latent_dim:
             raise ValueError(
                 f"latent_dim ({self.latent_dim}) must be the product of latent_shape {list(self.latent_shape)}; give "
@@ -116,4 +122,4 @@ class ModelBlock(Block):
     @property
     def size_is_given(self) -> bool:
         """Whether the latent size is known before the data are."""
-        return not self.is_identity or bool({"latent_dim", "latent_shape"} & self.model_fields_set)
+        return self.latent_dim > 0

@@ -145,7 +145,12 @@ class Run:
     @property
     def is_done(self) -> bool:
         """Whether the budget is used, or all networks have ended their training before that."""
-        rests = self.stages.state.finished and not self.stages.latents.fits_base and not self.generator_trains
+        rests = (
+            self.samples_seen > 0
+            and self.stages.state.finished
+            and not self.stages.latents.fits_base
+            and not self.generator_trains
+        )
         return rests or self.samples_seen >= self.config.train.max_samples
 
     def save(self) -> None:

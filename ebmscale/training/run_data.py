@@ -89,7 +89,7 @@ def shape_of_samples(data: Storage, manifest: Manifest, config: RunConfig) -> tu
 
 
 def with_latents_of(config: RunConfig, manifest: Manifest) -> RunConfig:
-    """The configuration with the latent size of given latents, where the run has such and it does not say a size.
+    """The configuration with the latent size of given latents, where the run has such and does not give a size.
 
     Raises:
         ConfigError: other keys do not fit that size.

@@ -92,7 +92,7 @@ def test_every_key_is_explained() -> None:
 
 def test_a_key_shows_meaning_values_default_and_unit() -> None:
     assert run("keys stages.min_improvement").output == (
-        "stages.min_improvement\n    What counts as an improvement of the held-out loss.\n"
+        "stages.min_improvement\n    Smallest fall of the held-out loss that counts as an improvement.\n"
         "    a number at least 0; default 0.001 nats; fixed for a run\n"
     )
     assert "a whole number at least 0, or [a, b]: 2 whole numbers above 0; default 0" in run("keys ray.num_w").output

@@ -59,11 +59,19 @@ def test_a_validation_part_is_used_as_it_is() -> None:
     assert "validation_fraction" not in first_config(manifest(300, (3, 64, 64), validation=50), "data/x", False)
 
 
+@pytest.mark.parametrize("shape", [(16,), (4, 8, 8), (3, 5)])
+def test_latents_get_a_configuration_without_a_generator(shape: tuple[int, ...]) -> None:
+    config = parse_config(first_config(manifest(5000, shape, "float32"), "data/z", False))
+    assert config.model.is_identity
+    assert config.model.shape == shape
+    assert config.model.ratio.form == ("residual" if len(shape) == 3 else "perceptron")
+
+
 @pytest.mark.parametrize(
     ("what", "error", "said"),
     [
         (manifest(10, (3, 64, 64)), DataError, "has 10 images to train on, and at least 80"),
-        (manifest(300, (16,), "float32"), DataError, "`ebmscale ratio`"),
+        (manifest(100, (16,), "float32"), DataError, "has 100 latents to train on, and at least 200"),
         (manifest(300, (3, 65, 50)), ConfigError, "no network"),
     ],
 )

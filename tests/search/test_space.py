@@ -197,7 +197,7 @@ def test_the_file_is_named_where_it_cannot_be_read(tmp_path: Path) -> None:
 
 def test_keys_of_earlier_versions_get_their_present_names() -> None:
     space = Space.model_validate({
-        "objectives": [{"metric": "loss"}],
+        "objectives": [{"metric": "loss", "direction": "min"}],
         "overrides": {"model.form": "svhn"},
         "space": {
             "model.ratio_squares": {"choice": [False, True]},
