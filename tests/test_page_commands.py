@@ -191,6 +191,7 @@ TABLE: dict[str, Run | str] = {
     "python tools/bench/chain.py --device cuda --chains 1024 --steps 60": GPU,
     "ebmscale train configs/cifar10.yaml profile=true": REAL_DATA,
     "python tools/bench/zero.py": BENCHMARK,
+    "python tools/bench/collectives.py": BENCHMARK,
     "python tools/bench/stream.py --data ../shared/data/cifar10/cifar10.npz --seconds 4 --encodings raw,png": REAL_DATA,
     "python tools/bench/encodings.py ../shared/data/cifar10/cifar10.npz": REAL_DATA,
     "python tools/bench/stream.py --data ../shared/data/cifar10/cifar10.npz --part wait": REAL_DATA,

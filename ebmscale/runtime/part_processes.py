@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -111,13 +113,26 @@ def _serve(job: PartedJob, connection: Connection) -> None:
     """A worker: does the parts whose numbers come, and answers with the number or with what went wrong."""
     for number in SIGNALS:  # they are for the process that shares out the parts; it ends this one
         signal.signal(number, signal.SIG_DFL if number is signal.SIGTERM else signal.SIG_IGN)
-    try:
-        work = job.open()
-        while True:
+    work: Callable[[int], None] | None = None
+    while True:
+        try:
             part = connection.recv()
+        except (EOFError, OSError):  # the process that shares out the parts is gone
+            return
+        try:
+            work = work or job.open()
             work(part)
-            connection.send(part)
-    except EOFError:
-        return
-    except Exception as error:
-        connection.send(error)
+            answer: object = part
+        except Exception as error:
+            answer = _sendable(error)
+        with suppress(OSError):
+            connection.send(answer)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one with its text where it cannot be sent."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 UPDATES = 3
+OBJECTS = ("all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list")
 COUNTED = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather", "reduce", "reduce_scatter")
 
 
@@ -77,8 +78,17 @@ def _count_collectives() -> collections.Counter[str]:
 
         return collective
 
+    def counting_objects(real: Any) -> Any:
+        def collective(*args: Any, **kwargs: Any) -> Any:
+            counter["objects"] += 1
+            return real(*args, **kwargs)
+
+        return collective
+
     for name in COUNTED:
         setattr(dist, name, counting(name, getattr(dist, name)))
+    for name in OBJECTS:
+        setattr(dist, name, counting_objects(getattr(dist, name)))
     return counter
 
 

@@ -140,6 +140,7 @@ def test_two_real_workers_move_what_is_forecast(digits_url: str, tmp_path: Path,
     traffic = forecast_traffic(config, SHAPE, EngineChoice(stage), 2)
     assert traffic.num_bytes == pytest.approx(found["bytes"], rel=0.02)
     assert traffic.num_collectives == pytest.approx(found["collectives"] + 2, abs=1.5)
+    assert found.get("objects", 0) == 0  # no Python object is gathered for a good batch
 
 
 def test_the_network_costs_bytes_and_rounds() -> None:

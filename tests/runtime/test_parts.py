@@ -59,6 +59,11 @@ def test_an_error_of_a_part_is_the_jobs(files: PartFiles, workers: Workers) -> N
         run_parts(Squares(files, 3, fails=1), workers)
 
 
+def test_an_error_that_cannot_be_sent_is_told_in_words(files: PartFiles) -> None:
+    with pytest.raises(RuntimeError, match="Unsendable: part 1 broke"):
+        run_parts(Squares(files, 3, breaks=1), TWO)
+
+
 @pytest.mark.parametrize("workers", [HERE, TWO])
 def test_a_signal_ends_the_job_between_parts_and_the_same_call_continues(files: PartFiles, workers: Workers) -> None:
     def stop(done: int, total: int, unit: str) -> None:
