@@ -37,6 +37,10 @@ def saved_tensors(config: RunConfig, saved: SavedCheckpoint, image_shape: tuple[
         ConfigError: there is no architecture for images of that shape.
         DamagedError: the checkpoint is damaged, is not of this configuration, or holds weights that are not finite.
     """
+    if len(image_shape) != 3 and config.model.generator.class_path is None and not config.model.is_identity:
+        raise DamagedError(
+            f"state.json of checkpoint {saved.name} is damaged: its images have {len(image_shape)} axes."
+        )
     networks, ratio = build_on_meta(config, image_shape)
     ratio_shapes = shapes_of(ratio.state_dict())
     if config.averages_weights:

@@ -66,7 +66,7 @@ def test_trials_that_diverge_or_err_are_told_with_their_reasons_and_end_nothing(
         0: "finished", 1: "failed", 2: "failed",
     }  # fmt: skip
     assert "Training diverged" in records[1].reason
-    assert "held-out images, too few to decide on" in records[2].reason
+    assert "held-out samples, too few to decide on" in records[2].reason
     for number in (1, 2):
         assert f"trial {number} failed: {records[number].reason}" in done.stdout
     assert records[0].reports[-1]["samples_seen"] == 320
