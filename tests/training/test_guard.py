@@ -175,7 +175,7 @@ def test_evidence_that_stays_so_is_divergence(
     tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, positions: set[int], words: str
 ) -> None:
     spoil_evidence(monkeypatch, positions)
-    with pytest.raises(DivergenceError, match=f"held-out images are not finite.*{words}|{words}.*not finite"):
+    with pytest.raises(DivergenceError, match=f"held-out samples are not finite.*{words}|{words}.*not finite"):
         train(tiny, View(quiet=True), World.alone(), StopSignal())
 
 
