@@ -13,7 +13,7 @@ from ebmscale.data.pack import pack
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
-from ebmscale.training import opening
+from ebmscale.training import precision
 from ebmscale.training.opening import open_run
 from ebmscale.world import World
 
@@ -50,14 +50,14 @@ def test_arrays_that_are_no_images_are_refused(tiny_text, tmp_path, dtype, shape
 def test_precision_auto_is_measured_once_and_kept(tiny, monkeypatch, gain, begun):
     """On another processor the run keeps the precision that it began with."""
     config = tiny.model_copy(update={"precision": "auto"})
-    monkeypatch.setattr(opening, "bf16_gain", lambda device: gain)
+    monkeypatch.setattr(precision, "bf16_gain", lambda device: gain)
     run = open_run(config, World.alone(), StopSignal())
     assert run.config.precision == begun
     assert next(run.sampling.model.parameters()).dtype == (torch.bfloat16 if begun == "bf16" else torch.float32)
     run.save()
     run.saver.finish()
     run.close()
-    monkeypatch.setattr(opening, "bf16_gain", lambda device: 1 / gain)
+    monkeypatch.setattr(precision, "bf16_gain", lambda device: 1 / gain)
     again = open_run(config, World.alone(), StopSignal())
     again.close()
     assert again.config.precision == begun
@@ -67,7 +67,7 @@ def test_precision_auto_is_measured_once_and_kept(tiny, monkeypatch, gain, begun
 
 
 def test_emulated_bf16_is_warned_of_and_done(tiny, monkeypatch, caplog):
-    monkeypatch.setattr(opening, "bf16_gain", lambda device: 0.012)
+    monkeypatch.setattr(precision, "bf16_gain", lambda device: 0.012)
     with caplog.at_level(logging.WARNING):
         run = open_run(tiny.model_copy(update={"precision": "bf16"}), World.alone(), StopSignal())
     run.close()
