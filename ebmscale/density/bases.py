@@ -29,6 +29,8 @@ class Gaussian(Base):
         self.dim = len(mean)
         self.mean, self.cholesky = mean, cholesky
         self._log_normaliser = 0.5 * self.dim * math.log(2 * math.pi) + float(cholesky.diagonal().double().log().sum())
+        one = torch.eye(self.dim, dtype=torch.float64, device=cholesky.device)
+        self._whiten = torch.linalg.solve_triangular(cholesky.double(), one, upper=False).T.to(cholesky.dtype)
 
     @classmethod
     def fitted(cls, samples: Tensor, blocks: tuple[int, ...] | None = None) -> "Gaussian":
@@ -51,6 +53,13 @@ class Gaussian(Base):
         """See `prior.Base.log_density`."""
         white = torch.linalg.solve_triangular(self.cholesky.to(z), (z - self.mean.to(z)).T, upper=False)
         return -0.5 * white.square().sum(dim=0) - self._log_normaliser
+
+    @torch.no_grad()
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See `prior.Base.evaluate`; in closed form."""
+        whiten = self._whiten.to(z)
+        white = (z - self.mean.to(z)) @ whiten
+        return -0.5 * white.square().sum(dim=1) - self._log_normaliser, -white @ whiten.T
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """See `prior.Base.from_noise`."""
@@ -76,8 +85,6 @@ class MomentBase(Gaussian):
     def __init__(self, mean: Tensor, cholesky: Tensor, inside: "Mixture | None" = None):
         super().__init__(mean, cholesky)
         self.inside = inside
-        one = torch.eye(self.dim, dtype=torch.float64, device=cholesky.device)
-        self._whiten = torch.linalg.solve_triangular(cholesky.double(), one, upper=False).T.to(cholesky.dtype)
         self.log_volume = float(cholesky.diagonal().double().log().sum())
 
     @classmethod
@@ -148,6 +155,13 @@ class MomentBase(Gaussian):
         if self.inside is not None:
             return self.inside.log_density(white) - self.log_volume
         return -0.5 * white.square().sum(dim=-1) - self._log_normaliser
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See `prior.Base.evaluate`; in closed form."""
+        if self.inside is None:
+            return super().evaluate(z)
+        log_density, score = self.inside.evaluate(self.coordinates(z))
+        return log_density - self.log_volume, self.score_from(score)
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """See `prior.Base.from_noise`."""
