@@ -5,6 +5,7 @@ from rich.table import Table
 
 from ebmscale.cli.group import cli, console, example
 from ebmscale.cli.outputs import ADDRESS
+from ebmscale.cli.progress import Steps
 
 
 @cli.command(epilog=example("ebmscale inspect runs/digits"))
@@ -18,7 +19,8 @@ def inspect(url: str, verify: bool) -> None:
     """
     from ebmscale.model.inspection import inspect as examine  # noqa: PLC0415
 
-    found = examine(url, verify)
+    with Steps("reading everything" if verify else "reading"):
+        found = examine(url, verify)
     console.print(found.title)
     table = Table(*found.columns)
     for row in found.rows:

@@ -9,6 +9,7 @@ import numpy as np
 import ebmscale
 from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
+from ebmscale.cli.progress import Steps
 from ebmscale.errors import ConfigError
 
 
@@ -47,8 +48,9 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
         raise ConfigError(f"The samples of {run} are no images; give --out FILE.npz.")
     if stage is not None:
         model = model.at_stage(stage)
-    drawn = draw(model, num, method, seed)
-    z, images = drawn.z, model.decode(drawn.z)
+    with Steps("drawing samples"):
+        drawn = draw(model, num, method, seed)
+        z, images = drawn.z, model.decode(drawn.z)
     if target.address.suffix == ".png":
         data = sample_grid(model, images, math.ceil(math.sqrt(num)))
     else:
@@ -73,7 +75,9 @@ def report(run: str) -> None:
     console.print(f"drawing samples of {run}, and its charts")
     from ebmscale.report.run_report import write_report  # noqa: PLC0415
 
-    console.print(f"report   {write_report(output_folder(run))}")
+    with Steps("writing the report"):
+        url = write_report(output_folder(run))
+    console.print(f"report   {url}")
 
 
 @cli.command(epilog=example("ebmscale export runs/digits models/digits"))

@@ -132,7 +132,10 @@ def _fit(p: str, q: str, base: Base, settings: "FitSettings", seed: int, out: st
     from ebmscale.ratios.read import read_array, read_samples  # noqa: PLC0415
 
     target = output_file(out, (".npz",)) if out is not None else None
-    console.print(f"fitting the ratio of {q} to {'N(0, I)' if base == 'normal' else p}; every stage is a line")
+    console.print(
+        f"fitting the ratio of {q} to {'N(0, I)' if base == 'normal' else p}; every stage is a line, and Ctrl-C ends "
+        "the fit with the stages that are done"
+    )
     sets: dict[str, ArrayLike]
     with Steps("reading the samples"):
         if base == "normal":

@@ -188,5 +188,6 @@ def index(url: str, shape: str | None) -> None:
     channels, height, width = map(int, (shape or "0,0,0").split(","))
     notes: list[str] = []
     shape_of_bin = (channels, height, width) if shape else None
-    manifest = write_manifest(output_folder(url, "packed set"), image_shape=shape_of_bin, note=notes.append)
+    with Steps("reading shards"):
+        manifest = write_manifest(output_folder(url, "packed set"), image_shape=shape_of_bin, note=notes.append)
     console.print("; ".join([f"{printable(url)}: {manifest.summary()}", *notes]), markup=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ebmscale.density.mixture_fit import EM_STEPS, Components, fit_components, improve_components
 from ebmscale.density.prior import Base, StandardNormal
-from ebmscale.density.roots import factor, symmetric_root
+from ebmscale.density.roots import factor, inverse_of, symmetric_root
 
 
 class Gaussian(Base):
@@ -29,7 +29,9 @@ class Gaussian(Base):
     def __init__(self, mean: Tensor, cholesky: Tensor):
         self.dim = len(mean)
         self.mean, self.cholesky = mean, cholesky
-        self._log_normaliser = 0.5 * self.dim * math.log(2 * math.pi) + float(cholesky.diagonal().double().log().sum())
+        inverse, self._log_det = inverse_of(cholesky.double())
+        self._whiten = inverse.T.to(cholesky.dtype)
+        self._log_normaliser = 0.5 * self.dim * math.log(2 * math.pi) + self._log_det
 
     @classmethod
     def fitted(cls, samples: Tensor, blocks: tuple[int, ...] | None = None) -> "Gaussian":
@@ -52,6 +54,13 @@ class Gaussian(Base):
         """See `prior.Base.log_density`."""
         white = torch.linalg.solve_triangular(self.cholesky.to(z), (z - self.mean.to(z)).T, upper=False)
         return -0.5 * white.square().sum(dim=0) - self._log_normaliser
+
+    @torch.no_grad()
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See `prior.Base.evaluate`; in closed form."""
+        whiten = self._whiten.to(z)
+        white = (z - self.mean.to(z)) @ whiten
+        return -0.5 * white.square().sum(dim=1) - self._log_normaliser, -white @ whiten.T
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """See `prior.Base.from_noise`."""
@@ -78,14 +87,7 @@ class MomentBase(Gaussian):
     def __init__(self, mean: Tensor, cholesky: Tensor, inside: "Mixture | None" = None):
         super().__init__(mean, cholesky)
         self.inside = inside
-        one = torch.eye(self.dim, dtype=torch.float64, device=cholesky.device)
-        if bool(cholesky.triu(1).any()):
-            inverse, self.log_volume = torch.linalg.inv(cholesky.double()), float(cholesky.double().logdet())
-        else:
-            inverse = torch.linalg.solve_triangular(cholesky.double(), one, upper=False)
-            self.log_volume = float(cholesky.diagonal().double().log().sum())
-        self._whiten = inverse.T.to(cholesky.dtype)
-        self._log_normaliser = 0.5 * self.dim * math.log(2 * math.pi) + self.log_volume
+        self.log_volume = self._log_det
 
     @classmethod
     def standard(cls, dim: int, num_components: int = 1) -> "MomentBase":
@@ -158,6 +160,13 @@ class MomentBase(Gaussian):
         if self.inside is not None:
             return self.inside.log_density(white) - self.log_volume
         return -0.5 * white.square().sum(dim=-1) - self._log_normaliser
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """See `prior.Base.evaluate`; in closed form."""
+        if self.inside is None:
+            return super().evaluate(z)
+        log_density, score = self.inside.evaluate(self.coordinates(z))
+        return log_density - self.log_volume, self.score_from(score)
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """See `prior.Base.from_noise`."""

@@ -16,6 +16,14 @@ def factor(covariance: Tensor) -> Tensor:
     return cholesky
 
 
+def inverse_of(root: Tensor) -> tuple[Tensor, float]:
+    """The inverse (Z, Z) and the log determinant of a root (Z, Z): lower triangular, or symmetric and positive."""
+    if bool(root.triu(1).any()):
+        return torch.linalg.inv(root), float(root.logdet())
+    one = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    return torch.linalg.solve_triangular(root, one, upper=False), float(root.diagonal().log().sum())
+
+
 def symmetric_root(covariance: Tensor) -> Tensor:
     """The symmetric root S (Z, Z) of a covariance S S (Z, Z).
 

@@ -7,6 +7,7 @@ import torch
 
 from ebmscale.density.bases import Gaussian, Mixture, MomentBase, SampledOnly
 from ebmscale.density.mixture_fit import shares_of, statistics_of
+from ebmscale.density.prior import Base
 
 
 def draws(num: int, dim: int) -> torch.Tensor:
@@ -23,6 +24,20 @@ def test_the_fitted_gaussian_is_torchs() -> None:
     noise = torch.randn(50_000, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     torch.testing.assert_close(torch.cov(fitted.from_noise(noise).T), torch.cov(samples.T), rtol=0.1, atol=0.1)
     torch.testing.assert_close(fitted.from_noise(noise).mean(0), samples.mean(0), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_scores_in_closed_form_are_those_of_autograd(inside: bool) -> None:
+    samples = draws(40, 3)
+    found = Gaussian.fitted(samples)
+    means, scales = torch.tensor([[1.0, 0, 0], [0, -1.0, 0]]).double(), torch.eye(3).double().expand(2, 3, 3)
+    mixture = Mixture(torch.tensor([0.3, 0.7]).double(), means, scales)
+    base = MomentBase(found.mean, found.cholesky, mixture) if inside else found
+    log_density, score = base.evaluate(samples)
+    torch.testing.assert_close(log_density, base.log_density(samples))
+    expected, gradient = Base.evaluate(base, samples)
+    torch.testing.assert_close(log_density, expected)
+    torch.testing.assert_close(score, gradient)
 
 
 def test_blocks_are_fitted_by_themselves() -> None:
