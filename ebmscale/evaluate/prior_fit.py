@@ -6,7 +6,6 @@ Shapes: N latents, Z latent, K stages.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ebmscale.evaluate.images import ImageSet, Progress, chunk_seed
@@ -23,37 +22,68 @@ NUM_GROUPS, GROUP_SIZE = 8, 256  # of the particles that estimate log Z
 MOST_WIDTH = 40.0  # nats; above this width log Z is not estimated here
 
 
-def fit_prior(
-    model: LatentModel, posteriors: Tensor, seed: int, progress: Progress = lambda done, total, unit: None
-) -> dict[str, float]:
-    """Compares posterior latents (N, Z) of held-out images with as many samples of every p_k.
+@dataclass(frozen=True)
+class StageSamples:
+    """Samples of p_k.
 
-    Returns:
-        `gap_pK` and `gap_pK_error` for every k: mean log density of the posteriors minus that of the samples, in nats,
-        with its standard error. If the prior has stages, the result also has `width`: the standard deviation of each
-        stage's log ratio at samples of the stage before, summed over the stages. If the width is at most `MOST_WIDTH`,
-        it also has `log_z`, `log_z_error` and `log_z_bridge` (see `Normaliser`). Samples are drawn as
-        `LatentModel.sample_prior` draws them up to this width. Beyond it they are drawn by chains, because other
-        methods take long. If the samples of the last stage come from chains, the result also has `r_hat`,
-        `r_hat_steps`, `drift` and `drift_error` (see `chain_diagnostics`).
+    Attributes:
+        z: (N, Z).
+        unique: share of different ones.
+        width: sum of the standard deviations of the log ratios up to stage k, each at samples of the stage before.
+        by_chains: whether they are the ends of Langevin chains.
     """
-    model, values, z = model.to("cpu"), {}, torch.empty(0)
-    width, by_chains = 0.0, not model.config.uses_density
+
+    z: Tensor
+    unique: float
+    width: float
+    by_chains: bool
+
+
+def samples_of_stages(
+    model: LatentModel, num: int, seed: int, progress: Progress = lambda done, total, unit: None
+) -> list[StageSamples]:
+    """N = `num` samples of p_0, ..., p_K.
+
+    They are drawn as `LatentModel.sample_prior` draws them, but beyond a width of `MOST_WIDTH` always by chains, as
+    particles take long there.
+    """
+    model, found, width = model.to("cpu"), list[StageSamples](), 0.0
     for stage in range(model.prior.num_stages + 1):
         progress(stage, model.prior.num_stages, "stages of the prior")
         earlier = model.at_stage(stage)
         if stage:
-            width += float(earlier.prior.log_ratios(z)[-1].std())
+            width += float(earlier.prior.log_ratios(found[-1].z)[-1].std())
         by_chains = not model.config.uses_density or not width <= MOST_WIDTH
-        z, unique = _samples(earlier, len(posteriors), seed, by_chains)
-        found = agreement(earlier.prior, z, posteriors, unique)
+        found.append(StageSamples(*_samples(earlier, num, seed, by_chains), width, by_chains))
+    return found
+
+
+def fit_prior(model: LatentModel, posteriors: Tensor, drawn: Sequence[StageSamples], seed: int) -> dict[str, float]:
+    """Compares posterior latents (N, Z) of held-out images with samples of every p_k.
+
+    Args:
+        model: of p_K.
+        posteriors: of held-out images.
+        drawn: see `samples_of_stages`.
+        seed: of what else is random.
+
+    Returns:
+        `gap_pK` and `gap_pK_error` for every k: mean log density of the posteriors minus that of the samples, in nats,
+        with its standard error. With stages also `width` (see `StageSamples`); and, up to a width of `MOST_WIDTH`,
+        `log_z`, `log_z_error` and `log_z_bridge` (see `Normaliser`). Of chains there are `r_hat`, `r_hat_steps`,
+        `drift` and `drift_error` too (see `chain_diagnostics`).
+    """
+    model, values = model.to("cpu"), {}
+    for stage, samples in enumerate(drawn):
+        found = agreement(model.at_stage(stage).prior, samples.z, posteriors, samples.unique)
         values[f"gap_p{stage}"], values[f"gap_p{stage}_error"] = -found.difference, found.error
     if not model.prior.num_stages:
         return values
-    if by_chains:
-        values |= _of_chains(model, z, seed)
-    values["width"] = width
-    if not width <= MOST_WIDTH:  # the estimate would take long; NaN counts as too wide
+    last = drawn[-1]
+    if last.by_chains:
+        values |= _of_chains(model, last.z, seed)
+    values["width"] = last.width
+    if not last.width <= MOST_WIDTH:  # the walk would take long; NaN is wide too
         return values
     log_z = measure_normaliser(model.prior, seed, num_groups=NUM_GROUPS, group_size=GROUP_SIZE)
     return values | {"log_z": log_z.log_z, "log_z_error": log_z.error, "log_z_bridge": log_z.bridge}
@@ -99,5 +129,7 @@ class PriorFit:
         """Rank 0 compares the latents with samples."""
         found: dict[str, float] = {}
         if images.world.is_first:
-            found = fit_prior(self.model, in_order(parts, "z"), derive(self.seed, "prior-fit"), images.progress)
+            posteriors, seed = in_order(parts, "z"), derive(self.seed, "prior-fit")
+            drawn = samples_of_stages(self.model, len(posteriors), seed, images.progress)
+            found = fit_prior(self.model, posteriors, drawn, seed)
         return images.world.broadcast(found)

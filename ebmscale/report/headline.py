@@ -1,21 +1,25 @@
 """The head of a run's report: its key figures, and what its numbers mean. Shapes: N latents, Z latent."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ebmscale.evaluate import verdicts
-from ebmscale.evaluate.prior_fit import fit_prior
+from ebmscale.evaluate.prior_fit import StageSamples, fit_prior
 from ebmscale.evaluate.rounding import with_error
 from ebmscale.evaluate.verdict import Stage, Verdict
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.report.pages import KeyFigure
 from ebmscale.report.run_record import RunRecord, number
 
-SEED = 1  # of the samples that are compared with posteriors
+SEED = 1  # of what is measured of the prior
 
 
-def verdicts_of(model: LatentModel, posteriors: Tensor | None, stages: list[Stage]) -> list[Verdict]:
+def verdicts_of(
+    model: LatentModel, posteriors: Tensor | None, drawn: Sequence[StageSamples], stages: list[Stage]
+) -> list[Verdict]:
     """What the numbers of the page mean."""
-    found = verdicts.of_metric("prior", fit_prior(model, posteriors, SEED)) if posteriors is not None else []
+    found = [] if posteriors is None else verdicts.of_metric("prior", fit_prior(model, posteriors.cpu(), drawn, SEED))
     last = verdicts.last_stage(stages, model.config.most_stages)
     return [*found, *([last] if last else [])]
 

@@ -9,6 +9,7 @@ import math
 import platform
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from ebmscale.data.chunks import read_split
 from ebmscale.data.manifest import Manifest
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.errors import ConfigError, DataError, StorageError
+from ebmscale.evaluate.prior_fit import StageSamples, samples_of_stages
 from ebmscale.evaluate.rounding import with_error
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.load import open_model
@@ -91,6 +93,7 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
     model, record = open_model(run), RunRecord.of(run)
     model = model.to(device_of("cpu" if model.config.device == "cpu" else "auto"))
     held_out, missing = _held_out(model, data)
+    drawn = samples_of_stages(model, NUM_HELD_OUT, ENERGY_SEED) if held_out else []
     z = model.sample_prior(num_shown(model, GRID_COLUMNS**2), SEED)
     samples = sample_picture(model, z, GRID_COLUMNS, held_out.z if held_out else None)
     data_name = held_out.name if held_out else model.config.data.url
@@ -100,7 +103,7 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         name=model.config.run.name,
         num_stages=model.prior.num_stages,
         figures=key_figures(model, record, data_name, stages),
-        verdicts=verdicts_of(model, held_out.z if held_out else None, stages),
+        verdicts=verdicts_of(model, held_out.z if held_out else None, drawn, stages),
         beyond=max(record.end - model.samples_seen, 0),
         samples=Picture(pictures.data_uri(samples, "image/png"), f"{len(z)} samples from the final prior"),
         stage_samples=_stage_samples(model, held_out),
@@ -111,7 +114,7 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         missing=missing,
         reconstruction=_reconstruction(model, held_out) if held_out and model.shows_images else None,
         evidence=_evidence(model, record),
-        **_latents(model, held_out),
+        **_latents(model, held_out, drawn),
         **_time(record),
         config=model.config.dump(),
         address=run.url,
@@ -180,21 +183,22 @@ def _reconstruction(model: LatentModel, held_out: HeldOutImages) -> dict[str, An
     }
 
 
-def _latents(model: LatentModel, held_out: HeldOutImages | None) -> dict[str, list[Picture]]:
+def _latents(
+    model: LatentModel, held_out: HeldOutImages | None, drawn: Sequence[StageSamples]
+) -> dict[str, list[Picture]]:
     """Energies of posterior and prior latents under every p_k, and charts of their chains."""
     energies, chains = [], []
     if held_out is not None and len(held_out.trace.log_density):
         chains.append(_chain(held_out.trace, "posterior chain: log p(x, z)"))
-    traces: list[ChainTrace] = []
-    for stage in range(model.prior.num_stages + 1):
-        earlier = model.at_stage(stage)
-        z, traces = earlier.sample_prior(NUM_HELD_OUT, ENERGY_SEED), earlier.sample_chains(NUM_HELD_OUT, ENERGY_SEED)[1]
-        if held_out is not None:
-            posterior_energy, prior_energy = -earlier.log_prior(held_out.z), -earlier.log_prior(z)
-            found = agreement(earlier.prior, z, held_out.z)
-            gap = f"mean energy of z⁺ minus that of z⁻: {with_error(found.difference, found.error)} nats"
-            chart = _chart(pictures.energy_histogram(posterior_energy, prior_energy))
-            energies.append(Picture(chart, f"k = {stage}", f"{gap}{'; the check fails' if found.fails else ''}"))
+    for stage, samples in enumerate(drawn):
+        assert held_out is not None
+        earlier, z = model.at_stage(stage), samples.z.to(held_out.z)
+        posterior_energy, prior_energy = -earlier.log_prior(held_out.z), -earlier.log_prior(z)
+        found = agreement(earlier.prior, z, held_out.z, samples.unique)
+        gap = f"mean energy of z⁺ minus that of z⁻: {with_error(found.difference, found.error)} nats"
+        chart = _chart(pictures.energy_histogram(posterior_energy, prior_energy))
+        energies.append(Picture(chart, f"k = {stage}", f"{gap}{'; the check fails' if found.fails else ''}"))
+    traces = model.sample_chains(NUM_HELD_OUT, ENERGY_SEED)[1]
     chains += [_chain(trace, f"prior chain, stage {stage}: log p_{stage}(z)") for stage, trace in enumerate(traces, 1)]
     return {"energies": energies, "chains": chains}
 
