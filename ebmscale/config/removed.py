@@ -34,6 +34,13 @@ def new_name(key: str) -> str:
     return RENAMED.get(key, key)
 
 
+def with_new_names(value: Any) -> Any:
+    """A mapping by dotted keys, and the mappings in it, with the present names of the keys."""
+    if not isinstance(value, dict):
+        return value
+    return {RENAMED.get(key, key): with_new_names(inner) for key, inner in value.items()}
+
+
 def rename(tree: dict[str, Any], source: str) -> None:
     """Moves values of renamed keys of a configuration's tree to their present names.
 

@@ -79,8 +79,7 @@ class MomentBase(Gaussian):
 
     Args:
         mean: (Z,).
-        cholesky: (Z, Z), L with the covariance L L^T: lower triangular, or symmetric. With a symmetric one each
-            coordinate stays near its own place, so that maps stay maps.
+        cholesky: (Z, Z), L: lower triangular, or symmetric, so that each coordinate of maps stays near its own place.
         inside: the density of the coordinates; None is N(0, I).
     """
 

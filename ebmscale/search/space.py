@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from ebmscale.address import Address, clean
 from ebmscale.config import Block, Fraction, NonNegative, Positive, PositiveFloat, first_problem
 from ebmscale.config.presets import file_of
-from ebmscale.config.removed import new_name
+from ebmscale.config.removed import with_new_names
 from ebmscale.documents import load_yaml
 from ebmscale.errors import ConfigError
 
@@ -225,16 +225,9 @@ class Space(Block):
     @classmethod
     def _with_present_names(cls, values: Any) -> Any:
         """Keys of earlier versions get their present names."""
-        if not isinstance(values, dict):
-            return values
-        found = dict(values)
-        for part in ("space", "overrides"):
-            if isinstance(found.get(part), dict):
-                found[part] = {new_name(str(key)): value for key, value in found[part].items()}
-        for parameter in found["space"].values() if isinstance(found.get("space"), dict) else ():
-            if isinstance(parameter, dict) and isinstance(parameter.get("when"), dict):
-                parameter["when"] = {new_name(str(key)): value for key, value in parameter["when"].items()}
-        return found
+        if isinstance(values, dict):
+            values = {name: with_new_names(part) for name, part in values.items()}
+        return values
 
     @model_validator(mode="after")
     def _is_in_order(self) -> "Space":
