@@ -85,7 +85,7 @@ def test_a_printed_string_is_one_line() -> None:
 
 
 def test_pages_and_charts_show_names_as_they_are() -> None:
-    words = {"name": FOREIGN + "<b>", "about": "", "spread": "", "is_wide": False}
+    words = {"name": FOREIGN + "<b>", "about": "", "spread": "", "scrolls": ""}
     page = render("comparison.html", **words, header=["$x^$"], rows=[], best=[], charts=[], samples=[])
     for foreign in ("\x1b", "\u202e", "<b>"):
         assert foreign not in page
