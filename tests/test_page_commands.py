@@ -40,7 +40,8 @@ SMALL = (
 """A run of ten updates."""
 SMALL_LATENTS = (
     "data.num_streams=4 data.shuffle_window=16 data.validation_fraction=0.2 model.ratio.hidden=[8,8] "
-    "prior.num_particles=64 stages.max_stages=1 stages.batch_size=32 stages.buffer_samples=64 stages.min_samples=160 "
+    "prior.num_particles=64 prior.base_components=1 stages.start_samples=64 stages.max_stages=1 stages.batch_size=32 "
+    "stages.buffer_samples=64 stages.min_samples=160 "
     "stages.max_samples=320 stages.settle_samples=160 stages.evidence_every=160 stages.evidence_samples=32 "
     "train.batch_size=32 train.max_samples=320 checkpoint.every_samples=320 metrics.every_samples=160 "
     "metrics.tensorboard=false"

@@ -1,5 +1,7 @@
 """A first configuration for latents that are given as data. The recipe is that of `configs/latents.yaml`."""
 
+import math
+
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import has_validation_part
 from ebmscale.errors import DataError
@@ -10,6 +12,7 @@ STREAMS = 32
 PASSES = 40  # over the set
 BOUNDS = (400_000, 2_000_000)
 HELD_OUT = 2048  # latents, if the set is large enough
+LEAST_A_COORDINATE = 60  # latents, for a mixture of up to 60 Gaussians to be fitted to them
 
 
 def config_of_latents(manifest: Manifest, url: str, num_samples: int | None = None) -> str:
@@ -29,7 +32,8 @@ def config_of_latents(manifest: Manifest, url: str, num_samples: int | None = No
     shape = manifest.kind_of_samples[1]
     total = thousands(num_samples or min(max(PASSES * num, BOUNDS[0]), BOUNDS[1]), 20_000)
     held_out = round(max(min(0.2, HELD_OUT / num), 80 / num, 0.02), 3)
-    share = has_validation_part(manifest)
+    share, buffer = has_validation_part(manifest), min(51_200, max(num // STREAMS, 1) * STREAMS)
+    fitted = buffer >= LEAST_A_COORDINATE * math.prod(shape)
     values = {
         "name": name_for(url),
         "url": quoted(url),
@@ -38,7 +42,9 @@ def config_of_latents(manifest: Manifest, url: str, num_samples: int | None = No
         "window": max(1, min(512, num // STREAMS)),
         "latent": f"latent_shape: {list(shape)}" if len(shape) > 1 else f"latent_dim: {shape[0]}",
         "ratio": "{form: residual, hidden: [32, 64]}" if len(shape) == 3 else "{hidden: [200, 200], squares: true}",
-        "buffer": min(51_200, max(num // STREAMS, 1) * STREAMS),
+        "base": "{base: moments, base_components: auto}" if fitted else "{base: standard}",
+        "start": buffer if fitted else 0,
+        "buffer": buffer,
         "batch": 512 if num >= 5000 else 128,
         "least": total // 20,
         "most": total // 5,
@@ -69,8 +75,12 @@ model:
 
 posterior: {{start: encoder, num_steps: 0}}
 
+# The base is a mixture of Gaussians, whose number held-out latents choose. The stages improve on it.
+prior: {base}
+
 # All lengths of time are numbers of samples: latents that were trained on, counted each time.
 stages:
+  start_samples: {start}
   max_stages: 4
   updates_per_batch: 1
   batch_size: {batch}
