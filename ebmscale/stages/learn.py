@@ -31,6 +31,8 @@ Progress = Callable[[StageRecord], None]
 
 CHECKED = 8192
 """Samples of q that a stage's weights are chosen by, at most."""
+MOST_LOST = 1.0
+"""Nats that a stage may lose by its own bound, as an error; one that loses more has a density without a normaliser."""
 MOST_FOR_MOMENTS = 65536
 """Samples of q whose moments are taken."""
 
@@ -215,6 +217,11 @@ def close_stage(
         seconds=course.clock() - began,
         reason=trainer.reason,
     )
+    if not record.nats > -MOST_LOST:
+        before = learned.standing
+        record = replace(record, gain=0.0, nats=0.0, nats_error=0.0, log_z=before.log_z, log_z_error=before.log_z_error)
+        verdict = Verdict(False, "the ratio grows too fast for its density to be normalised, so the stage is left out")
+        return replace(learned, records=(*learned.records, record), verdict=verdict)
     verdict = after(record, Budget(record.seconds, course.ends_at - course.clock()), course.settings)
     if verdict.goes_on and not source.reaches:
         verdict = Verdict(False, f"{verdict.reason}; too few samples of p reach q for another stage")

@@ -85,3 +85,13 @@ def test_a_stage_that_says_nothing_is_the_last() -> None:
     assert len(found.records) == 1
     assert found.records[0].nats < 0.02
     assert not found.verdict.goes_on
+
+
+def test_a_ratio_whose_density_has_no_normaliser_is_left_out() -> None:
+    empty, source, course = made(SETTINGS)
+    accept = source.accept
+    source.accept = lambda sequence: replace(accept(sequence), by=1e6, log_z=1e6)  # type: ignore[method-assign]
+    learned = learn(Learned(empty), source, course)
+    assert learned.sequence.num_stages == 0
+    assert [(one.gain, one.nats, one.log_z) for one in learned.records] == [(0.0, 0.0, 0.0)]
+    assert "too fast for its density to be normalised" in learned.verdict.reason

@@ -1,0 +1,68 @@
+"""The stages of a run on images, and the same stages on its latents as data, reach the same density."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ebmscale
+from ebmscale.config import load_config
+from ebmscale.data.chunks import read_split
+from ebmscale.data.manifest import Manifest
+from ebmscale.evaluate.encode_parts import EncodeJob, coder_of_run
+from ebmscale.model.run_folder import run_storage
+from ebmscale.runtime.part_job import Workers
+from ebmscale.runtime.parts import run_parts
+from ebmscale.storage import Storage
+from tests.pages import ROOT
+
+BOTH = [
+    "posterior.start=encoder",
+    "posterior.num_steps=0",
+    "stages.updates_per_batch=4",
+    "stages.buffer_samples=12800",
+    "stages.min_samples=12800",
+    "stages.max_samples=25600",
+    "stages.evidence_every=2560",
+    "stages.evidence_samples=320",
+    "stages.max_stages=2",
+    "data.num_streams=32",
+    "data.shuffle_window=32",
+    "data.validation_fraction=0.2",
+    "train.batch_size=128",
+]
+
+
+def nats(log_density: torch.Tensor) -> tuple[float, float]:
+    return float(log_density.mean()), float(log_density.std()) / math.sqrt(len(log_density))
+
+
+@pytest.mark.slow
+def test_same_latents_in_same_nats_out(digits_url: str, tmp_path: Path) -> None:
+    home = f"storage.url={tmp_path / 'runs'}"
+    first = load_config(
+        ROOT / "configs" / "digits.yaml",
+        [*BOTH, home, f"data.url={digits_url}", "train.generator.stop_samples=60000", "stages.start_samples=60000",
+         "train.max_samples=120000"],
+    )  # fmt: skip
+    model = ebmscale.train(first).load()
+    latents = Storage.at(tmp_path / "z")
+    job = EncodeJob.of(coder_of_run(run_storage(first)), Storage.at(digits_url), latents, 0, "cpu")
+    run_parts(job, Workers())
+    job.join()
+    second = load_config(
+        ROOT / "configs" / "latents.yaml",
+        [*BOTH, home, f"data.url={latents.url}", "prior.base=standard", "prior.base_components=1",
+         "stages.start_samples=12800", "train.max_samples=80000", "model.ratio.hidden=[128,128]"],
+    )  # fmt: skip
+    given = ebmscale.train(second).load()
+    rows = read_split(latents, Manifest.load(latents), "validation", None, 0.2)[0]
+    mean, std = rows[:, 0], rows[:, 1]
+    z = mean + std * torch.from_numpy(np.random.default_rng(0).standard_normal(mean.shape).astype("f4"))
+    own, own_error = nats(model.log_prior(z, model.log_normaliser()))
+    other, other_error = nats(given.log_density(z, given.log_normaliser()))
+    base, _ = nats(model.at_stage(0).log_prior(z))
+    assert own > base + 2
+    assert abs(own - other) < 0.5 + 3 * math.hypot(own_error, other_error)
