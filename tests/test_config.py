@@ -68,7 +68,7 @@ def test_one_gaussian_is_not_fitted_several_times() -> None:
 
 def test_the_number_of_components_may_be_left_to_held_out_posteriors() -> None:
     room = "stages={buffer_samples: 640, start_samples: 640}"
-    for given, sizes in (("auto", (1, 10, 30, 60)), ("[2, 5]", (2, 5)), ("7", (7,))):
+    for given, sizes in (("auto", (1, 2, 4, 10, 30, 60)), ("[2, 5]", (2, 5)), ("7", (7,))):
         prior = parse_config(MINIMAL, [room, f"prior={{base: moments, base_components: {given}}}"]).prior
         assert (prior.base_sizes, prior.chooses_base) == (sizes, given != "7")
     with pytest.raises(ConfigError, match="a list of rising numbers"):

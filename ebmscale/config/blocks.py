@@ -136,7 +136,7 @@ class PosteriorBlock(ChainBlock):
         return self
 
 
-AUTO_COMPONENTS = (1, 10, 30, 60)
+AUTO_COMPONENTS = (1, 2, 4, 10, 30, 60)
 
 
 class PriorBlock(ChainBlock):
@@ -149,7 +149,7 @@ class PriorBlock(ChainBlock):
     )
     base_components: Positive | Literal["auto"] | tuple[Positive, ...] = key(
         "Number of Gaussians in the mixture that `moments` fits. Of a list, such as `[1, 10, 30]`, the run takes the "
-        "number under which the posteriors of held-out images are likeliest. `auto` is `[1, 10, 30, 60]`.",
+        "number under which the posteriors of held-out images are likeliest. `auto` is `[1, 2, 4, 10, 30, 60]`.",
         1,
     )
     base_fits: Positive = key(

@@ -57,7 +57,7 @@ def draw(q: Mixture, num: int, seed: int) -> torch.Tensor:
     [
         ("standard", (2,), {"prior.base": "standard", "prior.base_components": 1, "stages.start_samples": 0}, 0.05),
         ("mixture", (16,), {}, 0.1),
-        ("mixture", (128,), {}, 1.5),
+        ("mixture", (128,), {}, 2.0),
         ("field", (CHANNELS, SIDE, SIDE), {"model.ratio": {"form": "residual", "hidden": [16, 16]}}, 0.5),
     ],
 )
