@@ -30,7 +30,7 @@ NUMBERS = ("share", "log_z", "log_z_error", "step_size")
 
 
 class FromBase:
-    """See `source.Source`. While the weights of the base's draws bear it they are used; else particles follow by SMC.
+    """A `source.PriorSource`: weighted draws of the base while enough of them count, else particles that follow by SMC.
 
     Args:
         sequence: the base with the ratios that there are.
@@ -55,7 +55,7 @@ class FromBase:
         return self._sequence.num_stages + 1
 
     def supply(self) -> Chosen:
-        """See `source.Source.supply`."""
+        """See `source.PriorSource.supply`."""
         settings, draws, name = self._settings, self._draws, f"stage-{self._stage}"
         if self._stage == 1:
             return Chosen(ExactDraws(self._sequence.base, draws, name), "the prior is the base itself")
@@ -69,17 +69,17 @@ class FromBase:
         return Chosen(pool, f"{share}: too few")
 
     def tuning(self, supply: Supply) -> Negatives:
-        """See `source.Source.tuning`."""
+        """See `source.PriorSource.tuning`."""
         if isinstance(supply, Pool):
             return Negatives(self.tune.rows, torch.ones(len(self.tune.rows), device=self.tune.z.device))
         return supply.fresh(CHECKED, 0)
 
     def judging(self, supply: Supply) -> Negatives:
-        """See `source.Source.judging`."""
+        """See `source.PriorSource.judging`."""
         return supply.fresh(CHECKED, 1)
 
     def tilt(self, ratio: nn.Module, mean_q: float) -> float:
-        """See `source.Source.tilt`; found along annealed particles.
+        """See `source.PriorSource.tilt`; found along annealed particles.
 
         Raises:
             DivergenceError: the particles cannot follow.
@@ -90,7 +90,7 @@ class FromBase:
         return self._tilted.gain
 
     def accept(self, sequence: RatioSequence) -> Grown:
-        """See `source.Source.accept`.
+        """See `source.PriorSource.accept`.
 
         Raises:
             DivergenceError: the particles cannot follow.

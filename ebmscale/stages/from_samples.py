@@ -66,7 +66,7 @@ class WeightedSamples:
 
 
 class FromSamples:
-    """See `source.Source`: samples of p in three parts, which are weighted and never moved.
+    """See `source.PriorSource`: samples of p in three parts, which are weighted and never moved.
 
     Args:
         parts: to train on (N, Z), to tune by, and to judge by.
@@ -88,21 +88,21 @@ class FromSamples:
         return share_of(self._log_weights[1])
 
     def supply(self) -> Chosen:
-        """See `source.Source.supply`."""
+        """See `source.PriorSource.supply`."""
         train, tune, _ = zip(self._parts, self._log_weights, strict=True)
         supply = WeightedSamples(*train, *tune, self._draws, f"stage-{self._num_stages + 1}")
         return Chosen(supply, "p is known by samples alone")
 
     def tuning(self, supply: Supply) -> Negatives:
-        """See `source.Source.tuning`."""
+        """See `source.PriorSource.tuning`."""
         return Negatives(self._parts[1], normalised(self._log_weights[1]))
 
     def judging(self, supply: Supply) -> Negatives:
-        """See `source.Source.judging`."""
+        """See `source.PriorSource.judging`."""
         return Negatives(self._parts[2], normalised(self._log_weights[2]))
 
     def tilt(self, ratio: nn.Module, mean_q: float) -> float:
-        """See `source.Source.tilt`; it goes no further than `min_share` of the samples can follow.
+        """See `source.PriorSource.tilt`; it goes no further than `min_share` of the samples can follow.
 
         Where that is what stops it, or few samples are left to carry the ratio, `reaches` becomes false.
         """
@@ -124,7 +124,7 @@ class FromSamples:
         return low if low > 1e-6 else 0.0
 
     def accept(self, sequence: RatioSequence) -> Grown:
-        """See `source.Source.accept`."""
+        """See `source.PriorSource.accept`."""
         before, _ = importance_estimate(self._log_weights[2])
         old = self._log_weights[2] - before
         self._log_weights = [w + f for w, f in zip(self._log_weights, self._pending, strict=True)]

@@ -22,7 +22,7 @@ from ebmscale.stages.draws import Draws, Halted
 from ebmscale.stages.record import Memorised, StageRecord
 from ebmscale.stages.scheduler import MOMENTS_SAY, Bounds, Budget, Verdict, after, explore
 from ebmscale.stages.settings import StageSettings
-from ebmscale.stages.source import Chosen, Grown, Source
+from ebmscale.stages.source import Chosen, Grown, PriorSource
 from ebmscale.stages.supplies import Negatives, unweighted
 from ebmscale.stages.targets import Parts, Target
 from ebmscale.stages.trainer import Adam, HeldOut, Trainer, evaluated
@@ -82,7 +82,7 @@ class Learned:
 
 def learn(
     learned: Learned,
-    source: Source,
+    source: PriorSource,
     course: Course,
     progress: Progress = lambda record: None,
     after_part: Callable[[Learned, Trainer], None] = lambda learned, trainer: None,
@@ -119,7 +119,7 @@ def learn(
     return learned
 
 
-def open_stage(sequence: RatioSequence, source: Source, chosen: Chosen, course: Course) -> Trainer:
+def open_stage(sequence: RatioSequence, source: PriorSource, chosen: Chosen, course: Course) -> Trainer:
     """The next stage before its first update."""
     stage, draws, settings = sequence.num_stages + 1, course.draws, course.settings.trainer
     q = every(course.parts.tune, draws, "tune", stage)
@@ -176,7 +176,7 @@ def train(
 def close_stage(
     learned: Learned,
     trainer: Trainer,
-    source: Source,
+    source: PriorSource,
     chosen: Chosen,
     course: Course,
     began: float,

@@ -34,7 +34,7 @@ class Chosen:
     reason: str
 
 
-class Source(Protocol):
+class PriorSource(Protocol):
     """Samples of the current prior p_{k-1}, which follow the sequence.
 
     Attributes:
