@@ -20,6 +20,7 @@ from tests.runtime.conftest import MID, RESUMED, SETTINGS, undisturbed
 from tests.runtime.local_cluster import ROOT, LocalCluster, config_file, final_state, running
 from tests.runtime.search_runs import BEGUN, DONE, check_complete, space_file, store_at, tiny_config
 from tests.s3_server import SECRET, S3Server
+from tests.training.test_own_networks import SOURCE
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -175,3 +176,15 @@ def test_storage_and_shards_on_s3_through_the_loss_of_a_worker(
     manifest = json.loads(saved.read_text(f"{saved.list()[-1]}/manifest.json"))
     cluster.down()
     assert {n: f["sha256"] for n, f in manifest["files"].items() if n != "clock.json"} == straight["files"]
+
+
+def test_a_network_of_ones_own_travels_with_a_job(
+    pair: LocalCluster, make_config: Callable[..., Path], work: Path, tmp_path: Path
+) -> None:
+    (work / "own_networks.py").write_text(SOURCE)
+    config = make_config("own", train={"max_samples": 1600}, model={"ratio": {"class": "own_networks:Ratio"}})
+    with running(submit_command(config, pair.jobs_url, work, TWO), **pair.access) as job:
+        job.wait_for("^shipped run .* 2 worker")
+        assert job.end() == 0, job.text
+    stored = json.loads((tmp_path / "runs" / "own" / "networks.json").read_text())
+    assert list(stored["sha256"]) == ["own_networks:Ratio"]
