@@ -19,7 +19,6 @@ from tests.pages import ROOT
 
 pytestmark = pytest.mark.slow
 NUM, NUM_TEST = 20_000, 2000
-SIDE, CHANNELS = 4, 4
 
 
 def mixture(dim: int) -> Mixture:
@@ -30,21 +29,6 @@ def mixture(dim: int) -> Mixture:
     return Mixture(torch.tensor([0.4, 0.3, 0.2, 0.1]), means, choleskys)
 
 
-def field() -> Mixture:
-    """Two Markov random fields of Gaussians on maps (4, 4, 4): neighbours in space and in channels are coupled."""
-    num = CHANNELS * SIDE * SIDE
-    precision = 1.3 * torch.eye(num, dtype=torch.float64)
-    place = np.arange(num).reshape(CHANNELS, SIDE, SIDE)
-    for axis, coupling in enumerate((0.15, 0.22, 0.22)):
-        count = place.shape[axis] - 1
-        for a, b in zip(place.take(range(count), axis).flat, place.take(range(1, count + 1), axis).flat, strict=True):
-            precision[a, b] = precision[b, a] = -coupling
-    root = torch.linalg.cholesky(torch.linalg.inv(precision)).float()
-    return Mixture(
-        torch.tensor([0.5, 0.5]), torch.stack([torch.ones(num), -torch.ones(num)]), torch.stack([root, root])
-    )
-
-
 def draw(q: Mixture, num: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     place = torch.multinomial(q.weights, num, True, generator=generator)
@@ -53,33 +37,29 @@ def draw(q: Mixture, num: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "keys", "nats"),
+    ("dim", "overrides", "nats"),
     [
-        ("standard", (2,), {"prior.base": "standard", "prior.base_components": 1, "stages.start_samples": 0}, 0.05),
-        ("mixture", (16,), {}, 0.1),
-        ("mixture", (128,), {}, 2.0),
-        ("field", (CHANNELS, SIDE, SIDE), {"model.ratio": {"form": "residual", "hidden": [16, 16]}}, 0.5),
+        (2, ("prior.base=standard", "prior.base_components=1", "stages.start_samples=0"), 0.05),
+        (16, (), 0.1),
     ],
 )
 def test_log_density_is_near_the_truth_and_samples_look_like_fresh_ones(
-    name: str, shape: tuple[int, ...], keys: dict[str, object], nats: float, tmp_path: Path
+    dim: int, overrides: tuple[str, ...], nats: float, tmp_path: Path
 ) -> None:
-    q = field() if name == "field" else mixture(math.prod(shape))
-    np.savez(tmp_path / "z.npz", latents=draw(q, NUM, 1).view(-1, *shape).numpy())
+    q = mixture(dim)
+    np.savez(tmp_path / "z.npz", latents=draw(q, NUM, 1).numpy())
     pack(open_source("npy", str(tmp_path / "z.npz")), Storage.at(tmp_path / "z"))
-    overrides = [f"{key}={value}" for key, value in keys.items() if not isinstance(value, dict)]
-    overrides += [f"model.ratio.{key}={value}" for key, value in dict(keys.get("model.ratio", {})).items()]  # type: ignore[call-overload]
     config = ebmscale.load_config(
         ROOT / "configs" / "latents.yaml",
         [f"data.url={tmp_path / 'z'}", f"storage.url={tmp_path / 'runs'}", "data.validation_fraction=0.1", *overrides],
     )
     model = ebmscale.train(config).load()
     held_out = draw(q, NUM_TEST, 2)
-    found = model.log_density(held_out.view(-1, *shape), model.log_normaliser())
+    found = model.log_density(held_out, model.log_normaliser())
     gap = float((q.log_density(held_out) - found).mean())
     error = float((q.log_density(held_out) - found).std()) / math.sqrt(NUM_TEST)
     assert -3 * error - 0.05 < gap < nats
-    ours, fresh = model.sample(NUM_TEST).flatten(1), draw(q, NUM_TEST, 3)
+    ours, fresh = model.sample(NUM_TEST), draw(q, NUM_TEST, 3)
     assert two_sample_test(ours.numpy(), fresh.numpy()).p_value > 0.001
     both = torch.cat([ours, fresh])
     both = ((both - both.mean(0)) / both.std(0)).numpy()
