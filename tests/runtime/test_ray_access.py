@@ -120,7 +120,7 @@ def test_the_doctor_finds_the_token(home: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 SESSION = """
-import os, psutil
+import contextlib, os, psutil
 from ebmscale.config import RayBlock
 from ebmscale.runtime.ray_access import MODE
 from ebmscale.runtime.ray_session import ray_session
@@ -128,9 +128,10 @@ with ray_session(RayBlock(num_workers=1)) as ray:
     print("address", ray.get_runtime_context().gcs_address)
     print("worker", ray.get(ray.remote(ray.util.get_node_ip_address).remote()))
     for one in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        for socket in one.net_connections("tcp"):
-            if socket.status == "LISTEN":
-                print("listens", socket.laddr.ip)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            for socket in one.net_connections("tcp"):
+                if socket.status == "LISTEN":
+                    print("listens", socket.laddr.ip)
     print("ready", flush=True)
     input()
 print("mode", os.environ.get(MODE))
