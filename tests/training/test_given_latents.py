@@ -160,6 +160,14 @@ def test_half_a_posterior_is_refused(arrays, says, tmp_path):
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("beside", ["x_train", "images", "latents"])
+def test_moments_beside_arrays_that_are_called_samples_are_statistics(beside, tmp_path):
+    samples = two_clusters(20).numpy()
+    data = packed(tmp_path, **{beside: samples}, mean=samples.mean(0), std=samples.std(0), class_mean=samples[:2])
+    manifest = Manifest.load(data)
+    assert (manifest.encoding, manifest.num_samples, manifest.image_shape) == ("raw", 20, (3,))
+
+
 def test_a_negative_std_or_nan_is_refused(tmp_path):
     mean, std = two_clusters(50).numpy(), np.full((50, 3), 0.1, "f4")
     with pytest.raises(DataError, match="negative standard deviation"):

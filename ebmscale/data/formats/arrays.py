@@ -114,7 +114,7 @@ def _of_file(path: Path) -> tuple[list[Arrays], tuple[str, ...]]:
     except Exception as error:  # what a damaged archive raises has no common class
         raise _unreadable(path, error) from error
     labels = {name for name in arrays if _holds_labels(name)}
-    if any(_moment(name) for name in arrays if name not in labels):
+    if _are_posteriors([name for name in arrays if name not in labels]):
         return _of_posteriors(path, {name: array for name, array in arrays.items() if _moment(name) or name in labels})
     many = [name for name, array in arrays.items() if array.ndim >= 2 and name not in labels]
     named = [name for name in arrays if name not in labels and (part_of(name) or _rank(name) < len(_SAMPLES))]
@@ -136,6 +136,15 @@ def _of_file(path: Path) -> tuple[list[Arrays], tuple[str, ...]]:
 def _moment(name: str) -> str | None:
     """`mean` or `std` if a word of the name says so."""
     return next((word for word in ("mean", "std") if word in words_of(name)), None)
+
+
+def _are_posteriors(names: list[str]) -> bool:
+    """Whether arrays of these names, none of them labels, are means and standard deviations.
+
+    Beside arrays that are called samples they are statistics, such as those of pixels.
+    """
+    others = [name for name in names if not _moment(name)]
+    return len(others) < len(names) and not any(part_of(name) or _rank(name) < len(_SAMPLES) for name in others)
 
 
 def _of_posteriors(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[list[Arrays], tuple[str, ...]]:
@@ -195,8 +204,7 @@ def _of_folder(folder: Path) -> tuple[list[Arrays], tuple[Path, ...]]:
             )
         else:
             samples[part or "train"].append(file)
-    moments = [file for files in samples.values() for file in files if _moment(file.stem)]
-    if moments:
+    if _are_posteriors([file.stem for files in samples.values() for file in files]):
         named = {f"{part}_{file.stem}": _load_array(file) for part, files in samples.items() for file in files}
         named |= {f"{part}_labels": _load_array(file) for part, file in labels.items()}
         stretches, _ = _of_posteriors(folder, named)
