@@ -151,7 +151,7 @@ class EncodeJob:
         """What does a shard, with the model opened.
 
         Raises:
-            DataError: the set has changed since.
+            ConfigError: the set has changed since.
         """
         manifest = Manifest.load(self.data)
         if manifest.identity() != self.identity:

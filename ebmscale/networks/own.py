@@ -53,7 +53,7 @@ def own_class(path: str) -> type[nn.Module]:
     except BaseException as error:  # the module runs code of the user's
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise OwnNetworkError(f"{path} cannot be imported: {type(error).__name__}: {_line(error)}") from error
+        raise OwnNetworkError(f"{path} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -87,7 +87,7 @@ def own_network(path: str, args: Mapping[str, Any], seed: int) -> nn.Module:
         except Exception as error:  # its constructor is the user's
             given = ", ".join(f"{name}={value!r}" for name, value in args.items())
             raise OwnNetworkError(
-                f"{path} cannot be made with ({given}): {type(error).__name__}: {_line(error)}"
+                f"{path} cannot be made with ({given}): {type(error).__name__}: {one_line(error)}"
             ) from error
     return network.float()
 
@@ -141,6 +141,6 @@ def freeze(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """The message of an error on one line."""
     return " ".join(str(error).split())[:300]

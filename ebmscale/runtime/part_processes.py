@@ -5,14 +5,15 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from ebmscale.machine import num_cpus
 from ebmscale.runtime.part_job import PartedJob
+from ebmscale.runtime.variables import variables
 from ebmscale.stop import SIGNALS
 
 WAIT_S = 0.5
@@ -78,7 +79,7 @@ class ProcessCrew:
         here, there = context.Pipe()
         number = len(self._workers)
         process = context.Process(target=_serve, args=(self._job, there), name=f"part-worker-{number}", daemon=True)
-        with _environment(number, max(num_cpus() // self._num, 1)):
+        with variables(_environment(number, max(num_cpus() // self._num, 1))):
             process.start()
         there.close()
         self._workers.append(_Worker(process, here))
@@ -93,20 +94,9 @@ class ProcessCrew:
         self._workers.remove(worker)
 
 
-@contextmanager
-def _environment(number: int, threads: int) -> Iterator[None]:
+def _environment(number: int, threads: int) -> dict[str, str]:
     """The variables with which a worker starts: its share of the cores, and the GPU that is its turn."""
-    given = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads), "LOCAL_RANK": str(number)}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads), "LOCAL_RANK": str(number)}
 
 
 def _serve(job: PartedJob, connection: Connection) -> None:

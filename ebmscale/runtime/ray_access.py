@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ebmscale.errors import ConfigError
+from ebmscale.runtime.variables import variables
 
 MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
@@ -82,7 +83,7 @@ def private_ray() -> Iterator[None]:
         ConfigError: there is no token, and it cannot be written.
     """
     ensure_token()
-    with on_loopback(), _variables({MODE: "token"}):
+    with on_loopback(), variables({MODE: "token"}):
         _read_mode()
         yield
     _read_mode()
@@ -95,25 +96,10 @@ def on_loopback() -> Iterator[None]:
 
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
-        with _variables({ON_LOOPBACK: "0"}):
+        with variables({ON_LOOPBACK: "0"}):
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
-def _variables(values: dict[str, str]) -> Iterator[None]:
-    """Sets these variables inside the context, and restores them afterwards."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def answer_refusal() -> bool:

@@ -25,7 +25,7 @@ from ebmscale.model.build import build_model, build_ratio_network
 from ebmscale.model.image_model import ImageModel
 from ebmscale.model.pieces import parse_tensors
 from ebmscale.networks import OfShape, OwnRatio, Standard, source_sha256
-from ebmscale.networks.own import FlatPosterior
+from ebmscale.networks.own import FlatPosterior, one_line
 from ebmscale.storage import Storage
 from ebmscale.stored import Stored, read_document, read_file
 
@@ -113,10 +113,9 @@ def load_weights(network: nn.Module, address: Address, key: str) -> None:
     except EbmscaleError as error:
         raise ConfigError(f"{key}: {error}") from None
     except Exception as error:  # what torch raises for bytes that are no state dict has no common class
-        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{key}: {address} does not hold the weights of {type(inner).__name__} ({reason}); give safetensors or a "
-            "state dict."
+            f"{key}: {address} does not hold the weights of {type(inner).__name__} ({one_line(error)}); give "
+            "safetensors or a state dict."
         ) from None
 
 
@@ -151,10 +150,9 @@ def try_networks(config: RunConfig, networks: ImageModel, shape: tuple[int, ...]
         try:
             torch.vmap(lambda weights: torch.func.functional_call(ratio, weights, (latents,)))(stacked)
         except Exception as error:  # the class is the user's
-            reason = " ".join(str(error).split())[:300]
             raise ConfigError(
-                f"model.ratio.class {path} cannot be evaluated for several stages together by torch.vmap ({reason}); "
-                "leave out batch statistics, random layers and operations in place."
+                f"model.ratio.class {path} cannot be evaluated for several stages together by torch.vmap "
+                f"({one_line(error)}); leave out batch statistics, random layers and operations in place."
             ) from error
 
 
@@ -163,8 +161,7 @@ def _tried(network: nn.Module, given: Tensor, what: str, words: str) -> Tensor |
         with torch.no_grad():
             out: Tensor | tuple[Tensor, Tensor] = network(given)
     except Exception as error:  # the class is the user's
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{what} fails on {words}: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"{what} fails on {words}: {type(error).__name__}: {one_line(error)}") from error
     return out
 
 
