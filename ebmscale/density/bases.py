@@ -125,7 +125,8 @@ class MomentBase(Gaussian):
             return base
         noise = torch.randn(means.shape, generator=generator)
         draws = base.coordinates(means.float() + variances.float().sqrt() * noise)
-        return cls(base.mean, base.cholesky, Mixture.fitted(draws, num_components, generator, num_fits))
+        mixture = Mixture.fitted(draws, num_components, generator, num_fits, axes=base.axes())
+        return cls(base.mean, base.cholesky, mixture)
 
     def to(self, device: torch.device | str) -> "MomentBase":
         """The same base on another device."""
@@ -135,6 +136,10 @@ class MomentBase(Gaussian):
     def coordinates(self, z: Tensor) -> Tensor:
         """Whitened points L^-1 (z - mean), (..., Z), of points z (..., Z)."""
         return (z - self.mean.to(z)) @ self._whiten.to(z)
+
+    def axes(self) -> Tensor:
+        """A (Z, Z): x @ A are the points with coordinates x, less the mean, each in units of its standard deviation."""
+        return (self.cholesky / self.cholesky.norm(dim=1, keepdim=True)).T
 
     def from_coordinates(self, x: Tensor) -> Tensor:
         """Points (N, Z) with these coordinates."""
@@ -206,6 +211,7 @@ class Mixture(Base):
         generator: torch.Generator | None = None,
         num_fits: int = 1,
         num_steps: int = EM_STEPS,
+        axes: Tensor | None = None,
     ) -> "Mixture":
         """The mixture that expectation maximisation finds (see `density.mixture_fit`).
 
@@ -215,8 +221,9 @@ class Mixture(Base):
             generator: of the centres.
             num_fits: from as many sets of centres; the mean of their densities is again a mixture, of so many times C.
             num_steps: of expectation maximisation.
+            axes: of the first centres, see `mixture_fit.fit_components`.
         """
-        found = [fit_components(samples, num_components, generator, num_steps) for _ in range(num_fits)]
+        found = [fit_components(samples, num_components, generator, num_steps, axes) for _ in range(num_fits)]
         weights, means, choleskys = (torch.cat(parts) for parts in zip(*found, strict=True))
         return cls(weights / num_fits, means, choleskys)
 

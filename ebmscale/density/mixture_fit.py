@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 EM_STEPS = 20
+CENTRE_TRIES, CENTRE_STEPS = 4, 5
+"""Sets of first centres of which the best is taken, and the steps of k-means that each takes."""
 EM_BLOCK = 2**18
 """Numbers in the products of a block of samples: few enough that they stay in a processor's cache."""
 
@@ -51,18 +53,26 @@ class Components(NamedTuple):
 
 
 def fit_components(
-    samples: Tensor, num_components: int, generator: torch.Generator | None = None, num_steps: int = EM_STEPS
+    samples: Tensor,
+    num_components: int,
+    generator: torch.Generator | None = None,
+    num_steps: int = EM_STEPS,
+    axes: Tensor | None = None,
 ) -> Components:
-    """Components after expectation maximisation from centres that are chosen by k-means++.
+    """Components after expectation maximisation from centres of k-means.
 
     Args:
         samples: (N, Z), of about unit scale.
         num_components: C.
         generator: of the centres.
         num_steps: of expectation maximisation.
+        axes: (Z, Z); k-means measures distances between samples @ axes. Clusters that lie along one of many axes are
+            far apart in the coordinates before whitening, and near each other after it.
     """
-    centres = _spread_centres(samples, num_components, generator)
-    components = _maximised(samples, partial(_nearest, centres))
+    seen = samples if axes is None else samples @ axes.to(samples)
+    tries = [_centres(seen, num_components, generator) for _ in range(CENTRE_TRIES if num_components > 1 else 1)]
+    centres = min(tries, key=lambda found: float(torch.cdist(seen, found).amin(1).square().sum()))
+    components = _maximised(samples, partial(_nearest, centres, axes))
     for _ in range(num_steps):
         components = improve_components(components, samples)
     return components
@@ -123,10 +133,22 @@ def _maximised(samples: Tensor, shares: Shares) -> Components:
     return Components(*(found.to(samples) for found in (weights, means, torch.linalg.cholesky(covariances))))
 
 
-def _nearest(centres: Tensor, statistics: Tensor) -> Tensor:
+def _nearest(centres: Tensor, axes: Tensor | None, statistics: Tensor) -> Tensor:
     """1 where a centre (C, Z) is the nearest one of a point with these statistics (S, N), else 0: (C, N)."""
     z = statistics[1 : centres.shape[1] + 1].T
-    return one_hot(torch.cdist(z, centres.to(z)).argmin(1), len(centres)).T.to(z)
+    seen = z if axes is None else z @ axes.to(z)
+    return one_hot(torch.cdist(seen, centres.to(z)).argmin(1), len(centres)).T.to(z)
+
+
+def _centres(samples: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
+    """`num` centres of samples (N, Z): k-means from samples that are drawn by k-means++, (C, Z)."""
+    centres = _spread_centres(samples, num, generator)
+    for _ in range(CENTRE_STEPS):
+        nearest = torch.cdist(samples, centres).argmin(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, samples)
+        counts = nearest.bincount(minlength=num)[:, None]
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+    return centres
 
 
 def _spread_centres(samples: Tensor, num: int, generator: torch.Generator | None) -> Tensor:

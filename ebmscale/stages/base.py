@@ -144,7 +144,7 @@ def _mixture(plain: MomentBase, train: Target, size: int, count: int, generator:
 
     rows = drawn()
     rows = rows[torch.randperm(len(rows), generator=generator)[: FIRST_ROWS * size]]
-    mixture = Mixture.fitted(rows, size, generator, num_steps=FIRST_STEPS)
+    mixture = Mixture.fitted(rows, size, generator, num_steps=FIRST_STEPS, axes=plain.axes())
     for _ in range(STEPS):
         mixture = mixture.improved(drawn())
     return MomentBase(plain.mean, plain.cholesky, mixture)

@@ -169,3 +169,21 @@ def test_a_base_may_be_a_mixture_in_its_coordinates() -> None:
     assert float(base.log_density(grid).exp().sum() * (side[1] - side[0]) ** 2) == pytest.approx(1, abs=1e-3)
     z = base.from_noise(torch.randn(40_000, 2, generator=torch.Generator().manual_seed(1)))
     torch.testing.assert_close(torch.cov(z.T), torch.cov(samples.T), rtol=0.05, atol=0.05)
+
+
+def test_clusters_along_one_axis_of_many_are_found_in_the_coordinates_before_whitening() -> None:
+    generator = torch.Generator().manual_seed(0)
+    side = torch.randint(2, (4000, 1), generator=generator) * 2.0 - 1
+    means, one = torch.stack([torch.ones(40), -torch.ones(40)]), torch.eye(40)
+    truth = Mixture(torch.full((2,), 0.5), means, one.repeat(2, 1, 1))
+    samples = side + torch.randn(4000, 40, generator=generator)
+    base = MomentBase.of_posteriors(samples, torch.zeros_like(samples), 2, generator)
+    overfit = (2 * 40 * 43 / 2) / 4000  # parameters over 2 N, once for the samples and once for the truth
+    assert float((truth.log_density(samples) - base.log_density(samples)).mean().abs()) < overfit
+
+
+def test_axes_lead_back_to_the_points_in_units_of_their_deviations() -> None:
+    samples = draws(500, 4)
+    base = MomentBase.of_posteriors(samples, torch.zeros_like(samples))
+    expected = (samples - samples.mean(0)) / samples.std(0, correction=0)
+    torch.testing.assert_close(base.coordinates(samples) @ base.axes().double(), expected, atol=1e-4, rtol=1e-4)
