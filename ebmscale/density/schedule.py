@@ -88,11 +88,11 @@ class StageState:
 
 @dataclass(frozen=True)
 class Worth:
-    """What the record of a run says of a stage that explores, where the target stands still.
+    """What the record of a run says of a stage, where the target stands still.
 
     Attributes:
         reason: in words.
-        settles_for: samples over which the learning rate falls from now on; None to go on exploring.
+        settles_for: samples over which the learning rate falls, from where it began to or from now on; None to go on.
     """
 
     reason: str
@@ -171,6 +171,8 @@ def decide(
     if state.settling_since is None:
         return _hold_or_settle(state, criteria, now) if worth is None else _explore_by(worth, state, now)
     if not is_settled(state, criteria, now):
+        if worth is not None and worth.settles_for is not None:
+            return Hold(f"settling ends: {worth.reason}"), replace(state, settles_for=worth.settles_for)
         return Hold("settling: the learning rate is falling"), state
     return _conclude(state, evidence, criteria, now)
 

@@ -20,7 +20,7 @@ from ebmscale.seeds import torch_generator
 from ebmscale.stages.beginning import begin, bound_for, start_from_moments
 from ebmscale.stages.draws import Draws, Halted
 from ebmscale.stages.record import Memorised, StageRecord
-from ebmscale.stages.scheduler import MOMENTS_SAY, Bounds, Budget, Verdict, after, explore
+from ebmscale.stages.scheduler import MOMENTS_SAY, Bounds, Budget, Verdict, after, explore, memorises
 from ebmscale.stages.settings import StageSettings
 from ebmscale.stages.source import Chosen, Grown, PriorSource
 from ebmscale.stages.supplies import Negatives, unweighted
@@ -143,7 +143,7 @@ def train(
     began: float,
     after_part: Callable[[Learned, Trainer], None],
 ) -> None:
-    """Trains a stage until the scheduler has it settle and it has settled.
+    """Trains a stage until the scheduler has it settle and it has settled, or memorises.
 
     Raises:
         DivergenceError: its loss is not finite.
@@ -152,7 +152,7 @@ def train(
     if not trainer.curve and trainer.measure() < MOMENTS_SAY:
         trainer.settle("the moments alone tell the two sides apart")
         trainer.settles_for = 0
-    while not trainer.is_done:
+    while not (trainer.is_done or (trainer.settling_since is not None and memorises(trainer.curve))):
         loss = trainer.run(settings.evidence_every)
         if not math.isfinite(loss):
             raise DivergenceError(f"The held-out loss of {trainer.name} is not finite; lower the rate.")

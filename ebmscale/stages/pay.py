@@ -12,7 +12,7 @@ from typing import Any
 from ebmscale.config import StagesBlock
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.schedule import StageState, Worth
-from ebmscale.stages.scheduler import Bounds, Budget, after, explore
+from ebmscale.stages.scheduler import MEMORISES, Bounds, Budget, after, explore, memorises
 from ebmscale.stages.settings import StageSettings
 from ebmscale.stages.trainer import EXPLORES
 
@@ -59,7 +59,9 @@ class Pay:
     def worth(self, state: StageState, now: int) -> Worth:
         """Whether the stage goes on at its full rate, and else for how long the rate falls."""
         age = now - state.started
-        if not self._curve or state.settling_since is not None:
+        if state.settling_since is not None:
+            return Worth(MEMORISES, now - state.settling_since) if memorises(self._curve) else Worth("settling")
+        if not self._curve:
             return Worth("the stage has no evidence yet")
         most = self._stages.max_samples
         bounds = Bounds(self._stages.min_samples / EXPLORES, most)

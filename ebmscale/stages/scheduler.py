@@ -11,6 +11,7 @@ nothing more, and all that is left is left for the next stage.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from ebmscale.stages.record import Paid
@@ -29,6 +30,9 @@ SATURATED = 0.02
 """A held-out loss below this many nats: the two sides are told apart, and more updates would only sharpen that."""
 ROOM = 0.7
 """A new stage begins where there is time for this share of a stage as long as the one before."""
+RISES, LEAST_RISE = 4, 0.002
+"""So many held-out losses in a row, each above the one before and so many nats above the least: the stage memorises."""
+MEMORISES = "the held-out loss rises"
 FREEZING = 0.3
 """What gain, particles and evidence take, as a share of the training, where the record does not say yet."""
 
@@ -74,6 +78,7 @@ def explore(curve: Curve, records: Sequence[Paid], budget: Budget, bounds: Bound
     ends: list[tuple[bool, Verdict]] = [
         (budget.left <= whole - budget.stage, Verdict(False, "the time allowed leaves enough to settle")),
         (loss < SATURATED, Verdict(False, "the two sides are told apart")),
+        (memorises(curve), Verdict(False, MEMORISES)),
         (done >= bounds.most * EXPLORES, Verdict(False, "the stage is as long as it may be")),
         (done < bounds.least * EXPLORES, Verdict(True, "the stage is young")),
         (going > other, Verdict(True, found)),
@@ -96,6 +101,14 @@ def elasticity(curve: Curve) -> float:
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
     return max(slope, 0.0)
+
+
+def memorises(curve: Curve) -> bool:
+    """Whether the held-out loss has risen for `RISES` measurements: the network learns what held-out samples lack."""
+    losses = [loss for _, loss in curve]
+    last = losses[-RISES - 1 :]
+    rises = len(last) > RISES and all(before < after for before, after in pairwise(last))
+    return rises and last[1] > min(losses) + LEAST_RISE
 
 
 def next_share(records: Sequence[Paid], loss: float) -> float:

@@ -7,14 +7,15 @@ import pytest
 
 from ebmscale.config import StagesBlock
 from ebmscale.density.evidence import Evidence
-from ebmscale.density.schedule import Advance, Finish, StageState
+from ebmscale.density.schedule import Advance, Criteria, Finish, StageState, decide, is_settled
 from ebmscale.stages.pay import Pay
-from ebmscale.stages.scheduler import CHANCE
+from ebmscale.stages.scheduler import CHANCE, MEMORISES
 from ebmscale.stages.stage_trainer import StageTrainer
 from tests.stages.moving_gaussian import BATCH, train
 from tests.stages.test_density_negatives import HELD_OUT, SETTINGS, STAGES, equal, make_trainer, restore, saved
 
 EVIDENCE = Evidence(1.0, 0.01, 0.8, 0.01, 1.0, 0.01, 0.5)
+CRITERIA = Criteria(max_stages=5, min_samples=1000, max_samples=80_000, settle_samples=0)
 BLOCK = StagesBlock(max_stages=5, min_samples=1000, max_samples=80_000)
 STILL = replace(
     SETTINGS,
@@ -76,6 +77,25 @@ def test_losses_that_are_not_finite_are_no_part_of_the_record() -> None:
     pay.observe(StageState(), replace(EVIDENCE, loss=math.nan), 500)
     assert pay.values()["curve"] == []
     assert pay.worth(StageState(), 500).settles_for is None
+
+
+def test_a_stage_that_memorises_stops_exploring_and_then_settling() -> None:
+    pay, state = Pay(BLOCK, None), StageState()
+    losses = (1.2, 1.1, 1.12, 1.13, 1.14, 1.15)
+    for place, loss in enumerate(losses):
+        pay.observe(state, replace(EVIDENCE, loss=loss), 1000 * (place + 1))
+    found = pay.worth(state, 6000)
+    assert found.reason == MEMORISES
+    assert found.settles_for == 18_000
+    state = replace(state, settling_since=6000, settles_for=18_000)
+    pay.observe(state, replace(EVIDENCE, loss=1.14), 7000)
+    assert pay.worth(state, 7000).settles_for is None
+    for now in (8000, 9000, 10_000, 11_000):
+        pay.observe(state, replace(EVIDENCE, loss=1.07 + now / 100_000), now)
+    worth = pay.worth(state, 11_000)
+    decision, state = decide(state, EVIDENCE, CRITERIA, 11_000, worth)
+    assert "settling ends: the held-out loss rises" in decision.reason
+    assert is_settled(state, CRITERIA, 11_000)
 
 
 def test_a_second_measurement_at_the_same_time_takes_the_place_of_the_first() -> None:

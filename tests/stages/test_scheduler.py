@@ -8,7 +8,7 @@ import pytest
 
 from ebmscale.density.evidence import Evidence
 from ebmscale.stages.record import Memorised, StageRecord
-from ebmscale.stages.scheduler import CHANCE, Bounds, Budget, after, elasticity, explore, next_share
+from ebmscale.stages.scheduler import CHANCE, Bounds, Budget, after, elasticity, explore, memorises, next_share
 from ebmscale.stages.settings import StageSettings
 from ebmscale.stages.trainer import Measured
 
@@ -95,3 +95,16 @@ def test_what_follows_a_stage(changes: dict[str, Any], left: float, goes_on: boo
     verdict = after(record(**changes), Budget(10.0, left), StageSettings())
     assert verdict.goes_on == goes_on
     assert words in verdict.reason
+
+
+def test_a_loss_that_keeps_rising_says_that_a_stage_memorises() -> None:
+    def curve(*losses: float) -> list[tuple[float, float]]:
+        return [(100 * (place + 1), loss) for place, loss in enumerate(losses)]
+
+    assert memorises(curve(1.20, 1.10, 1.11, 1.12, 1.13, 1.14))
+    assert memorises(curve(1.38, 1.39, 1.40, 1.41, 1.42))
+    assert not memorises(curve(1.20, 1.11, 1.12, 1.13))  # too few to tell
+    assert not memorises(curve(1.20, 1.10, 1.11, 1.12, 1.115, 1.13))  # it fell in between
+    assert not memorises(curve(1.20, 1.10, 1.1001, 1.1002, 1.1003, 1.1004))  # too little to matter
+    rising = curve(1.20, 1.10, 1.11, 1.12, 1.13, 1.14)
+    assert explore(rising, [], UNLIMITED, SETTINGS).reason == "the held-out loss rises"
