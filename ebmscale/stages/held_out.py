@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 from ebmscale.density.evidence import Evidence, measure
 from ebmscale.density.prior import RatioSequence
 from ebmscale.model.sampler import Agreement, agreement
+from ebmscale.stages.record import Memorised
 from ebmscale.stages.supplies import Negatives, unweighted
 from ebmscale.stages.trainer import evaluated
 from ebmscale.world import World, owned_rows
@@ -27,11 +28,18 @@ class HeldOutSides(NamedTuple):
     fresh: Negatives
 
 
+class Unseen(NamedTuple):
+    """Mean losses on fresh negatives and on held-out posteriors, in nats."""
+
+    fresh: float
+    held_out: float
+
+
 class Judged(NamedTuple):
-    """The evidence of a ratio, and its mean loss on the fresh negatives alone, in nats."""
+    """The evidence of a ratio, and its losses on each side."""
 
     evidence: Evidence
-    on_fresh: float
+    unseen: Unseen
 
 
 def judge(
@@ -56,7 +64,8 @@ def judge(
         own = log_ratio(sides.q), log_ratio(sides.fresh.z), sides.fresh.weights
     f_q, f_p, weights = (rows_of_all(part, num_streams, world) for part in own)
     evidence = measure(f_q, unweighted(f_p, weights), grad_norm, judges_gain)
-    return Judged(evidence, float((weights.double() * softplus(f_p)).mean()))
+    fresh = float((weights.double() * softplus(f_p)).mean())
+    return Judged(evidence, Unseen(fresh, float(softplus(-f_q.double()).mean())))
 
 
 def ratio_of(network: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
@@ -78,21 +87,24 @@ def rows_of_all(own: Tensor, num_streams: int, world: World) -> Tensor:
 
 @torch.no_grad()
 def memorised(
-    log_ratio: Callable[[Tensor], Tensor], used: Negatives | None, fresh: float, world: World
-) -> dict[str, float] | None:
-    """The mean loss on negatives that updates used, and on fresh ones (collective); None where none are known.
+    log_ratio: Callable[[Tensor], Tensor], used: Negatives | None, train: Tensor, unseen: Unseen, world: World
+) -> Memorised | None:
+    """What a ratio memorised (collective); None where the negatives that updates used are not known.
 
     Args:
         log_ratio: of the ratio.
-        used: this rank's.
-        fresh: the mean loss on fresh ones.
+        used: this rank's negatives.
+        train: this rank's posteriors that updates use (B, Z).
+        unseen: the losses on what no update uses, over all ranks.
         world: the ranks.
     """
     if used is None:
         return None
-    loss = (used.weights.double() * softplus(log_ratio(used.z)).double()).sum()
-    total, count = world.sum(torch.stack([loss, loss.new_tensor(len(used.z))])).tolist()
-    return {"used": total / count, "fresh": fresh}
+    negative = (used.weights.double() * softplus(log_ratio(used.z)).double()).sum()
+    positive = softplus(-log_ratio(train)).double().sum()
+    counts = negative.new_tensor([len(used.z), len(train)])
+    sums = world.sum(torch.cat([torch.stack([negative, positive]), counts])).tolist()
+    return Memorised(sums[0] / sums[2], unseen.fresh, sums[1] / sums[3], unseen.held_out)
 
 
 def check(prior: RatioSequence, samples: Tensor, q: Tensor, world: World) -> Agreement:

@@ -34,6 +34,7 @@ from ebmscale.stages.latents import Latents
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_updates import RatioReport, RatioUpdates
+from ebmscale.stages.record import Memorised
 from ebmscale.world import World
 
 LiveKind = Literal["lebm", "tre"]
@@ -71,7 +72,7 @@ class LiveTrainer:
         self.state = StageState(started=settings.stages.start_samples)
         self._trace: ChainTrace | None = None
         self.checks: dict[int, Agreement] = {}
-        self.memorised: dict[str, float] | None = None
+        self.memorised: Memorised | None = None
         self._nets, self._kind = nets, kind
         self._updates = RatioUpdates(engine, settings, world)
         self.settings, self._world = settings, world

@@ -17,6 +17,7 @@ from ebmscale.stages.latents import Latents
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_updates import RatioReport
+from ebmscale.stages.record import Memorised
 
 
 class RatioTrainer(Protocol):
@@ -32,7 +33,7 @@ class RatioTrainer(Protocol):
         prior: p_k now.
         state: where the stage is.
         checks: of samples of the prior against held-out posteriors, by stage, where the last decision froze one.
-        memorised: the loss on negatives that were used and on fresh ones, in nats; None where that is not measured.
+        memorised: the losses on what updates use and on what they do not, in nats; None where that is not measured.
     """
 
     engine: RatioEngine
@@ -41,7 +42,7 @@ class RatioTrainer(Protocol):
     prior: RatioSequence
     state: StageState
     checks: dict[int, Agreement]
-    memorised: dict[str, float] | None
+    memorised: Memorised | None
 
     @property
     def trace(self) -> ChainTrace | None:

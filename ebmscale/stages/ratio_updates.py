@@ -17,6 +17,9 @@ from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.world import World, owned_rows
 
+MEASURED = 4096
+"""Posteriors that updates use, of all ranks, of which the loss is measured."""
+
 Losses = Callable[[StreamNoise, Tensor], Iterator[Tensor]]
 """From the noise of this rank's rows and their streams (B,) to the loss of every update.
 
@@ -73,6 +76,13 @@ class RatioUpdates:
             else:
                 bad = True
         return RatioReport(total / self._settings.updates_per_batch, self.grad_norm, bad)
+
+    def like_an_update(self, position: int, draw: Callable[[StreamNoise, Tensor, int], Tensor]) -> Tensor:
+        """What `draw` gives of noise and streams (B,) as an update has them: points (N, Z) of this rank."""
+        rows = owned_rows(MEASURED, self._settings.num_streams, self._world)
+        streams = rows % self._settings.num_streams
+        noise = StreamNoise(self._settings.seed, "memorised", position, streams, self._world.device)
+        return draw(noise, streams, 1)[:, 0]
 
     def log_ratio(self, points: Tensor) -> Tensor:
         """The network's values at points (..., N, Z) in the prior's coordinates, in fp32."""

@@ -34,6 +34,7 @@ from ebmscale.stages.pay import Pay
 from ebmscale.stages.ratio_engine import RatioEngine
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_updates import RatioReport, RatioUpdates
+from ebmscale.stages.record import Memorised
 from ebmscale.world import World
 
 CHECKED = 8192
@@ -55,8 +56,8 @@ class StageTrainer:
     Attributes:
         best: the weights of the stage's least held-out loss.
         checks: of samples of p_0 and of p_k against held-out posteriors, by stage, where the last decision froze one.
-        memorised: the loss on negatives that were used and on fresh ones at the last evidence, in nats; alike where
-            nothing is memorised. None where the source cannot tell.
+        memorised: the losses at the last evidence on what updates use and on what they do not. None where the source
+            cannot tell.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class StageTrainer:
         self.criteria = settings.criteria
         self.best = BestWeights(engine, world)
         self.checks: dict[int, Agreement] = {}
-        self.memorised: dict[str, float] | None = None
+        self.memorised: Memorised | None = None
         self._updates = RatioUpdates(engine, settings, world)
         self._pay = Pay(settings.stages, settings.ends_at)
         self.settings, self._world = settings, world
@@ -156,9 +157,10 @@ class StageTrainer:
         fresh = self.negatives.held_out(self.prior, self.measured_at(position))
         sides = HeldOutSides(self.prior.coordinates(z_held_out), fresh)
         how = self.settings.num_streams, self._world, self._updates.grad_norm, self.negatives.judges_gain
-        evidence, on_fresh = judge(self._updates.log_ratio, sides, *how)
+        evidence, unseen = judge(self._updates.log_ratio, sides, *how)
         self._held_out = rows_of_all(sides.q, self.settings.num_streams, self._world)
-        self.memorised = memorised(self._updates.log_ratio, self.negatives.used(), on_fresh, self._world)
+        train = self.prior.coordinates(self._updates.like_an_update(position, self.latents.draw_posteriors))
+        self.memorised = memorised(self._updates.log_ratio, self.negatives.used(), train, unseen, self._world)
         if self.best.loss is not None and is_settled(self.state, self.criteria, position):
             weights = self.best.whole()
             of_best, _ = judge(ratio_of(self.prior.network, weights), sides, *how)

@@ -51,7 +51,7 @@ def take_evidence(run: Run) -> dict[str, Any]:
         decision = run.stages.decide(evidence, position)
         return event | {
             "evidence": asdict(evidence),
-            "memorised": run.stages.memorised,
+            "memorised": None if run.stages.memorised is None else asdict(run.stages.memorised),
             "decision": type(decision).__name__,
             "freeze": isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze),
             "reason": decision.reason,

@@ -118,7 +118,8 @@ def test_every_stage_brings_the_prior_closer_and_its_bound_is_true(supply: str) 
     mean = (fresh.weights[:, None] * fresh.z).mean(0)
     torch.testing.assert_close(mean, torch.ones(2), rtol=0, atol=0.15)
     assert trainer.memorised is not None
-    assert trainer.memorised["used"] == pytest.approx(trainer.memorised["fresh"], abs=0.1)
+    assert abs(trainer.memorised.of_negatives) < 0.1
+    assert abs(trainer.memorised.of_target) < 0.1
 
 
 def test_samples_of_every_prior_are_checked_where_it_is_frozen(supply: str) -> None:
