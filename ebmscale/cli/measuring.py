@@ -31,14 +31,15 @@ device_option = click.option(
 )
 @click.option(
     "--metrics",
-    help="One or more, with commas: reconstruction, prior, frechet, anomaly, likelihood (default: reconstruction and "
-    "prior, and frechet if --features is given).",
+    help="One or more, with commas: reconstruction, prior, frechet, ceiling, latents, anomaly, likelihood (default: "
+    "reconstruction and prior, and frechet if --features is given).",
 )
 @click.option(
     "--features",
     metavar="URL",
     type=ADDRESS,
-    help="For frechet: efficientnet_lite0, what `ebmscale features train` wrote, or a file of Inception weights.",
+    help="For frechet and ceiling: efficientnet_lite0, what `ebmscale features train` wrote, or a file of Inception "
+    "weights.",
 )
 @click.option(
     "--split",
@@ -76,6 +77,7 @@ def evaluate(
     from ebmscale.evaluate.images import measured_split  # noqa: PLC0415
     from ebmscale.evaluate.metric_parts import MetricJob, Question  # noqa: PLC0415
     from ebmscale.evaluate.metrics import (  # noqa: PLC0415
+        WITH_FEATURES,
         check_metrics,
         check_names,
         default_metrics,
@@ -102,7 +104,7 @@ def evaluate(
         model = model.at_stage(stage)
     way_out = "give its address with --data"
     data = data_of(model.config, way_out) if url is None else Storage.at(url)
-    network = open_features(features, place) if features is not None and "frechet" in names else None
+    network = open_features(features, place) if features is not None and set(WITH_FEATURES) & set(names) else None
     if split is None:
         split = measured_split(model, data)
         if split == "validation" and world.is_first:
@@ -114,7 +116,7 @@ def evaluate(
                 found = measure_metric(model, *what)
             else:
                 prepared = prepare(model, *what)
-                with_features = features if name == "frechet" else None
+                with_features = features if name in WITH_FEATURES else None
                 question = Question(storage, stage, data, name, with_features, split, num_samples, seed, device)
                 job = MetricJob.of(question, prepared)
                 run_parts(job, workers, show)
