@@ -5,7 +5,7 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from ebmscale.report import pictures
 from ebmscale.report.pages import Picture, render
@@ -38,6 +38,8 @@ class Result:
         url: address of the run.
         measured: values by name; empty if the run failed.
         failure: why the run failed; None if it did not.
+        commit: of the sources that trained and measured it, if known.
+        machine: on which that was done (see `machine.describe`).
     """
 
     row: str
@@ -45,6 +47,8 @@ class Result:
     url: str
     measured: dict[str, float]
     failure: str | None
+    commit: str | None = None
+    machine: Mapping[str, str | int] = field(default_factory=dict)
 
 
 def write_comparison(storage: Storage, name: str, about: str, results: Sequence[Result]) -> str:
