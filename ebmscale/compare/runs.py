@@ -22,7 +22,8 @@ from ebmscale.evaluate.metrics import check_metrics, check_names, default_metric
 from ebmscale.machine import describe
 from ebmscale.model.kinds import refuse_other
 from ebmscale.model.run_folder import run_storage, saved_config
-from ebmscale.report.comparison import PAGE_FILE, Result, write_comparison
+from ebmscale.report.comparison import PAGE_FILE, write_comparison
+from ebmscale.report.result import Result
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.stored import Number, Stored, read_document
