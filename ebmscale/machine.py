@@ -1,6 +1,7 @@
 """The memory and the processors that this process may use."""
 
 import os
+import platform
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -24,6 +25,27 @@ def free_memory() -> int | None:
         used = _number(_CGROUP / "memory.current") or 0
         available = min(limit - used, limit if available is None else available)
     return available
+
+
+def describe() -> dict[str, str | int]:
+    """The processor, its cores, the GPU if there is one, and the versions of Python and torch: where figures are of."""
+    import torch  # noqa: PLC0415 (others of this file are called where torch is not needed)
+
+    found: dict[str, str | int] = {"processor": _processor(), "cores": num_cpus()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found | {"python": platform.python_version(), "torch": torch.__version__}
+
+
+def _processor() -> str:
+    """The name of the processor, or of its kind."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def _system(name: str) -> int | None:

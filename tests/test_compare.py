@@ -26,7 +26,8 @@ from ebmscale.model.checkpoint import position_of
 from ebmscale.model.image_grid import image_grid
 from ebmscale.model.run_folder import CONFIG_FILE
 from ebmscale.report import comparison
-from ebmscale.report.comparison import JSON_FILE, PAGE_FILE, TABLE_FILE, Result, markdown_table, write_comparison
+from ebmscale.report.comparison import JSON_FILE, PAGE_FILE, TABLE_FILE, markdown_table, write_comparison
+from ebmscale.report.result import Result
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training import claim
 from ebmscale.training.checkpoint import CheckpointStore

@@ -190,6 +190,8 @@ TABLE: dict[str, Run | str] = {
     "python tools/bench/chain.py --repeats 5": Run("--repeats 1 --chains 16", slow=True),
     "python tools/bench/posterior.py --width 256 --batch 512": GPU,
     "python tools/bench/chain.py --device cuda --chains 1024 --steps 60": GPU,
+    "tools/gpu_check --out build/gpu": GPU,
+    "tools/gpu_check --out build/gpu --small": "tests/test_gpu_check.py runs a part of it",
     "ebmscale train configs/cifar10.yaml profile=true": REAL_DATA,
     "python tools/bench/zero.py": BENCHMARK,
     "python tools/bench/collectives.py": BENCHMARK,

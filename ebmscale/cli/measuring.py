@@ -24,6 +24,17 @@ device_option = click.option(
 )
 
 
+def _counts(context: click.Context, parameter: click.Parameter, text: str | None) -> dict[str, int]:
+    """Numbers of images by metric; that of the others has the name ''."""
+    found: dict[str, int] = {}
+    for word in (text or "").split(",") if text else []:
+        name, _, number = word.rpartition("=")
+        if not (number.isascii() and number.isdigit() and int(number) > 0):
+            raise click.BadParameter(f"{word!r} is no whole number above 0, such as 5000 or likelihood=64.")
+        found[name.strip()] = int(number)
+    return found
+
+
 @cli.command(epilog=example("ebmscale evaluate runs/digits --split validation --metrics reconstruction,likelihood"))
 @click.argument("run", type=ADDRESS)
 @click.option(
@@ -31,14 +42,17 @@ device_option = click.option(
 )
 @click.option(
     "--metrics",
-    help="One or more, with commas: reconstruction, prior, frechet, anomaly, likelihood (default: reconstruction and "
-    "prior, and frechet if --features is given).",
+    help="One or more, with commas: reconstruction, prior, frechet, ceiling, latents, anomaly, likelihood (default: "
+    "reconstruction and prior, and frechet if --features is given).",
 )
 @click.option(
     "--features",
+    "urls",
     metavar="URL",
     type=ADDRESS,
-    help="For frechet: efficientnet_lite0, what `ebmscale features train` wrote, or a file of Inception weights.",
+    multiple=True,
+    help="For frechet and ceiling: efficientnet_lite0, what `ebmscale features train` wrote, or a file of Inception "
+    "weights; it may be given several times.",
 )
 @click.option(
     "--split",
@@ -47,8 +61,11 @@ device_option = click.option(
 )
 @click.option(
     "--num-samples",
-    type=click.IntRange(1),
-    help="At most this many images, and for frechet this many samples (default: all images).",
+    "counts",
+    metavar="N",
+    callback=_counts,
+    help="At most this many images, and for frechet this many samples (default: all images). With METRIC=N, also with "
+    "commas, only for that metric: 5000,likelihood=64.",
 )
 @worker_options
 @seed_option
@@ -58,9 +75,9 @@ def evaluate(
     run: str,
     url: str | None,
     metrics: str | None,
-    features: str | None,
+    urls: tuple[str, ...],
     split: str | None,
-    num_samples: int | None,
+    counts: dict[str, int],
     num_workers: int | None,
     ray_address: str | None,
     seed: int,
@@ -76,6 +93,7 @@ def evaluate(
     from ebmscale.evaluate.images import measured_split  # noqa: PLC0415
     from ebmscale.evaluate.metric_parts import MetricJob, Question  # noqa: PLC0415
     from ebmscale.evaluate.metrics import (  # noqa: PLC0415
+        WITH_FEATURES,
         check_metrics,
         check_names,
         default_metrics,
@@ -93,7 +111,8 @@ def evaluate(
     if world.size > 1 and workers is not None:
         raise ConfigError("Under torchrun the ranks share the work; leave out --workers.")
     asked = [name.strip() for name in metrics.split(",")] if metrics else None
-    check_names(asked or [])
+    check_names([*(asked or []), *(name for name in counts if name)])
+    features = next(iter(urls), None)
     storage = output_folder(run) if world.is_first else Storage.at(run)
     model = open_model(storage).to(place)
     names = asked or default_metrics(features, model.is_given)
@@ -102,20 +121,21 @@ def evaluate(
         model = model.at_stage(stage)
     way_out = "give its address with --data"
     data = data_of(model.config, way_out) if url is None else Storage.at(url)
-    network = open_features(features, place) if features is not None and "frechet" in names else None
+    networks = {one: open_features(one, place) for one in urls if set(WITH_FEATURES) & set(names)}
     if split is None:
         split = measured_split(model, data)
         if split == "validation" and world.is_first:
             console.print(f"{data.url} has no test part, so the run is measured on its validation part.")
-    for name in names:
+    several = [(name, one) for name in names for one in (urls if name in WITH_FEATURES and urls else (None,))]
+    for name, one in several:
+        num, network = counts.get(name, counts.get("")), None if one is None else networks[one]
         with Steps(name, "images", shown=world.is_first) as show:
-            what = data, name, network, split, num_samples, seed, world, (data, storage), show
+            what = data, name, network, split, num, seed, world, (data, storage), show
             if workers is None:
                 found = measure_metric(model, *what)
             else:
                 prepared = prepare(model, *what)
-                with_features = features if name == "frechet" else None
-                question = Question(storage, stage, data, name, with_features, split, num_samples, seed, device)
+                question = Question(storage, stage, data, name, one, split, num, seed, device)
                 job = MetricJob.of(question, prepared)
                 run_parts(job, workers, show)
                 found = job.joined(prepared, workers.num)

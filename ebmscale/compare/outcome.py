@@ -1,35 +1,49 @@
 """The measurements and the cost of a row's run, from the files that `train` and `evaluate` wrote into it."""
 
+from collections.abc import Sequence
+
 from ebmscale.compare.rows import EvaluationBlock
 from ebmscale.config import RunConfig
 from ebmscale.errors import DamagedError, StorageError
 from ebmscale.evaluate.features import Features
-from ebmscale.evaluate.metrics import FOLDER, read_records
+from ebmscale.evaluate.fidelity import CEILING
+from ebmscale.evaluate.metrics import FOLDER, WITH_FEATURES, MetricValues, read_records
 from ebmscale.model.run_documents import MetricsLine
 from ebmscale.storage import Storage
 from ebmscale.training.metrics import METRICS_FILE, read_lines
 
 
-def measured_values(run: Storage, evaluation: EvaluationBlock, features: Features | None) -> dict[str, float]:
-    """The values that the evaluation found; a run may hold records of other splits, features and checkpoints too."""
+def measured_values(run: Storage, evaluation: EvaluationBlock, networks: Sequence[Features]) -> dict[str, float]:
+    """The values that the evaluation found; a run may hold records of other splits, features and checkpoints too.
+
+    Of the ceiling only the distances are kept, and of all features but the first too.
+    """
     records = read_records(run)
-    expected = features.protocol() if features is not None else {}
     values: dict[str, float] = {}
     for metric in evaluation.metrics:
-        of_metric = [
-            record
-            for record in records
-            if record.metric == metric
-            and record.protocol["split"] == evaluation.split
-            and (metric != "frechet" or expected.items() <= record.protocol.items())
-        ]
-        if not of_metric:
-            raise StorageError(
-                f"{run.url_of(FOLDER)} does not list the record of {metric} that `evaluate` wrote; run the "
-                "same command again."
-            )
-        values |= max(of_metric, key=lambda record: (record.samples_seen, record.protocol["num_stages"])).values
+        for index, network in enumerate(networks if metric in WITH_FEATURES and networks else [None]):
+            found = _record(records, run, metric, str(evaluation.split), network).values
+            names = () if network is None else (network.name, network.kernel_name, f"{network.kernel_name}_error")
+            if metric == "ceiling":
+                found = {name: found[name] for one in names if (name := f"{CEILING}_{one}") in found}
+            elif index:
+                found = {name: found[name] for name in names}
+            values |= found
     return values
+
+
+def _record(
+    records: Sequence[MetricValues], run: Storage, metric: str, split: str, network: Features | None
+) -> MetricValues:
+    """The newest record of a metric."""
+    expected = {"split": split} | (network.protocol() if network is not None else {})
+    found = [one for one in records if one.metric == metric and expected.items() <= one.protocol.items()]
+    if not found:
+        raise StorageError(
+            f"{run.url_of(FOLDER)} does not list the record of {metric} that `evaluate` wrote; run the same command "
+            "again."
+        )
+    return max(found, key=lambda record: (record.samples_seen, record.protocol["num_stages"]))
 
 
 def cost(run: Storage, config: RunConfig) -> dict[str, float]:

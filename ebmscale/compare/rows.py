@@ -55,13 +55,29 @@ class BudgetBlock(Block):
 class EvaluationBlock(Block):
     """What is measured on every row's final checkpoint, as `ebmscale evaluate` does it.
 
-    Without a `split` the test part is measured, or the validation part if the set has no test part.
+    Without a `split` the test part is measured, or the validation part if the set has no test part. `features` are one
+    or several: precision, recall, density and coverage are of the first. `num_samples` is a number for all metrics, or
+    a mapping from metrics to numbers.
     """
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("reconstruction", "frechet")
     split: Literal["test", "validation"] | None = None
-    features: Address | None = None
-    num_samples: Positive | None = None
+    features: Address | tuple[Address, ...] | None = None
+    num_samples: Positive | dict[str, Positive] | None = None
+
+    @property
+    def all_features(self) -> tuple[Address, ...]:
+        """The features, one after another."""
+        found = self.features
+        return () if found is None else found if isinstance(found, tuple) else (found,)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The largest number of images by metric, of the metrics that have one."""
+        found = self.num_samples
+        if found is None or isinstance(found, dict):
+            return dict(found or {})
+        return dict.fromkeys(self.metrics, found)
 
 
 class Comparison(Block):

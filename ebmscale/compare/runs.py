@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from ebmscale.compare.budget import budgeted
 from ebmscale.compare.commands import STOPPED, Commands, RunFailed
 from ebmscale.compare.outcome import cost, measured_values
@@ -16,14 +18,17 @@ from ebmscale.compare.split import common_split
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
 from ebmscale.errors import ConfigError, Interrupted
 from ebmscale.evaluate.features import Features, open_features
-from ebmscale.evaluate.metrics import check_metrics, default_metrics
+from ebmscale.evaluate.metrics import check_metrics, check_names, default_metrics
+from ebmscale.machine import describe
 from ebmscale.model.kinds import refuse_other
 from ebmscale.model.run_folder import run_storage, saved_config
-from ebmscale.report.comparison import PAGE_FILE, Result, write_comparison
+from ebmscale.report.comparison import PAGE_FILE, write_comparison
+from ebmscale.report.result import Result
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.stored import Number, Stored, read_document
 from ebmscale.training.owner import Lease
+from ebmscale.version import commit
 
 SEEN = (
     "a comparison passes addresses to other commands, and every user of this machine can see a command line; give a "
@@ -62,14 +67,16 @@ def compare(
     evaluation = comparison.evaluation
     for job in jobs:
         job.config.check_secrets(SEEN)
-    if evaluation.features is not None and evaluation.features.has_secrets:
-        raise ConfigError(f"features {evaluation.features} holds a password or a token, and {SEEN}.")
+    for one in evaluation.all_features:
+        if one.has_secrets:
+            raise ConfigError(f"features {one} holds a password or a token, and {SEEN}.")
     of_latents = all(job.config.model.is_identity for job in jobs)
     if of_latents and not comparison.chooses_metrics:
         evaluation = evaluation.model_copy(update={"metrics": tuple(default_metrics(None, is_given=True))})
         comparison = comparison.model_copy(update={"evaluation": evaluation})
-    check_metrics(evaluation.metrics, evaluation.features, of_latents)
-    network = open_features(evaluation.features) if evaluation.features is not None else None
+    check_metrics(evaluation.metrics, next(iter(evaluation.all_features), None), of_latents)
+    check_names(list(evaluation.counts))
+    networks = [open_features(one) for one in evaluation.all_features]
     split = common_split((job.config for job in jobs), evaluation.split)
     if split != evaluation.split:
         say(f"evaluation.split: {split}, because the data have {'a' if split == 'test' else 'no'} test part")
@@ -80,7 +87,7 @@ def compare(
     refuse_other(storage, "comparison", "give the comparison another name")
     with Lease(storage, what="comparison") as lease:
         lease.take()
-        results = _results(jobs, comparison, network, storage, samples_within, num_at_once, say, lease)
+        results = _results(jobs, comparison, networks, storage, samples_within, num_at_once, say, lease)
         table = write_comparison(storage, comparison.name, comparison.about, results)
     return results, table, storage.url_of(PAGE_FILE)
 
@@ -88,7 +95,7 @@ def compare(
 def _results(
     jobs: list[Job],
     comparison: Comparison,
-    network: Features | None,
+    networks: Sequence[Features],
     storage: Storage,
     samples_within: Callable[[RunConfig, float], int],
     num_at_once: int,
@@ -102,7 +109,7 @@ def _results(
         _check_run(job)
     commands = Commands()
     with StopSignal().listening() as stop, ThreadPoolExecutor(num_at_once) as pool:
-        carry_out = partial(_carry_out, evaluation=comparison.evaluation, features=network, commands=commands)
+        carry_out = partial(_carry_out, evaluation=comparison.evaluation, networks=networks, commands=commands)
         runs = [pool.submit(carry_out, job, lease=lease, say=say) for job in jobs]
         try:
             return _gathered(runs, stop)
@@ -143,7 +150,7 @@ def _check_run(job: Job) -> None:
 def _carry_out(
     job: Job,
     evaluation: EvaluationBlock,
-    features: Features | None,
+    networks: Sequence[Features],
     commands: Commands,
     lease: Lease,
     say: Callable[[str], None],
@@ -152,12 +159,14 @@ def _carry_out(
     config, url = job.config, run_storage(job.config).url
     result_file = f"results/{config.run.name}.json"
     storage = open_storage(config.storage)
-    protocol = features.protocol() if features is not None else {}
+    protocol = networks[0].protocol() if networks else {}
     wanted = {"train": config.train.max_samples, "evaluation": evaluation.model_dump(mode="json") | protocol}
+    if len(networks) > 1:
+        wanted["features"] = [network.protocol() for network in networks]
     if storage.exists(result_file):
         found = read_document(storage, result_file, ResultRecord, non_finite=True)
         if found.wanted == wanted:
-            return Result(job.row, config.run.seed, url, found.measured, None)
+            return Result(job.row, config.run.seed, url, found.measured, None, found.commit, found.machine)
     try:
         with tempfile.TemporaryDirectory(prefix="ebmscale-compare-") as folder:
             config_file = Path(folder) / f"{config.run.name}.yaml"
@@ -169,27 +178,31 @@ def _carry_out(
     except RunFailed as error:
         say(f"{config.run.name}: {error}")
         return Result(job.row, config.run.seed, url, {}, str(error))
-    measured = measured_values(run_storage(config), evaluation, features) | cost(run_storage(config), config)
+    measured = measured_values(run_storage(config), evaluation, networks) | cost(run_storage(config), config)
     lease.check()
-    storage.publish(result_file, json.dumps({"wanted": wanted, "measured": measured}, indent=1).encode())
+    result = Result(job.row, config.run.seed, url, measured, None, commit(), describe())
+    record = {"wanted": wanted, "measured": measured, "commit": result.commit, "machine": result.machine}
+    storage.publish(result_file, json.dumps(record, indent=1).encode())
     say(f"{config.run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
-    return Result(job.row, config.run.seed, url, measured, None)
+    return result
 
 
 class ResultRecord(Stored):
-    """The values of a row of the table, and the training and evaluation that gave them."""
+    """The values of a row of the table, the training and evaluation that gave them, and where they were measured."""
 
     wanted: dict[str, Any]
     measured: dict[str, Number]
+    commit: str | None = None
+    machine: dict[str, str | int] = Field(default_factory=dict)
 
 
 def _options(evaluation: EvaluationBlock) -> list[str]:
     """The options of the command `evaluate`."""
     arguments = ["--metrics", ",".join(evaluation.metrics), "--split", str(evaluation.split)]
-    if evaluation.features is not None:
-        arguments += ["--features", evaluation.features]
-    if evaluation.num_samples is not None:
-        arguments += ["--num-samples", str(evaluation.num_samples)]
+    for one in evaluation.all_features:
+        arguments += ["--features", one]
+    if evaluation.counts:
+        arguments += ["--num-samples", ",".join(f"{metric}={num}" for metric, num in evaluation.counts.items())]
     return arguments
 
 

@@ -5,7 +5,7 @@ Shapes: B images of a chunk, N of a set, F features, C H W image with pixels in 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from ebmscale.world import World
 
 SAMPLES_AT_ONCE = 1000
 BEST_PSNR = 100.0  # decibels, for an image that is reconstructed without error
+CEILING = "ceiling"
+DIVERGED = "The model {} that are not finite; it has diverged, so train it again."
 
 Block = tuple[int, Tensor]  # index in the whole set of the first of some features, and the features (B, F)
 
@@ -55,9 +57,7 @@ class Reconstruction:
         """
         error, decibels, count = sum(part["sums"] for part in parts).tolist()  # type: ignore[union-attr]
         if not math.isfinite(error):
-            raise DivergenceError(
-                "The model reconstructs images that are not finite; it has diverged, so train it again."
-            )
+            raise DivergenceError(DIVERGED.format("reconstructs images"))
         return {"mse": error / count, "mse_unit": error / count / 4, "psnr": decibels / count}
 
 
@@ -80,6 +80,8 @@ class Distances:
         seed: of the samples.
         reference: the images' features, if they are known.
         keep: keeps them for the next time, if they were not known.
+        training: training images, whose reconstructions are the samples: as if the prior were the distribution of their
+            posteriors. The values are then called `ceiling_...`. None: samples of the model.
     """
 
     model: LatentModel
@@ -88,6 +90,7 @@ class Distances:
     seed: int
     reference: Reference | None = None
     keep: Callable[[Reference], None] = lambda reference: None
+    training: ImageSet | None = None
 
     def part(self, images: ImageSet) -> Tensors:
         """Moments of the features of both sides, and the first of the features themselves.
@@ -96,6 +99,9 @@ class Distances:
             DivergenceError: a sample is not finite.
         """
         found = {} if self.reference is not None else self._summary("real", self._of_images(images))
+        if self.training is not None:
+            training = replace(self.training, world=images.world, progress=images.progress)
+            return found | self._summary("fake", self._of_posteriors(training))
         return found | self._summary("fake", self._of_samples(images.world, images.progress))
 
     def join(self, parts: Sequence[Tensors], images: ImageSet) -> dict[str, float]:
@@ -110,7 +116,8 @@ class Distances:
         manifold = compare_manifolds(real.points[:most], fake.points[:most], world)
         kernel, name = kernel_distance(real.points[:most], fake.points[:most], world), features.kernel_name
         values = {features.name: frechet_distance(real.moments, fake.moments), name: kernel.value}
-        return values | {f"{name}_error": kernel.error} | manifold._asdict() | {"num_manifold": float(most)}
+        values |= {f"{name}_error": kernel.error} | manifold._asdict() | {"num_manifold": float(most)}
+        return values if self.training is None else {f"{CEILING}_{key}": value for key, value in values.items()}
 
     def _of_images(self, images: ImageSet) -> Iterator[Block]:
         """Of images, or of given latents, where posteriors are drawn from."""
@@ -120,6 +127,19 @@ class Distances:
                 x = self.model.encode(to_pixels(x), chunk_seed(self.seed, chunk.index))
             yield chunk.index * CHUNK_SAMPLES, self.features(x)
 
+    def _of_posteriors(self, training: ImageSet) -> Iterator[Block]:
+        """Of so many draws as of samples; of a small set an image has several."""
+        for first in range(0, self.num_samples, len(training)):
+            for chunk in training.chunks():
+                place = first + chunk.index * CHUNK_SAMPLES
+                x = to_pixels(chunk.images[: max(self.num_samples - place, 0)])
+                if not len(x):
+                    continue
+                again = self.model.reconstruct(x, chunk_seed(derive(self.seed, CEILING, first), chunk.index))
+                if not again.isfinite().all():
+                    raise DivergenceError(DIVERGED.format("reconstructs images"))
+                yield place, self.features(to_images(again))
+
     def _of_samples(self, world: World, progress: Progress) -> Iterator[Block]:
         num = self.num_samples
         progress(0, num, "samples")
@@ -128,9 +148,7 @@ class Distances:
             z = self.model.sample_prior(min(SAMPLES_AT_ONCE, num - first), derive(self.seed, "evaluate-samples", index))
             samples = z if self.model.is_given else self.model.decode(z)
             if not samples.isfinite().all():
-                raise DivergenceError(
-                    "The model draws samples that are not finite; it has diverged, so train it again."
-                )
+                raise DivergenceError(DIVERGED.format("draws samples"))
             yield first, self.features(samples if self.model.is_given else to_images(samples))
             progress(min(first + world.size * SAMPLES_AT_ONCE, num), num, "samples")
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ebmscale.evaluate.features import Features
-from ebmscale.evaluate.images import ImageSet, chunk_seed
-from ebmscale.evaluate.measure import ROW, Tensors, in_order, rows_of, stacked
+from ebmscale.evaluate.images import ImageSet
+from ebmscale.evaluate.latents import latent_densities
+from ebmscale.evaluate.measure import Tensors, in_order
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.normaliser import measure_normaliser
-from ebmscale.model.pixels import to_pixels
 from ebmscale.networks import GivenGenerator
 
 NAME = "FD-latents"
@@ -32,13 +32,7 @@ class MeanDensity:
 
     def part(self, images: ImageSet) -> Tensors:
         """Log density (N,) of latents up to log Z, and that under p_0."""
-        base, rows = self.model.at_stage(0), []
-        for chunk in images.chunks():
-            z = self.model.encode(to_pixels(chunk.images), chunk_seed(self.seed, chunk.index))
-            rows.append(
-                {ROW: rows_of(chunk), "last": self.model.log_prior(z).double(), "base": base.log_prior(z).double()}
-            )
-        return stacked(rows)
+        return latent_densities(self.model, images, self.seed)
 
     def join(self, parts: Sequence[Tensors], images: ImageSet) -> dict[str, float]:
         """The means over all latents."""

@@ -14,6 +14,7 @@ from ebmscale.evaluate.features import NAMES, Features
 from ebmscale.evaluate.fidelity import Distances, Reconstruction
 from ebmscale.evaluate.given import MeanDensity, latent_features
 from ebmscale.evaluate.images import ImageSet, Progress, measured_split, open_images
+from ebmscale.evaluate.latents import LatentDensity
 from ebmscale.evaluate.likelihood import CONVENTION, MeanLikelihood
 from ebmscale.evaluate.manifold import NEIGHBOURS
 from ebmscale.evaluate.measure import Measure, Tensors
@@ -27,9 +28,10 @@ from ebmscale.stored import Count, Number, Stored, read_document
 from ebmscale.version import __version__
 from ebmscale.world import World
 
-METRICS = ("reconstruction", "prior", "frechet", "anomaly", "likelihood")
+METRICS = ("reconstruction", "prior", "frechet", "ceiling", "latents", "anomaly", "likelihood")
+WITH_FEATURES = ("frechet", "ceiling")
 FOLDER = "evaluation"
-DEFAULT_SAMPLES = {"prior": 256, "frechet": 10_000, "likelihood": 64}
+DEFAULT_SAMPLES = {"prior": 256, "latents": 10_000, "frechet": 10_000, "ceiling": 10_000, "likelihood": 64}
 """Default number of images for metrics that would take too long on all images."""
 
 
@@ -142,8 +144,7 @@ def measure_metric(
         split: "test", "validation" or "train"; None: test, or validation where the set has no test part. Images of a
             class that was held out are used for `anomaly` only.
         num_samples: the largest number of images, and the number of samples for the Frechet distance. None means all
-            images for most metrics, but 10,000 images and as many samples for the Frechet distance, 256 images for the
-            prior, and 64 for the likelihood.
+            images for most metrics, and of some as many as `DEFAULT_SAMPLES` says.
         seed: of the posterior chains and the samples.
         world: the ranks that divide the work among them.
         places: storages that cache the features of the images for the next Frechet distance.
@@ -217,6 +218,8 @@ def prepare(
         measure = Reconstruction(model, seed)
     elif metric == "prior":
         measure = PriorFit(model, seed)
+    elif metric == "latents":
+        measure = LatentDensity(model.to("cpu"), seed)
     elif metric == "likelihood" and model.is_given:
         measure = MeanDensity(model.to("cpu"), seed)
     elif metric == "likelihood":
@@ -237,7 +240,8 @@ def prepare(
             features.check(model.image_shape)
         known = find_reference(images, features, places)
         keep = partial(keep_reference, images=images, features=features, places=places)
-        measure = Distances(model, features, num_samples, seed, known, keep)
+        training = open_images(model, data, "train", ranks, num_samples) if metric == "ceiling" else None
+        measure = Distances(model, features, num_samples, seed, known, keep, training)
         protocol |= {"num_generated": num_samples, "neighbours": NEIGHBOURS, "covariance": "float64"}
         protocol |= features.protocol()
     return Prepared(metric, measure, images, protocol, model.samples_seen)
@@ -267,14 +271,16 @@ def check_metrics(metrics: Sequence[str], features: Features | str | None, is_gi
         ConfigError: there is no such metric, or not of this model, or a Frechet distance has no features.
     """
     if is_given:
-        if "reconstruction" in metrics:
+        if not {"reconstruction", "ceiling"}.isdisjoint(metrics):
             raise ConfigError("The run's samples are latents themselves, so there is nothing to reconstruct.")
+        if "latents" in metrics:
+            raise ConfigError("The run's samples are latents themselves; their mean density is the metric likelihood.")
         if isinstance(features, str):
             raise ConfigError(
                 "The run's samples are latents, whose distance is measured on themselves; leave --features out."
             )
     check_names(metrics)
-    if "frechet" in metrics and features is None and not is_given:
+    if not set(WITH_FEATURES).isdisjoint(metrics) and features is None and not is_given:
         raise ConfigError(
             f"A Frechet distance needs features: give --features {NAMES[0]}, a folder that `ebmscale features train` "
             "wrote, or a file with the weights of the standard Inception network."

@@ -45,9 +45,10 @@ def base_from(dim: int, tensors: Mapping[str, Tensor]) -> Base:
 def filled_up(tensors: Mapping[str, Tensor], num_components: int) -> dict[str, Tensor]:
     """The tensors of a `MomentBase` with room for so many components (C): those that it lacks have weight 0.
 
-    So a checkpoint has one form whatever number is chosen, and `base_from` gives the same density.
+    So a checkpoint has one form whatever number is chosen, and `base_from` gives the same density. N(0, I) has no
+    tensors, and none are added.
     """
-    if num_components == 1:
+    if num_components == 1 or not tensors:
         return dict(tensors)
     dim = len(tensors["mean"])
     form = MomentBase.standard(dim, num_components).tensors()

@@ -5,11 +5,13 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from ebmscale.report import pictures
 from ebmscale.report.pages import Picture, render
+from ebmscale.report.result import Result
 from ebmscale.report.run_report import SAMPLES_FILE
+from ebmscale.report.shares import with_shares
 from ebmscale.storage import Storage
 from ebmscale.terminal import shown
 from ebmscale.version import __version__
@@ -19,32 +21,17 @@ COST = ("samples", "cpu_s", "stages")
 LESS_IS_BETTER = ("mse", "FD", "FID", "KD-", "KID", "bits", "r_hat")
 LAST_GAP = "gap"
 """The gap under the last prior of a row: mean log density of posteriors minus that of samples. 0 is best."""
-DIAGNOSTICS = ("width", "log_z", "log_z_bridge", "r_hat_steps", "drift", "prevalence")
-"""They tell of one measurement; no row is better by them. They are in the JSON file."""
+DIAGNOSTICS = (
+    *("width", "log_z", "log_z_bridge", "r_hat_steps", "drift", "prevalence", "nats_base"),
+    *("log_likelihood_importance", "log_likelihood_annealed", "log_likelihood_upper", "bits_per_dim_importance"),
+    "gap",  # of the two bounds on a likelihood
+)
+"""They tell of one measurement, or another column tells the same. They are in the JSON file."""
 FROM_CHANCE = ("auroc_", "auc")  # 0.5 is chance
 SAME_FACT = ("mse_unit", "psnr")  # the same as `mse` in other units
 WIDE_COLUMNS, WIDEST_COLUMNS = 5, 9  # a table with more columns is wider than a phone, than any screen
 
 _GAP = re.compile(r"gap_p\d+")
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of one run.
-
-    Attributes:
-        row: its name in the table.
-        seed: of the run.
-        url: address of the run.
-        measured: values by name; empty if the run failed.
-        failure: why the run failed; None if it did not.
-    """
-
-    row: str
-    seed: int
-    url: str
-    measured: dict[str, float]
-    failure: str | None
 
 
 def write_comparison(storage: Storage, name: str, about: str, results: Sequence[Result]) -> str:
@@ -53,9 +40,10 @@ def write_comparison(storage: Storage, name: str, about: str, results: Sequence[
     Returns:
         The table as Markdown.
     """
-    table = markdown_table(results)
     tree = {"name": name, "about": about, "ebmscale": __version__, "results": [asdict(result) for result in results]}
     storage.publish(JSON_FILE, json.dumps(tree, indent=1).encode())
+    results = with_shares(results)
+    table = markdown_table(results)
     storage.publish(TABLE_FILE, table.encode())
     header, rows = _cells(results)
     page = render(
@@ -65,7 +53,7 @@ def write_comparison(storage: Storage, name: str, about: str, results: Sequence[
         spread=_spread(results),
         header=header,
         rows=rows,
-        best=_best(results, header),
+        best=best(results, header),
         scrolls="" if len(header) <= WIDE_COLUMNS else "always" if len(header) > WIDEST_COLUMNS else "on a phone",
         charts=_charts(results),
         samples=_samples(storage, results),
@@ -123,16 +111,16 @@ def _spread(results: Sequence[Result]) -> str:
     return "Every value is the mean ± standard deviation over the seeds, measured on the final checkpoints."
 
 
-def _best(results: Sequence[Result], header: Sequence[str]) -> list[list[bool]]:
+def best(results: Sequence[Result], header: Sequence[str]) -> list[list[bool]]:
     """For every row and column of the table: whether the mean is the best of its column."""
     found = summarise(results)
     means = {row: {name: statistics.fmean(values) for name, values in of.items()} for row, of in found.items()}
-    best: dict[str, float] = {}
+    least: dict[str, float] = {}
     for name in header:
         values = [of[name] for of in means.values() if name in of and math.isfinite(of[name])]
         if name not in COST and len(set(values)) > 1:
-            best[name] = min(values, key=lambda value: _distance(name, value))
-    return [[name in best and of.get(name) == best[name] for name in header] for of in means.values()]
+            least[name] = min(values, key=lambda value: _distance(name, value))
+    return [[name in least and of.get(name) == least[name] for name in header] for of in means.values()]
 
 
 def _distance(name: str, value: float) -> float:
@@ -152,7 +140,7 @@ def _cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row, values in summarise(results).items():
         num_seeds = max((len(one) for one in values.values()), default=0)
-        cells = [_cell(values[name]) if name in values else "-" for name in names]
+        cells = [cell(values[name]) if name in values else "-" for name in names]
         rows.append([row, str(num_seeds), *cells, failed.get(row) or ""])
     header = ["row", "seeds", *names, "failed"]
     if not failed:
@@ -160,7 +148,8 @@ def _cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
+    """Mean and standard deviation of values, rounded; of one value, or of equal ones, the value alone."""
     mean = statistics.fmean(values)
     if len(set(values)) == 1:
         return _number(mean)

@@ -61,6 +61,14 @@ def test_reconstruction_is_what_it_says(make_model, digits):
     assert found.protocol["num_images"] == len(images)
 
 
+def torchmetrics_distance(real, fake):
+    """The Frechet distance of the pixels of images (N, 1, 8, 8)."""
+    oracle = FrechetInceptionDistance(torch.nn.Flatten(), input_img_size=(1, 8, 8)).set_dtype(torch.float64)
+    oracle.update(real.float(), real=True)
+    oracle.update(fake.float(), real=False)
+    return float(oracle.compute())
+
+
 def test_frechet_distance_of_samples_agrees_with_torchmetrics(make_model, digits, monkeypatch):
     monkeypatch.setattr(fidelity, "SAMPLES_AT_ONCE", 50)
     model = make_model()
@@ -68,11 +76,53 @@ def test_frechet_distance_of_samples_agrees_with_torchmetrics(make_model, digits
     drawn = [model.sample_prior(num, derive(2, "evaluate-samples", i)) for i, num in enumerate((50, 50, 20))]
     fake = to_images(model.decode(torch.cat(drawn)))
     real = torch.cat([chunk.images for chunk in open_images(model, digits, "validation", ALONE, 120).chunks()])
-    oracle = FrechetInceptionDistance(torch.nn.Flatten(), input_img_size=(1, 8, 8)).set_dtype(torch.float64)
-    oracle.update(real.float(), real=True)
-    oracle.update(fake.float(), real=False)
-    assert found.values["FD-pixels"] == pytest.approx(float(oracle.compute()), rel=1e-6)
+    assert found.values["FD-pixels"] == pytest.approx(torchmetrics_distance(real, fake), rel=1e-6)
     assert found.protocol["num_generated"] == found.protocol["num_images"] == 120
+
+
+def test_the_ceiling_is_the_distance_of_decoded_posteriors_of_training_images(make_model, digits):
+    model = make_model()
+    found = measure_metric(model, digits, "ceiling", PIXELS, "validation", num_samples=1500, seed=2)
+    training, parts = open_images(model, digits, "train", ALONE, 1500), []
+    assert len(training) < 1500  # so the first ones are drawn twice
+    for first in (0, len(training)):
+        for chunk in training.chunks():
+            seed = chunk_seed(derive(2, "ceiling", first), chunk.index)
+            parts.append(to_images(model.reconstruct(to_pixels(chunk.images[: 1500 - sum(map(len, parts))]), seed)))
+            if sum(map(len, parts)) == 1500:
+                break
+    real = torch.cat([chunk.images for chunk in open_images(model, digits, "validation", ALONE).chunks()])
+    assert sum(map(len, parts)) == 1500
+    wanted = torchmetrics_distance(real, torch.cat(parts))
+    assert found.values["ceiling_FD-pixels"] == pytest.approx(wanted, rel=1e-6)
+    assert set(found.values) >= {"ceiling_KD-pixels", "ceiling_precision", "ceiling_coverage"}
+    assert found.protocol["num_generated"] == 1500
+
+
+def test_nats_of_latents_are_those_of_a_known_density(make_model, digits):
+    """Ratios that are 0 leave p_0, and one that adds a constant to log p changes log Z alone."""
+    model = make_model()
+    nothing = model.prior.network.state_dict()  # a new network is the zero function
+    constant = nothing | {list(nothing)[-1]: torch.full((1,), 2.0)}
+    z = torch.cat(
+        [
+            model.encode(to_pixels(chunk.images), chunk_seed(4, chunk.index))
+            for chunk in open_images(model, digits, "validation", ALONE, 60).chunks()
+        ]
+    )
+    wanted = float((-0.5 * z.double().square().sum(1)).mean()) - 2 * math.log(2 * math.pi)
+    for weights, is_zero in ((nothing, True), (constant, False)):
+        prior = model.prior.prefix(0).append(weights)
+        values = measure_metric(replace(model, prior=prior), digits, "latents", num_samples=60, seed=4).values
+        ratio = float(prior.log_ratios(z)[0, 0])
+        assert (ratio == 0) == is_zero
+        assert values["log_z"] == pytest.approx(ratio, abs=1e-5)
+        assert values["nats"] == pytest.approx(wanted, abs=0.02)
+        assert values["nats_base"] == pytest.approx(wanted, abs=0.02)
+    broken = model.prior.prefix(0).append({name: torch.full_like(w, math.nan) for name, w in nothing.items()})
+    values = measure_metric(replace(model, prior=broken), digits, "latents", num_samples=60).values
+    assert math.isnan(values["nats"])
+    assert math.isfinite(values["nats_base"])
 
 
 def test_anomalies_are_the_class_that_was_held_out(make_model, digits):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ebmscale.density.bases import MomentBase
+from ebmscale.density.prior import StandardNormal
 from ebmscale.model.prior_base import base_from, filled_up
 from ebmscale.stages.base import choose_among, choose_base
 from ebmscale.stages.targets import Posteriors, Samples
@@ -55,6 +56,10 @@ def test_of_given_numbers_the_likeliest_is_taken_and_no_larger_one_is_tried_afte
     assert len(chosen.base.inside.weights) == 3
     plain = choose_among(points(200, 0), points(2000, 1), (1,), seed=0)
     assert plain.base.inside is None
+
+
+def test_a_standard_normal_needs_no_room() -> None:
+    assert filled_up(StandardNormal(3).tensors(), 60) == {}
 
 
 def test_room_for_more_components_changes_no_density() -> None:

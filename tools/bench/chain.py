@@ -9,7 +9,7 @@ the cost of one network, t_1 - t_0.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,6 +54,26 @@ def forms(
     return known
 
 
+def measure(
+    device: torch.device, num_chains: int, dim: int, num_steps: int, stages: Sequence[int], repeats: int
+) -> dict[tuple[int, str], float]:
+    """The least seconds of a chain by its number of ratios (0 first) and its form."""
+    settings = LangevinSettings(num_steps, 0.2)
+    z = torch.randn(num_chains, dim, generator=torch_generator(0, "z")).to(device)
+    noise = torch.randn(num_chains, num_steps, dim, generator=torch_generator(0, "noise")).to(device)
+    known = {number: forms(make_prior(number, dim, device), z, noise, settings) for number in (0, *stages)}
+    least: dict[tuple[int, str], float] = {}
+    for repeat in range(repeats + 1):
+        for number, actions in known.items():
+            for name, action in actions.items():
+                begin = clock_s(device)
+                action()
+                taken = clock_s(device) - begin
+                if repeat:  # the first one compiles and warms up
+                    least[number, name] = min(taken, least.get((number, name), float("inf")))
+    return least
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -65,22 +85,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    stages = [int(number) for number in arguments.stages.split(",")]
     device = torch.device(arguments.device)
-    settings = LangevinSettings(arguments.steps, 0.2)
-    z = torch.randn(arguments.chains, arguments.dim, generator=torch_generator(0, "z")).to(device)
-    shape = (arguments.chains, arguments.steps, arguments.dim)
-    noise = torch.randn(shape, generator=torch_generator(0, "noise")).to(device)
-    numbers = [0, *(int(number) for number in arguments.stages.split(","))]
-    known = {number: forms(make_prior(number, arguments.dim, device), z, noise, settings) for number in numbers}
-    least: dict[tuple[int, str], float] = {}
-    for repeat in range(arguments.repeats + 1):
-        for number, actions in known.items():
-            for name, action in actions.items():
-                begin = clock_s(device)
-                action()
-                taken = clock_s(device) - begin
-                if repeat:  # the first one compiles and warms up
-                    least[number, name] = min(taken, least.get((number, name), float("inf")))
+    least = measure(device, arguments.chains, arguments.dim, arguments.steps, stages, arguments.repeats)
     print(f"{arguments.chains} chains of {arguments.dim}, {arguments.steps} steps, {arguments.device}; ms")
     print(f"{'K':>3} {'form':18} {'ms':>9} {'of autograd':>12} {'of K = 1':>9} {'of one network':>15}")
     none = least[0, "autograd"]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ebmscale.report.comparison import Result, summarise
+from ebmscale.report.comparison import summarise
+from ebmscale.report.result import Result
 
 DOT, BAR = "#0072b2", "#d55e00"
 
