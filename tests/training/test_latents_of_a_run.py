@@ -10,7 +10,9 @@ import torch
 import ebmscale
 from ebmscale.config import load_config
 from ebmscale.data.chunks import read_split
+from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest
+from ebmscale.data.pack import pack
 from ebmscale.evaluate.encode_parts import EncodeJob, coder_of_run
 from ebmscale.model.run_folder import run_storage
 from ebmscale.runtime.part_job import Workers
@@ -18,6 +20,7 @@ from ebmscale.runtime.parts import run_parts
 from ebmscale.storage import Storage
 from tests.pages import ROOT
 
+MNIST = ROOT.parent / "shared" / "data" / "mnist"
 BOTH = [
     "posterior.start=encoder",
     "posterior.num_steps=0",
@@ -39,23 +42,44 @@ def nats(log_density: torch.Tensor) -> tuple[float, float]:
     return float(log_density.mean()), float(log_density.std()) / math.sqrt(len(log_density))
 
 
+@pytest.fixture
+def mnist_url(tmp_path: Path) -> str:
+    """The official files, packed."""
+    if not MNIST.exists():
+        pytest.skip("the official MNIST files are not on this machine")
+    url = str(tmp_path / "mnist")
+    pack(open_source("idx", str(MNIST)), Storage.at(url))
+    return url
+
+
 @pytest.mark.slow
-def test_same_latents_in_same_nats_out(digits_url: str, tmp_path: Path) -> None:
+def test_same_latents_of_digits_in_same_nats_out(digits_url: str, tmp_path: Path) -> None:
+    compare("digits.yaml", digits_url, 60_000, tmp_path)
+
+
+@pytest.mark.slow
+def test_same_latents_of_mnist_in_same_nats_out(mnist_url: str, tmp_path: Path) -> None:
+    compare("mnist.yaml", mnist_url, 120_000, tmp_path)
+
+
+def compare(preset: str, url: str, num_first: int, tmp_path: Path) -> None:
+    """Trains two stages on a preset's latents after `num_first` images, and on the same latents as data."""
     home = f"storage.url={tmp_path / 'runs'}"
     first = load_config(
-        ROOT / "configs" / "digits.yaml",
-        [*BOTH, home, f"data.url={digits_url}", "train.generator.stop_samples=60000", "stages.start_samples=60000",
-         "train.max_samples=120000"],
+        ROOT / "configs" / preset,
+        [*BOTH, home, f"data.url={url}", f"train.generator.stop_samples={num_first}",
+         f"stages.start_samples={num_first}", f"train.max_samples={num_first + 60_000}"],
     )  # fmt: skip
     model = ebmscale.train(first).load()
     latents = Storage.at(tmp_path / "z")
-    job = EncodeJob.of(coder_of_run(run_storage(first)), Storage.at(digits_url), latents, 0, "cpu")
+    job = EncodeJob.of(coder_of_run(run_storage(first)), Storage.at(url), latents, 0, "cpu")
     run_parts(job, Workers())
     job.join()
     second = load_config(
         ROOT / "configs" / "latents.yaml",
         [*BOTH, home, f"data.url={latents.url}", "prior.base=standard", "prior.base_components=1",
-         "stages.start_samples=12800", "train.max_samples=80000", "model.ratio.hidden=[128,128]"],
+         "stages.start_samples=12800", "train.max_samples=80000", "model.ratio.hidden=[128,128]",
+         "model.ratio.squares=true"],
     )  # fmt: skip
     given = ebmscale.train(second).load()
     rows = read_split(latents, Manifest.load(latents), "validation", None, 0.2)[0]
@@ -64,5 +88,6 @@ def test_same_latents_in_same_nats_out(digits_url: str, tmp_path: Path) -> None:
     own, own_error = nats(model.log_prior(z, model.log_normaliser()))
     other, other_error = nats(given.log_density(z, given.log_normaliser()))
     base, _ = nats(model.at_stage(0).log_prior(z))
+    print(f"{preset}: {base:.2f} under p_0, {own:.2f} in the run, {other:.2f} on its latents as data")
     assert own > base + 2
     assert abs(own - other) < 0.5 + 3 * math.hypot(own_error, other_error)
