@@ -87,7 +87,11 @@ class ModelBlock(Block):
     generator: GeneratorBlock = key("The generator.", GeneratorBlock())
     encoder: EncoderBlock = key("The encoder, which `posterior.start: encoder` uses.", EncoderBlock())
     ratio: RatioBlock = key("The network of a ratio.", RatioBlock())
-    sigma: PositiveFloat = key("Standard deviation of p(x | z), for pixels in [-1, 1].", 0.3)
+    sigma: PositiveFloat | Literal["auto"] = key(
+        "Standard deviation of p(x | z), for pixels in [-1, 1]. `auto` learns it while the generator trains: its "
+        "square is the mean squared residual.",
+        0.3,
+    )
     accept_changed: bool = key(
         "Whether a run may resume after the source of a class of your own has changed.", False, change="circumstance"
     )

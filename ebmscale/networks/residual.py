@@ -1,7 +1,7 @@
 """The residual form of generator and encoder: any square image with sides from 8 to 256 pixels.
 
-The generator begins on a grid of 5 to 8 pixels a side (an image of 8 pixels: 4) and doubles it up to half the side of
-the image. A last convolution gives the four pixels of each 2x2 window, which are rearranged into the image. So no layer
+The generator begins on a grid of 4 to 8 pixels a side and doubles it up to half the side of the image, with one block at
+each level. A last convolution gives the four pixels of each 2x2 window, which are rearranged into the image. So no layer
 works at the full resolution, where a CPU would spend most of its time. There is no normalisation. Every block starts as
 the identity, so generator and encoder start almost linear, and learn from the first update on.
 
@@ -24,8 +24,6 @@ GRID = 8
 """Largest side of the first grid in pixels."""
 MOST_MULTIPLE = 8
 """Largest number of channels of a level, in units of the width."""
-BLOCKS = 2
-"""Residual blocks of each level of the generator; the encoder has one."""
 START_SPREAD = 2.0
 """Bound on the root mean square of the initial Jacobian's singular values (see `ImageConv`)."""
 
@@ -67,16 +65,16 @@ class ImageConv(nn.Conv2d):
 
 
 class Doubled(nn.Module):
-    """Features of twice the side, cut to `side` pixels: a 1x1 convolution gives the four pixels of each window."""
+    """Features of other channels and of twice the side, cut to `side` pixels; every pixel becomes a window of 2x2."""
 
     def __init__(self, in_channels: int, channels: int, side: int) -> None:
         super().__init__()
         self.side = side
-        self.conv = EvenConv(in_channels, 4 * channels, 1)
+        self.conv = EvenConv(in_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps features (B, C, H, W) to (B, C', side, side)."""
-        return windows_as_pixels(self.conv(x), self.side)
+        return F.interpolate(self.conv(x), scale_factor=2, mode="nearest")[:, :, : self.side, : self.side]
 
 
 class ResidualGenerator(nn.Module):
@@ -100,7 +98,7 @@ class ResidualGenerator(nn.Module):
         for after, side in levels:
             if side != grid:
                 layers.append(Doubled(before, after, side))
-            layers += [ConvBlock(after) for _ in range(BLOCKS)]
+            layers.append(ConvBlock(after))
             before = after
         layers.append(nn.LeakyReLU(LEAKY_SLOPE))
         layers.append(ImageConv(before, 4 * channels, latent_dim, channels * self.side**2))

@@ -46,8 +46,8 @@ def test_parameter_counts() -> None:
     with torch.device("meta"):
         generator, encoder = ResidualGenerator(128, (3, 32, 32), 32), ResidualEncoder((3, 32, 32), 128, 24)
     grid = 128 * 64 * 64 + 64
-    blocks = 2 * 2 * (9 * 64 * 64 + 64) + 2 * 2 * (9 * 32 * 32 + 32)
-    assert count_parameters(generator) == grid + blocks + (64 * 128 + 128) + (9 * 32 * 12 + 12)
+    blocks = 2 * (9 * 64 * 64 + 64) + 2 * (9 * 32 * 32 + 32)
+    assert count_parameters(generator) == grid + blocks + (64 * 32 + 32) + (9 * 32 * 12 + 12)
     first, second = (9 * 12 * 24 + 24) + 2 * (9 * 24 * 24 + 24), (4 * 24 * 48 + 48) + 2 * (9 * 48 * 48 + 48)
     assert count_parameters(encoder) == first + second + (64 * 48 * 256 + 256)
 

@@ -1,10 +1,14 @@
 """The forms of generator and encoder in a whole run: training, resume bit for bit, export, plan and dry run."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_topologies import WORKER
 
 import ebmscale
 from ebmscale.config import RunConfig
@@ -12,16 +16,19 @@ from ebmscale.errors import ConfigError
 from ebmscale.forecast.footprint import EngineChoice
 from ebmscale.forecast.memory import forecast_memory
 from ebmscale.model.build import build_on_meta
+from ebmscale.model.noise_level import START
+from ebmscale.model.pieces import whole_spans
 from ebmscale.model.run_folder import run_storage
 from ebmscale.networks import ResidualGenerator, TwoLayerGenerator, count_parameters
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore
+from tests.conftest import PATIENCE_S
 from tests.training.test_resume import EVENTS_FILE, changed, final_files, history, run_until
 
 MODELS: dict[str, dict[str, Any]] = {
     "residual": {"generator": {"form": "residual", "width": 2}},
     "two layers": {"generator": {"width": 2, "top": 2}},
-    "residual, two layers": {"generator": {"form": "residual", "width": 2, "top": 1}},
+    "residual, two layers": {"generator": {"form": "residual", "width": 2, "top": 1}, "sigma": "auto"},
 }
 
 
@@ -54,6 +61,7 @@ def test_a_run_is_loaded_and_exported(tiny: RunConfig, tmp_path: Path) -> None:
     assert x.shape == (3, 1, 8, 8)
     assert torch.equal(other.sample(3, seed=1), x)
     assert torch.equal(other.encode(x), model.encode(x))
+    assert model.sigma == other.sigma != START
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -80,3 +88,42 @@ def test_a_form_that_does_not_fit_is_refused_before_anything_is_written(tiny: Ru
     with pytest.raises(ConfigError, match="makes images of 28x28"):
         run_until(config)
     assert not CheckpointStore(run_storage(config)).finished()
+
+
+@pytest.mark.deepspeed
+def test_workers_and_engines_share_a_run(tiny: RunConfig, tmp_path: Path) -> None:
+    """Two ranks learn what one does, and a checkpoint of one goes to two and through ZeRO 3 bit for bit."""
+    found = {}
+    for name, legs in {"of-one": ["1=train,plain", "2=zero3,plain"], "of-two": ["2=train,plain"]}.items():
+        config = changed(
+            tiny,
+            run={"name": name},
+            model=MODELS["residual, two layers"],
+            train={"max_samples": 640},
+            checkpoint={"keep_last": 9},
+        )
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(config.dump())
+        subprocess.run(
+            [sys.executable, str(WORKER), str(file), *legs],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+            timeout=PATIENCE_S, check=True, capture_output=True,
+        )  # fmt: skip
+        storage = run_storage(config)
+        found[name] = [tensors_and_state(storage, saved) for saved in reversed(CheckpointStore(storage).finished())]
+    first, *others = found["of-one"]
+    assert len(others) == 2 + 1
+    for tensors, state in others:
+        assert state["mean_square"] == first[1]["mean_square"]
+        assert all(torch.equal(tensors[name], value) for name, value in first[0].items())
+    tensors, state = found["of-two"][-1]
+    assert state["mean_square"] == pytest.approx(first[1]["mean_square"], rel=1e-4)
+    for name, value in first[0].items():
+        torch.testing.assert_close(tensors[name], value, rtol=1e-3, atol=1e-3)
+
+
+def tensors_and_state(storage: Storage, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    saved = CheckpointStore(storage).open(name)
+    tensors = saved.read("generator", whole_spans(saved.shapes("generator")))
+    weights = {span.name: value for span, value in tensors.items() if span.name.startswith("weights")}
+    return weights, saved.values("state")
