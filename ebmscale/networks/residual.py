@@ -1,9 +1,9 @@
 """The residual form of generator and encoder: any square image with sides from 8 to 256 pixels.
 
-The generator begins on a grid of 4 to 8 pixels a side and doubles it up to half the side of the image, with one block at
-each level. A last convolution gives the four pixels of each 2x2 window, which are rearranged into the image. So no layer
-works at the full resolution, where a CPU would spend most of its time. There is no normalisation. Every block starts as
-the identity, so generator and encoder start almost linear, and learn from the first update on.
+The generator begins on a grid of 4 to 8 pixels a side and doubles it up to half the side of the image, with one block
+at each level. A last convolution gives the four pixels of each 2x2 window, which are rearranged into the image. So no
+layer works at the full resolution, where a CPU would spend most of its time. There is no normalisation. Every block
+starts as the identity, so generator and encoder start almost linear, and learn from the first update on.
 
 Shapes: B batch, Z latent, C channels, H height, W width.
 """
@@ -24,7 +24,7 @@ GRID = 8
 """Largest side of the first grid in pixels."""
 MOST_MULTIPLE = 8
 """Largest number of channels of a level, in units of the width."""
-START_SPREAD = 2.0
+START_SPREAD = 1.5
 """Bound on the root mean square of the initial Jacobian's singular values (see `ImageConv`)."""
 
 
