@@ -123,13 +123,13 @@ def pack(
 
 def _say_if_untrainable(source: "Source") -> None:
     """Says before a pack that no network makes such images."""
-    from ebmscale.networks.architectures import find_architecture  # noqa: PLC0415
+    from ebmscale.networks import check_side  # noqa: PLC0415
 
     if source.dtype != "uint8" or len(source.image_shape) != 3:
         return
     channels, height, width = source.image_shape
     try:
-        find_architecture((channels, height, width))
+        check_side((channels, height, width))
     except ConfigError as error:
         console.print(f"note: this set cannot be trained on with the built-in networks. {error}")
 

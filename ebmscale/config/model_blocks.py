@@ -38,9 +38,16 @@ class GeneratorBlock(TrainableBlock):
     """The generator: latents (B, *latent_shape) to samples (B, ...)."""
 
     form: str | None = key(
-        "Architecture, for image sizes with several (see `networks/architectures.py`). `identity`: the samples are "
-        "latents themselves, and there is nothing to generate.",
+        "Architecture of generator and encoder. `residual`: residual blocks, for square images of 8 to 256 pixels. "
+        "Other names are transposed convolutions of one image size (see `networks/architectures.py`). The default is "
+        "the first of these for the image size, and `residual` if there is none. `identity`: the samples are latents "
+        "themselves, and there is nothing to generate.",
         None,
+    )
+    top: NonNegative = key(
+        "With two layers of latents, the number of coordinates of the upper one, which come first in the latent (see "
+        "`networks/two_layers.py`). 0: one layer.",
+        0,
     )
     width: Positive = key("Width: channels of its last hidden layer.", 32, unit="channels")
 
@@ -80,7 +87,11 @@ class ModelBlock(Block):
     generator: GeneratorBlock = key("The generator.", GeneratorBlock())
     encoder: EncoderBlock = key("The encoder, which `posterior.start: encoder` uses.", EncoderBlock())
     ratio: RatioBlock = key("The network of a ratio.", RatioBlock())
-    sigma: PositiveFloat = key("Standard deviation of p(x | z), for pixels in [-1, 1].", 0.3)
+    sigma: PositiveFloat | Literal["auto"] = key(
+        "Standard deviation of p(x | z), for pixels in [-1, 1]. `auto` learns it while the generator trains: its "
+        "square is the mean squared residual.",
+        0.3,
+    )
     accept_changed: bool = key(
         "Whether a run may resume after the source of a class of your own has changed.", False, change="circumstance"
     )
@@ -100,6 +111,10 @@ class ModelBlock(Block):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelBlock":
+        if self.generator.top and (self.is_identity or self.generator.class_path is not None):
+            raise ValueError("generator.top is for generators of this package; leave it out")
+        if self.generator.top >= max(self.latent_dim, 1):
+            raise ValueError(f"generator.top ({self.generator.top}) must be below latent_dim ({self.latent_dim})")
         if self.latent_dim == 0 and not self.is_identity:
             raise ValueError("latent_dim must be above 0 where there is a generator")
         if self.latent_shape is not None and math.prod(self.latent_shape) != self.latent_dim:

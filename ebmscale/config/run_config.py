@@ -145,6 +145,12 @@ class RunConfig(Block):
         return self
 
     @model_validator(mode="after")
+    def _sigma_can_be_learned(self) -> "RunConfig":
+        if self.model.sigma == "auto" and not self.networks_train:
+            raise ValueError("model.sigma: auto is learned while a generator trains, and none does; give a number")
+        return self
+
+    @model_validator(mode="after")
     def _identity_fits(self) -> "RunConfig":
         if not self.model.is_identity:
             return self

@@ -34,7 +34,7 @@ from ebmscale.seeds import StreamNoise, torch_generator
 CONVENTION = (
     "bits per dimension of bytes v: pixels are (v + u - 1/2) / 127.5 - 1 with u uniform in [0, 1), so a level is "
     "1 / 127.5 wide, and bits = -(log p(x) - D log 127.5) / (D log 2), an upper bound on the bits of the bytes "
-    "themselves; p(x|z) = N(x; G(z), sigma^2 I) with the run's fixed sigma, whose noise alone costs "
+    "themselves; p(x|z) = N(x; G(z), sigma^2 I) with the run's sigma, whose noise alone costs "
     "log2(127.5 sigma sqrt(2 pi e)) bits."
 )
 PIXEL_LEVELS = 127.5
@@ -195,7 +195,7 @@ def _of_images(
     normaliser: Normaliser,
     settings: Annealing,
 ) -> Bounds:
-    sigma = model.config.model.sigma
+    sigma = model.sigma
     copies = x.repeat_interleave(num, dim=0)
     constant = normaliser.log_z + x[0].numel() * math.log(sigma * math.sqrt(2 * math.pi))
 

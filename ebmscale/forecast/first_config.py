@@ -18,7 +18,7 @@ from ebmscale.forecast.config_text import hundreds, name_for, quoted, thousands
 from ebmscale.forecast.dry_run import dry_run
 from ebmscale.forecast.first_config_of_latents import config_of_latents
 from ebmscale.machine import num_cpus
-from ebmscale.networks import find_architecture
+from ebmscale.networks import check_side
 from ebmscale.terminal import duration
 from ebmscale.world import World, device_of
 
@@ -44,7 +44,7 @@ class Size(NamedTuple):
 SIZES = {
     8: Size(16, (12, 24), 0.3),
     28: Size(32, (16, 64), 0.3),
-    32: Size(64, (16, 64), 0.3),
+    32: Size(64, (24, 96), 0.3),
     64: Size(64, (16, 64), 0.2),
     128: Size(64, (8, 32), 0.2),
 }
@@ -83,7 +83,7 @@ def first_config(manifest: Manifest, url: str, has_gpu: bool, num_samples: int |
             f"{url} has {images:,} images to train on, and at least {LEAST_IMAGES} are needed; pack more images."
         )
     channels, height, width = manifest.image_shape
-    find_architecture((channels, height, width))
+    check_side((channels, height, width))
     size = SIZES[min(SIZES, key=lambda side: abs(side - height))]
     batch = 256 if has_gpu else 64 if height >= 64 else 128
     generator = thousands(num_samples or default_samples(images, has_gpu), LEAST_SAMPLES)
@@ -175,7 +175,7 @@ data:
 # latents are harder to learn.
 model:
   latent_dim: {latent}
-  generator: {{width: {width}}}
+  generator: {{form: residual, width: {width}}}
   encoder: {{width: {width}}}
   sigma: {sigma}
   ratio: {{hidden: [200, 200], squares: true}}

@@ -156,7 +156,7 @@ def _computations(
 ) -> dict[str, int]:
     """Peak bytes of each part of an update in the last stage, including gradients of parameters."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    dim, sigma = config.model.latent_dim, config.model.sigma
+    dim, sigma = config.model.latent_dim, 1.0  # its value changes no size
     prior = RatioSequence(StandardNormal(dim), network)
     for _ in range(config.most_stages):
         prior = prior.append({name: weight.to(torch.float32) for name, weight in network.state_dict().items()})

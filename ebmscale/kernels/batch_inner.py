@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebmscale.networks import Generator
+from ebmscale.networks import Generator, TwoLayerGenerator
 from ebmscale.networks.blocks import LatentToGrid
 
 FEW_CHANNELS = 16
@@ -40,6 +40,7 @@ class BatchInnerGenerator(nn.Module):
 
     def __init__(self, source: nn.Module):
         super().__init__()
+        self._two_layers = source.two_layers if isinstance(source, TwoLayerGenerator) else nn.Identity()  # in place
         first, rest = _layers(source)
         self._first, self._rest = _FirstLayer(first), nn.ModuleList(_twins(rest))
         self.requires_grad_(False)
@@ -47,9 +48,10 @@ class BatchInnerGenerator(nn.Module):
     @staticmethod
     def supports(source: nn.Module) -> bool:
         """Whether every layer of the network has an implementation with the batch as the innermost axis."""
-        if not isinstance(source, Generator):
+        network = _network(source)
+        if not isinstance(network, Generator):
             return False
-        first, *rest = source.layers
+        first, *rest = network.layers
         return isinstance(first, LatentToGrid) and all(_is_known(layer) for layer in rest)
 
     @staticmethod
@@ -74,7 +76,7 @@ class BatchInnerGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps latents (B, Z) to images (B, C, H, W) in [-1, 1]."""
-        features = self._first(z)
+        features = self._first(self._two_layers(z))
         for layer in self._rest:
             features = layer(features)
         return features[0].permute(3, 0, 1, 2)
@@ -206,10 +208,16 @@ def _window_weights(layer: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
     return taps.permute(3, 5, 1, 0, 2, 4).flatten(0, 2)[..., None], _bias(layer).repeat(4)
 
 
+def _network(source: nn.Module) -> nn.Module:
+    """The network that makes images, behind one or two layers of latents."""
+    return source.network if isinstance(source, TwoLayerGenerator) else source
+
+
 def _layers(source: nn.Module) -> tuple[LatentToGrid, list[nn.Module]]:
-    if not isinstance(source, Generator):
-        raise ValueError(f"batch_inner computes a Generator, not a {type(source).__name__}")
-    first, *rest = source.layers
+    network = _network(source)
+    if not isinstance(network, Generator):
+        raise ValueError(f"batch_inner computes a Generator, not a {type(network).__name__}")
+    first, *rest = network.layers
     if not isinstance(first, LatentToGrid):
         raise ValueError("batch_inner needs a generator whose first layer is a LatentToGrid")
     return first, rest

@@ -13,9 +13,7 @@ from ebmscale.model.image_model import ImageModel
 from ebmscale.networks import (
     WIDE_BOUND,
     Bounded,
-    Encoder,
     FlatPosterior,
-    Generator,
     GivenEncoder,
     GivenGenerator,
     ImageShape,
@@ -26,9 +24,9 @@ from ebmscale.networks import (
     ResidualRatioNet,
     Standardised,
     build,
-    build_encoder,
-    build_generator,
     freeze,
+    image_encoder,
+    image_generator,
     own_network,
     set_bound,
 )
@@ -56,16 +54,24 @@ def build_model(config: RunConfig, shape: SampleShape) -> ImageModel:
         own = own_network(of_generator.class_path, of_generator.args, derive(seed, "generator-weights"))
         generator: nn.Module = OfShape(own, model.shape)
     else:
-        source = torch_generator(seed, "generator-weights")
-        images = _as_images(shape, "generator")
-        generator = build_generator(model.latent_dim, images, of_generator.width, of_generator.form, generator=source)
+        generator = build(lambda: _image_generator(model, shape), torch_generator(seed, "generator-weights"))
     encoder: nn.Module | None = None
     if config.uses_encoder and of_encoder.class_path is not None:
         encoder = FlatPosterior(own_network(of_encoder.class_path, of_encoder.args, derive(seed, "encoder-weights")))
     elif config.uses_encoder:
-        source, images = torch_generator(seed, "encoder-weights"), _as_images(shape, "encoder")
-        encoder = build_encoder(images, model.latent_dim, of_encoder.width, of_generator.form, generator=source)
+        encoder = build(lambda: _image_encoder(model, shape), torch_generator(seed, "encoder-weights"))
     return _frozen(config, ImageModel(generator, encoder))
+
+
+def _image_generator(model: ModelBlock, shape: SampleShape) -> nn.Module:
+    """This package's generator, before its weights are drawn."""
+    block = model.generator
+    return image_generator(model.latent_dim, _as_images(shape, "generator"), block.width, block.form, block.top)
+
+
+def _image_encoder(model: ModelBlock, shape: SampleShape) -> nn.Module:
+    """This package's encoder, before its weights are drawn."""
+    return image_encoder(_as_images(shape, "encoder"), model.latent_dim, model.encoder.width, model.generator.form)
 
 
 def _given(model: ModelBlock, shape: SampleShape) -> ImageModel:
@@ -108,13 +114,9 @@ def build_on_meta(config: RunConfig, shape: SampleShape) -> tuple[ImageModel, nn
     model = config.model
     if model.is_identity or model.generator.class_path is not None or model.encoder.class_path is not None:
         return build_model(config, shape).to("meta"), build_ratio_on_meta(config)
-    generator_block, encoder_block = model.generator, model.encoder
-    images = _as_images(shape, "generator")
     with _uncountable_refused(), torch.device("meta"):
-        generator = Generator(model.latent_dim, images, generator_block.width, generator_block.form)
-        encoder = None
-        if config.uses_encoder:
-            encoder = Encoder(images, model.latent_dim, encoder_block.width, generator_block.form)
+        generator = _image_generator(model, shape)
+        encoder = _image_encoder(model, shape) if config.uses_encoder else None
         return _frozen(config, ImageModel(generator, encoder)), build_ratio_on_meta(config)
 
 

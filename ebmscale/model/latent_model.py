@@ -20,6 +20,7 @@ from ebmscale.model.anomaly_score import BACKGROUND_WIDTH, AnomalyScore
 from ebmscale.model.export import NETWORKS, RATIOS, write_export
 from ebmscale.model.image_model import ImageModel
 from ebmscale.model.inputs import check_count, images_of, latents_of, samples_of
+from ebmscale.model.noise_level import learned_sigma
 from ebmscale.model.normaliser import measure_normaliser
 from ebmscale.model.pixels import shows_images
 from ebmscale.model.posterior import langevin_settings, log_likelihood, sample_posterior
@@ -52,6 +53,7 @@ class LatentModel:
         image_shape: (C, H, W).
         samples_seen: samples of training.
         residuals: statistics of reconstruction errors on held-out images, if they were measured.
+        mean_square: mean squared residual per pixel in training, where sigma is learned.
 
     Example:
         >>> model = ebmscale.load("runs/digits")
@@ -67,6 +69,13 @@ class LatentModel:
     image_shape: tuple[int, ...]
     samples_seen: int
     residuals: Residuals | None = None
+    mean_square: float | None = None
+
+    @property
+    def sigma(self) -> float:
+        """The standard deviation of p(x | z)."""
+        setting = self.config.model.sigma
+        return learned_sigma(self.mean_square) if setting == "auto" else setting
 
     @property
     def is_given(self) -> bool:
@@ -187,7 +196,7 @@ class LatentModel:
         """
         check_count(1, seed)
         settings = langevin_settings(self.config.posterior)
-        dim, sigma = self.prior.base.dim, self.config.model.sigma
+        dim = self.prior.base.dim
         parts = []
         for index, part in enumerate(self.inputs(x).split(ROWS_AT_ONCE)):
             noise = StreamNoise(seed, f"infer-{index}", 0, [0] * len(part))
@@ -195,7 +204,9 @@ class LatentModel:
             if at_mean and self.networks.encoder is not None:
                 first = torch.zeros_like(first)
             rows, first, steps = (tensor.to(self.device) for tensor in (part, first, steps))
-            parts.append(sample_posterior(self.networks, sigma, self.prior, rows, first, steps, settings, scored=False))
+            parts.append(
+                sample_posterior(self.networks, self.sigma, self.prior, rows, first, steps, settings, scored=False)
+            )
         return torch.cat([part.z.cpu() for part in parts]), on_cpu(parts[0].trace)
 
     @torch.no_grad()
@@ -266,7 +277,7 @@ class LatentModel:
         x = self.inputs(x).cpu()
         z = self.infer(x, seed, at_mean=True)[0]
         mean = None if self.is_given else self.decode(z)
-        reconstruction = torch.zeros(len(x)) if mean is None else -log_likelihood(x, mean, self.config.model.sigma)
+        reconstruction = torch.zeros(len(x)) if mean is None else -log_likelihood(x, mean, self.sigma)
         prior = -self.log_prior(z)
         ratio = prior - 0.5 * (self.prior.coordinates(z.to(self.device)) / BACKGROUND_WIDTH).square().sum(1).cpu()
         energy = reconstruction
@@ -288,6 +299,7 @@ class LatentModel:
             "num_stages": self.prior.num_stages,
             "image_shape": self.image_shape,
             "residuals": asdict(self.residuals) if self.residuals is not None else None,
+            "mean_square": self.mean_square,
             "config": self.config.model_dump(mode="json"),
         }
         write_export(storage, about, tensors)

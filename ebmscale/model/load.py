@@ -59,7 +59,7 @@ def from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
     """
     state = saved.state()
     tensors = saved_tensors(config, saved, state.image_shape)
-    return _assemble(config, state.image_shape, saved.samples_seen, tensors, state.residuals)
+    return _assemble(config, state.image_shape, saved.samples_seen, tensors, state.residuals, state.mean_square)
 
 
 def _load_export(storage: Storage) -> LatentModel:
@@ -68,17 +68,21 @@ def _load_export(storage: Storage) -> LatentModel:
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in (NETWORKS, BASE, RATIOS)
     )
-    return _assemble(
-        config, about.image_shape, about.samples_seen, SavedTensors(networks, base, ratios), about.residuals
-    )
+    saved = SavedTensors(networks, base, ratios)
+    return _assemble(config, about.image_shape, about.samples_seen, saved, about.residuals, about.mean_square)
 
 
 def _assemble(
-    config: RunConfig, shape: tuple[int, ...], samples_seen: int, tensors: SavedTensors, residuals: Residuals | None
+    config: RunConfig,
+    shape: tuple[int, ...],
+    samples_seen: int,
+    tensors: SavedTensors,
+    residuals: Residuals | None,
+    mean_square: float | None,
 ) -> LatentModel:
     base = base_from(config.model.latent_dim, tensors.base)
     model = build_model(config, shape)
     model.load_state_dict(tensors.networks)
     model.requires_grad_(False)
     prior = RatioSequence(base, build_ratio_network(config), tensors.ratios)
-    return LatentModel(config, model, prior, shape, samples_seen, residuals)
+    return LatentModel(config, model, prior, shape, samples_seen, residuals, mean_square)

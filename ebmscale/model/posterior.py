@@ -16,6 +16,7 @@ from ebmscale.density.prior import RatioSequence
 from ebmscale.kernels.chain_graph import ChainGraphs, Chains, Subject, run_chains
 from ebmscale.kernels.prior_chain import prior_target
 from ebmscale.model.image_model import ImageModel
+from ebmscale.model.noise_level import Sigma
 from ebmscale.networks import weight_of
 
 
@@ -25,7 +26,7 @@ def langevin_settings(block: ChainBlock, num_steps: int | None = None) -> Langev
     return LangevinSettings(steps, block.step_size, block.noise_scale, block.temperature)
 
 
-def log_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
+def log_likelihood(x: Tensor, mean: Tensor, sigma: Sigma) -> Tensor:
     """log N(x; mean, sigma^2 I) (B,) in nats up to its constant, for x and mean (B, C, H, W), summed in float32."""
     return (x.float() - mean.float()).square().flatten(1).sum(1) * (-0.5 / sigma**2)
 
@@ -67,7 +68,7 @@ class PosteriorSample:
         return self.z if self.moments is None else self.moments
 
 
-def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigma: float) -> Target:
+def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigma: Sigma) -> Target:
     """log p(x, z) as a Langevin target over z.
 
     Args:
@@ -89,7 +90,7 @@ def posterior_target(prior: RatioSequence, generator: nn.Module, x: Tensor, sigm
 
 def sample_posterior(
     model: ImageModel,
-    sigma: float,
+    sigma: Sigma,
     prior: RatioSequence,
     x: Tensor,
     start_noise: Tensor,

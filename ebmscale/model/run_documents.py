@@ -157,6 +157,7 @@ class RunState(Stored):
     meters: list[dict[str, tuple[Number, Number]]]
     residuals: Residuals | None = None
     form: FormName | None = None
+    mean_square: Number | None = None
     posterior_steps: Count | None = None
 
     @model_validator(mode="after")
@@ -195,6 +196,7 @@ class ExportAbout(Stored):
     config: dict[str, Any]
     num_stages: Count | None = None
     residuals: Residuals | None = None
+    mean_square: Number | None = None
     files: dict[FileName, FileAbout] = Field(default_factory=dict)
 
 

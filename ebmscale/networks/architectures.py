@@ -73,13 +73,15 @@ def find_architecture(image_shape: ImageShape, name: str | None = None) -> Archi
     """
     channels, height, width = image_shape
     if name is not None and name not in ARCHITECTURES:
-        raise ConfigError(f"There is no network architecture {name!r}; use one of {', '.join(ARCHITECTURES)}.")
+        raise ConfigError(
+            f"There is no network architecture {name!r}; use one of {', '.join(ARCHITECTURES)}, residual."
+        )
     fitting = {key: known for key, known in ARCHITECTURES.items() if known.size == height == width}
     if not fitting or channels < 1:
         sizes = ", ".join(f"{size}x{size}" for size in sorted({known.size for known in ARCHITECTURES.values()}))
         raise ConfigError(
             f"There is no network for images of {channels} channels and {height}x{width} pixels; "
-            f"the supported sizes are {sizes}: resize the images when packing them."
+            f"the supported sizes are {sizes}: resize the images when packing them, or use the form residual."
         )
     if name is None:
         return next(iter(fitting.values()))

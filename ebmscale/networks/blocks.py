@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 LEAKY_SLOPE = 0.2
+LOG_STD_BOUND = 5.0
 HE_GAIN = math.sqrt(2 / (1 + LEAKY_SLOPE**2))
 IMAGE_GAIN = 0.1
 SMALL_GAIN = 0.6
@@ -62,6 +63,8 @@ class ZeroConv(nn.Conv2d):
 class SmallLinear(nn.Linear):
     """A linear layer with smaller initial weights (`SMALL_GAIN`, not `HE_GAIN`), for outputs that are squared."""
 
+    gain = SMALL_GAIN
+
 
 class WaveLinear(nn.Linear):
     """A linear layer whose outputs are the phases of random Fourier features.
@@ -88,6 +91,8 @@ class ImageLayer(nn.ConvTranspose2d):
     128x128 with sigma 0.3. The usual step of 0.1 is above it: the chain would diverge before the first update.
     """
 
+    gain = IMAGE_GAIN
+
 
 def build(make: Callable[[], Network], generator: torch.Generator) -> Network:
     """Makes a network on the CPU whose weights are drawn from `generator` alone.
@@ -104,6 +109,14 @@ def build(make: Callable[[], Network], generator: torch.Generator) -> Network:
     network.to_empty(device="cpu")
     initialise(network, generator)
     return network
+
+
+def bounded_log_std(raw: Tensor, bound: float = LOG_STD_BOUND) -> Tensor:
+    """Log standard deviations within +-`bound`, so that they and the KL divergence cannot overflow or collapse.
+
+    A tanh makes the bound: unlike a clamp it has a gradient at the bound. Near zero it is the identity.
+    """
+    return bound * torch.tanh(raw / bound)
 
 
 @torch.no_grad()
@@ -125,7 +138,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     """Redraws every weight of `module` from `generator`. Biases, `ZeroLinear` and `ZeroConv` become zero.
 
     Weights are normal with the variance of He et al. (2015) for LeakyReLU(0.2), so the scale of the features does not
-    depend on the depth. Those of `ImageLayer` and `SmallLinear` are smaller; `WaveLinear` has its own `draw`. All are
+    depend on the depth. A layer with a `gain` has that in place of He's, and `WaveLinear` has its own `draw`. All are
     drawn in float32 on the device of the generator, in the order of `module.modules()`. So the same generator gives the
     same weights on every device of the module.
     """
@@ -135,9 +148,9 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(layer, WaveLinear):
             layer.draw(generator)
         elif isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, LatentToGrid)):
-            gains = {ImageLayer: IMAGE_GAIN, SmallLinear: SMALL_GAIN}
+            gain: float = getattr(layer, "gain", HE_GAIN)
             noise = torch.randn(layer.weight.shape, generator=generator, device=generator.device)
-            layer.weight.copy_(noise * (gains.get(type(layer), HE_GAIN) / math.sqrt(_fan_in(layer))))
+            layer.weight.copy_(noise * (gain / math.sqrt(_fan_in(layer))))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.networks.architectures import ImageShape, find_architecture
-from ebmscale.networks.blocks import LEAKY_SLOPE, ZeroLinear, build
-
-LOG_STD_BOUND = 5.0
+from ebmscale.networks.blocks import LEAKY_SLOPE, ZeroLinear, bounded_log_std, build
 
 
 class Encoder(nn.Module):
@@ -42,13 +40,9 @@ class Encoder(nn.Module):
         self.output = ZeroLinear(outputs[0] * first.kernel**2, 2 * latent_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps images (B, C, H, W) to (mean, log_std), each (B, Z).
-
-        log_std lies within +-LOG_STD_BOUND, so the standard deviation and the KL divergence cannot overflow or
-        collapse. A tanh makes the bound: unlike a clamp it has a gradient at the bound. Near zero it is the identity.
-        """
+        """Maps images (B, C, H, W) to (mean, log_std), each (B, Z); log_std is bounded."""
         mean_BZ, raw_BZ = self.output(self.features(x)).chunk(2, dim=1)
-        return mean_BZ, LOG_STD_BOUND * torch.tanh(raw_BZ / LOG_STD_BOUND)
+        return mean_BZ, bounded_log_std(raw_BZ)
 
 
 def build_encoder(

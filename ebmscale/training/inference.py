@@ -12,7 +12,7 @@ def infer(run: Run, x: Tensor, noise: StreamNoise) -> PosteriorSample:
     dim, settings = run.config.model.latent_dim, langevin_settings(run.config.posterior)
     return sample_posterior(
         run.sampling.model,
-        run.config.model.sigma,
+        run.noise_level.value,
         run.stages.prior,
         x,
         noise.normal(dim),

@@ -191,6 +191,7 @@ def _agree(run: Run, stop: StopSignal, report: BatchReport) -> tuple[bool, dict[
     before = run.guard.state
     verdict = run.guard.observe(error, mean_ratio, run.stages.state, report.bad)
     if verdict == "good":
+        run.noise_level.observe(error, run.config.train.batch_size)
         return num_stopping > 0, None
     return num_stopping > 0, {
         "action": verdict,

@@ -5,11 +5,12 @@ Shapes: B batch, Z latent, C H W image. Pixels are in [-1, 1].
 
 from torch import Tensor
 
+from ebmscale.model.noise_level import Sigma
 from ebmscale.model.posterior import PosteriorSample, log_likelihood
 
 
 def generator_loss(
-    x: Tensor, mean: Tensor, sigma: float, encoded: tuple[Tensor, Tensor] | None, sample: "PosteriorSample"
+    x: Tensor, mean: Tensor, sigma: Sigma, encoded: tuple[Tensor, Tensor] | None, sample: "PosteriorSample"
 ) -> tuple[Tensor, Tensor]:
     """The loss of every image (B,), and its squared error per pixel (B,).
 

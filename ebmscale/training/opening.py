@@ -24,6 +24,7 @@ from ebmscale.model.checkpoint import RATIO_FOLDER
 from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.image_model import ImageModel
 from ebmscale.model.kinds import refuse_other
+from ebmscale.model.noise_level import NoiseLevel
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
 from ebmscale.stop import StopSignal
@@ -114,6 +115,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
         generator=generator,
         sampling=SamplingCopy(generator, build_model(config, shape), settings.dtype, world.device),
         average=AverageWeights(generator, world) if config.averages_weights else None,
+        noise_level=NoiseLevel(config.model.sigma, world.device),
         stages=make_ratio_trainer(config, shape, settings, world, poll),
         guard=Guard(config.guard),
         saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint, lease),

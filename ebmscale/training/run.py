@@ -13,6 +13,7 @@ from ebmscale.data.stream import Batch, ImageStream
 from ebmscale.errors import DivergenceError
 from ebmscale.kernels.forms import is_for
 from ebmscale.model.checkpoint import SavedCheckpoint
+from ebmscale.model.noise_level import NoiseLevel
 from ebmscale.model.pieces import Piece, shapes_of
 from ebmscale.model.pixels import shows_images
 from ebmscale.model.residuals import Residuals, measure_residuals
@@ -54,6 +55,7 @@ class Run:
     generator: Engine
     sampling: SamplingCopy
     average: AverageWeights | None
+    noise_level: NoiseLevel
     stages: RatioTrainer
     guard: Guard
     saver: Saver
@@ -200,6 +202,7 @@ class Run:
             "measured": self.measured,
             "residuals": asdict(self.residuals) if self.residuals is not None else None,
             "form": self.sampling.form,
+            "mean_square": self.noise_level.mean_square,
             "meters": self.world.gather_objects(self.meter.values()),
         }
         return {"state": json.loads(json.dumps(state)), "clock": self.timer.values()}
@@ -238,6 +241,7 @@ class Run:
         self.timer.load_values(loaded.clock.model_dump())
         self.measured, self.done_at = dict(state.measured), state.done_at.model_dump()
         self.residuals = state.residuals
+        self.noise_level.restore(state.mean_square)
         self.samples_seen = saved.samples_seen
         self.saver.last_saved = saved.samples_seen
         form = state.form

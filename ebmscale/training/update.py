@@ -72,6 +72,8 @@ def train_batch(run: Run, batch: Batch) -> BatchReport:
     if run.generator_trains:
         meter.add("train/mse", squared_error.sum() / max(len(x), 1), len(x))
         meter.add("train/generator_grad_norm", grad_norm)
+        if run.noise_level.is_learned:
+            meter.add("train/sigma", run.noise_level.value)
     meter.add("chain/restarted", (sample.num_lost + run.stages.take_restarted()) * run.world.size)
     if sample.trace.drift.numel():
         meter.add("chain/posterior_drift", sample.trace.drift[-1])
@@ -96,7 +98,7 @@ def _update_generator(run: Run, x: Tensor, sample: PosteriorSample) -> tuple[Ten
     """One update of generator and encoder; squared errors per pixel (B,) and the gradient's norm."""
     config, guard = run.config, run.guard
     mean, encoded = run.generator(sample.z, x, sample.drawn)
-    loss, squared_error = generator_loss(x, mean, config.model.sigma, encoded, sample)
+    loss, squared_error = generator_loss(x, mean, run.noise_level.value, encoded, sample)
     limit = guard.error_limit if sample.num_lost <= MOST_LOST * len(x) else -math.inf
     scaled = loss.sum() * (run.world.size / config.train.batch_size)
     run.generator.backward(nan_above_limit(scaled, squared_error.sum() / max(len(x), 1), limit))

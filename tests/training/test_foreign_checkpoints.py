@@ -200,7 +200,7 @@ def test_an_export_without_checksums_loads_still(exported: Storage) -> None:
         (lambda about: about["config"]["model"].update(latent_dim=9), "do not fit the configuration"),
         (lambda about: about["config"]["model"].update(latent_dim=10**12), "do not fit the configuration"),
         (lambda about: about["config"].update(other=1), "other"),
-        (lambda about: about.update(image_shape=[1, 9, 9]), "no network for images"),
+        (lambda about: about.update(image_shape=[1, 9, 7]), "no network for images"),
         (lambda about: about.update(num_stages=2), "another number of stages"),
     ],
 )

@@ -32,6 +32,7 @@ from ebmscale.data.chunks import iter_chunks
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import select
 from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.errors import ConfigError
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import evaluate
 from ebmscale.model.image_model import ImageModel
@@ -58,6 +59,8 @@ class Ratio(nn.Module):
 def setting_of(config: RunConfig, shape: tuple[int, int, int]) -> Setting:
     """The settings of LEBM's loop that match a run's."""
     model, train = config.model, config.train
+    if model.sigma == "auto":
+        raise ConfigError("LEBM's loop has a fixed sigma; give model.sigma a number.")
     return Setting(
         *(shape, model.generator.form, model.latent_dim, model.generator.width, model.sigma, model.ratio.hidden),
         *(config.posterior.num_steps, config.posterior.step_size, config.prior.num_steps, config.prior.step_size),
