@@ -149,6 +149,14 @@ def test_what_is_no_file_of_rows_is_named(tmp_path: Path, text: str) -> None:
             load_comparison(str(named))
 
 
+def test_a_row_does_not_change_the_settings_of_the_next_ones(tmp_path: Path, tiny_text: str) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny_text)
+    rows = {"first": {"train.generator.rate": 5.0e-4}, "second": {}}
+    path = write(tmp_path, {"set": {"train.max_samples": 640, "train.generator": {"rate": 0.25}}, "rows": rows})
+    jobs = make_jobs(str(path), None, 2, [])
+    assert [job.config.train.generator.rate for job in jobs] == [5.0e-4, 0.25] * 2
+
+
 def test_an_unknown_row_is_refused_with_those_there_are(file: Path) -> None:
     done = CliRunner().invoke(cli, ["compare", str(file), "--methods", "plain,staggered"])
     assert isinstance(done.exception, ConfigError)

@@ -5,6 +5,7 @@ a folder with a space. Of a text in quotes the quotes are removed. Every other v
 comments.
 """
 
+from copy import deepcopy
 from typing import Any
 
 from pydantic import BaseModel
@@ -35,7 +36,7 @@ def apply_override(tree: dict[str, Any], override: str, schema: type[BaseModel])
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key of the tree.
+    """Sets a dotted key of the tree to a copy of the value, which later keys may change.
 
     Raises:
         ConfigError: a part of the key holds a value, not keys.
@@ -48,7 +49,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(node[parent], dict):
             raise ConfigError(f"the key {excerpt(key)} needs {excerpt(parent)} to hold keys, but it holds a value.")
         node = node[parent]
-    node[last] = value
+    node[last] = deepcopy(value)
 
 
 def _value(text: str, types: frozenset[type], what: str) -> Any:

@@ -29,6 +29,7 @@ from ebmscale.model.load import open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
 from ebmscale.model.sampler import agreement
+from ebmscale.model.samples_by_layer import samples_by_layer
 from ebmscale.report import pictures
 from ebmscale.report.headline import key_figures, verdicts_of
 from ebmscale.report.pages import Picture, render
@@ -107,6 +108,7 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         beyond=max(record.end - model.samples_seen, 0),
         samples=Picture(pictures.data_uri(samples, "image/png"), f"{len(z)} samples from the final prior"),
         stage_samples=_stage_samples(model, held_out),
+        layer_samples=_layer_samples(model, z),
         shows_images=model.shows_images,
         is_given=model.is_given,
         sample_shape=", ".join(map(str, model.sample_shape)),
@@ -153,6 +155,14 @@ def _stage_samples(model: LatentModel, held_out: HeldOutImages | None) -> list[P
         picture = sample_picture(model, shown, TILE_COLUMNS, held_out.z if held_out else None)
         found.append(Picture(pictures.data_uri(picture, "image/png"), f"k = {stage}"))
     return found
+
+
+def _layer_samples(model: LatentModel, z: Tensor) -> Picture | None:
+    """Rows of samples that share the upper layer of latents; None where there is one layer."""
+    if not model.config.model.generator.top or not model.shows_images:
+        return None
+    found = samples_by_layer(model, z[:TILE_COLUMNS], GRID_COLUMNS, SEED)
+    return _grid_picture(model, model.decode(found), "a row shares z₂", GRID_COLUMNS)
 
 
 def _samples_over_time(run: Storage, record: RunRecord, num_stages: int) -> list[Picture]:
@@ -269,8 +279,8 @@ def _time(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _grid_picture(model: LatentModel, images: Tensor, title: str) -> Picture:
-    return Picture(pictures.data_uri(sample_grid(model, images, TILE_COLUMNS), "image/png"), title)
+def _grid_picture(model: LatentModel, images: Tensor, title: str, columns: int = TILE_COLUMNS) -> Picture:
+    return Picture(pictures.data_uri(sample_grid(model, images, columns), "image/png"), title)
 
 
 def _chart(svg: bytes) -> str:

@@ -1,12 +1,14 @@
 """The replacement layers of the compiled generator against the original ones; on a GPU the whole generator."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from ebmscale.kernels import forms
-from ebmscale.kernels.compiled import TransposedAsProduct, with_products
-from ebmscale.networks import Generator, build_generator
+from ebmscale.kernels.compiled import TransposedAsProduct, compiled, with_products
+from ebmscale.networks import Generator, build, build_generator, image_generator
 
 DIM = 6
 
@@ -48,6 +50,20 @@ def test_a_generator_with_products_is_the_generator_as_its_weights_change(
             weight.mul_(1.1)
 
 
+def any_form(name: str, top: int) -> nn.Module:
+    generator = build(lambda: image_generator(DIM, (3, 32, 32), 3, name, top), torch.Generator().manual_seed(0))
+    return generator.requires_grad_(False)
+
+
+@pytest.mark.parametrize(("name", "top"), [("svhn", 2), ("residual", 0), ("residual", 2)])
+def test_every_form_is_one_graph(name: str, top: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A break in the graph would leave a part of it as it is."""
+    generator, z = any_form(name, top), torch.randn(4, DIM)
+    eager = partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", eager)
+    torch.testing.assert_close(compiled(generator)(z), generator(z), rtol=1e-5, atol=1e-5)
+
+
 def test_a_form_is_for_one_kind_of_device() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     assert forms.is_for("plain", cpu)
@@ -71,8 +87,9 @@ def test_a_generator_that_cannot_be_compiled_stays_plain(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_generator_is_compiled_on_a_gpu(dtype: torch.dtype) -> None:
-    generator = make("svhn", (3, 32, 32), "cuda", dtype)
+@pytest.mark.parametrize(("name", "top"), [("svhn", 0), ("svhn", 2), ("residual", 0), ("residual", 2)])
+def test_a_generator_is_compiled_on_a_gpu(dtype: torch.dtype, name: str, top: int) -> None:
+    generator = any_form(name, top).to("cuda", dtype)
     assert forms.choose_form(generator, DIM, 5, "compiled") == "compiled"
     form = forms.form_of("compiled", generator)
     for rows in (5, 2, 7):  # each number of rows is compiled by itself

@@ -127,6 +127,12 @@ def test_same_run_same_page(reported):
     assert page_of(reported) == page_of(reported)
 
 
+def test_a_page_shows_samples_by_layer_of_two_layers_alone(trained, reported):
+    assert "By layer of the latents" not in reported.read_text("report.html")
+    page = page_of(trained("run.name=layers", "model.generator.top=1", "train.max_samples=500"))
+    assert "By layer of the latents" in page
+
+
 def test_missing_data_set_is_said(copied):
     rewrite(copied, "config.yaml", lambda text: re.sub(r"(\n  url: .*)digits", r"\1gone", text))
     page = page_of(copied)
