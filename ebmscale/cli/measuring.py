@@ -42,8 +42,8 @@ def _counts(context: click.Context, parameter: click.Parameter, text: str | None
 )
 @click.option(
     "--metrics",
-    help="One or more, with commas: reconstruction, prior, frechet, ceiling, latents, anomaly, likelihood (default: "
-    "reconstruction and prior, and frechet if --features is given).",
+    help="One or more, with commas: reconstruction, prior, frechet, ceiling, latents, anomaly, baselines, likelihood "
+    "(default: reconstruction and prior, and frechet if --features is given).",
 )
 @click.option(
     "--features",

@@ -57,13 +57,20 @@ class EvaluationBlock(Block):
 
     Without a `split` the test part is measured, or the validation part if the set has no test part. `features` are one
     or several: precision, recall, density and coverage are of the first. `num_samples` is a number for all metrics, or
-    a mapping from metrics to numbers.
+    a mapping from metrics to numbers. The metrics in `first_seed_only` are measured on the first seed of a row alone,
+    since they take long and differ little between seeds.
     """
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("reconstruction", "frechet")
     split: Literal["test", "validation"] | None = None
     features: Address | tuple[Address, ...] | None = None
     num_samples: Positive | dict[str, Positive] | None = None
+    first_seed_only: tuple[str, ...] = ()
+
+    def of_seed(self, is_first: bool) -> "EvaluationBlock":
+        """What is measured on a run of the first seed, or of a later one."""
+        kept = tuple(one for one in self.metrics if is_first or one not in self.first_seed_only)
+        return self.model_copy(update={"metrics": kept, "first_seed_only": ()})
 
     @property
     def all_features(self) -> tuple[Address, ...]:

@@ -109,8 +109,10 @@ def _results(
         _check_run(job)
     commands = Commands()
     with StopSignal().listening() as stop, ThreadPoolExecutor(num_at_once) as pool:
-        carry_out = partial(_carry_out, evaluation=comparison.evaluation, networks=networks, commands=commands)
-        runs = [pool.submit(carry_out, job, lease=lease, say=say) for job in jobs]
+        carry_out = partial(_carry_out, networks=networks, commands=commands, lease=lease, say=say)
+        blocks = {is_first: comparison.evaluation.of_seed(is_first) for is_first in (True, False)}
+        first = comparison.first_seed
+        runs = [pool.submit(carry_out, job, blocks[job.config.run.seed == first]) for job in jobs]
         try:
             return _gathered(runs, stop)
         except BaseException:
@@ -160,7 +162,8 @@ def _carry_out(
     result_file = f"results/{config.run.name}.json"
     storage = open_storage(config.storage)
     protocol = networks[0].protocol() if networks else {}
-    wanted = {"train": config.train.max_samples, "evaluation": evaluation.model_dump(mode="json") | protocol}
+    asked = evaluation.model_dump(mode="json", exclude={"first_seed_only"}) | protocol
+    wanted = {"train": config.train.max_samples, "evaluation": asked}
     if len(networks) > 1:
         wanted["features"] = [network.protocol() for network in networks]
     if storage.exists(result_file):

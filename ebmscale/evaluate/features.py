@@ -28,6 +28,7 @@ from ebmscale.storage import Storage
 from ebmscale.stored import read_file
 
 ROWS_AT_ONCE = 50
+LITE0_ROWS = 10  # twice as fast on a CPU as 50 rows, whose layers do not fit into its cache
 WEIGHTS_BYTES = 4 << 30
 
 LITE0 = "efficientnet_lite0"
@@ -48,6 +49,7 @@ class Features:
         image_shape: (C, H, W) of the images; None means any image of 1 or 3 channels.
         extract: maps uint8 images (B, C, H, W) to features (B, F), both on `device`.
         device: on which the features are computed.
+        rows_at_once: images that are computed together.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Features:
     image_shape: ImageShape | None
     extract: Callable[[Tensor], Tensor]
     device: torch.device | str = "cpu"
+    rows_at_once: int = ROWS_AT_ONCE
 
     @property
     def kernel_name(self) -> str:
@@ -82,8 +85,8 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (B, F) of uint8 images (B, C, H, W), both on the CPU, computed `ROWS_AT_ONCE` images at a time."""
-        return torch.cat([self.extract(part.to(self.device)).cpu() for part in images.split(ROWS_AT_ONCE)])
+        """Features (B, F) of uint8 images (B, C, H, W), both on the CPU, computed `rows_at_once` images at a time."""
+        return torch.cat([self.extract(part.to(self.device)).cpu() for part in images.split(self.rows_at_once)])
 
 
 def open_features(url: str, device: torch.device | str = "cpu") -> Features:
@@ -135,7 +138,8 @@ def _open_lite0(device: torch.device | str) -> Features:
         network = EfficientNetLite0()
     network.load_state_dict(_weights(folder.url_of(file), data), assign=True)
     network.eval().requires_grad_(False).to(device)
-    return Features(f"FD-{LITE0}", efficientnet_lite.NUM_FEATURES, _LITE0_SHA256, None, network, device)
+    rows = LITE0_ROWS if torch.device(device).type == "cpu" else ROWS_AT_ONCE
+    return Features(f"FD-{LITE0}", efficientnet_lite.NUM_FEATURES, _LITE0_SHA256, None, network, device, rows)
 
 
 def _open_inception(folder: Storage, file: str, device: torch.device | str) -> Features:

@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 
 from ebmscale.errors import ConfigError
 from ebmscale.evaluate.anomaly import Detection
+from ebmscale.evaluate.baselines import MOST_TRAINING, Baselines
 from ebmscale.evaluate.features import NAMES, Features
 from ebmscale.evaluate.fidelity import Distances, Reconstruction
 from ebmscale.evaluate.given import MeanDensity, latent_features
@@ -28,8 +29,9 @@ from ebmscale.stored import Count, Number, Stored, read_document
 from ebmscale.version import __version__
 from ebmscale.world import World
 
-METRICS = ("reconstruction", "prior", "frechet", "ceiling", "latents", "anomaly", "likelihood")
+METRICS = ("reconstruction", "prior", "frechet", "ceiling", "latents", "anomaly", "baselines", "likelihood")
 WITH_FEATURES = ("frechet", "ceiling")
+OF_ANOMALIES = ("anomaly", "baselines")
 FOLDER = "evaluation"
 DEFAULT_SAMPLES = {"prior": 256, "latents": 10_000, "frechet": 10_000, "ceiling": 10_000, "likelihood": 64}
 """Default number of images for metrics that would take too long on all images."""
@@ -185,7 +187,7 @@ class Prepared:
     def joined(self, parts: Sequence[Tensors]) -> MetricValues:
         """The values, from all parts in their order (collective)."""
         values = self.measure.join(parts, self.images)
-        chance = {"chance_auprc": values["prevalence"]} if self.metric == "anomaly" else {}
+        chance = {"chance_auprc": values["prevalence"]} if self.metric in OF_ANOMALIES else {}
         return MetricValues(self.metric, values, self.protocol | chance, self.samples_seen)
 
 
@@ -209,7 +211,7 @@ def prepare(
     if num_samples is None and not (metric == "likelihood" and model.is_given):
         num_samples = DEFAULT_SAMPLES.get(metric)
     split = split or measured_split(model, data)
-    images = open_images(model, data, split, ranks, num_samples, metric == "anomaly", progress)
+    images = open_images(model, data, split, ranks, num_samples, metric in OF_ANOMALIES, progress)
     protocol = images.protocol() | {"num_stages": model.prior.num_stages, "num_workers": ranks.size}
     protocol |= {"device": model.device.type}
     protocol |= {"seed": seed, "run_seed": model.config.run.seed}
@@ -224,13 +226,9 @@ def prepare(
         measure = MeanDensity(model.to("cpu"), seed)
     elif metric == "likelihood":
         measure, protocol = MeanLikelihood(model.to("cpu"), seed), protocol | {"convention": CONVENTION}
-    elif metric == "anomaly":
-        if images.anomalous is None:
-            raise ConfigError(
-                "The run was trained on every class, so there are no anomalies to detect; train one with "
-                "data.held_out.label=CLASS."
-            )
-        measure, protocol = Detection(model, seed), protocol | {"positives": f"class {images.held_out.label}"}
+    elif metric in OF_ANOMALIES:
+        measure = _detectors(metric, model, data, images, seed)
+        protocol |= {"positives": f"class {images.held_out.label}"}
     else:
         assert features is not None
         assert num_samples is not None
@@ -245,6 +243,18 @@ def prepare(
         protocol |= {"num_generated": num_samples, "neighbours": NEIGHBOURS, "covariance": "float64"}
         protocol |= features.protocol()
     return Prepared(metric, measure, images, protocol, model.samples_seen)
+
+
+def _detectors(metric: str, model: LatentModel, data: Storage, images: ImageSet, seed: int) -> Measure:
+    """What detects anomalies: the model's scores, or baselines that are fitted to its training images."""
+    if images.anomalous is None:
+        raise ConfigError(
+            "The run was trained on every class, so there are no anomalies to detect; train one with "
+            "data.held_out.label=CLASS."
+        )
+    if metric == "anomaly":
+        return Detection(model, seed)
+    return Baselines(model, seed, open_images(model, data, "train", images.world, MOST_TRAINING))
 
 
 def default_metrics(features: Features | str | None, is_given: bool = False) -> list[str]:

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.svm import OneClassSVM
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ebmscale.data.chunks import read_split
@@ -138,6 +140,27 @@ def test_anomalies_are_the_class_that_was_held_out(make_model, digits):
     assert found.values["num_anomalies"] == 182  # all anomalies of the set
     assert found.protocol["held_out"] == {"label": "1", "protocol": "pooled"}
     assert found.protocol["chance_auprc"] == 182 / found.protocol["num_images"]
+
+
+def test_baselines_are_fitted_to_the_training_images_and_scored_on_the_same_images(make_model, digits):
+    """Against scikit-learn's own detectors on arrays that are read here."""
+    model = make_model(HELD_OUT)
+    found = measure_metric(model, digits, "baselines", seed=5)
+    assert found.values["num_anomalies"] == 182
+    assert found.protocol["chance_auprc"] == found.values["prevalence"]
+    names = {f"{where}_{what}" for where in ("pixels", "latents") for what in ("knn", "forest", "svm")} | {"pixels_pca"}
+    assert {name.removeprefix("auprc_") for name in found.values if name.startswith("auprc_")} == names
+    sets = [open_images(model, digits, "train", ALONE), open_images(model, digits, "test", ALONE, with_anomalies=True)]
+    images = [torch.cat([to_pixels(one.images) for one in of.chunks()]).flatten(1) for of in sets]
+    labels = [torch.cat([one.labels for one in of.chunks()]) for of in sets]
+    assert 1 not in labels[0]
+    distances = NearestNeighbors(n_neighbors=5).fit(images[0]).kneighbors(images[1])[0].mean(1)
+    assert found.values["auprc_pixels_knn"] == pytest.approx(average_precision_score(labels[1] == 1, distances), 1e-4)
+    machine = OneClassSVM(nu=0.1).fit(images[0])
+    expected = average_precision_score(labels[1] == 1, -machine.score_samples(images[1]))
+    assert found.values["auprc_pixels_svm"] == pytest.approx(expected, abs=2e-3)  # its rows come in another order
+    with pytest.raises(ConfigError, match="trained on every class"):
+        measure_metric(make_model(), digits, "baselines", split="validation")
 
 
 def test_the_ratio_score_compares_with_a_gaussian_twice_as_wide(make_model):

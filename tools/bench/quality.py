@@ -3,7 +3,7 @@
     python tools/bench/quality.py --plain-s 400 --seed 0 posterior.num_steps=20 posterior.step_size=0.1
     python tools/bench/quality.py --samples 100000 --seed 0 stages.start_samples=36000
 
-Both use the settings of a comparison (configs/compare/mnist.yaml). LEBM's loop (tools/bench/lebm.py) uses those of row
+Both use the settings of a comparison (configs/compare/mnist_joint.yaml). LEBM's loop (tools/bench/lebm.py) uses those of row
 `lebm`, with images in memory and the generator's rate on the run's cosine, until it has used its processor seconds.
 `ebmscale train` uses those of row `adaptive`, as a process whose seconds count from its start. Both models are measured
 in the same way on the same images: mean squared error of reconstructions by the model's own posterior chain, Frechet
@@ -144,7 +144,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comparison", default=str(ROOT / "configs/compare/mnist.yaml"))
+    parser.add_argument("--comparison", default=str(ROOT / "configs/compare/mnist_joint.yaml"))
     parser.add_argument("--features", default="features/mnist")
     parser.add_argument("--plain-s", type=float, help="train LEBM's loop for so many processor seconds")
     parser.add_argument("--samples", type=int, help="train ours on so many samples")
