@@ -3,8 +3,8 @@
     python tools/bench/quality.py --plain-s 400 --seed 0 posterior.num_steps=20 posterior.step_size=0.1
     python tools/bench/quality.py --samples 100000 --seed 0 stages.start_samples=36000
 
-Both use the settings of a comparison (configs/compare/mnist_joint.yaml). LEBM's loop (tools/bench/lebm.py) uses those of row
-`lebm`, with images in memory and the generator's rate on the run's cosine, until it has used its processor seconds.
+Both use the settings of a comparison (configs/compare/mnist_joint.yaml). LEBM's loop (tools/bench/lebm.py) uses those of
+row `lebm`, with images in memory and the generator's rate on the run's cosine, until it has used its processor seconds.
 `ebmscale train` uses those of row `adaptive`, as a process whose seconds count from its start. Both models are measured
 in the same way on the same images: mean squared error of reconstructions by the model's own posterior chain, Frechet
 distance of samples by its own prior chain. Every run adds a line of JSON to --out; --table prints these lines.
