@@ -143,8 +143,10 @@ TABLE: dict[str, Run | str] = {
     "ebmscale features train data/cifar10 features/cifar10 --width 24 --epochs 4": REAL_DATA,
     "ebmscale compare configs/compare/mnist.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/fashion_mnist.yaml --seeds 3 --jobs 2": REAL_DATA,
-    "ebmscale compare configs/compare/cifar10_two_stage.yaml --seeds 1 --jobs 2": REAL_DATA,
-    "ebmscale compare configs/compare/cifar10.yaml --seeds 1": REAL_DATA,
+    "ebmscale compare configs/compare/cifar10.yaml --seeds 1 --jobs 2": REAL_DATA,
+    "ebmscale compare configs/compare/mnist_joint.yaml --seeds 3 --jobs 2": REAL_DATA,
+    "ebmscale compare configs/compare/cifar10_joint.yaml --seeds 1": REAL_DATA,
+    "tools/pages --keep runs/compare-NAME/comparison.json": "tests/test_results.py runs it",
     "ebmscale compare configs/compare/mnist_anomaly.yaml --seeds 3 --jobs 2": REAL_DATA,
     "python tools/bench/quality.py --plain-s 600 posterior.num_steps=20 posterior.step_size=0.1": BENCHMARK,
     # ebmscale/evaluate/README.md

@@ -88,6 +88,8 @@ def block(name: str) -> str:
         tables = [anomaly_table(results, _published(name))]
     else:
         tables = [distance_table(results), _table(results, _present(results, DETAILS))]
+    if any("nats" in result.measured for result in results):
+        tables.append(f"![distance and held-out nats against processor time, by row]({FOLDER.name}/{name}.svg)\n")
     return "\n".join([*tables, origin(small)])
 
 
