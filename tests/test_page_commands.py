@@ -127,7 +127,7 @@ TABLE: dict[str, Run | str] = {
     "ebmscale fetch mnist downloads/mnist": NETWORK,
     "ebmscale pack idx downloads/mnist data/mnist": Run(),
     "ebmscale pack npy latents.npy data/latents": Run(),
-    "ebmscale train configs/digits.yaml train.max_samples=20000": Run(SMALL),
+    "ebmscale train configs/digits.yaml train.max_samples=40000": Run(SMALL),
     "torchrun --nproc-per-node 2 -m ebmscale train configs/mnist.yaml": Run(f"{SMALL} run.name=two", slow=True),
     # configs/compare/README.md
     "ebmscale pack digits - data/digits": Run(),

@@ -49,7 +49,14 @@ def test_it_holds_every_preset_and_cluster_file(installed: Path) -> None:
 
 def test_the_first_command_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     assert "preset:digits " in call(installed, tmp_path, "presets")
-    short = ["train.max_samples=400", "stages.evidence_every=400", "metrics.every_samples=400", "prior.sample_steps=2"]
+    short = [
+        "prior.base=standard",
+        "stages.start_samples=0",
+        "train.max_samples=400",
+        "stages.evidence_every=400",
+        "metrics.every_samples=400",
+        "prior.sample_steps=2",
+    ]
     said = call(installed, tmp_path, "train", "preset:digits", *short)
     assert "report   " in said
     assert (tmp_path / "runs" / "digits" / "report.html").exists()

@@ -24,7 +24,8 @@ STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)  # of ZeRO
 SMALL_RUN = [
     "data.num_streams=4", "data.shuffle_window=16", "data.validation_fraction=0.2", "model.latent_dim=4",
     "model.generator={width: 2}", "model.encoder.width=2", "model.ratio.hidden=[8,8]", "prior.num_particles=64",
-    "prior.base_components=1", "stages.batch_size=32", "stages.buffer_samples=64", "stages.evidence_samples=32",
+    "prior.base=standard", "prior.base_components=1", "stages.start_samples=0", "stages.batch_size=32",
+    "stages.buffer_samples=64", "stages.evidence_samples=32",
     "stages.evidence_every=320", "train.batch_size=32", "data.format=digits",
 ]  # fmt: skip
 
