@@ -36,9 +36,11 @@ def of_form(tiny: RunConfig, name: str, **blocks: dict[str, Any]) -> RunConfig:
     return changed(tiny, run={"name": name.replace(", ", "-").replace(" ", "-")}, model=MODELS[name], **blocks)
 
 
-@pytest.mark.parametrize(("name", "start"), [("residual", "encoder"), ("residual, two layers", "base")])
+@pytest.mark.parametrize(
+    ("name", "start"), [("residual, two layers", "encoder"), pytest.param("residual", "base", marks=pytest.mark.slow)]
+)
 def test_an_interruption_changes_nothing(tiny: RunConfig, name: str, start: str) -> None:
-    short = {"posterior": {"start": start}, "train": {"max_samples": 1280}, "checkpoint": {"every_samples": 640}}
+    short = {"posterior": {"start": start}, "train": {"max_samples": 960}, "checkpoint": {"every_samples": 480}}
     straight = of_form(tiny, name, **short)
     broken = changed(straight, run={"name": "broken"})
     run_until(straight)
@@ -46,7 +48,7 @@ def test_an_interruption_changes_nothing(tiny: RunConfig, name: str, start: str)
     run_until(broken)
     assert final_files(broken) == final_files(straight)
     errors = [event["held_out_mse"] for event in history(straight, EVENTS_FILE)]
-    assert errors[-1] < 0.8 * errors[0]
+    assert errors[-1] < 0.95 * errors[0]
 
 
 def test_a_run_is_loaded_and_exported(tiny: RunConfig, tmp_path: Path) -> None:
@@ -92,38 +94,36 @@ def test_a_form_that_does_not_fit_is_refused_before_anything_is_written(tiny: Ru
 
 @pytest.mark.deepspeed
 def test_workers_and_engines_share_a_run(tiny: RunConfig, tmp_path: Path) -> None:
-    """Two ranks learn what one does, and a checkpoint of one goes to two and through ZeRO 3 bit for bit."""
-    found = {}
-    for name, legs in {"of-one": ["1=train,plain", "2=zero3,plain"], "of-two": ["2=train,plain"]}.items():
-        config = changed(
-            tiny,
-            run={"name": name},
-            model=MODELS["residual, two layers"],
-            train={"max_samples": 640},
-            checkpoint={"keep_last": 9},
-        )
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(config.dump())
-        subprocess.run(
-            [sys.executable, str(WORKER), str(file), *legs],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-            timeout=PATIENCE_S, check=True, capture_output=True,
-        )  # fmt: skip
-        storage = run_storage(config)
-        found[name] = [tensors_and_state(storage, saved) for saved in reversed(CheckpointStore(storage).finished())]
-    first, *others = found["of-one"]
-    assert len(others) == 2 + 1
-    for tensors, state in others:
-        assert state["mean_square"] == first[1]["mean_square"]
-        assert all(torch.equal(tensors[name], value) for name, value in first[0].items())
-    tensors, state = found["of-two"][-1]
-    assert state["mean_square"] == pytest.approx(first[1]["mean_square"], rel=1e-4)
-    for name, value in first[0].items():
-        torch.testing.assert_close(tensors[name], value, rtol=1e-3, atol=1e-3)
+    """A run that goes on with two ranks learns what one rank does, and ZeRO 3 saves what it loads bit for bit."""
+    short = {"train": {"max_samples": 640}, "checkpoint": {"keep_last": 9}}
+    alone = of_form(tiny, "residual, two layers", **short)
+    shared = changed(alone, run={"name": "shared"})
+    run_until(alone)
+    run_until(shared, stop_after=320)
+    file = tmp_path / "shared.yaml"
+    file.write_text(shared.dump())
+    subprocess.run(
+        [sys.executable, str(WORKER), str(file), "2=train,zero3,plain"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=PATIENCE_S, check=True, capture_output=True,
+    )  # fmt: skip
+    wanted, state = tensors_and_state(alone)[-1]
+    _, trained, *saved = tensors_and_state(shared)
+    assert trained[1]["mean_square"] == pytest.approx(state["mean_square"], rel=1e-4)
+    for name, value in wanted.items():
+        torch.testing.assert_close(trained[0][name], value, rtol=1e-3, atol=1e-3)
+    assert len(saved) == 2
+    for weights, values in saved:
+        assert values["mean_square"] == trained[1]["mean_square"]
+        assert all(torch.equal(weights[name], value) for name, value in trained[0].items())
 
 
-def tensors_and_state(storage: Storage, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    saved = CheckpointStore(storage).open(name)
-    tensors = saved.read("generator", whole_spans(saved.shapes("generator")))
-    weights = {span.name: value for span, value in tensors.items() if span.name.startswith("weights")}
-    return weights, saved.values("state")
+def tensors_and_state(config: RunConfig) -> list[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+    """The generator's weights and the plain values of every checkpoint, the oldest first."""
+    store, found = CheckpointStore(run_storage(config)), []
+    for name in reversed(store.finished()):
+        saved = store.open(name)
+        tensors = saved.read("generator", whole_spans(saved.shapes("generator")))
+        weights = {span.name: value for span, value in tensors.items() if span.name.startswith("weights")}
+        found.append((weights, saved.values("state")))
+    return found
