@@ -148,9 +148,9 @@ def test_a_figure_has_the_same_bytes_each_time() -> None:
 def test_records_of_a_gpu_are_a_line_a_part_and_trials_on_a_cpu_do_not_count(tmp_path: Path) -> None:
     record = {"part": "engines", "state": "done", "small": True, "commit": "abc1234", "machine": {"gpu": "a GPU"}}
     record |= {"seconds": 3.2, "values": {"ZeRO 0, ms": 1.23456, "stages": [{"stage": 1, "bound": 0.5}]}}
-    (tmp_path / "engines.json").write_text(json.dumps(record))
+    (tmp_path / "gpu_check.json").write_text(json.dumps({"engines": record}))
     assert gpu.block(tmp_path) == gpu.NOTHING
-    (tmp_path / "engines.json").write_text(json.dumps(record | {"small": False}))
+    (tmp_path / "gpu_check.json").write_text(json.dumps({"engines": record | {"small": False}}))
     text = gpu.block(tmp_path)
     assert "| engines | done | 3 | ZeRO 0, ms: 1.235; stages: stage 1, bound 0.5 |" in text
     assert "commit abc1234, a GPU" in text
