@@ -19,8 +19,11 @@ from click.testing import CliRunner
 from ebmscale.cli import cli
 from ebmscale.compare import RunFailed, compare, load_comparison, make_jobs
 from ebmscale.compare import commands as commands_module
+from ebmscale.compare.outcome import measured_values
+from ebmscale.compare.rows import EvaluationBlock
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, DataError, EbmscaleError, Interrupted, LostRunError
+from ebmscale.evaluate.features import Features
 from ebmscale.evaluate.metrics import MetricValues
 from ebmscale.model.checkpoint import position_of
 from ebmscale.model.image_grid import image_grid
@@ -237,6 +240,73 @@ def test_a_command_that_fails_gives_its_last_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(commands_module.sys, "executable", "false")  # ends without a word
     with pytest.raises(RunFailed, match="ended with exit code 1"):
         commands_module.Commands().run("train", "x")
+
+
+def test_the_options_of_an_evaluation_say_all_that_the_file_asks_for() -> None:
+    block = EvaluationBlock(
+        metrics=("frechet", "latents", "likelihood"), split="test", features=("features/a", "efficientnet_lite0"),
+        num_samples={"frechet": 5, "likelihood": 2}, first_seed_only=("likelihood",), by_stage=True,
+    )  # fmt: skip
+    features = ["--features", "features/a", "--features", "efficientnet_lite0"]
+    counts = ["--num-samples", "frechet=5,likelihood=2"]
+    first, later = block.of_seed(True), block.of_seed(False)
+    assert first.options == ["--metrics", "frechet,latents,likelihood", "--split", "test", *features, *counts]
+    assert later.options == ["--metrics", "frechet,latents", "--split", "test", *features, *counts]
+    assert (first.by_stage, later.by_stage) == (True, False)
+    of_stages = ["--metrics", "frechet,latents", "--split", "test", "--features", "features/a", *counts]
+    assert first.of_stages.options == of_stages
+    one = EvaluationBlock(metrics=("reconstruction",), split="test", num_samples=7)
+    assert one.options == ["--metrics", "reconstruction", "--split", "test", "--num-samples", "reconstruction=7"]
+    assert EvaluationBlock(split="test").options == ["--metrics", "reconstruction,frechet", "--split", "test"]
+
+
+def test_the_table_has_all_distances_and_the_rest_in_the_first_features(tmp_path: Path) -> None:
+    run = Storage.at(tmp_path)
+    networks = [Features(f"FD-{name}", 2, name * 64, None, lambda x: x) for name in "ab"]
+    for network, number in zip(networks, (1.0, 2.0), strict=True):
+        kernel = network.kernel_name
+        values = {network.name: number, kernel: 3 * number, f"{kernel}_error": 0.5, "precision": number / 10}
+        protocol = {"split": "test", "num_stages": 1} | network.protocol()
+        MetricValues("frechet", values, protocol, 640).save(run)
+        MetricValues("frechet", dict.fromkeys(values, 99.0), protocol | {"num_stages": 0}, 640).save(run)
+        ceiling = {f"ceiling_{name}": value / 2 for name, value in values.items()}
+        MetricValues("ceiling", ceiling, protocol, 640).save(run)
+    block = EvaluationBlock(metrics=("frechet", "ceiling"), split="test", features=("a", "b"))
+    found = measured_values(run, block, networks)
+    distances = {"FD-a": 1.0, "KD-a": 3.0, "KD-a_error": 0.5, "FD-b": 2.0, "KD-b": 6.0, "KD-b_error": 0.5}
+    assert found == distances | {"precision": 0.1} | {f"ceiling_{name}": of / 2 for name, of in distances.items()}
+    assert measured_values(run, block.of_stages, networks[:1], stage=0)["FD-a"] == 99.0
+
+
+def test_earlier_stages_of_the_first_seed_are_measured_with_the_time_until_then(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fake's runs have 1 and 2.5 s, and freeze a stage in the second interval."""
+    asked: list[list[str]] = []
+
+    def fake(_: object, command: str, *arguments: str, **environment: str) -> None:
+        if command == "train":
+            config = load_config(arguments[0])
+            run = Storage.at(f"{config.storage.url}/{config.run.name}")
+            lines = [{"samples_seen": 320, "num_frozen": 0, "time": {"cpu_s": 1.0}}]
+            lines += [{"samples_seen": 640, "num_frozen": int(config.method == "adaptive"), "time": {"cpu_s": 2.5}}]
+            run.publish(METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            return
+        stage = int(arguments[arguments.index("--stage") + 1]) if "--stage" in arguments else 1
+        asked.append([arguments[0].rpartition("/")[2], str(stage)])
+        protocol = {"split": "validation", "num_stages": stage}
+        MetricValues("latents", {"nats": -5.0 + stage}, protocol, 640).save(Storage.at(arguments[0]))
+
+    monkeypatch.setattr(commands_module.Commands, "run", fake)
+    block = {"metrics": ["latents"], "split": "validation", "by_stage": True}
+    results, _, url = run_comparison(write(file.parent, {"evaluation": block}))
+    assert asked == [["plain-seed0", "1"], ["staged-seed0", "1"], ["staged-seed0", "0"], ["plain-seed1", "1"],
+                     ["staged-seed1", "1"]]  # fmt: skip
+    assert [list(result.by_stage) for result in results] == [[], [{"stage": 0, "cpu_s": 1.0, "nats": -5.0}], [], []]
+    assert run_comparison(write(file.parent, {"evaluation": block}))[0] == results
+    kept = json.loads(Path(url).with_name(JSON_FILE).read_text())["results"]
+    assert kept[1]["by_stage"] == [{"stage": 0, "cpu_s": 1.0, "nats": -5.0}]
+    assert kept[1]["machine"]["torch"] == torch.__version__
 
 
 @pytest.mark.s3

@@ -144,6 +144,8 @@ TABLE: dict[str, Run | str] = {
     "ebmscale compare configs/compare/mnist.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/fashion_mnist.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/cifar10.yaml --seeds 1 --jobs 2": REAL_DATA,
+    "ebmscale compare configs/compare/fashion_mnist_anomaly.yaml --seeds 3 --jobs 2": REAL_DATA,
+    "ebmscale compare configs/compare/cifar10_anomaly.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/mnist_joint.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/cifar10_joint.yaml --seeds 1": REAL_DATA,
     "tools/pages --keep runs/compare-NAME/comparison.json": "tests/test_results.py runs it",

@@ -71,6 +71,24 @@ def test_every_commit_and_machine_is_named() -> None:
     assert "commit def5678 on" in results.origin(small)
 
 
+def test_stages_have_a_table_and_a_line_in_the_figure() -> None:
+    tree = comparison(staged=[values(3.0, -9.0, 20.0)], plain=[values(9.0, -19.0)])
+    tree["results"][0]["by_stage"] = [
+        {"stage": 0, "cpu_s": 5.0, "FD-x": 12.0, "precision": 0.5, "nats": -20.0},
+        {"stage": 1, "cpu_s": 11.0, "FD-x": 6.0, "nats": -12.0},
+    ]
+    text = results.as_text(results.small_form(tree, "f.yaml"))
+    found = results.results_of(json.loads(text))
+    assert results.stage_table(found).splitlines() == [
+        "| FD-x / nats / CPU s | k = 0 | k = 1 | k = 2 |",
+        "| --- | ---: | ---: | ---: |",
+        "| staged, seed 0 | 12 / -20 / 5 | 6 / -12 / 11 | 3 / -9 / 20 |",
+    ]
+    without = results.as_text(results.small_form(comparison(staged=[values(3.0, -9.0, 20.0)]), "f.yaml"))
+    assert results.stage_table(results.results_of(json.loads(without))) == ""
+    assert len(results.figure("few", text)) > len(results.figure("few", without))
+
+
 def test_a_table_of_anomalies_has_a_line_a_score_the_best_first() -> None:
     rows = {f"digit-{one}": {"auprc_ratio": 0.9, "auprc_pixels_knn": 0.8 + one / 100, "cpu_s": 3.0} for one in (1, 4)}
     rows["digit-4"]["prevalence"] = rows["digit-1"]["prevalence"] = 0.35
@@ -130,9 +148,9 @@ def test_a_figure_has_the_same_bytes_each_time() -> None:
 def test_records_of_a_gpu_are_a_line_a_part_and_trials_on_a_cpu_do_not_count(tmp_path: Path) -> None:
     record = {"part": "engines", "state": "done", "small": True, "commit": "abc1234", "machine": {"gpu": "a GPU"}}
     record |= {"seconds": 3.2, "values": {"ZeRO 0, ms": 1.23456, "stages": [{"stage": 1, "bound": 0.5}]}}
-    (tmp_path / "engines.json").write_text(json.dumps(record))
+    (tmp_path / "gpu_check.json").write_text(json.dumps({"engines": record}))
     assert gpu.block(tmp_path) == gpu.NOTHING
-    (tmp_path / "engines.json").write_text(json.dumps(record | {"small": False}))
+    (tmp_path / "gpu_check.json").write_text(json.dumps({"engines": record | {"small": False}}))
     text = gpu.block(tmp_path)
     assert "| engines | done | 3 | ZeRO 0, ms: 1.235; stages: stage 1, bound 0.5 |" in text
     assert "commit abc1234, a GPU" in text

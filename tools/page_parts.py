@@ -12,6 +12,7 @@ from ebmscale.documents import load_yaml
 from ebmscale.errors import ConfigError
 from tools import results
 from tools.gpu import page as gpu
+from tools.gpu.record import FILE
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("configs/README.md", "configs/compare/README.md", "tools/bench/README.md")
@@ -96,8 +97,6 @@ def main(about: str | None, arguments: Sequence[str] | None = None) -> int:
     for file in given.keep:
         print(keep(file).relative_to(ROOT))
     if given.keep_gpu is not None:
-        gpu.FOLDER.mkdir(exist_ok=True)
-        for file in sorted(given.keep_gpu.glob("*.json")):
-            shutil.copyfile(file, gpu.FOLDER / file.name)
+        shutil.copyfile(given.keep_gpu / FILE, gpu.FOLDER / FILE)
     write()
     return 0

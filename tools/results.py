@@ -54,11 +54,24 @@ def small_form(tree: Mapping[str, Any], file: str) -> dict[str, Any]:
         if origin not in origins:
             origins.append(origin)
         kept = {name: value for name, value in one["measured"].items() if not name.startswith(DROPPED)}
-        values = {name: float(f"{value:.{DIGITS}g}") for name, value in kept.items()}
-        failure = {"failure": one["failure"]} if one["failure"] else {}
-        results.append({"row": one["row"], "seed": one["seed"], "origin": origins.index(origin), "values": values})
-        results[-1] |= failure
+        more = {"failure": one["failure"]} if one["failure"] else {}
+        if one.get("by_stage"):
+            of_all = [{name: value for name, value in of.items() if _in_path(name)} for of in one["by_stage"]]
+            more["by_stage"] = [_rounded(of) for of in of_all]
+        results.append(
+            {"row": one["row"], "seed": one["seed"], "origin": origins.index(origin), "values": _rounded(kept)}
+        )
+        results[-1] |= more
     return {"name": tree["name"], "file": file, "about": tree["about"], "origins": origins, "results": results}
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.{DIGITS}g}") for name, value in values.items()}
+
+
+def _in_path(name: str) -> bool:
+    """Whether a quantity is shown by stage."""
+    return name in ("stage", "cpu_s", "nats") or name.startswith(("FD-", "FID"))
 
 
 def as_text(small: Mapping[str, Any]) -> str:
@@ -73,7 +86,8 @@ def results_of(small: Mapping[str, Any]) -> list[Result]:
     found = []
     for one in small["results"]:
         origin = small["origins"][one["origin"]]
-        found.append(Result(one["row"], one["seed"], "", one["values"], one.get("failure"), **origin))
+        path = tuple(one.get("by_stage", ()))
+        found.append(Result(one["row"], one["seed"], "", one["values"], one.get("failure"), **origin, by_stage=path))
     return with_shares(found)
 
 
@@ -87,10 +101,10 @@ def block(name: str) -> str:
     if any(key.startswith(SCORE) for result in results for key in result.measured):
         tables = [anomaly_table(results, _published(name))]
     else:
-        tables = [distance_table(results), _table(results, _present(results, DETAILS))]
+        tables = [distance_table(results), _table(results, _present(results, DETAILS)), stage_table(results)]
     if any("nats" in result.measured for result in results):
         tables.append(f"![distance and held-out nats against processor time, by row]({FOLDER.name}/{name}.svg)\n")
-    return "\n".join([*tables, origin(small)])
+    return "\n".join([*filter(None, tables), origin(small)])
 
 
 def distance_table(results: Sequence[Result]) -> str:
@@ -104,6 +118,29 @@ def distance_table(results: Sequence[Result]) -> str:
         elif name.startswith(("KD-", "KID")) and not name.endswith("_error"):
             columns[name] = name
     return _table(results, _present(results, columns | {"nats": "held-out nats", "cpu_s": "CPU s"}))
+
+
+def stage_table(results: Sequence[Result]) -> str:
+    """Distance, nats and processor seconds under p_0, p_1, ... of the runs of which they were measured."""
+    paths = {f"{result.row}, seed {result.seed}": _path(result) for result in results if result.by_stage}
+    distance = _first_distance(results)
+    if not paths or distance is None:
+        return ""
+    most = max(map(len, paths.values()))
+    lines = []
+    for name, path in paths.items():
+        texts = [f"{_shown(of.get(distance))} / {_shown(of.get('nats'))} / {of['cpu_s']:.0f}" for of in path]
+        lines.append([name, *texts, *["-"] * (most - len(path))])
+    return _lines([f"{distance} / nats / CPU s", *(f"k = {k}" for k in range(most))], lines)
+
+
+def _path(result: Result) -> list[Mapping[str, float]]:
+    """The quantities under p_0, p_1, ..., the last ones included."""
+    return [*result.by_stage, result.measured]
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else cell([value])
 
 
 def anomaly_table(results: Sequence[Result], published: Mapping[str, Mapping[str, float]]) -> str:
@@ -183,7 +220,7 @@ def origin(small: Mapping[str, Any]) -> str:
 
 @matplotlib.rc_context(STYLE)
 def figure(name: str, text: str) -> bytes:
-    """The first distance, and the nats, against processor time: a dot a run, a ring at the mean of a row.
+    """Distance and nats against processor time: a dot a run, a ring at the mean of a row, a line a run's stages.
 
     Its description has the digest of the results' text, so that a test sees whether it is out of date.
     """
@@ -199,6 +236,9 @@ def figure(name: str, text: str) -> bytes:
                 continue
             colour, mark = f"C{index % 5}", "os"[index // 5 % 2]
             axes.plot(of["cpu_s"], of[quantity], mark, color=colour, markersize=3, alpha=0.6)
+            for path in (_path(result) for result in results if result.row == row and result.by_stage):
+                known = [of for of in path if quantity in of]
+                axes.plot([of["cpu_s"] for of in known], [of[quantity] for of in known], color=colour, lw=1)
             middle = statistics.fmean(of["cpu_s"]), statistics.fmean(of[quantity])
             axes.plot(*middle, mark, color=colour, markersize=8, fillstyle="none", label=row)
         axes.set(xlabel="processor seconds of training", ylabel="held-out nats" if quantity == "nats" else quantity)

@@ -13,12 +13,20 @@ from ebmscale.storage import Storage
 from ebmscale.training.metrics import METRICS_FILE, read_lines
 
 
-def measured_values(run: Storage, evaluation: EvaluationBlock, networks: Sequence[Features]) -> dict[str, float]:
+def measured_values(
+    run: Storage, evaluation: EvaluationBlock, networks: Sequence[Features], stage: int | None = None
+) -> dict[str, float]:
     """The values that the evaluation found; a run may hold records of other splits, features and checkpoints too.
 
     Of the ceiling only the distances are kept, and of all features but the first too.
+
+    Args:
+        run: the run.
+        evaluation: what was measured.
+        networks: the features of the distances.
+        stage: of the prior; None: the last one.
     """
-    records = read_records(run)
+    records = [one for one in read_records(run) if stage is None or one.protocol["num_stages"] == stage]
     values: dict[str, float] = {}
     for metric in evaluation.metrics:
         for index, network in enumerate(networks if metric in WITH_FEATURES and networks else [None]):
@@ -44,6 +52,23 @@ def _record(
             "again."
         )
     return max(found, key=lambda record: (record.samples_seen, record.protocol["num_stages"]))
+
+
+def cpu_seconds_at_stages(run: Storage, config: RunConfig) -> list[float]:
+    """Processor seconds of the training until p_0, p_1, ... were there: the base, then every frozen stage.
+
+    Empty where the ratios of the prior are trained at once.
+    """
+    if config.num_live:
+        return []
+    found, cpu_s = list[float](), 0.0
+    for line in read_lines(run, METRICS_FILE, MetricsLine):
+        cpu_s += line["time"].get("cpu_s", 0.0)
+        if not found and line["samples_seen"] >= config.stages.start_samples:
+            found.append(cpu_s)
+        while found and len(found) <= line.get("num_frozen", 0):
+            found.append(cpu_s)
+    return found
 
 
 def cost(run: Storage, config: RunConfig) -> dict[str, float]:

@@ -58,7 +58,8 @@ class EvaluationBlock(Block):
     Without a `split` the test part is measured, or the validation part if the set has no test part. `features` are one
     or several: precision, recall, density and coverage are of the first. `num_samples` is a number for all metrics, or
     a mapping from metrics to numbers. The metrics in `first_seed_only` are measured on the first seed of a row alone,
-    since they take long and differ little between seeds.
+    since they take long and differ little between seeds. With `by_stage`, distance and nats of that seed are measured
+    under p_0, p_1, ... too.
     """
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("reconstruction", "frechet")
@@ -66,11 +67,19 @@ class EvaluationBlock(Block):
     features: Address | tuple[Address, ...] | None = None
     num_samples: Positive | dict[str, Positive] | None = None
     first_seed_only: tuple[str, ...] = ()
+    by_stage: bool = False
 
     def of_seed(self, is_first: bool) -> "EvaluationBlock":
         """What is measured on a run of the first seed, or of a later one."""
         kept = tuple(one for one in self.metrics if is_first or one not in self.first_seed_only)
-        return self.model_copy(update={"metrics": kept, "first_seed_only": ()})
+        by_stage = is_first and self.by_stage
+        return self.model_copy(update={"metrics": kept, "first_seed_only": (), "by_stage": by_stage})
+
+    @property
+    def of_stages(self) -> "EvaluationBlock":
+        """What is measured of earlier stages: distance and nats, in the first features."""
+        kept = tuple(one for one in self.metrics if one in ("frechet", "latents"))
+        return self.model_copy(update={"metrics": kept, "features": next(iter(self.all_features), None)})
 
     @property
     def all_features(self) -> tuple[Address, ...]:
@@ -85,6 +94,16 @@ class EvaluationBlock(Block):
         if found is None or isinstance(found, dict):
             return dict(found or {})
         return dict.fromkeys(self.metrics, found)
+
+    @property
+    def options(self) -> list[str]:
+        """The options of the command `evaluate` that measures this."""
+        arguments = ["--metrics", ",".join(self.metrics), "--split", str(self.split)]
+        for one in self.all_features:
+            arguments += ["--features", one]
+        if self.counts:
+            arguments += ["--num-samples", ",".join(f"{metric}={num}" for metric, num in self.counts.items())]
+        return arguments
 
 
 class Comparison(Block):

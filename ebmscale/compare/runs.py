@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ebmscale.compare.budget import budgeted
 from ebmscale.compare.commands import STOPPED, Commands, RunFailed
-from ebmscale.compare.outcome import cost, measured_values
+from ebmscale.compare.outcome import cost, cpu_seconds_at_stages, measured_values
 from ebmscale.compare.rows import Comparison, EvaluationBlock, Job, load_comparison, make_jobs, with_features
 from ebmscale.compare.split import common_split
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
@@ -162,14 +162,18 @@ def _carry_out(
     result_file = f"results/{config.run.name}.json"
     storage = open_storage(config.storage)
     protocol = networks[0].protocol() if networks else {}
-    asked = evaluation.model_dump(mode="json", exclude={"first_seed_only"}) | protocol
+    asked = (
+        evaluation.model_dump(mode="json", exclude={"first_seed_only", *(() if evaluation.by_stage else ("by_stage",))})
+        | protocol
+    )
     wanted = {"train": config.train.max_samples, "evaluation": asked}
     if len(networks) > 1:
         wanted["features"] = [network.protocol() for network in networks]
     if storage.exists(result_file):
         found = read_document(storage, result_file, ResultRecord, non_finite=True)
         if found.wanted == wanted:
-            return Result(job.row, config.run.seed, url, found.measured, None, found.commit, found.machine)
+            origin = found.commit, found.machine, tuple(found.by_stage)
+            return Result(job.row, config.run.seed, url, found.measured, None, *origin)
     try:
         with tempfile.TemporaryDirectory(prefix="ebmscale-compare-") as folder:
             config_file = Path(folder) / f"{config.run.name}.yaml"
@@ -177,17 +181,30 @@ def _carry_out(
             say(f"{config.run.name}: training")
             commands.run("train", str(config_file))
         say(f"{config.run.name}: evaluating")
-        commands.run("evaluate", url, *_options(evaluation), **_environment(config))
+        commands.run("evaluate", url, *evaluation.options, **_environment(config))
+        by_stage = _by_stage(config, evaluation, networks, commands) if evaluation.by_stage else ()
     except RunFailed as error:
         say(f"{config.run.name}: {error}")
         return Result(job.row, config.run.seed, url, {}, str(error))
     measured = measured_values(run_storage(config), evaluation, networks) | cost(run_storage(config), config)
     lease.check()
-    result = Result(job.row, config.run.seed, url, measured, None, commit(), describe())
+    result = Result(job.row, config.run.seed, url, measured, None, commit(), describe(), by_stage)
     record = {"wanted": wanted, "measured": measured, "commit": result.commit, "machine": result.machine}
+    record["by_stage"] = by_stage
     storage.publish(result_file, json.dumps(record, indent=1).encode())
     say(f"{config.run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     return result
+
+
+def _by_stage(
+    config: RunConfig, evaluation: EvaluationBlock, networks: Sequence[Features], commands: Commands
+) -> tuple[dict[str, float], ...]:
+    """Distance and nats of a run under p_0, p_1, ..., each with the processor seconds until then; not of the last."""
+    run, asked, found = run_storage(config), evaluation.of_stages, list[dict[str, float]]()
+    for stage, cpu_s in enumerate(cpu_seconds_at_stages(run, config)[:-1]):
+        commands.run("evaluate", run.url, *asked.options, "--stage", str(stage), **_environment(config))
+        found.append({"stage": stage, "cpu_s": cpu_s} | measured_values(run, asked, networks[:1], stage))
+    return tuple(found)
 
 
 class ResultRecord(Stored):
@@ -197,16 +214,7 @@ class ResultRecord(Stored):
     measured: dict[str, Number]
     commit: str | None = None
     machine: dict[str, str | int] = Field(default_factory=dict)
-
-
-def _options(evaluation: EvaluationBlock) -> list[str]:
-    """The options of the command `evaluate`."""
-    arguments = ["--metrics", ",".join(evaluation.metrics), "--split", str(evaluation.split)]
-    for one in evaluation.all_features:
-        arguments += ["--features", one]
-    if evaluation.counts:
-        arguments += ["--num-samples", ",".join(f"{metric}={num}" for metric, num in evaluation.counts.items())]
-    return arguments
+    by_stage: list[dict[str, Number]] = Field(default_factory=list)
 
 
 def _environment(config: RunConfig) -> dict[str, str]:

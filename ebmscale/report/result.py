@@ -16,6 +16,7 @@ class Result:
         failure: why the run failed; None if it did not.
         commit: of the sources that trained and measured it, if known.
         machine: on which that was done (see `machine.describe`).
+        by_stage: `cpu_s`, distance and nats under p_0, p_1, ... before the last one, if they were measured.
     """
 
     row: str
@@ -25,3 +26,4 @@ class Result:
     failure: str | None
     commit: str | None = None
     machine: Mapping[str, str | int] = field(default_factory=dict)
+    by_stage: tuple[Mapping[str, float], ...] = ()

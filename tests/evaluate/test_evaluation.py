@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,6 +38,7 @@ from ebmscale.world import World
 from tests.conftest import PATIENCE_S
 from tests.evaluate.conftest import HELD_OUT
 from tests.ports import free_port
+from tests.program import run_here
 
 ALONE = World.alone()
 PIXELS = Features("FD-pixels", 64, "0" * 64, None, lambda images: images.flatten(1).float())
@@ -239,6 +241,28 @@ def test_one_table_of_several_metrics(make_model, digits):
         "auprc_joint",
     }
     assert all(np.isfinite(value) for value in table.values())
+
+
+def test_the_command_takes_several_features_and_numbers_of_images_by_metric(make_model, classifier_url, tmp_path):
+    model, copied = tmp_path / "model", tmp_path / "other"
+    make_model().export(Storage.at(model))
+    shutil.copytree(classifier_url, copied)
+    about = json.loads((copied / "feature_net.json").read_text())
+    (copied / "feature_net.json").write_text(json.dumps(about | {"name": "other"}))
+    asked = ["evaluate", model, "--metrics", "frechet,latents,reconstruction", "--num-samples", "60,latents=20"]
+    done = run_here(*asked, "--features", classifier_url, "--features", copied)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(file.read_text()) for file in (model / "evaluation").iterdir()]
+    found = {(one["metric"], one["protocol"].get("features")): one for one in records}
+    names = ("FD-digits-classifier", "FD-other")
+    assert set(found) == {*(("frechet", name) for name in names), ("latents", None), ("reconstruction", None)}
+    assert [found["frechet", name]["values"][name] > 0 for name in names] == [True, True]
+    assert found["latents", None]["protocol"]["num_images"] == 20
+    assert found["reconstruction", None]["protocol"]["num_images"] == 60
+    for wrong in ("many", "0", "latents=", "beauty=3"):
+        refused = run_here("evaluate", model, "--num-samples", wrong)
+        assert refused.returncode == 2
+        assert "beauty" in refused.stderr or "whole number above 0" in refused.stderr
 
 
 def test_what_cannot_be_measured_gets_a_sentence(make_model, digits, tmp_path):

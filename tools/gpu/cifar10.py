@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ebmscale.errors import EbmscaleError, Interrupted
-from tools.gpu.record import Record, Setting, read
+from tools.gpu.record import Record, Setting, read_all
 
 ROOT = Path(__file__).parents[2]
 TRAIN_S, SMALL_TRAIN_S = 135.0, 60.0
@@ -51,7 +51,7 @@ def cifar10(setting: Setting, record: Record) -> None:
 
 def lebm(setting: Setting, record: Record) -> None:
     """Trains LEBM for as many seconds as `cifar10` took."""
-    beside = read(record.file.with_name("cifar10.json")).get("values", {})
+    beside = read_all(record.folder).get("cifar10", {}).get("values", {})
     seconds = beside.get("training, s")
     if seconds is None:
         raise EbmscaleError("the part cifar10 comes before this one")

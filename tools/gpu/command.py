@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.gpu.parts import PARTS, take
-from tools.gpu.record import DONE, FAILED, RUNNING, STOPPED, Record, Setting, publish, read
+from tools.gpu.record import DONE, FAILED, RUNNING, STOPPED, Record, Setting, publish, read_all
 
 SCRIPT = Path(__file__).parents[1] / "gpu_check"
 TOTAL_S, LEAST_S = 900.0, 10.0
@@ -57,9 +57,9 @@ def _has_gpu() -> bool:
 def _all(given: argparse.Namespace, names: Sequence[str]) -> int:
     """Runs every part that is not done within what is left of the time, first those that were not begun before."""
     end = time.monotonic() + given.seconds
-    found = {name: read(given.out / f"{name}.json") for name in names}
-    waiting = [name for name, record in found.items() if not _is_done(record, given.small)]
-    waiting.sort(key=lambda name: bool(found[name]))
+    found = read_all(given.out)
+    waiting = [name for name in names if not _is_done(found.get(name, {}), given.small)]
+    waiting.sort(key=lambda name: name in found)
     for name in waiting:
         left = end - time.monotonic()
         if left < LEAST_S:
@@ -68,7 +68,7 @@ def _all(given: argparse.Namespace, names: Sequence[str]) -> int:
         part = next(part for part in PARTS if part.name == name)
         print(f"{name}: {part.about}, at most {min(part.limit_s, left):.0f} s", flush=True)
         _begin(given, name, min(part.limit_s, left))
-    states = {name: read(given.out / f"{name}.json") for name in names}
+    states = {name: read_all(given.out).get(name, {}) for name in names}
     for name, record in states.items():
         reason = f": {record['reason']}" if record.get("reason") else ""
         print(f"{name:<20} {record.get('state', 'not begun')}, {record.get('seconds', 0):.0f} s{reason}")
@@ -95,11 +95,11 @@ def _begin(given: argparse.Namespace, name: str, limit_s: float) -> None:
         _end(process)
         raise
     _end(process)
-    record = read(given.out / f"{name}.json")
+    record = read_all(given.out).get(name, {})
     if record.get("state", RUNNING) == RUNNING:  # it had no time to write its own end
         about = {"part": name, "small": given.small, "values": record.get("values", {})}
         seconds = round(time.monotonic() - began, 1)
-        publish(given.out / f"{name}.json", record | about | {"state": state, "seconds": seconds, "reason": reason})
+        publish(given.out, record | about | {"state": state, "seconds": seconds, "reason": reason})
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -118,8 +118,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def _one(given: argparse.Namespace) -> int:
     """Measures one part in this process."""
     part = next(part for part in PARTS if part.name == given.one)
-    record = Record(given.out / f"{part.name}.json", part.name, given.small)
-    earlier = read(record.file)
+    record = Record(given.out, part.name, given.small)
+    earlier = read_all(given.out).get(part.name, {})
     if earlier.get("small") == given.small:
         record.values |= earlier.get("values", {})
     record.write(RUNNING)

@@ -1,17 +1,17 @@
-"""What the page on benchmarks says of the records of `tools/gpu_check`, which the repository keeps in a folder."""
+"""What the page on benchmarks says of the records of `tools/gpu_check`, which the repository keeps beside this file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent / "records"
+from tools.gpu.record import read_all
+
+FOLDER = Path(__file__).parent
 NOTHING = "There are no figures of this command on a GPU yet.\n"
 
 
 def block(folder: Path = FOLDER) -> str:
     """A table with a line for every part, its state and its figures; records of small sizes do not count."""
-    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    records = [record for record in found if not record["small"]]
+    records = [record for record in read_all(folder).values() if not record["small"]]
     if not records:
         return NOTHING
     lines = ["| part | state | s | figures |", "|---|---|---:|---|"]

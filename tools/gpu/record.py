@@ -1,4 +1,4 @@
-"""The record of a part: a JSON file that is written anew at every figure, so that none is lost when the time ends."""
+"""The records of all parts: one JSON file, written anew at every figure, so that none is lost when the time ends."""
 
 import json
 import time
@@ -10,6 +10,7 @@ from typing import Any
 from ebmscale.machine import describe
 from ebmscale.version import commit
 
+FILE = "gpu_check.json"
 DONE, RUNNING, FAILED, STOPPED = "done", "running", "failed", "out of time"
 
 
@@ -18,13 +19,13 @@ class Record:
     """The figures of a part.
 
     Attributes:
-        file: in which they are kept.
+        folder: in which the records are kept.
         part: its name.
         small: whether it is a trial in small sizes on the CPU.
         values: the figures by name.
     """
 
-    file: Path
+    folder: Path
     part: str
     small: bool
     values: dict[str, Any] = field(default_factory=dict)
@@ -41,20 +42,21 @@ class Record:
         """Writes the file with a state, and the reason of a failure."""
         about = {"part": self.part, "state": state, "small": self.small, "commit": commit(), "machine": describe()}
         seconds = round(time.monotonic() - self._begun, 1)
-        publish(self.file, about | {"seconds": seconds, "reason": reason, "values": self.values})
+        publish(self.folder, about | {"seconds": seconds, "reason": reason, "values": self.values})
 
 
-def publish(file: Path, tree: dict[str, Any]) -> None:
-    """Writes a JSON file in one step, so that a reader never finds a part of it."""
-    beside = file.with_suffix(".new")
+def publish(folder: Path, record: dict[str, Any]) -> None:
+    """Writes the record of a part beside those of the others, in one step: a reader never finds a part of the file."""
+    tree = read_all(folder) | {record["part"]: record}
+    beside = folder / f"{FILE}.new"
     beside.write_text(json.dumps(tree, indent=1) + "\n")
-    beside.replace(file)
+    beside.replace(folder / FILE)
 
 
-def read(file: Path) -> dict[str, Any]:
-    """A record as it lies there; empty if there is none, or none that can be read."""
+def read_all(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records by part; empty if there are none, or none that can be read."""
     try:
-        found = json.loads(file.read_text())
+        found = json.loads((folder / FILE).read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
