@@ -84,20 +84,34 @@ class RunRecord:
             name: of the number.
             band: name of its standard error. The band reaches two standard errors to either side.
         """
-        ratios: list[list[Line]] = [[]]
-        for event in self.measured:
-            ratios[-1].append(event)
-            if event["decision"] in ("Advance", "RollBack"):
-                ratios.append([])
         return [
             Curve(
                 [event["samples_seen"] for event in events],
                 [number(event["evidence"][name]) for event in events],
                 band=[2 * number(event["evidence"][band]) for event in events] if band else None,
             )
-            for events in ratios
-            if events
+            for events in self._by_ratio()
         ]
+
+    def memorised(self) -> list[Curve]:
+        """By how much the loss on what no update uses is above that on what updates use, for both sides over time."""
+        sides = {"posteriors": ("held_out", "train"), "negatives": ("fresh", "used")}
+        found = []
+        for events in self._by_ratio():
+            for label, (unseen, seen) in sides.items():
+                known = [event for event in events if seen in (event.get("memorised") or {})]
+                gaps = [number(event["memorised"][unseen]) - number(event["memorised"][seen]) for event in known]
+                found.append(Curve([event["samples_seen"] for event in known], gaps, label))
+        return [curve for curve in found if curve.x]
+
+    def _by_ratio(self) -> list[list[Line]]:
+        """The events with evidence, a list for every ratio that started from nothing."""
+        ratios: list[list[Line]] = [[]]
+        for event in self.measured:
+            ratios[-1].append(event)
+            if event["decision"] in ("Advance", "RollBack"):
+                ratios.append([])
+        return [events for events in ratios if events]
 
     def squared_errors(self) -> list[Curve]:
         """Mean squared error of reconstructions over time, for held-out images and for training images."""

@@ -53,6 +53,10 @@ EVIDENCE = {
     "ess": ("Effective sample size", "of the weights exp f at z⁻, as a fraction; near 0 few z⁻ determine the KL bound"),
     "calibration_error": ("Calibration error", "of the same classifier, between 0 and 1; 0 means calibrated"),
 }
+MEMORISED = (
+    "Memorised (nats)",
+    "loss on held-out posteriors minus that on training ones; the same of fresh and used negatives. 0 is best",
+)
 LEVELS = {"loss": (2 * math.log(2), "2 log 2"), "kl_bound": (0.0, ""), "auc": (0.5, "")}
 """The evidence of the zero ratio (chance), and the label of that value."""
 
@@ -234,6 +238,8 @@ def _evidence(model: LatentModel, record: RunRecord) -> dict[str, Any]:
         for name, (title, note) in EVIDENCE.items():
             curves = record.evidence(name, band="kl_bound_error" if name == "kl_bound" else None)
             charts.append(chart(curves, title, note, LEVELS.get(name)))
+    if memorised := record.memorised():
+        charts.append(chart(memorised, *MEMORISED, (0.0, "")))
     errors = [curve for curve in record.squared_errors() if curve.x]
     if errors:
         charts.append(chart(errors, "Mean squared error", "of reconstructions, pixels in [-1, 1]"))

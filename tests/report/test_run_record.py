@@ -47,6 +47,18 @@ def test_curves_break_where_a_ratio_starts_from_nothing():
     assert RECORD.evidence("kl_bound", "kl_bound_error")[0].band == pytest.approx([0.2] * 4)
 
 
+def test_what_is_memorised_is_a_difference_of_losses_and_may_be_missing():
+    parts = {"used": 0.25, "fresh": 0.5, "train": 1.0, "held_out": 2.0}
+    events = [
+        event(10, 1) | {"memorised": {"used": 0.25, "fresh": 0.5}},
+        event(20, 1, "Advance") | {"memorised": parts},
+    ]
+    events += [event(30, 2) | {"memorised": None}]
+    found = RunRecord(events, []).memorised()
+    assert found == [Curve([20], [1.0], "posteriors"), Curve([10, 20], [0.25, 0.25], "negatives")]
+    assert RECORD.memorised() == []
+
+
 def test_stages_and_end():
     assert RECORD.starts() == {1: 0, 2: 40}
     assert RECORD.end == 80
