@@ -22,6 +22,7 @@ from tests.pages import ROOT
 
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
 BOTH = [
+    "prior.base=standard",
     "posterior.start=encoder",
     "posterior.num_steps=0",
     "stages.updates_per_batch=4",
@@ -77,7 +78,7 @@ def compare(preset: str, url: str, num_first: int, tmp_path: Path) -> None:
     job.join()
     second = load_config(
         ROOT / "configs" / "latents.yaml",
-        [*BOTH, home, f"data.url={latents.url}", "prior.base=standard", "prior.base_components=1",
+        [*BOTH, home, f"data.url={latents.url}", "prior.base_components=1",
          "stages.start_samples=12800", "train.max_samples=80000", "model.ratio.hidden=[128,128]",
          "model.ratio.squares=true"],
     )  # fmt: skip
