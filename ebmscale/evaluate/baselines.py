@@ -99,7 +99,7 @@ def fitted(points: Tensor, seed: int) -> dict[str, Score]:
     from sklearn.svm import OneClassSVM  # noqa: PLC0415
 
     rows = points.numpy()
-    subspace = PCA(n_components=VARIANCE, svd_solver="full").fit(rows)
+    subspace = PCA(n_components=VARIANCE, svd_solver="covariance_eigh").fit(rows)
     forest = IsolationForest(n_estimators=TREES, random_state=seed).fit(rows)
     chosen = np.random.default_rng(seed).permutation(len(rows))[:MOST_OF_SVM]
     machine = OneClassSVM(nu=NU).fit(rows[chosen])

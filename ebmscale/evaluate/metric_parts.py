@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save
 
 from ebmscale.errors import ConfigError
+from ebmscale.evaluate.baselines import Baselines
 from ebmscale.evaluate.features import open_features
 from ebmscale.evaluate.fidelity import SAMPLES_AT_ONCE, Distances
 from ebmscale.evaluate.measure import Tensors
@@ -86,6 +87,8 @@ class MetricJob:
         pieces = prepared.images.num_chunks
         if isinstance(prepared.measure, Distances):
             pieces = max(pieces, -(-prepared.measure.num_samples // SAMPLES_AT_ONCE))
+        if isinstance(prepared.measure, Baselines):
+            pieces = 1  # they are fitted anew for every part
         files = PartFiles(question.run.child(f"{FOLDER}/parts-{prepared.name}"), ".safetensors")
         identity = prepared.images.manifest.identity()
         job = cls(question, identity, prepared.samples_seen, max(min(pieces, MOST_PARTS), 1), files)

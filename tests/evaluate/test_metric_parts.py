@@ -14,19 +14,20 @@ from ebmscale.storage import Storage
 from tests.evaluate.conftest import HELD_OUT
 from tests.program import run_here
 
-LIMITS = {"reconstruction": 1050, "prior": 600, "frechet": 1050, "anomaly": None, "likelihood": 2}
+LIMITS = {"reconstruction": 1050, "prior": 600, "frechet": 1050, "ceiling": 1050, "latents": 1050, "anomaly": None,
+          "baselines": None, "likelihood": 2}  # fmt: skip
 
 
 @pytest.mark.parametrize("metric", LIMITS)
 def test_the_parts_make_the_values_of_the_whole(make_model, digits, classifier_url, tmp_path, metric):
     run = Storage.at(tmp_path / "model")
     make_model(HELD_OUT).export(run)
-    features = classifier_url if metric == "frechet" else None
-    split = "test" if metric == "anomaly" else "train"  # the train split has several chunks
+    features = classifier_url if metric in ("frechet", "ceiling") else None
+    split = "test" if metric in ("anomaly", "baselines") else "train"  # the train split has several chunks
     question = Question(run, None, digits, metric, features, split, LIMITS[metric], 3, "cpu")
     prepared = question.prepare()
     job = MetricJob.of(question, prepared)
-    assert job.num_parts == {"likelihood": 1, "anomaly": 2, "prior": 2}.get(metric, 3)
+    assert job.num_parts == {"likelihood": 1, "baselines": 1, "anomaly": 2, "prior": 2}.get(metric, 3)
     run_parts(job, Workers())
     found = job.joined(prepared, 2)
     network = open_features(features) if features else None
