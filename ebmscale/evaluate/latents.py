@@ -13,6 +13,8 @@ from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.normaliser import measure_normaliser
 from ebmscale.model.pixels import to_pixels
 
+NUM_GROUPS, GROUP_SIZE = 16, 256  # of the particles that estimate log Z
+
 
 def latent_densities(model: LatentModel, images: ImageSet, seed: int) -> Tensors:
     """Log densities (N,) of a posterior draw of every image: `last` under p_K up to log Z_K, and `base` under p_0."""
@@ -38,12 +40,15 @@ class LatentDensity:
         return latent_densities(self.model, images, self.seed)
 
     def join(self, parts: Sequence[Tensors], images: ImageSet) -> dict[str, float]:
-        """The means over all images. They are not finite if the prior has diverged."""
+        """The means over all images. `nats` is NaN if the prior has diverged, or is too far from p_0 to normalise."""
         last, base = in_order(parts, "last"), in_order(parts, "base")
         values = {"nats_base": float(base.mean())}
         if not bool(last.isfinite().all()):
             return {"nats": math.nan} | values
-        normaliser = measure_normaliser(self.model.prior, self.seed)
+        try:
+            normaliser = measure_normaliser(self.model.prior, self.seed, num_groups=NUM_GROUPS, group_size=GROUP_SIZE)
+        except ValueError:  # the walk from p_0 has no end
+            return {"nats": math.nan} | values
         return {
             "nats": float(last.mean()) - normaliser.log_z,
             "nats_error": float(last.std()) / math.sqrt(len(last)),

@@ -22,6 +22,7 @@ from ebmscale.data.chunks import read_split
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
+from ebmscale.density import smc
 from ebmscale.density.bases import MomentBase
 from ebmscale.errors import ConfigError, DataError, DivergenceError
 from ebmscale.evaluate import fidelity
@@ -101,6 +102,16 @@ def test_the_ceiling_is_the_distance_of_decoded_posteriors_of_training_images(ma
     assert found.values["ceiling_FD-pixels"] == pytest.approx(wanted, rel=1e-6)
     assert set(found.values) >= {"ceiling_KD-pixels", "ceiling_precision", "ceiling_coverage"}
     assert found.protocol["num_generated"] == 1500
+
+
+def test_nats_of_a_prior_that_cannot_be_normalised_are_not_a_number(make_model, digits, monkeypatch):
+    model = make_model()
+    wide = {name: 30 * value for name, value in model.prior.stage_weights(1).items()}
+    monkeypatch.setattr(smc, "MAX_RUNGS", 3)
+    prior = model.prior.prefix(0).append(wide)
+    values = measure_metric(replace(model, prior=prior), digits, "latents", num_samples=60).values
+    assert math.isnan(values["nats"])
+    assert math.isfinite(values["nats_base"])
 
 
 def test_nats_of_latents_are_those_of_a_known_density(make_model, digits):
