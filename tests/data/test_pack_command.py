@@ -45,10 +45,10 @@ def test_options_that_a_format_does_not_take(tmp_path):
 
 
 def test_a_size_without_a_network_is_said(images, tmp_path):
-    result = run("folder", images, tmp_path / "shards", "--size", 9)
+    result = run("folder", images, tmp_path / "shards", "--size", 7)
     assert result.exit_code == 0
     assert "note: this set cannot be trained on with the built-in networks." in result.output
-    assert "9x9 pixels" in result.output
+    assert "7x7 pixels" in result.output
 
 
 def test_a_broken_picture_is_left_out_and_counted(images, tmp_path):
