@@ -17,7 +17,7 @@ from ebmscale.ratios.uses import two_sample_test
 from ebmscale.storage import Storage
 from tests.pages import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 NUM, NUM_TEST = 20_000, 2000
 
 

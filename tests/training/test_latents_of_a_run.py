@@ -21,6 +21,7 @@ from ebmscale.storage import Storage
 from tests.pages import ROOT
 
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 BOTH = [
     "prior.base=standard",
     "posterior.start=encoder",
@@ -53,12 +54,10 @@ def mnist_url(tmp_path: Path) -> str:
     return url
 
 
-@pytest.mark.slow
 def test_same_latents_of_digits_in_same_nats_out(digits_url: str, tmp_path: Path) -> None:
     compare("digits.yaml", digits_url, 60_000, tmp_path)
 
 
-@pytest.mark.slow
 def test_same_latents_of_mnist_in_same_nats_out(mnist_url: str, tmp_path: Path) -> None:
     compare("mnist.yaml", mnist_url, 120_000, tmp_path)
 
