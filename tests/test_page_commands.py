@@ -147,6 +147,8 @@ TABLE: dict[str, Run | str] = {
     "ebmscale compare configs/compare/fashion_mnist_anomaly.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/cifar10_anomaly.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/mnist_joint.yaml --seeds 3 --jobs 2": REAL_DATA,
+    "ebmscale compare configs/compare/generators.yaml --seeds 1": REAL_DATA,
+    "ebmscale compare configs/compare/two_layers.yaml --seeds 1": REAL_DATA,
     "ebmscale compare configs/compare/cifar10_joint.yaml --seeds 1": REAL_DATA,
     "tools/pages --keep runs/compare-NAME/comparison.json": "tests/test_results.py runs it",
     "ebmscale compare configs/compare/mnist_anomaly.yaml --seeds 3 --jobs 2": REAL_DATA,
