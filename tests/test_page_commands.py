@@ -205,7 +205,6 @@ TABLE: dict[str, Run | str] = {
     "python tools/bench/encodings.py ../shared/data/cifar10/cifar10.npz": REAL_DATA,
     "python tools/bench/stream.py --data ../shared/data/cifar10/cifar10.npz --part wait": REAL_DATA,
     "python tools/bench/checkpoint.py": BENCHMARK,
-    "python tools/bench/prior.py --help": Run(),
     "python tools/bench/ring.py --seeds 3": BENCHMARK,
     "python tools/bench/scale.py": BENCHMARK,
 }

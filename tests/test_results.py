@@ -59,8 +59,7 @@ def test_a_table_is_made_of_the_small_form_alone() -> None:
         == "| staged | **4 ± 1.41** | 2 | **0.7875 ± 0.1237** | **0.4000 ± 0.1414** | **-9.25 ± 0.3536** | 10 |"
     )
     assert results.origin(small) == (
-        "`ebmscale compare configs/compare/few.yaml --seeds 2`, seeds 0, 1; commit abc1234 on a processor, 2 cores, "
-        "torch 2.13.\n"
+        "`configs/compare/few.yaml`, seeds 0, 1; commit abc1234 on a processor, 2 cores, torch 2.13.\n"
     )
 
 
@@ -127,7 +126,7 @@ def test_pages_and_figures_are_written_once_results_are_kept(repository: Path) -
     found.write_text(json.dumps(comparison(staged=[values(3.0, -9.0), values(4.0, -9.1)])))
     assert page_parts.main(None, ["--keep", str(found)]) == 0
     page = (repository / "page.md").read_text()
-    assert "ebmscale compare configs/compare/others.yaml --seeds 2" in page
+    assert "`configs/compare/others.yaml`, seeds 0, 1; commit" in page
     assert page.startswith("Before.\n")
     assert page.count("After.\n") == 2
     assert page_parts.main(None, ["--check"]) == 0

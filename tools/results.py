@@ -208,8 +208,7 @@ def _lines(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def origin(small: Mapping[str, Any]) -> str:
     """A sentence on what was run, on which seeds, at which commit and where."""
     seeds = sorted({one["seed"] for one in small["results"]})
-    said = f"`ebmscale compare {small['file']} --seeds {len(seeds)}`, "
-    said += f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    said = f"`{small['file']}`, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     for one in small["origins"]:
         machine = one["machine"]
         where = [str(machine[key]) for key in ("processor", "gpu") if key in machine]
