@@ -1,4 +1,4 @@
-"""The stages of a run on images, and the same stages on its latents as data, reach the same density."""
+"""The same stages on the latents of a run, given as data, reach at least what the run's own stages reach."""
 
 import math
 from pathlib import Path
@@ -54,11 +54,11 @@ def mnist_url(tmp_path: Path) -> str:
     return url
 
 
-def test_same_latents_of_digits_in_same_nats_out(digits_url: str, tmp_path: Path) -> None:
+def test_latents_of_digits_as_data_reach_what_the_run_reaches(digits_url: str, tmp_path: Path) -> None:
     compare("digits.yaml", digits_url, 60_000, tmp_path)
 
 
-def test_same_latents_of_mnist_in_same_nats_out(mnist_url: str, tmp_path: Path) -> None:
+def test_latents_of_mnist_as_data_reach_what_the_run_reaches(mnist_url: str, tmp_path: Path) -> None:
     compare("mnist.yaml", mnist_url, 120_000, tmp_path)
 
 
@@ -90,4 +90,4 @@ def compare(preset: str, url: str, num_first: int, tmp_path: Path) -> None:
     base, _ = nats(model.at_stage(0).log_prior(z))
     print(f"{preset}: {base:.2f} under p_0, {own:.2f} in the run, {other:.2f} on its latents as data")
     assert own > base + 2
-    assert abs(own - other) < 0.5 + 3 * math.hypot(own_error, other_error)
+    assert other > own - 0.5 - 3 * math.hypot(own_error, other_error)
