@@ -12,7 +12,10 @@ from ebmscale.search.trial import SearchStore, TrialRecord
 from ebmscale.storage import Storage
 
 ROOT = Path(__file__).parents[2]
-DIGITS = load_config(ROOT / "configs" / "digits.yaml", ["posterior.start=base", "posterior.num_steps=20"])
+DIGITS = load_config(
+    ROOT / "configs" / "digits.yaml",
+    ["posterior.start=base", "posterior.num_steps=20", "prior.base=standard", "stages.start_samples=0"],
+)
 TEXT = """
 num_trials: 10
 overrides: {train.max_samples: 9000}
