@@ -62,6 +62,7 @@ class Run:
 SUITE = "it sets up an environment of its own and runs these tests"
 CLUSTER = "it needs a cluster; tests/cluster checks the files, tests/runtime runs Ray on this machine"
 NETWORK = "it downloads data from its official place"
+SLOW = "they are slow tests"
 REAL_DATA = "it needs a data set that is not in the repository, and hours"
 WEIGHTS = "it needs the weights of the features extra; tests/evaluate/test_efficientnet.py uses them"
 BENCHMARK = "a benchmark of minutes to hours on an idle machine"
@@ -148,7 +149,7 @@ TABLE: dict[str, Run | str] = {
     "ebmscale compare configs/compare/cifar10_anomaly.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/mnist_joint.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/generators.yaml --seeds 1": REAL_DATA,
-    "pytest -m slow tests/training/test_known_latents.py tests/training/test_latents_of_a_run.py": "they are slow tests",
+    "pytest -m slow tests/training/test_known_latents.py tests/training/test_latents_of_a_run.py": SLOW,
     "ebmscale compare configs/compare/two_layers.yaml --seeds 1": REAL_DATA,
     "ebmscale compare configs/compare/cifar10_joint.yaml --seeds 1": REAL_DATA,
     "tools/pages --keep runs/compare-NAME/comparison.json": "tests/test_results.py runs it",
@@ -178,7 +179,7 @@ TABLE: dict[str, Run | str] = {
     "ebmscale tune configs/digits.yaml --space configs/tune/digits.yaml": "tests/runtime/test_search.py runs it",
     "ray job submit --address http://HEAD:8265 --working-dir . -- python -m ebmscale tune configs/mnist.yaml "
     "--space configs/tune/mnist.yaml storage.url=s3://BUCKET/runs data.url=s3://BUCKET/mnist": CLUSTER,
-    "pytest -m slow tests/runtime/test_search_losses.py tests/runtime/test_search_workers.py": "they are slow tests",
+    "pytest -m slow tests/runtime/test_search_losses.py tests/runtime/test_search_workers.py": SLOW,
     # tests/README.md and tests/fixtures/README.md
     "bash tools/test -m slow": SUITE,
     "bash tools/test -m gpu": SUITE,
