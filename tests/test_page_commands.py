@@ -134,10 +134,10 @@ TABLE: dict[str, Run | str] = {
     "ebmscale pack digits - data/digits": Run(),
     "ebmscale features train data/digits features/digits": Run("--epochs 1 --width 4"),
     "ebmscale compare configs/compare/digits.yaml --seeds 3 --jobs 2": Run(
-        "--seeds 1 train.max_samples=4000 checkpoint.every_samples=4000", slow=True
+        "--seeds 1 train.max_samples=40000 checkpoint.every_samples=40000", slow=True
     ),
     "ebmscale compare configs/compare/digits.yaml --seeds 3": Run(
-        "--seeds 1 --methods gaussian train.max_samples=4000 checkpoint.every_samples=4000", slow=True
+        "--seeds 1 --methods gaussian train.max_samples=40000 checkpoint.every_samples=40000", slow=True
     ),
     "ebmscale features train data/mnist features/mnist": Run("--epochs 1 --width 4"),
     "ebmscale features train data/fashion_mnist features/fashion_mnist --epochs 6": REAL_DATA,
