@@ -12,7 +12,8 @@ from ebmscale.version import __version__
 if TYPE_CHECKING:
     from ebmscale.api import TrainedRun, train
     from ebmscale.config import RunConfig, load_config
-    from ebmscale.density.bases import Gaussian, Mixture
+    from ebmscale.density.bases import Gaussian
+    from ebmscale.density.mixture import Mixture
     from ebmscale.density.prior import StandardNormal
     from ebmscale.errors import EbmscaleError
     from ebmscale.model.latent_model import LatentModel
@@ -42,7 +43,7 @@ _HOMES = {
     "FittedRatio": "ebmscale.ratios",
     "Gaussian": "ebmscale.density.bases",
     "LatentModel": "ebmscale.model.latent_model",
-    "Mixture": "ebmscale.density.bases",
+    "Mixture": "ebmscale.density.mixture",
     "RunConfig": "ebmscale.config",
     "StandardNormal": "ebmscale.density.prior",
     "TrainedRun": "ebmscale.api",

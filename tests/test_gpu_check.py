@@ -1,4 +1,4 @@
-"""`tools/gpu_check`: one part on the CPU, what is kept when the time ends, and how the same command goes on."""
+"""`tools/gpu_check`: a part runs on the CPU, and a second run of the command measures what the first left out."""
 
 import json
 import subprocess

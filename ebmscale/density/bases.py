@@ -1,4 +1,4 @@
-"""Base densities p_0 besides the standard normal: Gaussians, mixtures, and one that is known by samples alone.
+"""Base densities p_0 besides the standard normal: Gaussians, and one that is known by samples alone.
 
 Shapes: ... any leading axes, N points, Z latent.
 """
@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ebmscale.density.mixture_fit import EM_STEPS, Components, fit_components, improve_components
+from ebmscale.density.mixture import Mixture
 from ebmscale.density.prior import Base, StandardNormal
 from ebmscale.density.roots import factor, inverse_of, symmetric_root
 
@@ -83,7 +83,7 @@ class MomentBase(Gaussian):
         inside: the density of the coordinates; None is N(0, I).
     """
 
-    def __init__(self, mean: Tensor, cholesky: Tensor, inside: "Mixture | None" = None):
+    def __init__(self, mean: Tensor, cholesky: Tensor, inside: Mixture | None = None):
         super().__init__(mean, cholesky)
         self.inside = inside
         self.log_volume = self._log_det
@@ -175,110 +175,6 @@ class MomentBase(Gaussian):
     def from_noise(self, noise: Tensor) -> Tensor:
         """See `prior.Base.from_noise`."""
         return self.from_coordinates(noise if self.inside is None else self.inside.from_noise(noise))
-
-
-class Mixture(Base):
-    """A mixture of Gaussians with full covariances.
-
-    Args:
-        weights: (C,), which add up to 1.
-        means: (C, Z).
-        choleskys: (C, Z, Z) lower triangles of the covariances.
-
-    Example:
-        >>> p = Mixture.fitted(torch.randn(5000, 3), num_components=4)
-        >>> p.log_density(torch.zeros(5, 3)).shape
-        torch.Size([5])
-    """
-
-    def __init__(self, weights: Tensor, means: Tensor, choleskys: Tensor):
-        self.dim = means.shape[1]
-        self.weights, self.means, self.choleskys = self.components = Components(weights, means, choleskys)
-        self._whiten, self._constant = self.components.whitening(), self.components.log_constants()
-        self._shift = means[:, None] @ self._whiten  # C, 1, Z
-
-    @classmethod
-    def standard(cls, dim: int, num_components: int) -> "Mixture":
-        """N(0, I), so many times."""
-        shares = torch.full((num_components,), 1 / num_components)
-        return cls(shares, torch.zeros(num_components, dim), torch.eye(dim).repeat(num_components, 1, 1))
-
-    @classmethod
-    def fitted(
-        cls,
-        samples: Tensor,
-        num_components: int,
-        generator: torch.Generator | None = None,
-        num_fits: int = 1,
-        num_steps: int = EM_STEPS,
-        axes: Tensor | None = None,
-    ) -> "Mixture":
-        """The mixture that expectation maximisation finds (see `density.mixture_fit`).
-
-        Args:
-            samples: (N, Z), of about unit scale.
-            num_components: C.
-            generator: of the centres.
-            num_fits: from as many sets of centres; the mean of their densities is again a mixture, of so many times C.
-            num_steps: of expectation maximisation.
-            axes: of the first centres, see `mixture_fit.fit_components`.
-        """
-        found = [fit_components(samples, num_components, generator, num_steps, axes) for _ in range(num_fits)]
-        weights, means, choleskys = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return cls(weights / num_fits, means, choleskys)
-
-    def improved(self, samples: Tensor) -> "Mixture":
-        """The mixture after one step of expectation maximisation on samples (N, Z)."""
-        return Mixture(*improve_components(self.components, samples))
-
-    def to(self, device: torch.device | str) -> "Mixture":
-        """The same mixture on another device."""
-        return Mixture(*(tensor.to(device) for tensor in self.components))
-
-    def log_density(self, z: Tensor) -> Tensor:
-        """See `prior.Base.log_density`."""
-        return self._terms(z).logsumexp(0)
-
-    @torch.no_grad()
-    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """See `prior.Base.evaluate`; without autograd."""
-        white = self._white(z)
-        terms = self._terms_of(white)
-        shares = terms.softmax(0)
-        score = torch.bmm(shares[:, :, None] * white, -self._whiten.to(z).mT).sum(0)
-        return terms.logsumexp(0), score
-
-    def from_noise(self, noise: Tensor) -> Tensor:
-        """See `prior.Base.from_noise`.
-
-        The first number of a row, as a quantile, chooses the component; where it lies among that component's
-        quantiles is again uniform, and becomes the row's first number.
-        """
-        if noise.dim() > 2:
-            return self.from_noise(noise.flatten(0, -2)).view(noise.shape)
-        normal = torch.distributions.Normal(0.0, 1.0)
-        quantile = normal.cdf(noise[:, 0].double())
-        ends = self.weights.double().cumsum(0).to(noise.device)
-        chosen = torch.searchsorted(ends, quantile).clamp(max=len(ends) - 1)
-        width = self.weights.double().to(noise.device)[chosen]
-        inner = ((quantile - ends[chosen] + width) / width).clamp(1e-9, 1 - 1e-9)
-        white = torch.cat([normal.icdf(inner)[:, None].to(noise), noise[:, 1:]], dim=1)
-        order, groups = chosen.argsort(), chosen.bincount(minlength=len(ends)).tolist()
-        factors = self.choleskys.to(noise).mT
-        parts = zip(white[order].split(groups), factors, strict=True)
-        rotated = torch.empty_like(white)
-        rotated[order] = torch.cat([part @ root for part, root in parts if len(part)])
-        return self.means.to(noise)[chosen] + rotated
-
-    def _white(self, z: Tensor) -> Tensor:
-        return torch.baddbmm(-self._shift.to(z), z.expand(len(self.weights), *z.shape), self._whiten.to(z))
-
-    def _terms(self, z: Tensor) -> Tensor:
-        """log of weight times density of every component, (C, N)."""
-        return self._terms_of(self._white(z))
-
-    def _terms_of(self, white: Tensor) -> Tensor:
-        return self._constant.to(white)[:, None] - 0.5 * white.square().sum(-1)
 
 
 class SampledOnly(Base):

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ebmscale.density.bases import Mixture, MomentBase
+from ebmscale.density.bases import MomentBase
+from ebmscale.density.mixture import Mixture
 from ebmscale.density.prior import Base, StandardNormal
 from ebmscale.errors import DamagedError
 

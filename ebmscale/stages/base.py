@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmscale.density.bases import Mixture, MomentBase
+from ebmscale.density.bases import MomentBase
+from ebmscale.density.mixture import Mixture
 from ebmscale.density.roots import factor, symmetric_root
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.targets import Target

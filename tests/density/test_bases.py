@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ebmscale.density.bases import Gaussian, Mixture, MomentBase, SampledOnly
+from ebmscale.density.bases import Gaussian, MomentBase, SampledOnly
+from ebmscale.density.mixture import Mixture
 from ebmscale.density.mixture_fit import shares_of, statistics_of
 from ebmscale.density.prior import Base
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.density import path
-from ebmscale.density.bases import Mixture, MomentBase
+from ebmscale.density.bases import MomentBase
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
+from ebmscale.density.mixture import Mixture
 from ebmscale.density.prior import Base, RatioSequence, StandardNormal
 from ebmscale.kernels import prior_chain
 from ebmscale.kernels.closed_form import ROWS_AT_ONCE, closed_form_sum, closed_form_target, last_leg

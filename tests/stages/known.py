@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ebmscale.density.bases import Mixture
+from ebmscale.density.mixture import Mixture
 from ebmscale.density.prior import RatioSequence
 from ebmscale.networks import QuadraticHead, Standardised
 

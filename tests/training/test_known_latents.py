@@ -12,7 +12,7 @@ from sklearn.neural_network import MLPClassifier
 import ebmscale
 from ebmscale.data.formats import open_source
 from ebmscale.data.pack import pack
-from ebmscale.density.bases import Mixture
+from ebmscale.density.mixture import Mixture
 from ebmscale.ratios.uses import two_sample_test
 from ebmscale.storage import Storage
 from tests.pages import ROOT

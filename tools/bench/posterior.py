@@ -24,7 +24,7 @@ from ebmscale.kernels.chain_graph import ChainGraphs, Chains, Ends, Subject, run
 from ebmscale.kernels.forms import FormName, form_of
 from ebmscale.kernels.rate import FlopCount, clock_s, matrix_rate
 from ebmscale.model.posterior import posterior_target
-from ebmscale.networks import build_generator
+from ebmscale.networks import build, image_generator
 from ebmscale.seeds import torch_generator
 from tools.bench.chain import make_prior
 
@@ -44,7 +44,8 @@ def main() -> None:
         parser.error("this machine has no CUDA device, but this benchmark needs one")
     device, batch, dim = torch.device("cuda"), arguments.batch, arguments.dim
     source = torch_generator(0, "generator")
-    generator = build_generator(dim, SHAPE, arguments.width, arguments.form, generator=source).requires_grad_(False)
+    generator = build(lambda: image_generator(dim, SHAPE, arguments.width, arguments.form), source)
+    generator.requires_grad_(False)
     generator.to(device, torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     prior, settings = make_prior(2, dim, device), LangevinSettings(arguments.steps, 0.1)
     drawn = torch_generator(0, "chains")

@@ -63,7 +63,7 @@ def _all(given: argparse.Namespace, names: Sequence[str]) -> int:
     for name in waiting:
         left = end - time.monotonic()
         if left < LEAST_S:
-            print(f"{name}: no time is left; the same command goes on")
+            print(f"{name}: no time is left; run the same command again to measure it")
             continue
         part = next(part for part in PARTS if part.name == name)
         print(f"{name}: {part.about}, at most {min(part.limit_s, left):.0f} s", flush=True)
