@@ -31,6 +31,13 @@ def test_overrides_are_dotted_and_typed() -> None:
         ("posterior.step=1", "did you mean posterior.step_size"),
         ("train.batch_size=many", "train.batch_size: input should be a valid integer"),
         ("train.max_samples=-1", "greater than 0"),
+        ("model.sigma=automatic", "model.sigma: input should be a valid number or 'auto', but it is 'automatic'."),
+        (
+            "stages.updates_per_batch=0",
+            "stages.updates_per_batch: input should be greater than 0 or 'auto', but it is 0.",
+        ),
+        ("prior.base_components=[3,many]", "prior.base_components: input should be a valid integer or 'auto', but"),
+        ("model.latent_shape=flat", "model.latent_shape: input should be a valid tuple"),
         ("precision=fp16", "use bf16 or fp32"),
         ("train.batch_size=2", "data.num_streams"),
         ("prior.num_chains=100", "must be a multiple of data.num_streams"),

@@ -65,10 +65,14 @@ def write() -> None:
 
 def keep(file: Path) -> Path:
     """Keeps the results of a comparison; returns the file in the repository."""
-    tree = json.loads(file.read_text())
+    try:
+        tree = json.loads(file.read_text())
+        name = tree["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SystemExit(f"error: {file} is not a comparison.json that `ebmscale compare` wrote.") from None
     results.FOLDER.mkdir(exist_ok=True)
-    kept = results.FOLDER / f"{tree['name']}.json"
-    kept.write_text(results.as_text(results.small_form(tree, _file_of(tree["name"]))))
+    kept = results.FOLDER / f"{name}.json"
+    kept.write_text(results.as_text(results.small_form(tree, _file_of(name))))
     return kept
 
 
@@ -97,6 +101,8 @@ def main(about: str | None, arguments: Sequence[str] | None = None) -> int:
     for file in given.keep:
         print(keep(file).relative_to(ROOT))
     if given.keep_gpu is not None:
+        if not (given.keep_gpu / FILE).is_file():
+            raise SystemExit(f"error: {given.keep_gpu} has no {FILE}; give the folder that tools/gpu_check wrote.")
         shutil.copyfile(given.keep_gpu / FILE, gpu.FOLDER / FILE)
     write()
     return 0

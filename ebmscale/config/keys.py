@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticKnownError
+from pydantic_core import ErrorDetails, PydanticKnownError
 
 from ebmscale.documents import excerpt
 
@@ -33,10 +33,23 @@ def first_problem(error: ValidationError, known: Sequence[str]) -> str:
     if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
         given = "true or false" if isinstance(problem["input"], bool) else f"the number {problem['input']}"
         return f"{key}: text is needed, but it is {given}; put the text in quotes."
+    if ways := _alternatives_of(error):
+        field = excerpt(".".join(str(part) for part in ways[0]["loc"][:-1]))
+        *first, last = dict.fromkeys(way["msg"].removeprefix("Input should be ").partition(",")[0] for way in ways)
+        return f"{field}: input should be {', '.join(first)} or {last}, but it is {excerpt(repr(problem['input']))}."
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = "" if problem["type"] == "value_error" else f", but it is {excerpt(repr(problem['input']))}"
     return f"{key}: {message}{given}." if key else f"{message}."
+
+
+def _alternatives_of(error: ValidationError) -> list[ErrorDetails]:
+    """The problems of the first wrong key, one for each type that it may have, where one of these is a word."""
+    problems = error.errors()
+    field = problems[0]["loc"][:-1]
+    found = [one for one in problems if one["loc"][:-1] == field]
+    has_word = any(str(part).startswith("literal[") for one in found for part in one["loc"][-1:])
+    return found if has_word and len(found) > 1 else []
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:

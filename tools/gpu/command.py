@@ -33,6 +33,8 @@ def main(about: str | None, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--one", choices=[part.name for part in PARTS], help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.take:
+        if not given.take[0].isdecimal():
+            parser.error(f"--take needs a number of images, not {given.take[0]!r}")
         take(int(given.take[0]), Path(given.take[1]), Path(given.take[2]))
         return 0
     names = given.parts.split(",") if given.parts else [part.name for part in PARTS]

@@ -173,8 +173,11 @@ def memory(setting: Setting, record: Record) -> None:
 
 def take(num: int, source: Path, target: Path) -> None:
     """Writes a file of CIFAR-10 with the first `num` training images and all test images."""
-    with np.load(source) as arrays:
-        kept = {name: value[:num] if "train" in name else value for name, value in arrays.items()}
+    try:
+        with np.load(source) as arrays:
+            kept = {name: value[:num] if "train" in name else value for name, value in arrays.items()}
+    except (OSError, ValueError, EOFError, AttributeError):
+        raise SystemExit(f"error: {source} is not a file of arrays (.npz).") from None
     np.savez_compressed(target, **kept)
 
 
