@@ -63,6 +63,11 @@ SUITE = "it sets up an environment of its own and runs these tests"
 CLUSTER = "it needs a cluster; tests/cluster checks the files, tests/runtime runs Ray on this machine"
 NETWORK = "it downloads data from its official place"
 SLOW = "they are slow tests"
+SHORT = (
+    "train.max_samples=6000 train.generator.stop_samples=3200 stages.start_samples=3200 stages.buffer_samples=3200 "
+    "checkpoint.every_samples=6000"
+)
+"""Of a row of the digits' comparison."""
 REAL_DATA = "it needs a data set that is not in the repository, and hours"
 WEIGHTS = "it needs the weights of the features extra; tests/evaluate/test_efficientnet.py uses them"
 BENCHMARK = "a benchmark of minutes to hours on an idle machine"
@@ -133,12 +138,8 @@ TABLE: dict[str, Run | str] = {
     # configs/compare/README.md
     "ebmscale pack digits - data/digits": Run(),
     "ebmscale features train data/digits features/digits": Run("--epochs 1 --width 4"),
-    "ebmscale compare configs/compare/digits.yaml --seeds 3 --jobs 2": Run(
-        "--seeds 1 train.max_samples=40000 checkpoint.every_samples=40000", slow=True
-    ),
-    "ebmscale compare configs/compare/digits.yaml --seeds 3": Run(
-        "--seeds 1 --methods gaussian train.max_samples=40000 checkpoint.every_samples=40000", slow=True
-    ),
+    "ebmscale compare configs/compare/digits.yaml --seeds 3 --jobs 2": Run(f"--seeds 1 {SHORT}", slow=True),
+    "ebmscale compare configs/compare/digits.yaml --seeds 3": Run(f"--seeds 1 --methods gaussian {SHORT}", slow=True),
     "ebmscale features train data/mnist features/mnist": Run("--epochs 1 --width 4"),
     "ebmscale features train data/fashion_mnist features/fashion_mnist --epochs 6": REAL_DATA,
     "ebmscale features train data/cifar10 features/cifar10 --width 24 --epochs 4": REAL_DATA,
