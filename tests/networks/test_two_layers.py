@@ -58,15 +58,15 @@ def test_gradients_reach_the_latent_and_every_parameter() -> None:
 
 
 def test_batch_inner_computes_it_as_weights_change() -> None:
-    model = moved(two_layers()).requires_grad_(False)
+    model = moved(two_layers()).requires_grad_(False).double()
     assert BatchInnerGenerator.supports(model)
     assert not BatchInnerGenerator.supports(two_layers("residual"))
-    other, u = BatchInnerGenerator(model), torch.randn(7, DIM)
-    torch.testing.assert_close(other(u), model(u), rtol=1e-4, atol=1e-5)
+    other, u = BatchInnerGenerator(model), torch.randn(7, DIM, dtype=torch.float64)
+    torch.testing.assert_close(other(u), model(u), rtol=1e-9, atol=1e-9)
     before = parameters_to_vector(model.parameters())
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.3)
     other.load(model)
     assert not torch.equal(before, parameters_to_vector(model.parameters()))
-    torch.testing.assert_close(other(u), model(u), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other(u), model(u), rtol=1e-9, atol=1e-9)
