@@ -116,6 +116,20 @@ class Storage:
         what = f"bytes {start} to {start + length - 1} of "
         return self._request("read", path, lambda fs, place: read_part(fs, place, start, length), what, length)
 
+    def read_into(self, path: str, start: int, memory: memoryview) -> int:
+        """`read_range` of a local file into memory that is there already; the number of bytes."""
+
+        def read(fs: Any, place: str) -> int:
+            with open(place, "rb", buffering=0) as file:
+                file.seek(start)
+                num_bytes = 0
+                while num := file.readinto(memory[num_bytes:]):
+                    num_bytes += num
+                return num_bytes
+
+        what = f"bytes {start} to {start + len(memory) - 1} of "
+        return self._request("read", path, read, what, len(memory))
+
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
         """`read_range` of each; requests to a remote storage are in flight together."""
 

@@ -59,7 +59,7 @@ def owner(stream: Number, size: int) -> Number:
     return stream % size
 
 
-def rows_of(start: int, batch_size: int, num_streams: int, rank: int, size: int) -> list[int]:
+def rows_of(start: int, batch_size: int, num_streams: int, rank: int, size: int) -> np.ndarray:
     """The rows of the global batch (samples `start` to `start + batch_size - 1`) that `rank` of `size` reads."""
     rows = np.arange(batch_size)
-    return rows[owner((start + rows) % num_streams, size) == rank].tolist()
+    return rows[owner((start + rows) % num_streams, size) == rank]

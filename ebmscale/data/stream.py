@@ -8,7 +8,6 @@ Shapes: B rows of this rank in a batch, N samples of a split, C channels, H heig
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,18 +17,17 @@ from ebmscale.config import HeldOutBlock
 from ebmscale.data.ahead import ReadAhead
 from ebmscale.data.assign import locate, rows_of
 from ebmscale.data.cache import RangeCache
-from ebmscale.data.found import Found
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.order import SampleOrder
 from ebmscale.data.reader import ShardReader
 from ebmscale.data.shard_index import decoded
 from ebmscale.data.split import NOTHING_HELD_OUT, VALIDATION_FRACTION, select
+from ebmscale.data.windows import Windows
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 
 BATCHES_AHEAD = 64  # that the background thread may have ready,
 AHEAD_BYTES = 64 << 20  # or images of this size: enough for the moments when many windows end at once
-WINDOW_BYTES = 160 << 20  # of the windows of all streams, in memory
 MAX_DAMAGED = 100
 
 
@@ -40,7 +38,7 @@ class Batch:
     Attributes:
         images: (B, C, H, W), uint8 or float32 as the manifest's dtype says.
         labels: (B,) int64, -1 if none.
-        keys: B keys.
+        encoded_keys: (B,) UTF-8 bytes.
         samples: (B,) int64 number in the split.
         rows: (B,) int64 row in the global batch.
         streams: (B,) int64 stream of each row.
@@ -50,49 +48,26 @@ class Batch:
 
     images: Tensor
     labels: Tensor
-    keys: list[str]
+    encoded_keys: np.ndarray
     samples: Tensor
     rows: Tensor
     streams: Tensor
     start: int
     end: int
 
-
-_Key = tuple[int, int, int, int]  # stream, epoch, number of a window in the stream's segment, of a piece in the window
-
-
-@dataclass(frozen=True, eq=False)
-class _Slab:
-    """Samples of several windows that were read together (M samples).
-
-    Attributes:
-        chosen: (M,) number in the split.
-        found: (M,) where they are.
-        images: (M, C, H, W).
-        sound: (M,) bool.
-    """
-
-    chosen: np.ndarray
-    found: Found
-    images: np.ndarray
-    sound: np.ndarray
-
-
-class _Window(NamedTuple):
-    """The piece of a window that a stream reads now: place p of it is sample `shift + p` of the slab."""
-
-    key: _Key
-    slab: _Slab
-    shift: int
+    @property
+    def keys(self) -> list[str]:
+        """The B keys as text."""
+        return decoded(self.encoded_keys)
 
 
 class ImageStream:
     """Batches of a split without end: epochs follow one another, and a batch may straddle two.
 
     Iterating continues after the last batch taken, also in a new iteration. The memory holds a window of images for
-    each owned stream, or a piece of it where all windows together have more than `WINDOW_BYTES`. It holds batches ahead
-    up to `AHEAD_BYTES`, indexes up to `indexes.KEPT_BYTES`, small shards up to `reader.KEPT_BYTES`, and ranges being
-    read up to `reader.TOGETHER_BYTES`. A stream that starts inside a window reads only the rest of it.
+    each owned stream, or a piece of it where all windows together have more than `windows.WINDOW_BYTES`. It holds
+    batches ahead up to `AHEAD_BYTES`, indexes up to `indexes.KEPT_BYTES`, small shards up to `reader.KEPT_BYTES`, and
+    ranges being read up to `reader.TOGETHER_BYTES`. A stream that starts inside a window reads only the rest of it.
 
     Args:
         storage: where the shards are.
@@ -157,11 +132,14 @@ class ImageStream:
         self._manifest = manifest
         self._split = select(manifest, split, validation_fraction, held_out)
         self.num_samples = len(self._split)
-        self._order = SampleOrder(self._split.counts, seed=seed, num_streams=num_streams, window=window)
-        self._indexes = manifest.indexes.through(cache)
-        self._reader = ShardReader(storage, manifest, cache)
-        owned = len(range(rank, num_streams, size))
-        self._piece = min(max(WINDOW_BYTES // (owned * manifest.sample_bytes), 1), window)
+        self._windows = Windows(
+            self._split,
+            SampleOrder(self._split.counts, seed=seed, num_streams=num_streams, window=window),
+            manifest.indexes.through(cache),
+            ShardReader(storage, manifest, cache),
+            num_owned=len(range(rank, num_streams, size)),
+            from_folder=storage.local_path() is not None,
+        )
         self._damaged_samples: set[int] = set()
         self._ahead: ReadAhead[tuple[Batch, list[int]]] | None = None
 
@@ -185,74 +163,30 @@ class ImageStream:
 
     def _read_batches(self, position: int) -> Iterator[tuple[Batch, list[int]]]:
         """The batches from a position on, each with the damaged samples (numbers in the split) that it left out."""
-        held: dict[int, _Window] = {}  # of each stream, the last one read
+        self._windows.forget()
         while True:
-            yield self._read_batch(position, held)
+            yield self._read_batch(position)
             position += self.batch_size
 
-    def _read_batch(self, start: int, held: dict[int, _Window]) -> tuple[Batch, list[int]]:
-        rows = np.array(rows_of(start, self.batch_size, self.num_streams, self.rank, self.size), np.int64)
+    def _read_batch(self, start: int) -> tuple[Batch, list[int]]:
+        rows = rows_of(start, self.batch_size, self.num_streams, self.rank, self.size)
         epochs, streams, offsets = locate(start + rows, self.num_samples, self.num_streams)
-        numbers, places = np.divmod(offsets, self.window)
-        pieces, places = np.divmod(places, self._piece)
-        keys = list(zip(streams.tolist(), epochs.tolist(), numbers.tolist(), pieces.tolist(), strict=True))
-        windows = self._windows(keys, places.tolist(), held)
-        chosen, labels, texts, images, sound = self._gather(windows, places)
-        damaged = chosen[~sound].tolist()
+        found = self._windows.rows(epochs, streams, offsets)
+        damaged = found.chosen[~found.sound].tolist()
         if damaged:
-            chosen, images, rows, streams = chosen[sound], images[sound], rows[sound], streams[sound]
-            labels, texts = labels[sound], texts[sound]
+            sound = found.sound
+            rows, streams, found = rows[sound], streams[sound], found.at(sound)
         batch = Batch(
-            images=torch.from_numpy(images),
-            labels=torch.from_numpy(labels),
-            keys=decoded(texts),
-            samples=torch.from_numpy(chosen),
+            images=torch.from_numpy(found.images),
+            labels=torch.from_numpy(found.labels),
+            encoded_keys=found.keys,
+            samples=torch.from_numpy(found.chosen),
             rows=torch.from_numpy(rows),
             streams=torch.from_numpy(streams),
             start=start,
             end=start + self.batch_size,
         )
         return batch, damaged
-
-    def _gather(self, windows: list[_Window], places: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The sample of each row: chosen (B,), labels (B,), keys (B,), images (B, C, H, W), sound (B,)."""
-        slabs = list({id(window.slab): window.slab for window in windows}.values())
-        chosen, labels = np.empty(len(windows), np.int64), np.empty(len(windows), np.int64)
-        texts = np.empty(len(windows), f"S{max((slab.found.keys.itemsize for slab in slabs), default=1)}")
-        images = np.empty((len(windows), *self._manifest.image_shape), self._manifest.dtype)
-        sound = np.empty(len(windows), bool)
-        at = places + np.array([window.shift for window in windows], np.int64)
-        slab_of_row = np.array([id(window.slab) for window in windows], np.int64)
-        for slab in slabs:
-            rows = np.flatnonzero(slab_of_row == id(slab))
-            source = at[rows]
-            chosen[rows], images[rows], sound[rows] = slab.chosen[source], slab.images[source], slab.sound[source]
-            labels[rows], texts[rows] = slab.found.labels[source], slab.found.keys[source]
-        return chosen, labels, texts, images, sound
-
-    def _windows(self, keys: list[_Key], places: list[int], held: dict[int, _Window]) -> list[_Window]:
-        """The window of each row; missing ones are read together, and the last one of each stream is kept."""
-        windows = {window.key: window for window in held.values()}
-        fresh: dict[_Key, int] = {}  # and the first place that is needed
-        for key, place in zip(keys, places, strict=True):
-            if key not in windows:
-                fresh.setdefault(key, place)
-        for window in self._read_windows(fresh) if fresh else []:
-            windows[window.key] = held[window.key[0]] = window
-        return [windows[key] for key in keys]
-
-    def _read_windows(self, fresh: dict[_Key, int]) -> Iterator[_Window]:
-        parts = []
-        for (stream, epoch, number, piece), entered in fresh.items():
-            first = piece * self._piece
-            parts.append(self._order.window(epoch, stream, number)[first + entered : first + self._piece])
-        chosen = np.concatenate(parts)
-        found = self._split.find(chosen, self._indexes)
-        slab = _Slab(chosen, found, *self._reader.read(found))
-        first = 0
-        for (key, entered), part in zip(fresh.items(), parts, strict=True):
-            yield _Window(key, slab, first - entered)
-            first += len(part)
 
     def _count_damaged(self, samples: list[int]) -> None:
         """Count damaged samples that were not met before; too many end the run."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ebmscale.config import RunConfig
 from ebmscale.data.reader import KEPT_BYTES
-from ebmscale.data.stream import AHEAD_BYTES, BATCHES_AHEAD, WINDOW_BYTES
+from ebmscale.data.stream import AHEAD_BYTES, BATCHES_AHEAD
+from ebmscale.data.windows import WINDOW_BYTES
 from ebmscale.density.langevin import ChainTrace, LangevinSettings, run_chain, start
 from ebmscale.density.losses import n2ce
 from ebmscale.density.prior import RatioSequence, StandardNormal

@@ -9,7 +9,7 @@ import math
 import torch
 
 from ebmscale.config import RunConfig
-from ebmscale.data.stream import WINDOW_BYTES
+from ebmscale.data.windows import WINDOW_BYTES
 from ebmscale.errors import ConfigError
 from ebmscale.machine import num_cpus, total_memory
 from ebmscale.model.build import build_on_meta, build_ratio_on_meta

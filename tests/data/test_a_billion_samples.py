@@ -58,14 +58,14 @@ def test_each_rank_reads_its_windows_and_nothing_else(manifest):
             whole = segment(epoch, of_stream, NUM, 2 * RANKS)
             first = whole.start + offset // WINDOW * WINDOW
             length = min(WINDOW, whole.start + whole.length - first)
-            allowed |= shards_of_places(stream._order, epoch, first, length)
+            allowed |= shards_of_places(stream._windows._order, epoch, first, length)
         assert touched == allowed
         for row, sample in zip(batch.rows.tolist(), batch.samples.tolist(), strict=True):
             assert seen.setdefault((start + row) // NUM, {}).setdefault(sample, start + row) == start + row
 
 
 def test_the_windows_over_a_shard_serve_each_of_its_samples_once(manifest):
-    order = open_stream(manifest, 0, 0)._order
+    order = open_stream(manifest, 0, 0)._windows._order
     for epoch, shard in ((0, 17), (5, 99_999)):
         sequence = order._sequence(epoch)
         [place] = np.flatnonzero(sequence.shifts + sequence.ends == (shard + 1) * PER_SHARD)
@@ -92,7 +92,7 @@ def test_the_memory_of_windows_is_bounded(monkeypatch):
 
     expected = served()
     for num_samples in (16, 16 * 7, 16 * 99):
-        monkeypatch.setattr("ebmscale.data.stream.WINDOW_BYTES", num_samples * manifest.sample_bytes)
+        monkeypatch.setattr("ebmscale.data.windows.WINDOW_BYTES", num_samples * manifest.sample_bytes)
         assert served() == expected
 
 
@@ -100,7 +100,7 @@ def test_a_few_samples_of_a_small_shard_are_read_alone():
     """Windows of large images are read in pieces, each of which wants few samples of many shards."""
     manifest = make_up(60, 40, shape=(3, 128, 128))
     stream = open_stream(manifest, 0, 0, batch_size=8, num_streams=8, window=200, size=1)
-    stream._piece = 4
+    stream._windows._piece = 4
     next(stream._read_batches(0))
     assert MadeUpFiles.num_bytes < 8 * 4 * 3 * manifest.sample_bytes
 

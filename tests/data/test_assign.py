@@ -40,7 +40,7 @@ def test_windows_cut_a_segment(window, length):
 @given(st.integers(0, 1000), st.integers(1, 130), streams, st.integers(1, 64))
 def test_ranks_share_out_a_batch_whatever_their_number(start, batch_size, num_streams, size):
     size = min(size, num_streams)
-    parts = [rows_of(start, batch_size, num_streams, rank, size) for rank in range(size)]
+    parts = [rows_of(start, batch_size, num_streams, rank, size).tolist() for rank in range(size)]
     assert sorted(row for rows in parts for row in rows) == list(range(batch_size))
     for rank, rows in enumerate(parts):
         assert rows == sorted(rows)
@@ -50,7 +50,7 @@ def test_ranks_share_out_a_batch_whatever_their_number(start, batch_size, num_st
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 8), st.integers(1, 8))
 def test_ranks_get_equally_many_rows_when_the_numbers_divide(start, batches, per_rank, size):
     num_streams = per_rank * size
-    parts = [rows_of(start, batches * num_streams, num_streams, rank, size) for rank in range(size)]
+    parts = [rows_of(start, batches * num_streams, num_streams, rank, size).tolist() for rank in range(size)]
     assert {len(rows) for rows in parts} == {batches * per_rank}
 
 
@@ -111,7 +111,7 @@ def test_any_stop_and_any_new_number_of_ranks_leave_the_union_of_what_was_left(s
         for rank in range(size):
             for batch in range(num_batches):
                 first = start + batch * batch_size
-                numbers += [first + row for row in rows_of(first, batch_size, 64, rank, size)]
+                numbers += [first + row for row in rows_of(first, batch_size, 64, rank, size).tolist()]
         start += num_batches * batch_size
     assert sorted(numbers) == list(range(start))
     served = [sample_at(order, i) for i in sorted(numbers)]

@@ -1,4 +1,5 @@
 import io
+import itertools
 import tarfile
 
 import numpy as np
@@ -7,7 +8,7 @@ import webdataset
 from PIL import Image
 
 from ebmscale.data.chunks import read_split
-from ebmscale.data.decode import DECODERS, decoder
+from ebmscale.data.decode import DECODERS, _decode_with_pillow, _decode_with_turbo, decoder
 from ebmscale.data.encode import ENCODERS, choose_encoding, encode_all
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
@@ -44,6 +45,48 @@ def test_jpeg_is_near(shape):
     decoded = DECODERS["jpeg"](ENCODERS["jpeg"](image), shape)
     assert decoded.shape == shape
     assert np.abs(decoded.astype(int) - image).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (61, 47), (8, 8)])
+def test_jpeg_has_the_pixels_of_pillow(monkeypatch, mode, progressive, size):
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (9, 9, 3), np.uint8)).resize(size)
+    noisy = np.clip(np.asarray(coarse) + random.normal(0, 9, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
+    image = Image.fromarray(noisy).convert(mode)
+    shape = (len(mode), size[1], size[0])
+    monkeypatch.setattr("PIL.ImageFile.MAXBLOCK", 1 << 20)  # Pillow saves small progressive files with a larger block
+    for quality, subsampling in itertools.product((30, 75, 95), (0, 1, 2)):
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
+        fast = _decode_with_turbo(memoryview(file.getvalue()), shape)
+        np.testing.assert_array_equal(fast, _decode_with_pillow(file.getvalue(), shape, "JPEG"))
+
+
+@pytest.mark.parametrize("change", ["cmyk", "truncated", "garbage inside", "another size"])
+def test_pillow_decides_about_unusual_jpegs(change):
+    file = io.BytesIO()
+    Image.fromarray(smooth((3, 40, 40)).transpose(1, 2, 0)).convert("CMYK" if change == "cmyk" else "RGB").save(
+        file, "JPEG"
+    )
+    payload = file.getvalue()
+    if change == "truncated":
+        payload = payload[: -len(payload) // 8]
+    if change == "garbage inside":
+        payload = payload[:-40] + b"\xff\xd0" * 15 + payload[-10:]
+    shape = (3, 41 if change == "another size" else 40, 40)
+    assert _decode_with_turbo(payload, shape) is None
+
+    def verdict(decode):
+        try:
+            return decode()
+        except ValueError as error:
+            return str(error)
+
+    np.testing.assert_array_equal(
+        verdict(lambda: DECODERS["jpeg"](payload, shape)), verdict(lambda: _decode_with_pillow(payload, shape, "JPEG"))
+    )
 
 
 @pytest.mark.parametrize("encoding", ["raw", "png", "jpeg"])
