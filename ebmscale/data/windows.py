@@ -18,7 +18,7 @@ from ebmscale.data.reader import ShardReader
 from ebmscale.data.split import Split
 
 WINDOW_BYTES = 160 << 20  # of the windows of all streams, in memory
-FIRST_BATCHES = 8
+FIRST_BATCHES = 2
 """From a local folder the first read has the samples of so many batches. So the first batch waits for few samples."""
 
 
