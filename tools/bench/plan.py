@@ -79,7 +79,7 @@ def compare(found: Plan, config: RunConfig, measured: dict[int, dict[str, float]
         seconds, peak = measured[line.size]["total"], measured[line.size]["peak_bytes"] / 1e6
         between = config.stages.evidence_every / config.train.batch_size
         seconds += measured[line.size]["evidence"] / max(between, 1.0)
-        announced = (line.memory.peak + found.process_bytes) / 1e6
+        announced = (line.memory.peak + found.process_bytes + (found.start.memory_bytes if found.start else 0)) / 1e6
         print(
             f"| {line.size} | {line.engine.name} | {line.update_s or 0:.4f} | {seconds:.4f} "
             f"| {seconds / (line.update_s or 1):.2f} | {announced:.0f} | {peak:.0f} | {peak / announced:.2f} |"
