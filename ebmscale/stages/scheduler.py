@@ -73,7 +73,7 @@ def explore(curve: Curve, records: Sequence[Paid], budget: Budget, bounds: Bound
     """Whether a stage goes on at its full rate; where not, the rate falls and then it ends."""
     done, loss = curve[-1]
     whole = (1 + budget.freezing) * budget.stage / EXPLORES
-    going, other = elasticity(curve), next_share(records, loss)
+    going, other = min(elasticity(curve), room_left(loss)), next_share(records, loss)
     found = f"as much work again would add {going:.2f} of it, a new stage {other:.2f}"
     ends: list[tuple[bool, Verdict]] = [
         (budget.left <= whole - budget.stage, Verdict(False, "the time allowed leaves enough to settle")),
@@ -101,6 +101,11 @@ def elasticity(curve: Curve) -> float:
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
     return max(slope, 0.0)
+
+
+def room_left(loss: float) -> float:
+    """The most that any further work could add to the fall of the loss below chance, as a share of it."""
+    return loss / (CHANCE - loss) if loss < CHANCE else math.inf
 
 
 def memorises(curve: Curve) -> bool:
