@@ -8,7 +8,17 @@ import pytest
 
 from ebmscale.density.evidence import Evidence
 from ebmscale.stages.record import Memorised, StageRecord
-from ebmscale.stages.scheduler import CHANCE, Bounds, Budget, after, elasticity, explore, memorises, next_share
+from ebmscale.stages.scheduler import (
+    CHANCE,
+    Bounds,
+    Budget,
+    after,
+    elasticity,
+    explore,
+    memorises,
+    next_share,
+    room_left,
+)
 from ebmscale.stages.settings import StageSettings
 from ebmscale.stages.trainer import Measured
 
@@ -53,6 +63,15 @@ def test_a_stage_that_learns_nothing_ends_when_it_has_had_its_least() -> None:
     assert explore(nothing[:2], [], UNLIMITED, SETTINGS).goes_on
 
 
+def test_a_saturated_loss_says_at_its_first_measurement_that_little_more_can_be_added() -> None:
+    """No elasticity is known yet, but the loss cannot fall below 0."""
+    young = Bounds(100, 10_000)
+    assert not explore([Measured(100, 0.17)], [], UNLIMITED, young).goes_on
+    assert explore([Measured(100, 0.7)], [], UNLIMITED, young).goes_on
+    assert room_left(CHANCE / 4) == pytest.approx(1 / 3)
+    assert room_left(CHANCE + 0.1) == math.inf
+
+
 def test_a_stage_in_closed_form_says_nothing_of_the_work_of_others() -> None:
     records = [record(nats=9.0, work=0.0), record(stage=2, nats=2.0, work=1e6)]
     assert next_share(records, CHANCE / 2) == pytest.approx(0.25)
@@ -61,8 +80,8 @@ def test_a_stage_in_closed_form_says_nothing_of_the_work_of_others() -> None:
 def test_the_record_says_what_a_new_stage_is_worth() -> None:
     records = [record(nats=8.0, work=2e6), record(stage=2, nats=2.0, work=1e6)]
     assert next_share(records, 0.01) == pytest.approx(0.5)
-    assert explore(curve(0.6, 1.0, 500), records, UNLIMITED, SETTINGS).goes_on
-    assert not explore(curve(0.4, 1.0, 500), records, UNLIMITED, SETTINGS).goes_on
+    assert explore(curve(0.6, 0.9, 500), records, UNLIMITED, SETTINGS).goes_on
+    assert not explore(curve(0.4, 0.9, 500), records, UNLIMITED, SETTINGS).goes_on
 
 
 def test_a_stage_has_at_least_and_at_most_its_updates() -> None:
