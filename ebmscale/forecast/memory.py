@@ -27,6 +27,7 @@ from ebmscale.model.build import build_on_meta
 from ebmscale.model.image_model import ImageModel
 from ebmscale.model.posterior import PosteriorSample, posterior_target
 from ebmscale.model.updates import updates_per_batch
+from ebmscale.stages.density_negatives import FRESH
 from ebmscale.training.objective import generator_loss
 
 SIMULATED_STEPS = 2
@@ -139,6 +140,8 @@ def forecast_memory(
     for part, net, width in (("generator", networks[0], half), ("ratio", ratio, FP32)):
         backward = max(passing[part] - net.num_elements * width, 0)  # the footprint counts the gradients
         passing[part] = max(backward + net.gradients(), net.step())
+    if not on_cuda:
+        passing["generator"] += _largest_convolution(model) * half
     passing["weights to the sampling copy"] = networks[0].refresh()
     passing["set-up"] = networks[0].setup()
     if engine.zero_stage != 3:  # in ZeRO 3 freed memory is only partly reused
@@ -150,6 +153,12 @@ def _form_elements(config: RunConfig, generator: nn.Module, on_cuda: bool) -> in
     """Weights in the layouts of `kernels.batch_inner`. For `auto`, which chooses by time, the larger layout counts."""
     is_plain = config.posterior.kernel == "plain" or on_cuda or not BatchInnerGenerator.supports(generator)
     return 0 if is_plain else BatchInnerGenerator.num_copied(generator)
+
+
+def _largest_convolution(model: nn.Module) -> int:
+    """Weights of the largest convolution. oneDNN copies them into the order in which it computes their gradients."""
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    return max((layer.weight.numel() for layer in model.modules() if isinstance(layer, kinds)), default=0)
 
 
 def _computations(
@@ -203,6 +212,11 @@ def _computations(
         else:
             chains(num_chains, config.prior.equilibrate_steps)
 
+    def fresh_negatives() -> None:
+        if config.uses_density and config.most_stages:
+            with torch.no_grad():
+                ratio(_rows(-(-FRESH // share.size), dim))
+
     def chains(num_chains: int, num_steps: int) -> None:
         noise = torch.empty(num_chains, max(num_steps, SIMULATED_STEPS), dim, device="meta")
         target, z = prior.evaluate, _rows(num_chains, dim)
@@ -213,7 +227,7 @@ def _computations(
         "generator": peak_of(generator) if config.networks_train else 0,
         "prior": 0 if config.uses_density else peak_of(lambda: chains(share.num_chains, config.prior.num_steps)),
         "ratio": peak_of(ratio_updates),
-        "evidence": peak_of(lambda: posterior(share.num_held_out)),
+        "evidence": max(peak_of(lambda: posterior(share.num_held_out)), peak_of(fresh_negatives)),
         "new stage": peak_of(lambda: new_stage(max(share.num_chains, share.num_held_out))),
     }
 
