@@ -31,7 +31,7 @@ class TrainerSettings:
     weight_decay: float = 0.0
     evidence_every: int = 50
     min_updates: int = 400
-    max_updates: int = 4000
+    max_updates: int = 20_000
     bound: float | None = None
     start: Literal["moments", "zero"] = "moments"
 
