@@ -8,18 +8,15 @@ width.
 
 import hashlib
 import importlib.util
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebmscale.address import Address
 from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.evaluate import classifier
-from ebmscale.model.pieces import parse_tensors
+from ebmscale.model.pieces import tensors_of
 from ebmscale.model.pixels import to_pixels
 from ebmscale.networks import ImageShape, efficientnet_lite
 from ebmscale.networks.efficientnet_lite import EfficientNetLite0
@@ -136,7 +133,7 @@ def _open_lite0(device: torch.device | str) -> Features:
         )
     with torch.device("meta"):
         network = EfficientNetLite0()
-    network.load_state_dict(_weights(folder.url_of(file), data), assign=True)
+    network.load_state_dict(tensors_of(folder.url_of(file), data), assign=True)
     network.eval().requires_grad_(False).to(device)
     rows = LITE0_ROWS if torch.device(device).type == "cpu" else ROWS_AT_ONCE
     return Features(f"FD-{LITE0}", efficientnet_lite.NUM_FEATURES, _LITE0_SHA256, None, network, device, rows)
@@ -151,7 +148,7 @@ def _open_inception(folder: Storage, file: str, device: torch.device | str) -> F
     for key, value in inception.state_dict().items():
         counted = key.endswith("num_batches_tracked")  # used only in training, and not in the file
         (counters if counted else expected)[key] = torch.zeros(()).long() if counted else value
-    found = {key: value for key, value in _weights(url, data).items() if key in expected}
+    found = {key: value for key, value in tensors_of(url, data).items() if key in expected}
     wrong = [key for key, value in expected.items() if key not in found or found[key].shape != value.shape]
     if wrong:
         raise StorageError(
@@ -161,17 +158,3 @@ def _open_inception(folder: Storage, file: str, device: torch.device | str) -> F
     inception.load_state_dict({key: value.float() for key, value in found.items()} | counters, assign=True)
     inception.eval().requires_grad_(False).to(device)
     return Features("FID", NUM_FEATURES, hashlib.sha256(data).hexdigest(), None, inception, device)
-
-
-def _weights(url: Address, data: bytes) -> dict[str, Any]:
-    """The tensors of a torch file (only tensors are unpickled) or of a safetensors file."""
-    if url.suffix == ".safetensors":
-        return parse_tensors(url, data)
-    try:
-        weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes may raise anything
-        reason = " ".join(str(error).split())[:100]
-        raise StorageError(f"{url} is not a file of weights ({reason}); give the .pth file as published.") from None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise StorageError(f"{url} does not hold a table of tensors; give the .pth file as published.")
-    return weights

@@ -8,6 +8,7 @@ the state in other spans.
 A part is a safetensors file of one-dimensional tensors `NAME@START`.
 """
 
+import io
 import json
 import mmap
 import struct
@@ -19,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from ebmscale.errors import DamagedError
+from ebmscale.address import Address
+from ebmscale.errors import DamagedError, StorageError
 
 PART_BYTES = 8 * 2**20
 _DTYPES = {
@@ -191,6 +193,23 @@ def parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise DamagedError(f"{name} holds {key[:60]!r} as {tensor.dtype}, which ebmscale does not write.")
+    return tensors
+
+
+def tensors_of(url: Address, data: bytes) -> dict[str, Tensor]:
+    """The tensors of a file from elsewhere: safetensors, or a state dict of torch, of which only tensors are unpickled.
+
+    Raises:
+        StorageError: the bytes are neither.
+    """
+    if url.suffix == ".safetensors":
+        return parse_tensors(url, data)
+    try:
+        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:  # foreign bytes may raise anything
+        tensors = None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise StorageError(f"{url} is not a file of tensors alone; give safetensors or a state dict.")
     return tensors
 
 

@@ -5,9 +5,7 @@
 Shapes: N samples, B batch, S the shape of a latent, Z its number of coordinates.
 """
 
-import io
 import logging
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from ebmscale.data.split import select
 from ebmscale.errors import ConfigError, DamagedError, DataError, EbmscaleError, NotFoundError
 from ebmscale.model.build import build_model, build_ratio_network
 from ebmscale.model.image_model import ImageModel
-from ebmscale.model.pieces import parse_tensors
+from ebmscale.model.pieces import tensors_of
 from ebmscale.networks import OfShape, OwnRatio, Standard, source_sha256
 from ebmscale.networks.own import FlatPosterior, one_line
 from ebmscale.storage import Storage
@@ -102,12 +100,7 @@ def load_weights(network: nn.Module, address: Address, key: str) -> None:
     inner = network.network if isinstance(network, OfShape | FlatPosterior) else network
     storage, name = Storage.of_file(address)
     try:
-        content = read_file(storage, name, WEIGHTS_BYTES)
-        if name.endswith(".safetensors"):
-            weights: Mapping[str, Tensor] = parse_tensors(str(address), content)
-        else:
-            weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        inner.load_state_dict(weights)
+        inner.load_state_dict(tensors_of(address, read_file(storage, name, WEIGHTS_BYTES)))
     except NotFoundError:
         raise ConfigError(f"{key}: there is no file {address}.") from None
     except EbmscaleError as error:

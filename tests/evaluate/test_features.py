@@ -115,7 +115,7 @@ def test_pooling_branches_differ_from_the_usual_network():
 
 def test_other_files_are_refused(tmp_path, inception_file):
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(StorageError, match="not a file of weights"):
+    with pytest.raises(StorageError, match="not a file of tensors alone"):
         open_features(str(tmp_path / "text.pth"))
     torch.save({"a": torch.zeros(3)}, tmp_path / "small.pth")
     with pytest.raises(StorageError, match="472 of 472 tensors are missing or of another shape"):
