@@ -121,7 +121,7 @@ def test_other_files_are_refused(tmp_path, inception_file):
     with pytest.raises(StorageError, match="472 of 472 tensors are missing or of another shape"):
         open_features(str(tmp_path / "small.pth"))
     torch.save([1], tmp_path / "list.pth")
-    with pytest.raises(StorageError, match="does not hold a table of tensors"):
+    with pytest.raises(StorageError, match="not a file of tensors alone"):
         open_features(str(tmp_path / "list.pth"))
     with pytest.raises(StorageError, match="does not exist"):
         open_features(str(tmp_path / "absent.pth"))
