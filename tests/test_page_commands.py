@@ -204,7 +204,7 @@ TABLE: dict[str, Run | str] = {
     "ebmscale train configs/cifar10.yaml profile=true": REAL_DATA,
     "python tools/bench/zero.py": BENCHMARK,
     "python tools/bench/plan.py configs/digits.yaml --updates 20": BENCHMARK,
-    "ebmscale pack npy images.npy data/images --workers N": "tests/data/test_pack_parts.py packs on two workers",
+    "ebmscale pack npy images.npy data/images --workers 2": "tests/data/test_pack_parts.py packs on two workers",
     "python tools/bench/collectives.py": BENCHMARK,
     "python tools/bench/stream.py --data ../shared/data/cifar10/cifar10.npz --seconds 4 --encodings raw,png,jpeg": (
         REAL_DATA
