@@ -290,7 +290,15 @@ def test_after_kill_the_same_command_goes_on(config: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.deepspeed
-@pytest.mark.parametrize("settings", [["engine=plain"], ["deepspeed.zero_stage=2"]], ids=["plain", "zero2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(["engine=plain"], id="plain"),
+        pytest.param(
+            ["deepspeed.zero_stage=2"], id="zero2", marks=pytest.mark.slow
+        ),  # tests/training/test_topologies.py
+    ],
+)
 def test_two_workers_train_what_one_trains_and_hand_over(config: Path, tmp_path: Path, settings: list[str]) -> None:
     """The noise and the data order belong to streams, so the number of workers only changes rounding."""
     arguments = [str(config), "train.max_samples=960", "stages.significance=1.0e-9"]

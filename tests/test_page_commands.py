@@ -168,10 +168,10 @@ TABLE: dict[str, Run | str] = {
     "ebmscale sample runs/mnist -n 64 --method smc --out x.png": Run(),
     # ebmscale/ratios/README.md
     "ebmscale ratio p.npy q.npy": Run(FIT),
-    "ebmscale ratio p.npy q.npy --base samples": Run(FIT),
+    "ebmscale ratio p.npy q.npy --base samples": Run(FIT, slow=True),
     "ebmscale ratio p.npy q.npy --base gaussian --out r.npz": Run(FIT),
     'ebmscale ratio - q.npy --base normal --hidden ""': Run("--max-stages 1"),
-    "ebmscale ratio - q.npy --base normal --waves 64": Run(FIT),
+    "ebmscale ratio - q.npy --base normal --waves 64": Run(FIT, slow=True),
     "ebmscale ratio p.npy q.npy --test": Run(FIT),
     "ebmscale ratio - q.npy --score new.npy": Run(FIT),
     "python tools/bench/ratio_peers.py --seeds 1": Run(slow=True),
