@@ -195,7 +195,7 @@ def _agree(run: Run, stop: StopSignal, report: BatchReport) -> tuple[bool, dict[
         return num_stopping > 0, None
     return num_stopping > 0, {
         "action": verdict,
-        "squared_error": error,
+        "squared_error": error if run.generator_trains else None,
         "ratio_loss": mean_ratio,
         "usual_squared_error": before.error,
         "usual_ratio_loss": before.ratio_loss,

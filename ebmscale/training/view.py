@@ -89,9 +89,12 @@ class View:
 
     def bad(self, samples_seen: int, bad: dict[str, Any]) -> None:
         """Shows an update that was skipped, with the losses that the guard compared."""
-        loss = "" if bad["ratio_loss"] is None else f", ratio loss {bad['ratio_loss']:.4g}"
-        text = f"{samples_seen:>9,} samples  {bad['action']}: squared error {bad['squared_error']:.4g}{loss}"
-        self._line(samples_seen, f"{text} (usually {bad['usual_squared_error']:.4g}, {bad['usual_ratio_loss']:.4g})")
+        losses = [
+            f"{name.replace('_', ' ')} {bad[name]:.4g} (usually {bad[f'usual_{name}']:.4g})"
+            for name in ("squared_error", "ratio_loss")
+            if bad[name] is not None
+        ]
+        self._line(samples_seen, f"{samples_seen:>9,} samples  {bad['action']}: {', '.join(losses)}")
 
     def close(self) -> None:
         """Ends the display."""

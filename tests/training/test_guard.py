@@ -1,5 +1,6 @@
 """Losses that are not finite, spikes, lost chains: skips, roll-backs and the end, on one worker and on several."""
 
+import io
 import json
 import math
 from typing import Any
@@ -18,6 +19,7 @@ from ebmscale.model.run_documents import GuardState
 from ebmscale.model.run_folder import run_storage
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
+from ebmscale.terminal import Terminal
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.guard import WARM_UPDATES, Guard
 from ebmscale.training.loop import train
@@ -187,3 +189,21 @@ def test_chains_that_leave_their_bound_begin_again_and_are_counted(tiny: RunConf
     lines = read_lines(run_storage(config), METRICS_FILE)
     assert sum(line["chain/restarted"] for line in lines) > 0
     assert all(math.isfinite(line["train/mse"]) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("squared_error", "ratio_loss", "words"),
+    [
+        (0.5, None, "skipped: squared error 0.5 (usually 0.03)"),
+        (None, 3.25, "skipped: ratio loss 3.25 (usually 0.7)"),
+        (math.nan, 3.25, "skipped: squared error nan (usually 0.03), ratio loss 3.25 (usually 0.7)"),
+    ],
+)
+def test_a_skipped_update_is_shown_with_the_losses_that_were_compared(
+    squared_error: float | None, ratio_loss: float | None, words: str
+) -> None:
+    out = io.StringIO()
+    compared = {"squared_error": squared_error, "ratio_loss": ratio_loss}
+    usual = {"usual_squared_error": 0.03, "usual_ratio_loss": 0.7}
+    View(Terminal(file=out, width=200)).bad(1000, {"action": "skipped", **compared, **usual})
+    assert out.getvalue().strip() == f"1,000 samples  {words}"
