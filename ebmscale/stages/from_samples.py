@@ -84,8 +84,8 @@ class FromSamples:
 
     @property
     def share(self) -> float:
-        """The fraction of p's held-out samples that still counts."""
-        return share_of(self._log_weights[1])
+        """The fraction of p's held-out samples that still counts, the lesser of those that tune and those that judge."""
+        return min(share_of(weights) for weights in self._log_weights[1:])
 
     def supply(self) -> Chosen:
         """See `source.PriorSource.supply`."""

@@ -13,6 +13,7 @@ from ebmscale.density.bases import SampledOnly
 from ebmscale.density.prior import StandardNormal
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.ratios import FitSettings, FittedRatio, StageRow, fit_ratio
+from ebmscale.seeds import torch_generator
 
 QUICK = FitSettings(
     hidden=(), batch_size=256, rate=0.01, min_updates=50, max_updates=250, evidence_every=25, num_particles=1024,
@@ -182,3 +183,13 @@ def test_bad_settings_get_a_sentence() -> None:
     fitted = fit_ratio(StandardNormal(1), narrow(100, 1), settings=replace(QUICK, max_stages=1))
     with pytest.raises(DataError, match="was fitted to"):
         fitted.log_ratio(np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_an_interval_that_misses_the_truth_comes_with_a_warning(seed: int) -> None:
+    """Gamma(3) against Exponential(1): with seed 2 a single one of p's held-out samples carries the whole weight."""
+    generator = torch_generator(seed, "peers")
+    p, parts = (-torch.rand(20_000, num, generator=generator).clamp(min=1e-12).log() for num in (1, 3))
+    fitted = fit_ratio(p, parts.sum(1, keepdim=True), seed=seed)
+    low, high = fitted.interval
+    assert low <= 2 * (1.5 - 0.5772156649) - math.log(2) <= high or "hardly reach" in str(fitted.warning)
