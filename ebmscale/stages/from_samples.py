@@ -84,7 +84,7 @@ class FromSamples:
 
     @property
     def share(self) -> float:
-        """The fraction of p's held-out samples that still counts, the lesser of those that tune and those that judge."""
+        """The fraction of p's held-out samples that still counts: the lesser of those that tune and that judge."""
         return min(share_of(weights) for weights in self._log_weights[1:])
 
     def supply(self) -> Chosen:
