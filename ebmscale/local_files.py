@@ -1,4 +1,4 @@
-"""Files of this machine: written as a whole or not at all."""
+"""Files of this machine: written as a whole or not at all, and read into memory that is there."""
 
 import errno
 import os
@@ -78,3 +78,13 @@ def _flush_folder(place: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def read_into(path: str, start: int, memory: memoryview) -> int:
+    """Fills memory with the bytes of a file from byte `start` on; how many there were, fewer where the file ends."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        num_bytes = 0
+        while num := file.readinto(memory[num_bytes:]):
+            num_bytes += num
+        return num_bytes

@@ -20,7 +20,7 @@ from ebmscale.config import AddressBlock
 from ebmscale.errors import ConfigError, DamagedError, StorageError
 from ebmscale.faults import TruncatedRead, describe, is_missing, status
 from ebmscale.filesystem import READS_AT_ONCE, Requester, read_part, read_whole, upload_options
-from ebmscale.local_files import TEMPORARY, append_file, create_file, remove_file, replace_file
+from ebmscale.local_files import TEMPORARY, append_file, create_file, read_into, remove_file, replace_file
 from ebmscale.places import S3, linked, place_of, problem_of, remove
 
 T = TypeVar("T")
@@ -118,17 +118,8 @@ class Storage:
 
     def read_into(self, path: str, start: int, memory: memoryview) -> int:
         """`read_range` of a local file into memory that is there already; the number of bytes."""
-
-        def read(fs: Any, place: str) -> int:
-            with open(place, "rb", buffering=0) as file:
-                file.seek(start)
-                num_bytes = 0
-                while num := file.readinto(memory[num_bytes:]):
-                    num_bytes += num
-                return num_bytes
-
         what = f"bytes {start} to {start + len(memory) - 1} of "
-        return self._request("read", path, read, what, len(memory))
+        return self._request("read", path, lambda fs, place: read_into(place, start, memory), what, len(memory))
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
         """`read_range` of each; requests to a remote storage are in flight together."""

@@ -86,9 +86,9 @@ class ShardReader:
         sound = np.zeros(len(samples), bool)
         fill = self._copy if self._manifest.encoding in UNCOMPRESSED else self._decode
         wrong: Counter[str] = Counter()  # of each file, the samples whose bytes are others
-        together = 0 if self._in_folder else TOGETHER_BYTES
-        for pieces in _together(self._pieces(samples), together):
-            for piece, data in zip(pieces, self._fetch(pieces), strict=True):
+        for pieces in _together(self._pieces(samples)):
+            for piece, found in zip(pieces, self._fetch(pieces), strict=True):
+                data = self._read_again(found) if isinstance(found, Range) else found
                 fill(piece, data, images, sound)
                 if not sound[piece.places].all():
                     wrong[piece.shard.file] += int((piece.offsets[~sound[piece.places]] < len(data)).sum())
@@ -120,8 +120,8 @@ class ShardReader:
                 within = slice(begin, end)
                 yield _Piece(shard, span, places[within], crc32[within], offsets[within] - start, sizes[within])
 
-    def _fetch(self, pieces: list[_Piece]) -> list[memoryview]:
-        """The bytes of each piece's range; fewer if the file ends before.
+    def _fetch(self, pieces: list[_Piece]) -> list[memoryview | Range]:
+        """The bytes of each piece's range; fewer if the file ends before. In a folder the range, to be read when used.
 
         From a server that sends whole files only, all small shards are read as a whole.
         """
@@ -133,7 +133,7 @@ class ShardReader:
             self._whole_share = math.inf
             return self._fetch_parts(pieces)
 
-    def _fetch_parts(self, pieces: list[_Piece]) -> list[memoryview]:
+    def _fetch_parts(self, pieces: list[_Piece]) -> list[memoryview | Range]:
         wanted: Counter[str] = Counter()
         for piece in pieces:
             wanted[piece.shard.file] += len(piece.places)
@@ -147,18 +147,18 @@ class ShardReader:
             )
         }
         fresh = [Range(file, 0, shard.num_bytes) for file, shard in whole.items() if file not in self._kept]
-        ranges = [piece.range for piece in pieces if piece.shard.file not in whole]
-        if self._in_folder and len(ranges) == 1 and not fresh:
-            return [self._read_again(ranges[0])]
+        ranges = [piece.range for piece in pieces if piece.shard.file not in whole and not self._in_folder]
         answers = self._read([*fresh, *ranges])
         self._kept.update(zip((one.path for one in fresh), answers, strict=False))
         rest = iter(answers[len(fresh) :])
-        found = []
+        found: list[memoryview | Range] = []
         for piece in pieces:
             path, start, length = piece.range
             if path in whole:
                 self._kept.move_to_end(path)
                 found.append(memoryview(self._kept[path])[start : start + length])
+            elif self._in_folder:
+                found.append(piece.range)
             else:
                 found.append(memoryview(next(rest)))
         while sum(map(len, self._kept.values())) > KEPT_BYTES:
@@ -243,14 +243,14 @@ def _cuts(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int]]:
         yield from pairwise(borders)
 
 
-def _together(pieces: Iterator[_Piece], least_bytes: int) -> Iterator[list[_Piece]]:
-    """Pieces in groups whose ranges are so long in all, or one piece more."""
+def _together(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+    """Pieces in groups whose ranges are `TOGETHER_BYTES` long in all, or one piece more."""
     group: list[_Piece] = []
     num_bytes = 0
     for piece in pieces:
         group.append(piece)
         num_bytes += piece.range.length
-        if num_bytes >= least_bytes:
+        if num_bytes >= TOGETHER_BYTES:
             yield group
             group, num_bytes = [], 0
     if group:

@@ -108,15 +108,14 @@ class _Held:
         rows = [np.flatnonzero(slab_of_row == slab) for slab in used]
         return _in_order(rows, [self.slabs[slab].rows(at[which]) for slab, which in zip(used, rows, strict=True)])
 
-    def take(self, pieces: list[_Piece], lengths: list[int], slab: _Slab) -> None:
+    def take(self, pieces: list[_Piece], lengths: np.ndarray, shifts: np.ndarray, slab: _Slab) -> None:
         """Holds pieces that were read together, of each so many samples from its first place on."""
-        number, shift = max(self.slabs, default=-1) + 1, 0
+        number = max(self.slabs, default=-1) + 1
         self.slabs[number] = slab
-        for piece, length in zip(pieces, lengths, strict=True):
+        for piece, length, shift in zip(pieces, lengths.tolist(), shifts.tolist(), strict=True):
             one = piece.stream
-            self.number[one], self.slab[one], self.shift[one] = piece.number, number, shift - piece.first
+            self.number[one], self.slab[one], self.shift[one] = piece.number, number, shift
             self.first[one], self.end[one] = piece.first, piece.first + length
-            shift += length
         used = set(self.slab[self.number >= 0].tolist())
         self.slabs = {number: slab for number, slab in self.slabs.items() if number in used}
 
@@ -161,8 +160,10 @@ class Windows:
         num_windows = order.num_samples // order.num_streams // order.window_size + 1
         num_pieces = -(-order.window_size // self._piece)
         numbers = ((epochs * num_windows + windows) * num_pieces + pieces) * order.num_streams + streams
+        if not len(numbers):
+            return self._nothing()
         held = self._held.has(numbers, streams, places)
-        if held.all() and len(held):
+        if held.all():
             return self._held.rows(streams, places)
         return self._read(numbers, np.stack([streams, epochs, windows, pieces, places]), held)
 
@@ -175,19 +176,19 @@ class Windows:
         missing = np.unique(which[~held])
         needed = np.vstack([unique, columns[:, firsts], ends])[:, missing]
         pieces = [_Piece(*column) for column in needed.T.tolist()]
+        samples = [self._samples(piece) for piece in pieces]
+        slab = self._slab(np.concatenate(samples))
+        lengths = np.array([len(part) for part in samples])
+        shifts = np.cumsum(lengths) - lengths - [piece.first for piece in pieces]
+        shift_of = np.zeros(len(unique), np.int64)
+        shift_of[missing] = shifts
         of_missing = np.isin(which, missing)
-        old = np.flatnonzero(~of_missing)
-        parts, rows = [self._held.rows(streams[old], places[old])] if len(old) else [], [old] if len(old) else []
-        if pieces:
-            samples = [self._samples(piece) for piece in pieces]
-            slab = self._slab(np.concatenate(samples))
-            lengths = [len(part) for part in samples]
-            starts = dict(zip(missing.tolist(), np.cumsum(lengths) - lengths, strict=True))
-            new = np.flatnonzero(of_missing)
-            at = [starts[k] - columns[4, firsts[k]] for k in which[new].tolist()] + places[new]
-            parts, rows = [*parts, slab.rows(at)], [*rows, new]
-            self._held.take(pieces, lengths, slab)
-        return _in_order(rows, parts) if parts else self._nothing()
+        old, new = np.flatnonzero(~of_missing), np.flatnonzero(of_missing)
+        parts, rows = [slab.rows(shift_of[which[new]] + places[new])], [new]
+        if len(old):
+            parts, rows = [*parts, self._held.rows(streams[old], places[old])], [*rows, old]
+        self._held.take(pieces, lengths, shifts, slab)
+        return _in_order(rows, parts)
 
     def _samples(self, piece: _Piece) -> np.ndarray:
         """The samples that are read of a piece, in the order served."""
