@@ -126,11 +126,15 @@ class RunConfig(Block):
         if self.method == "tre" and self.stages.max_stages == 0:
             raise ValueError("stages.max_stages must be above 0 for method tre: it is the number of ratios")
         buffered, least = self.stages.buffer_samples, 10 * self.model.latent_dim
-        if self.prior.base == "moments" and not least <= buffered <= self.stages.start_samples:
+        if self.prior.base == "moments" and buffered < least:
             raise ValueError(
-                f"prior.base: moments is fitted to the buffer: stages.buffer_samples must be at least {least} "
-                "(ten times model.latent_dim), and stages.start_samples at least stages.buffer_samples, so that the "
-                "buffer is full"
+                f"stages.buffer_samples must be at least {least} (ten times model.latent_dim), because "
+                "prior.base: moments is fitted to the buffer"
+            )
+        if self.prior.base == "moments" and self.stages.start_samples < buffered:
+            raise ValueError(
+                f"stages.start_samples must be at least stages.buffer_samples ({buffered}), so that the buffer is full "
+                "when prior.base: moments is fitted to it"
             )
         if self.prior.base == "moments" and self.prior.base_sizes[0] * self.model.latent_dim > buffered:
             raise ValueError(

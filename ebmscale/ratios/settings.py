@@ -33,7 +33,7 @@ class FitSettings:
         max_stages: K at most.
         batch_size: samples of each side in an update.
         rate: of Adam, before it falls along a cosine to zero at the end of a stage.
-        weight_decay: of Adam.
+        weight_decay: of Adam, decoupled from the gradient.
         min_updates: of a stage at least.
         max_updates: of a stage at most; between these bounds a stage ends when a new stage promises more.
         evidence_every: from measurement to measurement.
@@ -62,7 +62,7 @@ class FitSettings:
     max_stages: int = 8
     batch_size: int = 512
     rate: float = 2e-3
-    weight_decay: float = 0.0
+    weight_decay: float = 0.3
     min_updates: int = 400
     max_updates: int = 3000
     evidence_every: int = 50

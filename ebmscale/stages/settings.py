@@ -17,7 +17,7 @@ class TrainerSettings:
     Attributes:
         batch_size: samples of each side in an update.
         rate: of Adam; constant while exploring, then along a cosine to zero.
-        weight_decay: of Adam.
+        weight_decay: decoupled; see `trainer.Adam`.
         evidence_every: updates from one held-out loss to the next.
         min_updates: a stage at least.
         max_updates: a stage at most.
@@ -28,7 +28,7 @@ class TrainerSettings:
 
     batch_size: int = 512
     rate: float = 2e-3
-    weight_decay: float = 0.0
+    weight_decay: float = 0.3
     evidence_every: int = 50
     min_updates: int = 400
     max_updates: int = 20_000

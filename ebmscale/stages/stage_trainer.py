@@ -6,7 +6,7 @@ Shapes: B rows of this rank, Z latent.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
@@ -25,8 +25,6 @@ from ebmscale.networks import set_bound
 from ebmscale.seeds import StreamNoise
 from ebmscale.stages.beginning import bound_for, next_weights
 from ebmscale.stages.best_weights import BestWeights
-from ebmscale.stages.chain_negatives import ChainNegatives
-from ebmscale.stages.density_negatives import DensityNegatives
 from ebmscale.stages.held_out import HeldOutSides, check, judge, memorised, ratio_of, rows_of_all, said
 from ebmscale.stages.latents import Latents
 from ebmscale.stages.negatives import Freeze, NegativeSource
@@ -275,28 +273,3 @@ class StageTrainer:
             prior = prior.append({name: weight.to(self._world.device) for name, weight in weights.items()})
         self.prior = prior
         self.negatives.resume(prior)
-
-
-def make_stage_trainer(
-    engine: RatioEngine,
-    prior: RatioSequence,
-    settings: RatioSettings,
-    world: World,
-    after_step: Callable[[], None] = lambda: None,
-) -> StageTrainer:
-    """A trainer whose negatives come from where `prior.kind` says.
-
-    Args:
-        engine: of the ratio network.
-        prior: p_0 with the form of the ratios.
-        settings: how ratios are trained and the prior is sampled.
-        world: this process's place.
-        after_step: called after every step of the long chains, those of `evidence` and `decide`; where it raises,
-            nothing has changed.
-    """
-    negatives: NegativeSource
-    if settings.chains.kind == "density":
-        negatives = DensityNegatives(settings, prior, world)
-    else:
-        negatives = ChainNegatives(settings, prior, world, after_step)
-    return StageTrainer(engine, prior, negatives, settings, world)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ebmscale.networks import QuadraticHead
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.pools import Pool
 from ebmscale.stages.settings import TrainerSettings
@@ -46,10 +47,17 @@ class Engine(Protocol):
 
 
 class Adam:
-    """Adam in this process."""
+    """Adam in this process, with decoupled weight decay (Loshchilov & Hutter 2019) of all but a quadratic head.
+
+    A head has one parameter for every pair of coordinates. Decay would only weaken it.
+    """
 
     def __init__(self, network: nn.Module, weight_decay: float = 0.0):
-        self.optimizer = torch.optim.Adam(network.parameters(), weight_decay=weight_decay)
+        heads = [part for part in network.modules() if isinstance(part, QuadraticHead)]
+        spared = [parameter for head in heads for parameter in head.parameters()]
+        decayed = [one for one in network.parameters() if all(one is not other for other in spared)]
+        groups = [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
 
     def backward(self, loss: Tensor) -> None:
         """See `Engine.backward`."""
@@ -57,7 +65,8 @@ class Adam:
 
     def step(self, rate: float) -> float:
         """See `Engine.step`."""
-        self.optimizer.param_groups[0]["lr"] = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return math.nan

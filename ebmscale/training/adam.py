@@ -1,4 +1,4 @@
-"""Adam, as both engines use it: settings, the optimiser, its state and its rate."""
+"""Adam with decoupled weight decay (Loshchilov & Hutter 2019), as both engines use it: settings, state and rate."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class OptimizerSettings:
         rate: the learning rate before any schedule. `Engine.step` gets the rate of each update.
         betas: decay of the first and the second moment.
         eps: added to the root of the second moment.
-        weight_decay: L2 penalty, added to the gradient after clipping.
+        weight_decay: decoupled: every update also multiplies the weights by 1 - rate * weight_decay.
         clip_norm: largest global norm of the averaged gradient; None leaves gradients alone.
         factors: factors of the rate, by prefix of the parameters' names.
     """
@@ -38,13 +38,13 @@ class OptimizerSettings:
         return found
 
 
-def make_adam(tensors: Mapping[str, Tensor], optimizer: OptimizerSettings) -> torch.optim.Adam:
+def make_adam(tensors: Mapping[str, Tensor], optimizer: OptimizerSettings) -> torch.optim.AdamW:
     """The Adam that both engines use, for tensors by name."""
     groups = [
         {"params": [tensors[name] for name in names], "factor": factor}
         for factor, names in optimizer.groups(tensors).items()
     ]
-    return torch.optim.Adam(
+    return torch.optim.AdamW(
         groups,
         optimizer.rate,
         betas=optimizer.betas,

@@ -9,9 +9,9 @@ from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.model.build import build_live_networks, build_ratio_network
 from ebmscale.model.updates import updates_per_batch
 from ebmscale.stages.live import LiveTrainer
+from ebmscale.stages.make import make_stage_trainer
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.ratio_trainer import RatioTrainer
-from ebmscale.stages.stage_trainer import make_stage_trainer
 from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine

@@ -16,8 +16,9 @@ from ebmscale.networks import Bounded, Standardised, build_ratio_net, set_bound
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.stages import density_negatives
 from ebmscale.stages.density_negatives import DensityNegatives
+from ebmscale.stages.make import make_stage_trainer
 from ebmscale.stages.ratio_settings import RatioSettings
-from ebmscale.stages.stage_trainer import StageTrainer, make_stage_trainer
+from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine

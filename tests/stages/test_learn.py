@@ -13,7 +13,7 @@ from ebmscale.stages.learn import Course, Learned, learn
 from ebmscale.stages.settings import ParticleSettings, StageSettings, TrainerSettings
 from ebmscale.stages.state import State, restored, state_of
 from ebmscale.stages.targets import Parts, Posteriors, Samples
-from ebmscale.stages.trainer import Trainer
+from ebmscale.stages.trainer import Adam, Trainer
 
 SETTINGS = StageSettings(
     max_stages=2,
@@ -95,3 +95,17 @@ def test_a_ratio_whose_density_has_no_normaliser_is_left_out() -> None:
     assert learned.sequence.num_stages == 0
     assert [(one.gain, one.nats, one.log_z) for one in learned.records] == [(0.0, 0.0, 0.0)]
     assert "too fast for its density to be normalised" in learned.verdict.reason
+
+
+def test_decay_is_apart_from_the_gradient_and_spares_the_head() -> None:
+    network = vector_ratio(3, (4,), "silu", True)
+    adam = Adam(network, weight_decay=0.5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(1.0)
+            parameter.grad = torch.zeros_like(parameter)
+    adam.step(0.1)
+    head, perceptron = network.parts
+    assert all(bool((one == 1.0).all()) for one in head.parameters())
+    for one in perceptron.parameters():
+        torch.testing.assert_close(one, torch.full_like(one, 0.95))

@@ -26,8 +26,9 @@ from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.density.schedule import Advance, Finish
 from ebmscale.networks import build_ratio_net
 from ebmscale.seeds import torch_generator
+from ebmscale.stages.make import make_stage_trainer
 from ebmscale.stages.ratio_settings import RatioSettings
-from ebmscale.stages.stage_trainer import StageTrainer, make_stage_trainer
+from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.training.adam import OptimizerSettings
 from ebmscale.training.engine import EngineSettings
 from ebmscale.training.engines import make_engine
