@@ -109,7 +109,7 @@ def likelihood(
     model: LatentModel,
     x: Tensor,
     *,
-    num_particles: int = 32,
+    num_particles: int = 16,
     seed: int = 0,
     latents: Tensor | None = None,
     normaliser: Normaliser | None = None,
