@@ -90,13 +90,14 @@ def explore(curve: Curve, records: Sequence[Paid], budget: Budget, bounds: Bound
 def elasticity(curve: Curve) -> float:
     """d log D / d log t over the last part of the curve, D the fall of the loss below chance.
 
-    While the loss is above chance it is 1 if the loss falls, else 0.
+    Of fewer than three losses it is 1: a young stage is often above chance at first. Later, while the loss is above
+    chance, it is 1 if the loss falls, else 0.
     """
     known = [(done, CHANCE - loss) for done, loss in curve if done >= max(0.4 * curve[-1][0], 1)]
-    if any(fall <= 0 for _, fall in known):
-        return 1.0 if known[-1][1] > known[0][1] else 0.0
     if len(known) < 3:
         return 1.0
+    if any(fall <= 0 for _, fall in known):
+        return 1.0 if known[-1][1] > known[0][1] else 0.0
     x, y = ([math.log(value) for value in column] for column in zip(*known, strict=True))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)

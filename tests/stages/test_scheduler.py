@@ -72,6 +72,11 @@ def test_a_saturated_loss_says_at_its_first_measurement_that_little_more_can_be_
     assert room_left(CHANCE + 0.1) == math.inf
 
 
+def test_a_young_stage_above_chance_goes_on() -> None:
+    """A wide first step takes the loss above chance, and says nothing of what the stage will learn."""
+    assert explore([Measured(100, CHANCE + 0.1)], [], UNLIMITED, Bounds(100, 10_000)).goes_on
+
+
 def test_a_stage_in_closed_form_says_nothing_of_the_work_of_others() -> None:
     records = [record(nats=9.0, work=0.0), record(stage=2, nats=2.0, work=1e6)]
     assert next_share(records, CHANCE / 2) == pytest.approx(0.25)
