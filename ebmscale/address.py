@@ -96,7 +96,7 @@ class Address(str):
         """An address that a user gave, made absolute; `file:` addresses become paths.
 
         Raises:
-            ValueError: the text is no address; the message is a sentence without its full stop.
+            ValueError: the text is not an address; the message is a sentence without its full stop.
         """
         real = text.real if isinstance(text, Address) else os.fspath(text)
         shown = Address(real)
@@ -206,7 +206,7 @@ class Address(str):
 
     @classmethod
     def _validated(cls, value: Any, handler: Any) -> "Address":
-        """Keeps the address as given and refuses what is no address; an address that lost its secrets is kept."""
+        """Keeps the address as given and refuses what is not an address; an address that lost its secrets is kept."""
         address = value if isinstance(value, Address) else cls(handler(value))
         if not _LOST.search(address.real):
             cls.parse(address)
@@ -225,7 +225,7 @@ def _path(text: str, shown: str) -> str:
     scheme, rest = short[1].lower(), text[short.end() :]
     if scheme in _FOLDERS and short[2]:
         return f"/{rest}"
-    raise ValueError(f"{shown} is no address; write {scheme}://{clean(rest)}, or ./{shown} for a file of that name")
+    raise ValueError(f"{shown} is not an address; write {scheme}://{clean(rest)}, or ./{shown} for a file of that name")
 
 
 def _before_query(url: str) -> tuple[str, str]:

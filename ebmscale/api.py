@@ -20,7 +20,7 @@ class TrainedRun(str):
 
     Attributes:
         storage: the folder of the run.
-        report: the address of its page; empty on ranks other than the first.
+        report: the address of its report; empty on ranks other than the first.
 
     Example:
         >>> run = ebmscale.train("preset:digits")
@@ -38,7 +38,7 @@ class TrainedRun(str):
         return self
 
     def load(self, device: str = "cpu") -> "LatentModel":
-        """The model in the run's newest valid checkpoint; `device` is `cpu`, `cuda` or `auto`."""
+        """The model in the run's newest valid checkpoint. Arguments and errors are those of `ebmscale.load`."""
         from ebmscale.model.load import open_model  # noqa: PLC0415
         from ebmscale.world import device_of  # noqa: PLC0415
 
@@ -64,16 +64,16 @@ def train(
 
     Args:
         config: a mapping of keys (nested as in a file, or with dots), a file, `preset:NAME`, or a `RunConfig`.
-        callbacks: functions of one `Progress` (see `ebmscale.training.callbacks`), called on rank 0 at the start, at
-            every line of metrics and at every decision of the stage scheduler.
+        callbacks: functions that take one `Progress` (see `ebmscale.training.callbacks`). They are called on rank 0 at
+            the start, at every line of metrics, at every measurement of the evidence and at every skipped update.
         quiet: whether to print nothing.
 
     Returns:
-        The run: its address, which `ebmscale.load` takes, with `report` and `load()`.
+        The run: a string with its address, which `ebmscale.load` takes, with `report`, `events()` and `load()`.
 
     Raises:
-        EbmscaleError: one sentence that says what is wrong and what to do (see `ebmscale.errors`). `Interrupted`: the
-            run was stopped and has saved its state; the same call continues it.
+        EbmscaleError: training is not possible; the message says why and what to do (see `ebmscale.errors`).
+        Interrupted: the run was stopped and has saved its state; the same call continues it.
 
     Example:
         >>> run = ebmscale.train(ebmscale.load_config("preset:digits", ["train.max_samples=20000"]))

@@ -65,7 +65,7 @@ def read_json(
         return found
 
     def constant(name: str) -> float:
-        return float(name) if non_finite else refuse(f"holds {name}, which is no finite number.")
+        return float(name) if non_finite else refuse(f"holds {name}, which is not a finite number.")
 
     def floating(digits: str) -> float:
         value = float(digits)
@@ -84,7 +84,7 @@ def read_json(
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        refuse("holds half of a surrogate pair, which is no character.")
+        refuse("holds half of a surrogate pair, which is not a character.")
     except json.JSONDecodeError as problem:
         refuse(f"is not valid JSON: line {problem.lineno}, column {problem.colno}: {problem.msg}.")
     return value

@@ -4,9 +4,9 @@ from ebmscale.address import clean
 
 
 class EbmscaleError(Exception):
-    """An error shown to the user without a traceback. `exit_code` is the code the command ends with.
+    """An error that is shown to the user without a traceback. A command ends with its `exit_code`.
 
-    Secrets of addresses are removed from its text.
+    Passwords and tokens in addresses are removed from its text.
 
     Example:
         >>> try:

@@ -89,14 +89,14 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     if text is None:
         raise ConfigError(f"The environment describes a rank of several, but {name} is not set: {_ADVICE}.")
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise ConfigError(f"The environment has {name}={text[:40]!r}, which is no number: {_ADVICE}.")
+        raise ConfigError(f"The environment has {name}={text[:40]!r}, which is not a number: {_ADVICE}.")
     return int(text)
 
 
 def _address(environment: Mapping[str, str]) -> tuple[str, int]:
     port = _number(environment, "MASTER_PORT")
     if not 0 < port < 2**16:
-        raise ConfigError(f"The environment has MASTER_PORT={port}, which is no port: {_ADVICE}.")
+        raise ConfigError(f"The environment has MASTER_PORT={port}, which is not a port: {_ADVICE}.")
     host = environment.get("MASTER_ADDR", "")
     if not host:
         raise ConfigError(f"The environment describes a rank of several, but MASTER_ADDR is not set: {_ADVICE}.")

@@ -67,7 +67,7 @@ class Storage:
         `http(s)://` can only be read. The query of such an address (`?sig=...`) is sent with each request.
 
         Raises:
-            ConfigError: the text is no address.
+            ConfigError: the text is not an address.
         """
         try:
             return cls(Address.parse(url), options, retries)
@@ -79,7 +79,7 @@ class Storage:
         """The storage of the folder that a file lies in, and the file's name.
 
         Raises:
-            ConfigError: the text is no address of a file.
+            ConfigError: the text is not an address of a file.
         """
         try:
             folder, name = Address.parse(url).parted()

@@ -1,7 +1,7 @@
 """Reads files of a run, a search or a data set without trust: within a limit of bytes, in the form of a model.
 
-Anyone who can write to a storage can put anything there. All documents are read here. One that is no regular file, is
-larger than such a document can be, or has another form ends in one sentence.
+Anyone who can write to a storage can put anything there. All documents are read here. A document that is not a
+regular file, is too large, or has the wrong form raises an error with one sentence.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ def check_regular(storage: Storage, path: str, error: type[EbmscaleError] = Dama
         return
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise error(f"{storage.url_of(path)} is {kind} where a file belongs; take it away or give another address.")
+        raise error(f"{storage.url_of(path)} is {kind}, but a file is needed; move it away or give another address.")
 
 
 def read_document(

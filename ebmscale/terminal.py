@@ -111,7 +111,7 @@ class _Description(ProgressColumn):
 
 
 def progress_on(console: Console, counted: bool = True, shown: bool = True) -> Progress:
-    """One line for each task on a terminal, nothing elsewhere; a description is no markup.
+    """One line for each task on a terminal, nothing elsewhere; a description is not markup.
 
     Args:
         console: the terminal.

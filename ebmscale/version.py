@@ -16,7 +16,7 @@ def commit() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints about the folder of the sources; None if it fails, or if they are no part of a checkout."""
+    """What git prints about the folder of the sources; None if it fails, or if they are not part of a checkout."""
     folder = Path(__file__).parent
     if not (folder.parent / ".git").exists():
         return None

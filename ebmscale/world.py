@@ -38,7 +38,7 @@ def device_of(name: str = "auto") -> torch.device:
         name: `auto` (CUDA when present), `cpu` or `cuda`.
 
     Raises:
-        ConfigError: there is no such name, CUDA was asked for and is not there, or LOCAL_RANK is no number.
+        ConfigError: there is no such name, CUDA was asked for and is not there, or LOCAL_RANK is not a number.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"There is no device {name!r}; use auto, cpu or cuda.")

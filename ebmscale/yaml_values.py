@@ -60,7 +60,7 @@ def read_scalar(text: str, what: str, error: type[EbmscaleError]) -> Any:
             refuse(f"holds an integer of {len(text)} digits.")
         return int(text, 0)
     if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
-        refuse(f"holds {excerpt(text)}, which is no finite number; {quoted}.")
+        refuse(f"holds {excerpt(text)}, which is not a finite number; {quoted}.")
     if _FLOAT.fullmatch(text):
         return float(text)
     tag = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False))
@@ -115,7 +115,7 @@ class YamlReader:
             raise self._invalid(f"{line}{problem.problem or problem.context}") from None
         except yaml.reader.ReaderError as problem:
             raise self._invalid(f"the character {problem.character:#06x} may not stand in it") from None
-        except (ValueError, OverflowError):  # an escape that is no character, a directive with a long number
+        except (ValueError, OverflowError):  # an escape that is not a character, a directive with a long number
             raise self._invalid(f"after line {self._line}: an escape or a directive cannot be read") from None
         return value
 
@@ -199,7 +199,7 @@ class YamlReader:
 
     def _text(self, event: yaml.ScalarEvent) -> str:
         if not is_unicode(event.value):
-            self._refuse("half of a surrogate pair is no character.")
+            self._refuse("half of a surrogate pair is not a character.")
         return event.value
 
     def _refuse(self, reason: str) -> NoReturn:

@@ -21,7 +21,7 @@ settings.load_profile("busy-machine")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """One process runs all tests of a file, so that its fixtures are made once, and all rooms that start Ray."""
+    """One process runs all tests of a file, so that its fixtures are made once, and all folders that start Ray."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):

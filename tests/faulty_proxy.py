@@ -198,7 +198,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed is no error of the proxy's."""
+        """A client that was killed is not an error of the proxy's."""
 
 
 def _stop(held: Held) -> bool:

@@ -117,7 +117,7 @@ def test_from_a_folder_of_photographs_to_an_answer(user: User) -> None:
     said = user("pack folder photos data/photos --size 32 --test-fraction 0.1")
     assert re.search(r"photos, \d+ train, \d+ test, no labels", said)
     assert "1 damaged or unfitting sample(s) left out" in said
-    assert "123.jpg is no image that can be read" in (here / "data/photos/left_out.json").read_text()
+    assert "123.jpg is not an image that can be read" in (here / "data/photos/left_out.json").read_text()
     assert "already packed" in user("pack folder photos data/photos --size 32 --test-fraction 0.1")
 
     if "init" in user("--help"):

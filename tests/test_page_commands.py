@@ -222,7 +222,6 @@ BEFORE = {
         "ebmscale pack folder photos data/photos --size 64",
     ],
     "configs/compare/README.md": ["ebmscale pack idx downloads/mnist data/mnist"],
-    "README.md": ["ebmscale pack idx downloads/mnist data/mnist"],
     "ebmscale/evaluate/README.md": [
         "ebmscale pack idx downloads/mnist data/mnist",
         "ebmscale pack idx downloads/mnist data/new",

@@ -165,7 +165,7 @@ def failing(monkeypatch):
 
 
 def client_error(name, module="botocore.exceptions", **attributes):
-    """An exception as a client raises it, which is no OSError."""
+    """An exception as a client raises it, which is not an OSError."""
     return type(name, (Exception,), {"__module__": module} | attributes)("it said so")
 
 

@@ -56,7 +56,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero")
-    with pytest.raises(DamagedError, match="where a file belongs"):
+    with pytest.raises(DamagedError, match="but a file is needed"):
         read_file(Storage.at(tmp_path), "x.json", 1000)
 
 

@@ -30,7 +30,7 @@ def _counts(context: click.Context, parameter: click.Parameter, text: str | None
     for word in (text or "").split(",") if text else []:
         name, _, number = word.rpartition("=")
         if not (number.isascii() and number.isdigit() and int(number) > 0):
-            raise click.BadParameter(f"{word!r} is no whole number above 0, such as 5000 or likelihood=64.")
+            raise click.BadParameter(f"{word!r} is not a whole number above 0, such as 5000 or likelihood=64.")
         found[name.strip()] = int(number)
     return found
 

@@ -45,7 +45,7 @@ def sample(run: str, num: int, out: str, seed: int, stage: int | None, method: s
     target = output_file(out, (".png", ".npz"))
     model = ebmscale.load(run)
     if target.address.suffix == ".png" and not model.shows_images:
-        raise ConfigError(f"The samples of {run} are no images; give --out FILE.npz.")
+        raise ConfigError(f"The samples of {run} are not images; give --out FILE.npz.")
     if stage is not None:
         model = model.at_stage(stage)
     with Steps("drawing samples"):

@@ -41,7 +41,7 @@ def output_file(out: str, endings: tuple[str, ...]) -> OutputFile:
     """The file that `--out` names.
 
     Raises:
-        ConfigError: it is no address of a file, or has another ending.
+        ConfigError: it is not an address of a file, or has another ending.
         StorageError: it cannot be written there.
     """
     from ebmscale.storage import Storage  # noqa: PLC0415 (slow to import)
@@ -65,7 +65,7 @@ def output_folder(url: str, kind: str | None = None) -> "Storage":
         kind: what is written there (see `model.kinds`), if that may not share the folder with anything else.
 
     Raises:
-        ConfigError: it is no address, or holds something else.
+        ConfigError: it is not an address, or holds something else.
         StorageError: it cannot be written to.
     """
     from ebmscale.model.kinds import refuse_other  # noqa: PLC0415 (slow to import)

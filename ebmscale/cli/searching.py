@@ -7,7 +7,7 @@ from ebmscale.cli.group import cli, console, example
 from ebmscale.config import load_config
 from ebmscale.terminal import Terminal
 
-TABLE_WIDTH = 200  # where the output is no terminal
+TABLE_WIDTH = 200  # where the output is not a terminal
 
 
 @cli.command(epilog=example("ebmscale tune preset:digits --space preset:tune/digits"))

@@ -91,7 +91,7 @@ def init(url: str, out: str | None, minutes: float | None, device: str) -> None:
 
     storage, file = Storage.at(url), Path(out or f"{name_for(url)}.yaml")
     if file.exists():
-        raise ConfigError(f"{file} is already there and is left as it is; give --out another name.")
+        raise ConfigError(f"{file} already exists and is not overwritten; give --out another name.")
     offer = pack_offer(storage, url)
     if offer is not None:
         raise DataError(offer)

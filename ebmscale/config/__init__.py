@@ -1,4 +1,4 @@
-"""The configuration of a run: YAML plus dotted overrides in, a strict value out.
+"""The configuration of a run, read from YAML and from changes such as `train.max_samples=20000`.
 
 All lengths of time are in samples; `train.batch_size` is global, over all workers.
 """

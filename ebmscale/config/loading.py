@@ -20,8 +20,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), values: Mapping
 
     Args:
         path: of a YAML file, or `preset:NAME` for one that comes with the package, such as `preset:digits`.
-        overrides: as on the command line, such as `["train.max_samples=20000"]`; they are applied last.
-        values: Python values of dotted keys, already of the right types.
+        overrides: changes as on the command line, such as `["train.max_samples=20000"]`; they are applied last.
+        values: Python values by dotted key, such as `{"train.max_samples": 20000}`; applied before `overrides`.
 
     Raises:
         ConfigError: the file is missing or is not YAML, a key is unknown, a value has the wrong type or range.

@@ -59,7 +59,7 @@ def file_of(given: str | Path, *folders: str) -> Path:
     if name in known:
         folder = name.rpartition("/")[0]
         if folder not in folders:
-            raise ConfigError(f"{given} is a {KINDS[folder]}, and a {KINDS[folders[0]]} belongs here.")
+            raise ConfigError(f"{given} is a {KINDS[folder]}, but a {KINDS[folders[0]]} is needed.")
         return FOLDER / f"{name}.yaml"
     match = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {PREFIX}{match[0]}?" if match else "`ebmscale presets` lists them."

@@ -10,8 +10,14 @@ from ebmscale.errors import ConfigError
 REMOVED: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.ratio_components": ((0,), "the ratio network has no mixture head any more; use prior.base: moments"),
     "model.ratio_rank": ((8, None), "the ratio network has no mixture head any more; use prior.base: moments"),
-    "posterior.first_steps": ((None,), "chains are not remembered any more; use posterior.start: encoder or base"),
-    "posterior.memory_bytes": ((2**28,), "chains are not remembered any more; use posterior.start: encoder or base"),
+    "posterior.first_steps": (
+        (None,),
+        "the states of chains are no longer saved; use posterior.start: encoder or base",
+    ),
+    "posterior.memory_bytes": (
+        (2**28,),
+        "the states of chains are no longer saved; use posterior.start: encoder or base",
+    ),
     "posterior.plateau": ((0, 0.0), "the number of steps is not adapted any more; set posterior.num_steps"),
     "stages.loss": (("nce", "n2ce"), ""),
     "stages.penalty": ((0, 0.0), "ratios are not penalised any more"),
@@ -70,8 +76,8 @@ def drop_removed(tree: dict[str, Any], source: str) -> None:
     posterior = tree.get("posterior")
     if isinstance(posterior, dict) and posterior.get("start") == "memory":
         raise ConfigError(
-            f"{source}: posterior.start: memory was removed: chains are not remembered any more; use encoder or base, "
-            "or continue the run with the version that began it."
+            f"{source}: posterior.start: memory was removed: the states of chains are no longer saved; use encoder or "
+            "base, or continue the run with the version that began it."
         )
     for key, (harmless, advice) in REMOVED.items():
         block, _, name = key.partition(".")

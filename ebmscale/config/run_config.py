@@ -1,4 +1,4 @@
-"""The one schema of a run: YAML plus dotted overrides in, a strict value out, saved resolved with the run."""
+"""The schema of a run's configuration. It is checked strictly, and the run saves it with all defaults filled in."""
 
 from typing import Literal
 
@@ -34,7 +34,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 class RunConfig(Block):
     """Everything that defines a run: blocks of keys, each with its meaning, default and unit (see `configs/README.md`).
 
-    Lengths of time are in samples. A value is read as an attribute, and cannot be set.
+    Lengths of time are in samples. Values are attributes and are read-only.
 
     Example:
         >>> config = load_config("configs/digits.yaml")
@@ -151,7 +151,9 @@ class RunConfig(Block):
     @model_validator(mode="after")
     def _sigma_can_be_learned(self) -> "RunConfig":
         if self.model.sigma == "auto" and not self.networks_train:
-            raise ValueError("model.sigma: auto is learned while a generator trains, and none does; give a number")
+            raise ValueError(
+                "model.sigma: auto is learned while a generator trains, but none trains here; give a number"
+            )
         return self
 
     @model_validator(mode="after")
@@ -164,7 +166,7 @@ class RunConfig(Block):
                 "posterior.num_steps: 0"
             )
         if self.precision == "bf16":
-            raise ValueError("model.generator.form: identity has latents in fp32; set precision: fp32")
+            raise ValueError("model.generator.form: identity needs precision: fp32")
         if self.data.flip:
             raise ValueError("data.flip mirrors images; leave it out where the samples are latents")
         return self
@@ -180,8 +182,8 @@ class RunConfig(Block):
         least = max(self.stages.batch_size, 2 * streams)
         if self.uses_density and self.most_stages and self.prior.num_particles < least:
             raise ValueError(
-                f"prior.num_particles ({self.prior.num_particles}) must be at least {least}: not below "
-                "stages.batch_size, or an update would use a particle twice, and two for every stream"
+                f"prior.num_particles ({self.prior.num_particles}) must be at least {least}: at least "
+                "stages.batch_size, so that no update uses a particle twice, and at least two for every stream"
             )
         for name, value in {
             "prior.num_chains": self.prior.num_chains,

@@ -118,7 +118,7 @@ class DeepspeedBlock(Block):
 
 
 class LimitsBlock(Block):
-    """How long a worker may spend on one piece of work before it counts as hung. 0 is no limit."""
+    """How long a worker may spend on one piece of work before it counts as hung. 0: no limit."""
 
     setup_s: NonNegativeFloat = key("Time for everything before the first batch.", 1800.0, unit="seconds")
     update_s: NonNegativeFloat = key("Time for any part of an update except the chains.", 600.0, unit="seconds")

@@ -33,7 +33,7 @@ def as_numbers(values: Any, name: str) -> np.ndarray:
     """An array, a list or a tensor of any device as an array of real numbers of its own type.
 
     Raises:
-        DataError: as `check_real`, or it is no array.
+        DataError: as `check_real`, or it is not an array.
     """
     try:
         if hasattr(values, "detach"):

@@ -51,7 +51,7 @@ def verify(
     for shard, problem in zip(manifest.shards, _problems(storage, manifest.shards, level), strict=True):
         if problem:
             raise DataError(
-                f"Shard {storage.url_of(shard.file)} {problem}; copy it again from where it is whole, "
+                f"Shard {storage.url_of(shard.file)} {problem}; copy it again from a sound copy, "
                 f"or delete {storage.url_of(FILE)} and pack the set again."
             )
         progress(shard.file)

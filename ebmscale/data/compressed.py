@@ -20,7 +20,7 @@ def check_memory(num_bytes: int, what: str) -> None:
     free = free_memory()
     if free is not None and num_bytes > free:
         raise DataError(
-            f"{what} has {num_bytes:,} bytes when it is read, and {free:,} bytes of memory are free; divide it into "
+            f"{what} needs {num_bytes:,} bytes of memory, but only {free:,} bytes are free; divide it into "
             "parts, or save arrays with numpy.save, whose files are not read as a whole."
         )
 
@@ -39,7 +39,7 @@ def check_zip(file: IO[bytes], what: str) -> None:
     """Refuses a zip archive, as .npz files are, whose members would become too large.
 
     Raises:
-        DataError: they would; or it is no zip archive.
+        DataError: they would; or it is not a zip archive.
     """
     try:
         with zipfile.ZipFile(file) as archive:

@@ -26,14 +26,14 @@ Decoder = Callable[[Payload, Shape], np.ndarray]
 
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
             Image.DecompressionBombError)  # fmt: skip
-"""What Pillow raises for bytes that are no image."""
+"""What Pillow raises for bytes that are not an image."""
 
 
 def decode_raw(payload: Payload, shape: Shape, dtype: str = "uint8") -> np.ndarray:
     """Numbers to a read-only array of that shape; ValueError if the size differs."""
     kind = np.dtype(dtype).newbyteorder("<")
     if len(payload) != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"{len(payload)} bytes are no image of {dtype} {shape}")
+        raise ValueError(f"{len(payload)} bytes are not an image of {dtype} {shape}")
     return np.frombuffer(payload, kind).reshape(shape)
 
 
@@ -68,10 +68,10 @@ def _decode_with_pillow(payload: Payload, shape: Shape, kind: str) -> np.ndarray
     try:
         with Image.open(io.BytesIO(payload), formats=[kind]) as image:
             if (image.height, image.width) != shape[1:]:  # before it is decoded
-                raise ValueError(f"an image of {image.height} x {image.width} pixels is none of {shape}")
+                raise ValueError(f"an image of {image.height} x {image.width} pixels does not have the shape {shape}")
             pixels = channels_first(np.asarray(to_eight_bits(image)))
             if pixels.shape != shape:
-                raise ValueError(f"an image of shape {pixels.shape} is none of {shape}")
+                raise ValueError(f"an image of shape {pixels.shape} does not have the shape {shape}")
     except _DAMAGED as error:
         raise ValueError(f"no {kind} image: {error}") from error
     return pixels

@@ -72,7 +72,7 @@ def choose_encoding(source: Source, wanted: str | None = None) -> str:
     pictures = source.dtype == "uint8" and len(source.image_shape) == 3 and source.image_shape[0] in (1, 3)
     if source.posteriors:
         if wanted not in (None, "raw"):
-            raise ConfigError(f"{wanted} holds images, and the samples are means and standard deviations; choose raw.")
+            raise ConfigError(f"{wanted} holds images, but the samples are means and standard deviations; choose raw.")
         return POSTERIORS
     if wanted is None:
         return "png" if pictures and math.prod(source.image_shape) > RAW_BYTES else "raw"
@@ -81,7 +81,8 @@ def choose_encoding(source: Source, wanted: str | None = None) -> str:
         raise ConfigError(f"There is no encoding {wanted!r}; choose one of {', '.join(known)}.")
     if wanted != "raw" and not pictures:
         raise ConfigError(
-            f"{wanted} holds bytes of 1 or 3 channels, the samples are {source.dtype} {source.image_shape}; choose raw."
+            f"{wanted} holds bytes of 1 or 3 channels, but the samples are {source.dtype} {source.image_shape}; "
+            "choose raw."
         )
     return wanted
 
@@ -151,7 +152,7 @@ def _check_key(record: Record, source: Source) -> None:
     """Refuse a key that could not be read back: WebDataset ends a key at its first dot."""
     if "." in record.key or len(record.key) > 90 or not record.key.isascii():
         raise DataError(
-            f"The key {record.key!r} of {source.name} must be ASCII, without dots, of 90 characters at most."
+            f"The key {record.key!r} of {source.name} must be ASCII, without dots, and at most 90 characters long."
         )
 
 
@@ -161,7 +162,8 @@ def _checked(record: Record, source: Source) -> np.ndarray:
     if image.shape != source.image_shape or image.dtype.name != source.dtype:
         raise DataError(
             f"Sample {record.key} of {source.name} is {image.dtype.name} {image.shape}, "
-            f"the set is {source.dtype} {source.image_shape}; resize or convert it (a folder of images: give a size)."
+            f"but the set is {source.dtype} {source.image_shape}; resize or convert it (a folder of images: give "
+            "a size)."
         )
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise DataError(f"Sample {record.key} of {source.name} holds NaN or infinity; take it out of the source.")

@@ -114,7 +114,7 @@ def fetch(
         The files, as `pack` wants them.
 
     Raises:
-        ConfigError: there is no such data set, the folder is not on this machine, or the mirror is no HTTP address.
+        ConfigError: there is no such data set, the folder is not on this machine, or the mirror is not an HTTP address.
         DataError: what arrived is not what was published; or CelebA's files are not there.
         StorageError: no place has the file or can be reached, or the folder cannot be written to.
     """

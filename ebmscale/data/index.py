@@ -57,7 +57,7 @@ def index(
     The most frequent kind of image becomes the set's: field of the name, encoding, shape (C, H, W), dtype. Samples
     without an image of it are left out of the manifest, counted, and reported by shard as a warning. A shard's part is
     what the words of its name say (see `parts.part_of`), else train. Keys that occur in several shards get the shard's
-    name before them. Texts that are no class names, such as captions, are not taken for labels.
+    name before them. Texts that are not class names, such as captions, are not taken for labels.
 
     Args:
         storage: where the tars are; the manifest is written there.

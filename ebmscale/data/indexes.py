@@ -133,14 +133,14 @@ class IndexFiles:
         except ValueError as error:
             raise ValueError(f"is damaged ({error})") from error
         if sha256 != shard.sha256:
-            raise ValueError("does not fit its shard, as it was made of another file than the manifest says")
+            raise ValueError("does not fit its shard, because it was made from another file")
         shard.check(index, self._num_classes, self._payload_bytes)
         return index
 
     def _error(self, shard: Shard, problem: str) -> DataError:
         return DataError(
             f"The index {self._storage.url_of(shard.index_file)} {problem}; "
-            f"write it anew with `ebmscale index {self._storage.url}`."
+            f"write it again with `ebmscale index {self._storage.url}`."
         )
 
 

@@ -53,7 +53,7 @@ def read_label(ending: str, content: bytes) -> Label | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise LabelError("is no JSON") from None
+        raise LabelError("is not JSON") from None
     if isinstance(value, dict):
         value = next((value[name] for name in _FIELDS if name in value), None)
     if value is None:

@@ -175,13 +175,13 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, storage: Storage) -> "Manifest":
-        """The inverse of `to_json`, for shards in a storage; DataError with the reason where it is no manifest."""
+        """The inverse of `to_json`, for shards in a storage; DataError with the reason where it is not a manifest."""
         given = read_json(text, "it", DataError, max_bytes=MANIFEST_BYTES)
         if not isinstance(given, dict) or given.pop("kind", None) != KIND:
             raise DataError(f'it is not of kind "{KIND}"')
         version = given.pop("version", None)
         if version not in (1, VERSION):
-            raise DataError(f"it is of version {version!r:.20}, this program reads versions 1 and {VERSION}")
+            raise DataError(f"its version is {version!r:.20}, but this program reads versions 1 and {VERSION}")
         shards, lowest = given.pop("shards", None), given.pop("lowest", None)
         fractions = given.pop("fractions", None)
         given["image_shape"] = _shape(given.get("image_shape"))
@@ -191,7 +191,7 @@ class Manifest:
             found = cls.of(_old_shards(head, shards), **vars(head))
         else:
             if fractions != list(FRACTIONS):
-                raise DataError("it counts the hashes below other fractions than this program")
+                raise DataError("its counts are for other fractions than those of this program")
             rows = as_form(shards, _Table, f"{_WRONG}: shards", DataError).rows()
             low = as_form(lowest, _Lowest, f"{_WRONG}: lowest", DataError)
             samples = {part: [LowSample(*one) for one in of_part] for part, of_part in low.items()}
@@ -236,7 +236,7 @@ def _payload_bytes(head: SetAbout) -> int | None:
 def _old_shards(head: SetAbout, shards: Any) -> list[tuple[Shard, ShardIndex]]:
     """The shards of a manifest of version 1."""
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
-        raise DataError(f"{_WRONG}: shards is no list of shards")
+        raise DataError(f"{_WRONG}: shards is not a list of shards")
     found = []
     for listed in shards:
         shard, index = as_form(listed, OldShard, f"{_WRONG}: it", DataError).converted()
@@ -250,7 +250,7 @@ def _old_shards(head: SetAbout, shards: Any) -> list[tuple[Shard, ShardIndex]]:
 
 def _shape(sizes: Any) -> tuple[int, ...]:
     if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
-        raise DataError(f"the shape of its samples, {str(sizes)[:60]}, is no list of sizes")
+        raise DataError(f"the shape of its samples, {str(sizes)[:60]}, is not a list of sizes")
     return tuple(sizes)
 
 
@@ -258,9 +258,9 @@ def _check_head(head: SetAbout) -> None:
     try:
         kind = np.dtype(head.dtype)
     except (TypeError, ValueError, SyntaxError):
-        raise DataError(f"its samples are of no type of numbers, {head.dtype[:20]!r}") from None
+        raise DataError(f"the type of its samples, {head.dtype[:20]!r}, is not a type of numbers") from None
     if kind.kind not in "uif" or kind.name != head.dtype:
-        raise DataError(f"its samples are of no type of numbers, {head.dtype[:20]!r}")
+        raise DataError(f"the type of its samples, {head.dtype[:20]!r}, is not a type of numbers")
     num_bytes = math.prod(head.image_shape) * kind.itemsize
     if num_bytes > SAMPLE_BYTES:
         raise DataError(

@@ -4,7 +4,7 @@ import os
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""The name, with each byte that is no UTF-8 as an escape such as \xe9, so that different names stay different.
+    r"""The name, with each byte that is not UTF-8 as an escape such as \xe9, so that different names stay different.
 
     It is for names that a set stores: keys, classes and parts. `terminal.shown` is for the screen.
     """

@@ -183,7 +183,9 @@ class PackJob:
         """
         source = self.options.open()
         if tuple(source.counts.items()) != self.counts:
-            raise DataError(f"{source.name} has other samples here than where the pack was begun; give all the same.")
+            raise DataError(
+                f"{source.name} has other samples than when the pack began; give every worker the same files."
+            )
         records = _Records(source)
 
         def pack_part(part: int) -> None:

@@ -1,6 +1,6 @@
 """The parts of a data set (train, validation, test), by the names of folders, files and arrays.
 
-This is the one rule for all formats. A name is cut into words at everything that is no letter or digit, between
+This is the one rule for all formats. A name is cut into words at everything that is not a letter or digit, between
 letters and digits, and before a capital: "train2017", "seg_val" and "X_test" name a part. If a name
 holds the words of several parts, test wins over validation, and validation over train: what belongs to a validation or
 test part is never trained on.
@@ -18,7 +18,7 @@ _WORDS = {
     "validation": {"val", "valid", "validation", "dev", "development"},
     "test": {"test", "testing", "tst", "t10k", "eval", "evaluation", "holdout", "heldout"},
 }
-_NO_CLASS = {"test", "testing", "val", "validation"}  # words that are no class's name either
+_NO_CLASS = {"test", "testing", "val", "validation"}  # words that are not a class's name either
 
 
 def words_of(name: str) -> set[str]:
@@ -57,6 +57,6 @@ def parts_of(names: Iterable[str], where: str) -> dict[str, str] | None:
     if found and others:
         raise DataError(
             f"{where} holds {', '.join(sorted(found)[:6])}, whose name says a part of the set, and beside it "
-            f"{', '.join(others[:3])}, whose part is not known; move that away or into one of the parts."
+            f"{', '.join(others[:3])}, whose part is not known; move these away or into one of the parts."
         )
     return found or None

@@ -83,6 +83,6 @@ def _read_shard(storage: Storage, manifest: Manifest, row: Shard) -> ShardIndex:
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise DataError(
             f"Shard {storage.url_of(row.file)} is not the one that was packed ({error}), so it has no index; "
-            "copy it again from where it is whole, or pack the set again."
+            "copy it again from a sound copy, or pack the set again."
         ) from error
     return index

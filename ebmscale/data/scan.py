@@ -70,7 +70,7 @@ class Sample:
         """The image of that kind, or why there is none."""
         found = self.images.get(kind.field)
         if isinstance(found, ImageMember):
-            return found if found.kind == kind else f"is {found.kind}, the set is {kind}"
+            return found if found.kind == kind else f"is {found.kind}, but the set is {kind}"
         if found is not None:
             return found
         there = [*self.images, *self.labels, *self.others]
@@ -120,7 +120,7 @@ def scan(storage: Storage, file: str, shape: Shape | None) -> Scan:
         source.read_to_end()
     except tarfile.TarError as error:
         raise DataError(
-            f"Shard {storage.url_of(file)} cannot be read as a tar ({error}); get it again or take it away."
+            f"Shard {storage.url_of(file)} cannot be read as a tar ({error}); get it again or remove it."
         ) from error
     _follow(result.samples, links)
     result.num_bytes, result.sha256 = source.position, source.digest.hexdigest()
@@ -222,7 +222,7 @@ def _picture_shape(content: bytes, ending: str) -> Shape:
     except ValueError:
         raise
     except Exception as error:  # what a damaged image raises has no common class
-        raise ValueError(f"is no .{ending} image ({error})") from error
+        raise ValueError(f"is not a .{ending} image ({error})") from error
     return channels_first(pixels).shape
 
 
@@ -242,7 +242,7 @@ def _describe_npy(content: bytes, name: str) -> tuple[Kind, int]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, transposed, dtype = read(file)
     except Exception as error:  # what a damaged header raises has no common class
-        raise ValueError(f"is no .npy array ({error})") from error
+        raise ValueError(f"is not an .npy array ({error})") from error
     plain = dtype.newbyteorder("=").name in ("uint8", "float32") and dtype.byteorder != ">"
     if len(shape) != 3 or 0 in shape or transposed or not plain:
         order = "Fortran" if transposed else "C"

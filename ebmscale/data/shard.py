@@ -12,7 +12,7 @@ from ebmscale.stored import Count, FileName, Sha256
 Part = Annotated[str, Field(pattern=r"^[a-z]{1,32}$")]
 Counts = Annotated[tuple[Count, ...], Field(min_length=len(FRACTIONS), max_length=len(FRACTIONS))]
 
-SAMPLE_BYTES = 256 * 2**20  # of a sample; more is no image, and would fill a worker's memory
+SAMPLE_BYTES = 256 * 2**20  # of a sample; more is not an image, and would fill a worker's memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Shard:
             ValueError: it does not fit; the text continues a sentence about the index.
         """
         if len(index) != self.num_samples or index.labels_digest() != self.labels_sha256:
-            raise ValueError("does not fit its shard, as it has other samples or labels than the manifest says")
+            raise ValueError("does not fit its shard, because it has other samples or labels than the manifest says")
         if len(index) == 0:
             return
         if index.labels.max() >= num_classes:

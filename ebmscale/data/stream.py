@@ -197,7 +197,7 @@ class ImageStream:
         if len(self._damaged_samples) > self.max_damaged:
             worst = max(self.damaged, key=lambda shard: self.damaged[shard])
             raise DataError(
-                f"{len(self._damaged_samples)} damaged samples were left out, {self.max_damaged} are allowed; "
-                f"most ({self.damaged[worst]}) lie in shard {self._storage.url_of(worst)}: check the set with "
+                f"{len(self._damaged_samples)} damaged samples were left out, but at most {self.max_damaged} are "
+                f"allowed; most ({self.damaged[worst]}) lie in shard {self._storage.url_of(worst)}: check the set with "
                 f"`ebmscale inspect --verify {self._storage.url}` and pack it again."
             )

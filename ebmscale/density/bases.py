@@ -14,7 +14,7 @@ from ebmscale.density.roots import factor, inverse_of, symmetric_root
 
 
 class Gaussian(Base):
-    """N(mean, L L^T).
+    """The Gaussian density N(mean, L L^T).
 
     Args:
         mean: (Z,).
@@ -35,11 +35,11 @@ class Gaussian(Base):
 
     @classmethod
     def fitted(cls, samples: Tensor, blocks: tuple[int, ...] | None = None) -> "Gaussian":
-        """The Gaussian with the samples' (N, Z) mean and covariance, in float64 and returned in their precision.
+        """The Gaussian with the mean and covariance of samples (N, Z). It is computed in float64 and has their dtype.
 
         Args:
-            samples: at least one more than coordinates.
-            blocks: sizes of groups of coordinates, in order, between which the covariance is set to zero.
+            samples: (N, Z) with N > Z.
+            blocks: sizes of groups of coordinates, in order. The covariance between two groups is set to zero.
 
         Raises:
             ValueError: the covariance is not positive definite.

@@ -14,9 +14,9 @@ class Mixture(Base):
     """A mixture of Gaussians with full covariances.
 
     Args:
-        weights: (C,), which add up to 1.
-        means: (C, Z).
-        choleskys: (C, Z, Z) lower triangles of the covariances.
+        weights: (C,) of the components; they add up to 1.
+        means: (C, Z) of the components.
+        choleskys: (C, Z, Z), the lower triangular Cholesky factors of the covariances.
 
     Example:
         >>> p = Mixture.fitted(torch.randn(5000, 3), num_components=4)
@@ -32,7 +32,7 @@ class Mixture(Base):
 
     @classmethod
     def standard(cls, dim: int, num_components: int) -> "Mixture":
-        """N(0, I), so many times."""
+        """N(0, I) as a mixture of `num_components` equal components."""
         shares = torch.full((num_components,), 1 / num_components)
         return cls(shares, torch.zeros(num_components, dim), torch.eye(dim).repeat(num_components, 1, 1))
 
@@ -51,10 +51,11 @@ class Mixture(Base):
         Args:
             samples: (N, Z), of about unit scale.
             num_components: C.
-            generator: of the centres.
-            num_fits: from as many sets of centres; the mean of their densities is again a mixture, of so many times C.
-            num_steps: of expectation maximisation.
-            axes: of the first centres, see `mixture_fit.fit_components`.
+            generator: random numbers that choose the first centres.
+            num_fits: number of fits, each from other centres. The mean of their densities is a mixture of
+                num_fits * C components.
+            num_steps: number of steps of expectation maximisation.
+            axes: see `mixture_fit.fit_components`.
         """
         found = [fit_components(samples, num_components, generator, num_steps, axes) for _ in range(num_fits)]
         weights, means, choleskys = (torch.cat(parts) for parts in zip(*found, strict=True))

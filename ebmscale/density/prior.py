@@ -37,10 +37,10 @@ class Density(Protocol):
 
 
 class Base(Density, Protocol):
-    """A base density p_0, with what a prior asks of it.
+    """A base density p_0, with the methods that a prior needs.
 
-    A class that derives from it writes the members of `Density`. The others have defaults, which hold for a density
-    whose ratio networks see the points themselves.
+    A subclass implements the members of `Density`. The other members have defaults. The defaults are right where ratio
+    networks see the points themselves.
 
     Attributes:
         log_volume: log |det dz/dx| of the coordinates x that ratio networks and chains see.
@@ -82,7 +82,7 @@ class Base(Density, Protocol):
 
 
 class StandardNormal(Base):
-    """N(0, I) in `dim` dimensions.
+    """The standard normal density N(0, I) in `dim` dimensions.
 
     Args:
         dim: Z.

@@ -268,7 +268,7 @@ def default_metrics(features: Features | str | None, is_given: bool = False) -> 
 
 
 def check_names(metrics: Sequence[str]) -> None:
-    """Refuses names that are no metrics with a ConfigError."""
+    """Refuses names that are not metrics with a ConfigError."""
     for metric in metrics:
         if metric not in METRICS:
             raise ConfigError(f"There is no metric {metric!r}; choose from {', '.join(METRICS)}.")

@@ -75,7 +75,7 @@ def _image_encoder(model: ModelBlock, shape: SampleShape) -> nn.Module:
 
 
 def _given(model: ModelBlock, shape: SampleShape) -> ImageModel:
-    """The pair that takes latents as they are. Raises ConfigError where the samples are no such latents."""
+    """The pair that takes latents as they are. Raises ConfigError where the samples are not such latents."""
     posteriors = shape[:1] == (2,) and math.prod(shape) == 2 * model.latent_dim
     own = shape[1:] if posteriors else shape
     if math.prod(own) != model.latent_dim or (model.latent_shape is not None and own != model.latent_shape):

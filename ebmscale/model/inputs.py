@@ -52,7 +52,7 @@ def images_of(x: Any, shape: tuple[int, ...]) -> Tensor:
 
 
 def samples_of(x: Any, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    """Samples that are no images, as float32 (B, ...).
+    """Samples that are not images, as float32 (B, ...).
 
     Args:
         x: a tensor or an array (B, ...).
@@ -93,7 +93,7 @@ def latents_of(z: Any, dim: int) -> Tensor:
 
 
 def check_count(num: Any, seed: Any = 0) -> None:
-    """Refuses a number of samples that is no whole number above 0, and a seed that is none from 0 on.
+    """Refuses a number of samples that is not a whole number above 0, and a seed that is not a whole number from 0 on.
 
     Raises:
         ConfigError: it is one.

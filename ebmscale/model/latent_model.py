@@ -1,4 +1,4 @@
-"""A trained model as a value: the generator with its multi-stage prior, opened from a run or from an export.
+"""A trained model: the generator with its multi-stage prior, opened from a run or from an export.
 
 This file needs neither DeepSpeed nor Ray. Shapes: B batch, N samples, Z latent, C H W image, K stages.
 """
@@ -40,20 +40,20 @@ class LatentModel:
     """p(x, z) = p_K(z) N(x; G(z), sigma^2 I), with images in [-1, 1].
 
     Its methods compute on `device`. Images are tensors or arrays (B, C, H, W): uint8, or floats in [-1, 1]. Latents are
-    tensors or arrays (N, Z). Others are refused with a `ConfigError`. Results are float32 tensors on the CPU. Random
+    tensors or arrays (N, Z). Anything else raises a `ConfigError`. Results are float32 tensors on the CPU. Random
     numbers are drawn on the CPU, so they are the same on every device.
 
     A model of given latents (`is_given`) is p_K alone. Its samples x are latents as they were given, of the shape
     `sample_shape`; z are the same latents standardised, as vectors.
 
     Attributes:
-        config: of the run that trained it.
+        config: the configuration of the run that trained it.
         networks: the generator, and the encoder if the run has one.
         prior: the ratio sequence.
         image_shape: (C, H, W).
-        samples_seen: samples of training.
+        samples_seen: number of samples that it was trained on.
         residuals: statistics of reconstruction errors on held-out images, if they were measured.
-        mean_square: mean squared residual per pixel in training, where sigma is learned.
+        mean_square: mean squared residual of a pixel in training, if sigma is learned.
 
     Example:
         >>> model = ebmscale.load("runs/digits")
@@ -131,11 +131,11 @@ class LatentModel:
 
         Args:
             num: N.
-            seed: of the noise; the same seed gives the same images.
+            seed: seed of the noise; the same seed gives the same images.
             num_stages: k, for images from p_k instead of p_K.
 
         Raises:
-            ConfigError: `num` is no whole number above 0, or the prior has fewer stages.
+            ConfigError: `num` is not a whole number above 0, or the prior has fewer stages.
 
         Example:
             >>> model.sample(64, seed=1).shape
@@ -157,8 +157,8 @@ class LatentModel:
     def sample_prior(self, num: int, seed: int = 0, num_stages: int | None = None) -> Tensor:
         """Latents (N, Z) from the prior p_K, or from p_k with k = `num_stages`.
 
-        A prior that was learned on samples of its density is drawn by `model.sampler.draw_density`. One that was
-        learned on chains is what such chains draw. The arguments are those of `sample`.
+        If the ratios were learned on samples of the density, `model.sampler.draw_density` draws the latents. If they
+        were learned on chains, chains of the same kind draw them. The arguments are those of `sample`.
         """
         if not self.config.uses_density:
             return self.sample_chains(num, seed, num_stages)[0]
@@ -218,7 +218,7 @@ class LatentModel:
         """
         encoder = self.networks.encoder
         if encoder is None:
-            raise ConfigError("The model has no encoder, so its posteriors are known by chains alone: see `encode`.")
+            raise ConfigError("The model has no encoder; use `encode` to draw posterior latents by chains.")
         found = [encoder(part.to(self.device)) for part in self.inputs(x).split(ROWS_AT_ONCE)]
         return torch.cat([mean.cpu() for mean, _ in found]), torch.cat([log_std.exp().cpu() for _, log_std in found])
 
@@ -226,7 +226,7 @@ class LatentModel:
         """Samples as the networks take them, float32 (B, ...).
 
         Raises:
-            ConfigError: the shape or the values are others; the sentence says how to change them.
+            ConfigError: the shape or the values are wrong; the message says how to change them.
         """
         if self.shows_images and self.config.model.generator.class_path is None:
             return images_of(x, self.image_shape)

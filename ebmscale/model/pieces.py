@@ -174,7 +174,7 @@ def parse_part(name: str, data: bytes) -> list[Piece]:
     for key, values in parse_tensors(name, data).items():
         tensor, at, start = key.rpartition("@")
         if not at or not start.isascii() or not start.isdigit() or len(start) > 18 or values.dim() != 1:
-            raise DamagedError(f"{name} holds {key[:60]!r}, which is no piece of a tensor.")
+            raise DamagedError(f"{name} holds {key[:60]!r}, which is not a piece of a tensor.")
         pieces.append(Piece(Span(tensor, int(start), values.numel()), values))
     return pieces
 

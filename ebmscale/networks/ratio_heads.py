@@ -92,7 +92,7 @@ class ResidualRatioNet(nn.Module):
         activation: a name in `ACTIVATIONS`.
 
     Raises:
-        ConfigError: latents are no maps, or there is no such activation.
+        ConfigError: latents are not maps, or there is no such activation.
     """
 
     def __init__(self, latent_shape: Sequence[int], channels: Sequence[int] = (64, 64), activation: str = "silu"):

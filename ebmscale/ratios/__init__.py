@@ -1,4 +1,4 @@
-"""Density ratios between any two sets of samples, and what follows from them."""
+"""Density ratios between any two sets of samples, and their uses: mutual information, a two-sample test, outliers."""
 
 from ebmscale.ratios.fit import fit_ratio
 from ebmscale.ratios.fitted import FittedRatio, StageRow

@@ -59,25 +59,27 @@ def fit_ratio(
 ) -> FittedRatio:
     """Fits log q - log p, in nats, to samples of q and samples or a density of p.
 
+    The ratio is a product of stages (Xiao & Han, NeurIPS 2022), each by noise contrastive estimation.
+
     Args:
         p: samples (N, ...) as an array or tensor, or a density with `dim`, `log_density` and `from_noise`, such as
             `StandardNormal(Z)`.
         q: samples (M, ...), each of the shape of a sample of p.
         base: for samples of p, "samples" (nothing is assumed of p; the stages go only as far as p's samples reach),
             "gaussian" (both p and q are fitted from the Gaussian with p's moments, over any gap), or "auto": samples
-            where the first stage shows that they reach q, else gaussian.
+            where the first stage shows that they reach q, otherwise gaussian.
         settings: how to fit; None takes the defaults.
-        seed: of everything random.
-        network: a ratio network of flattened samples (N, Z) -> (N,); None makes one as the settings say.
-        progress: called at the end of every stage.
-        watch: sees the fit, and may end it early.
+        seed: the seed of all random numbers.
+        network: a ratio network that maps flattened samples (N, Z) to (N,); None makes one as the settings say.
+        progress: is called with a `StageRow` at the end of every stage.
+        watch: is told how far the fit is, and may end it early.
 
     Returns:
-        The ratio as a value; `log_ratio(x)` of it maps points (N, ...) to (N,).
+        The fitted ratio; its `log_ratio(x)` maps points (N, ...) to (N,).
 
     Raises:
         ConfigError: there is no such base.
-        DataError: samples that cannot be used, or that do not overlap.
+        DataError: the samples cannot be used, or p and q do not overlap.
         DivergenceError: the training kept diverging.
 
     Example:

@@ -1,4 +1,4 @@
-"""A fitted density ratio as a value: what it says at any point, and how far it can be trusted.
+"""A fitted density ratio: its value at any point, and how reliable it is.
 
 Shapes: N points, ... the shape of one point, Z coordinates.
 """
@@ -41,16 +41,17 @@ class FittedRatio:
         sequence: the base density with its ratios.
         normaliser: log Z_K, by which they are normalised.
         shape: of one point.
-        kl: KL(q || p) in nats, the mean of the log ratio over held-out samples of q. Up to its error it is a lower
-            bound, which falls short by KL(q || p e^(log ratio)).
+        kl: an estimate of KL(q || p) in nats, the mean of the log ratio over held-out samples of q. Up to its error it
+            is a lower bound. It is too small by KL(q || p e^(log ratio)).
         kl_error: its standard error.
-        missing: an estimate in nats of how far the bound falls short: the mean log ratio on training samples minus that
-            on held-out ones, plus what the last stage added.
-        calibration: of the whole log ratio as a classifier between held-out samples of q and of p.
+        missing: an estimate in nats of how much too small `kl` is: the mean log ratio on training samples minus that on
+            held-out ones, plus what the last stage added.
+        calibration: how well the log ratio classifies held-out samples of q and of p.
         stages: how every stage ended.
-        effective: with samples of p alone, the fraction of them that still counts in the last prior; 1 otherwise.
-        reference: where base and p differ, the ratio of p to the base, which is subtracted.
-        frame: the coordinates in which the sequence and its base are; None where they are those of the points.
+        effective: where p is known by samples alone, their effective sample size in the last prior as a fraction;
+            otherwise 1.
+        reference: where base and p differ, the ratio of p to the base. It is subtracted.
+        frame: the coordinates of the sequence and its base; None if they are the coordinates of the points.
         stopped: why the fit ended before it was done; None if it was done.
     """
 
@@ -69,7 +70,7 @@ class FittedRatio:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Lower and upper end of KL(q || p) in nats: two standard errors to both sides, and above also `missing`."""
+        """Lower and upper end for KL(q || p) in nats: `kl` ± two standard errors; `missing` is added to the upper."""
         return self.kl - 2 * self.kl_error, self.kl + 2 * self.kl_error + self.missing
 
     @property
@@ -94,17 +95,17 @@ class FittedRatio:
         return self.sequence.num_stages
 
     def log_ratio(self, x: Any) -> Tensor:
-        """log q - log p at points x (N, ...), as (N,).
+        """log q - log p in nats at points x (N, ...), as (N,).
 
         Raises:
-            DataError: the points have another shape than those it was fitted to.
+            DataError: the points do not have the shape of the samples that it was fitted to.
         """
         rows = self._rows(x)
         value = total(self.sequence, rows) - self.normaliser.log_z
         return value if self.reference is None else value - self.reference.log_ratio(x)
 
     def log_density(self, x: Any) -> Tensor:
-        """log q at points x (N, ...), as (N,), where the base density is known.
+        """log q in nats at points x (N, ...), as (N,); needs a known base density.
 
         Raises:
             DataError: the base is known by samples alone, or the points have another shape.
@@ -116,7 +117,7 @@ class FittedRatio:
         return total(self.sequence, rows) + self.sequence.base.log_density(rows) - self.normaliser.log_z - volume
 
     def lines(self) -> list[str]:
-        """What was found, in plain lines."""
+        """The results as lines of text."""
         found = self.calibration
         low, high = self.interval
         said = [

@@ -49,7 +49,7 @@ def read_array(url: str) -> np.ndarray:
         values = _read_numpy(url)
     else:
         if not storage.exists(FILE):
-            raise DataError(f"{url} is no .npy or .npz file and no set of shards; give one of these.")
+            raise DataError(f"{url} is neither an .npy or .npz file nor a set of shards; give one of these.")
         values = read_split(storage, Manifest.load(storage), "train")[0].numpy()
         if values.ndim == 4 and values.shape[2:] == (1, 1):  # vectors are packed as (Z, 1, 1)
             values = values[:, :, 0, 0]
@@ -72,7 +72,7 @@ def _read_numpy(url: str) -> np.ndarray:
             return loaded
         names = [key for key in NAMES if key in loaded] or list(loaded)
         if len(loaded) > 1 and names[0] not in NAMES:
-            raise DataError(f"{url} holds {', '.join(loaded)}; call the samples {' or '.join(NAMES)}.")
+            raise DataError(f"{url} holds {', '.join(loaded)}; name the array of samples {' or '.join(NAMES)}.")
         return np.asarray(loaded[names[0]])
     except DataError:
         raise

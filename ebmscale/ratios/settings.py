@@ -21,36 +21,38 @@ class FitSettings:
         >>> fit_ratio(p, q, settings=FitSettings(hidden=(64, 64), max_stages=3))
 
     Attributes:
-        hidden: widths of the hidden layers; () leaves the quadratic head alone, or a linear ratio.
+        hidden: widths of the hidden layers; () for a ratio with the quadratic head alone, or a linear one.
         waves: sines of random projections that the hidden layers see beside the coordinates, for densities with sharp
             features in few dimensions (see `networks.ratio_heads.Waves`).
         quadratic: whether there is a quadratic head.
         start: of every stage's quadratic head. "moments": the log ratio of the two Gaussians with the moments of the
             two sides (see `stages.moments.gaussian_ratio`), multiplied by the factor that is best on held-out
             samples. "zero": the zero function.
-        activation: of the hidden layers (see `networks.ACTIVATIONS`).
+        activation: function of the hidden layers (see `networks.ACTIVATIONS`).
         conv: channels of the convolutions, for images (N, C, H, W).
         max_stages: K at most.
-        batch_size: samples of each side in an update.
-        rate: of Adam, before it falls along a cosine to zero at the end of a stage.
-        weight_decay: of Adam, decoupled from the gradient.
-        min_updates: of a stage at least.
-        max_updates: of a stage at most; between these bounds a stage ends when a new stage promises more.
-        evidence_every: from measurement to measurement.
-        significance: a stage counts if its bound on the KL divergence exceeds so many standard errors.
+        batch_size: number of samples of p, and of q, in an update.
+        rate: learning rate of Adam. It falls along a cosine to zero at the end of a stage.
+        weight_decay: decoupled weight decay of Adam, of all weights but those of a quadratic head.
+        min_updates: smallest number of updates of a stage.
+        max_updates: largest number of updates of a stage. Between these bounds a stage ends when a new stage would add
+            more.
+        evidence_every: updates between two measurements on held-out samples.
+        significance: a stage counts if its bound on the KL divergence exceeds this many standard errors.
         min_gain: a stage that adds less than this many nats is kept, and is the last.
-        held_out: share of either side's samples that is held out; half of it chooses weights and gains, the other half
-            is for the results alone.
-        num_particles: of every prior p_k, where the base density is known.
-        gain_limit: a stage's ratio is multiplied by at most this.
-        min_ess: with samples of p alone: effective samples, as a fraction, below which a stage is not strengthened.
-        ess: between two rungs (see `Annealing`).
-        moves: the kernel that moves particles; None takes HMC for quadratic heads alone, whose gradients are cheap, and
-            else MALA.
-        groups: independent runs of sequential Monte Carlo for the final normaliser, and
-        group_size: particles of each.
-        budget_s: seconds that the fit may take; the stages that are done by then are the result. The first stage
-            always ends in order, so a fit may take somewhat longer.
+        held_out: fraction of the samples of p, and of q, that is held out. Half of it chooses weights and gains. The
+            other half is for the results alone.
+        num_particles: number of particles of every prior p_k, where the base density is known.
+        gain_limit: largest factor (gain) of a stage's ratio.
+        min_ess: where p is known by samples alone, the smallest fraction of effective samples. The gain of a stage is
+            not increased below it.
+        ess: effective sample size, as a fraction, between two intermediate densities (see `Annealing`).
+        moves: the kernel that moves particles. None takes Hamiltonian Monte Carlo (HMC) for quadratic heads alone,
+            whose gradients are cheap, and otherwise the Metropolis-adjusted Langevin algorithm (MALA).
+        groups: number of independent runs of sequential Monte Carlo that measure the final normaliser.
+        group_size: number of particles in each of these runs.
+        budget_s: seconds that the fit may take. The result is the stages that are done by then. The first stage is
+            never interrupted, so a fit may take somewhat longer.
     """
 
     hidden: tuple[int, ...] = (128, 128)

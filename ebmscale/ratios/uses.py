@@ -1,4 +1,4 @@
-"""What a fitted ratio is good for: mutual information, a two-sample test, and an out-of-distribution score.
+"""Uses of a fitted ratio: mutual information, a two-sample test, and an out-of-distribution score.
 
 Shapes: N samples, T test samples, P permutations.
 """
@@ -33,9 +33,9 @@ class MutualInformation:
     Attributes:
         nats: KL(joint || g) - KL(p(x) || g_x) - KL(p(y) || g_y), with g the product of the Gaussians that have the
             marginals' moments.
-        error: standard error.
-        joint: the fit of the joint samples to g.
-        marginals: the fits of x and y to their Gaussians, which say how far these are from Gaussian.
+        error: standard error of `nats`.
+        joint: the ratio of the joint samples to g.
+        marginals: the ratios of x and y to their Gaussians. Their KL divergences say how far x and y are from Gaussian.
     """
 
     nats: float
@@ -50,13 +50,13 @@ def mutual_information(
     """The mutual information of pairs x (N, ...), y (N, ...).
 
     Args:
-        x: one side.
-        y: the other, row by row.
-        seed: of everything random.
-        settings: of `fit_ratio`; None takes the defaults.
+        x: the first elements of the pairs.
+        y: the second elements, in the same order.
+        seed: the seed of all random numbers.
+        settings: settings of `fit_ratio`; None takes the defaults.
 
     Raises:
-        DataError: unequal numbers of rows, or samples that cannot be used.
+        DataError: x and y have different numbers of rows, or the samples cannot be used.
     """
     sides = {name: as_samples(side, name) for name, side in (("x", x), ("y", y))}
     x, y = (Frame.of({name: side}).inside(side).flatten(1) for name, side in sides.items())
@@ -109,15 +109,15 @@ def two_sample_test(
     Args:
         p: samples (N, ...).
         q: samples (N, ...).
-        num_permutations: of the labels of the part that is tested.
-        seed: of everything random.
-        held_out: share of the samples that is tested.
-        settings: of `fit_ratio`; None takes the defaults.
-        watch: of `fit_ratio`.
+        num_permutations: number of permutations of the labels of the tested part.
+        seed: the seed of all random numbers.
+        held_out: fraction of the samples that is tested.
+        settings: settings of `fit_ratio`; None takes the defaults.
+        watch: see `fit_ratio`.
 
     Raises:
-        ConfigError: no permutations.
-        DataError: samples that cannot be used.
+        ConfigError: there are no permutations, or `held_out` is not between 0 and 1.
+        DataError: the samples cannot be used.
     """
     if num_permutations < 1 or not 0 < held_out < 1:
         raise ConfigError("num_permutations must be at least 1, and held_out between 0 and 1.")
@@ -202,7 +202,7 @@ class OutOfDistribution:
         return self.frame.log_volume - self.ratio.log_density(rows)
 
     def judge(self, x: ArrayLike) -> Strangeness:
-        """The score of points (T, ...), and the probability that a sample of q is at least as strange.
+        """The score of points (T, ...), and the p-value of the hypothesis that they are samples of q.
 
         The p-value is that of a permutation test of the point among the held-out samples, so it is valid whatever
         the ratio has learned, and at least 1 / (number of held-out samples + 1).

@@ -15,7 +15,7 @@ NUM_POINTS = 1024
 
 
 def num_shown(model: LatentModel, num_images: int) -> int:
-    """How many samples a picture shows: `num_images`, or `NUM_POINTS` where they are no images."""
+    """How many samples a picture shows: `num_images`, or `NUM_POINTS` where they are not images."""
     return num_images if model.shows_images else NUM_POINTS
 
 

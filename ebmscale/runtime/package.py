@@ -66,13 +66,13 @@ def examine_folder(folder: Path) -> Package:
     Files that look like secrets are listed apart, since all users of the cluster could read them on its nodes.
 
     Raises:
-        ConfigError: the path is no folder.
+        ConfigError: the path is not a folder.
     """
     from ray._private import ray_constants  # noqa: PLC0415
     from ray._private.runtime_env import packaging  # noqa: PLC0415
 
     if not folder.is_dir():
-        raise ConfigError(f"The working directory {folder} is no folder; give --working-dir one.")
+        raise ConfigError(f"The working directory {folder} is not a folder; give --working-dir one.")
     here = folder.absolute()
     files: list[tuple[Path, int]] = []
     withheld: list[Path] = []

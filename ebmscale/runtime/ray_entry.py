@@ -1,4 +1,4 @@
-"""The entry point of a worker. Driver and controller refer to it, so it does not import torch or the training room."""
+"""The entry point of a worker. Driver and controller import it, so it imports neither torch nor `ebmscale.training`."""
 
 from typing import Any
 

@@ -215,5 +215,5 @@ class LineWriter:
         """Does nothing: a line is passed on when it is whole."""
 
     def isatty(self) -> bool:
-        """This is no terminal."""
+        """This is not a terminal."""
         return False

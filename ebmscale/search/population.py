@@ -139,7 +139,7 @@ def take_over(
 
 
 def _copy(name: str, donor: Storage, run: Storage) -> None:
-    """Copies and verifies a checkpoint; the manifest is last, so that an interrupted copy is no checkpoint."""
+    """Copies and verifies a checkpoint; the manifest is last, so that an interrupted copy is not a checkpoint."""
     saved = CheckpointStore(donor).open(name)
     saved.verify()
     manifest = donor.read_bytes(f"{FOLDER}/{name}/manifest.json")

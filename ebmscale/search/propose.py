@@ -25,7 +25,7 @@ def check_searcher(space: Space) -> None:
     """Refuses a searcher that cannot work here.
 
     Raises:
-        ConfigError: Optuna is not installed; the space is no grid, or has fewer points than `num_trials`.
+        ConfigError: Optuna is not installed; the space is not a grid, or has fewer points than `num_trials`.
     """
     if space.searcher == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError(f"searcher optuna needs Optuna, which is not installed: {INSTALL}.")

@@ -204,7 +204,7 @@ class SearchStore:
             raise
         except DamagedError as error:
             raise DamagedError(
-                f"{self.storage.url_of(path)} is damaged: it is no record of a trial ({str(error).rstrip('.')}); "
+                f"{self.storage.url_of(path)} is damaged: it is not a record of a trial ({str(error).rstrip('.')}); "
                 "delete it, and the search will run the trial again."
             ) from None
         return record

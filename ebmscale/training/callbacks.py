@@ -19,7 +19,7 @@ class Progress:
         kind: `start`, `metrics` (a line of metrics.jsonl), `evidence` (a line of events.jsonl, with the scheduler's
             decision) or `skipped` (a line of guard.jsonl).
         run: the run's address.
-        samples_seen: images trained on, counted each time.
+        samples_seen: number of images that were trained on; an image counts every time that it is used.
         max_samples: the run's budget.
         values: the content of the line, by name.
     """

@@ -105,7 +105,7 @@ def load_weights(network: nn.Module, address: Address, key: str) -> None:
         raise ConfigError(f"{key}: there is no file {address}.") from None
     except EbmscaleError as error:
         raise ConfigError(f"{key}: {error}") from None
-    except Exception as error:  # what torch raises for bytes that are no state dict has no common class
+    except Exception as error:  # what torch raises for bytes that are not a state dict has no common class
         raise ConfigError(
             f"{key}: {address} does not hold the weights of {type(inner).__name__} ({one_line(error)}); give "
             "safetensors or a state dict."

@@ -60,7 +60,7 @@ class LineFile:
         yield self._read_tail()
 
     def cut(self, position: int) -> None:
-        """Deletes the lines after a position, and what is no complete line at the end."""
+        """Deletes the lines after a position, and what is not a complete line at the end."""
         if self._is_local and not self._count_segments():
             self._cut_local(position)
             return

@@ -41,7 +41,9 @@ def test_what_cannot_be_written_is_refused_before_any_work(here, command, place)
     result = run(WRITERS[command].replace("OUT", place))
     assert isinstance(result.exception, ConfigError | StorageError)
     said = f"{result.output} {result.exception}"
-    assert any(words in said for words in ("can only be read", "is no address", "is a chain", "not on this machine"))
+    assert any(
+        words in said for words in ("can only be read", "is not an address", "is a chain", "not on this machine")
+    )
     assert "PASSW0RD" not in said
     assert list(here.iterdir()) == []
 

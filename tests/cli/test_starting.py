@@ -50,7 +50,7 @@ def test_a_configuration_by_name_stands_for_all_methods() -> None:
         ("preset:digit", "did you mean preset:digits"),
         ("preset:qqqqqq", "`ebmscale presets` lists them"),
         ("preset:../pyproject", "there is no preset"),
-        ("preset:tune/digits", "is a search space, and a configuration belongs here"),
+        ("preset:tune/digits", "is a search space, but a configuration is needed"),
     ],
 )
 def test_another_name_is_refused_with_the_nearest(given: str, said: str) -> None:

@@ -134,7 +134,7 @@ def test_the_parts_of_a_folder_of_arrays(tmp_path, latents, layout):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a", "test"], r"a\.npy lies beside arrays whose names say a part, and its name says none"),
+        (["a", "test"], r"a\.npy lies beside arrays whose names say a part of the set, but its own name does not"),
         (["x_train", "y_test"], r"y_test\.npy holds labels of a part that has no samples"),
         (["test/x", "other/x"], "beside it other, whose part is not known"),
     ],
@@ -216,7 +216,7 @@ def objects():
         ({"x": np.zeros((2, 3), "f4"), "y": np.zeros(2)}, "labels in .* are float64"),
         ({"x": np.zeros((2, 3), "f4"), "y": np.array([0, -1])}, "one whole number from 0 on"),
         ({"x_train": np.zeros((2, 3), "f4"), "x_test": np.zeros((2, 4), "f4")}, "pack one shape and type at a time"),
-        ({"a": np.zeros((2, 3)), "b": np.zeros((2, 3))}, "holds a, b; call the samples images or x_train"),
+        ({"a": np.zeros((2, 3)), "b": np.zeros((2, 3))}, "holds a, b; name the array of samples images or x_train"),
         ({}, "holds nothing"),
     ],
 )
@@ -236,7 +236,7 @@ def test_npy_that_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         open_source("npy", str(path))
     path.write_bytes(b"hello")
-    with pytest.raises(DataError, match="is no NumPy file"):
+    with pytest.raises(DataError, match="is not a NumPy file"):
         open_source("npy", str(path))
     np.save(path, np.float32(3))
     with pytest.raises(DataError, match="a single number"):

@@ -48,7 +48,7 @@ def test_celeba_says_what_is_missing(celeba):
     with pytest.raises(DataError, match=r"lacks 1 listed images, first 000003\.jpg"):
         open_source("celeba", str(celeba))
     (celeba / "list_eval_partition.txt").write_text("000001.jpg train\n")
-    with pytest.raises(DataError, match=r"Line 1 of .* is '000001\.jpg train', no name and partition"):
+    with pytest.raises(DataError, match=r"Line 1 of .* is '000001\.jpg train', not a name and a partition"):
         open_source("celeba", str(celeba))
     (celeba / "list_eval_partition.txt").write_text("")
     with pytest.raises(DataError, match="is empty"):
@@ -71,8 +71,8 @@ def test_celeba_attributes_that_cannot_be(celeba):
     lines = path.read_text().splitlines()
     for content, message in (
         (lines[:-1], r"does not list 000005\.jpg"),
-        ([*lines[:-1], "000005.jpg 1"], "no name and 2 attributes"),
-        ([*lines[:-1], "000005.jpg 0 1"], "no name and 2 attributes"),
+        ([*lines[:-1], "000005.jpg 1"], "not a name and 2 attributes"),
+        ([*lines[:-1], "000005.jpg 0 1"], "not a name and 2 attributes"),
         ([], "has no attribute 'Bald'; choose one of none"),
     ):
         path.write_text("\n".join(content))

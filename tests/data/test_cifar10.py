@@ -127,9 +127,9 @@ class _Hostile:
         (pickle.dumps({"data": np.zeros((2, 3071), np.uint8), "labels": [0, 1]}, 2), "no rows of 3072 bytes"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}, 2), "without as many labels"),
         (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, 2), "without as many labels"),
-        (pickle.dumps({"labels": [0]}, 2), "no batch of CIFAR-10's python version"),
-        (pickle.dumps([1, 2], 2), "no batch of CIFAR-10's python version"),
-        (b"", "no batch of CIFAR-10's python version"),
+        (pickle.dumps({"labels": [0]}, 2), "not a batch of CIFAR-10's python version"),
+        (pickle.dumps([1, 2], 2), "not a batch of CIFAR-10's python version"),
+        (b"", "not a batch of CIFAR-10's python version"),
     ],
 )
 def test_hostile_and_foreign_pickles(tmp_path, batches, monkeypatch, content, message):
@@ -143,14 +143,14 @@ def test_hostile_and_foreign_pickles(tmp_path, batches, monkeypatch, content, me
 def test_a_truncated_pickle(tmp_path, batches):
     files = python_files(batches)
     write_folder(tmp_path, files | {"test_batch": files["test_batch"][:9000]})
-    with pytest.raises(DataError, match="test_batch is no batch of CIFAR-10's python version"):
+    with pytest.raises(DataError, match="test_batch is not a batch of CIFAR-10's python version"):
         open_source("cifar10", str(tmp_path))
 
 
 def test_a_truncated_binary(tmp_path, batches):
     files = binary_files(batches)
     write_folder(tmp_path, files | {"data_batch_2.bin": files["data_batch_2.bin"][:-1]})
-    with pytest.raises(DataError, match=r"data_batch_2\.bin holds 21510 bytes, no multiple of 3073"):
+    with pytest.raises(DataError, match=r"data_batch_2\.bin holds 21510 bytes, not a multiple of 3073"):
         open_source("cifar10", str(tmp_path))
 
 

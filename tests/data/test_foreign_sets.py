@@ -147,8 +147,8 @@ def first(name, value):
         (first("crc32", "a"), "crc32.0"),
         (lambda fields: fields.update(image_shape=[1, 10**6, 10**6]), "and at most"),
         (lambda fields: fields.update(encoding=["raw"]), "encoding: input should be a valid string"),
-        (lambda fields: fields.update(dtype="object"), "no type of numbers"),
-        (lambda fields: fields.update(shards=["a"]), "no list of shards"),
+        (lambda fields: fields.update(dtype="object"), "not a type of numbers"),
+        (lambda fields: fields.update(shards=["a"]), "not a list of shards"),
         (lambda fields: fields.update(shards=[]), "lists no shards"),
         (lambda fields: fields.update(shards=fields["shards"] * 2), "lists a shard twice"),
     ],
@@ -280,7 +280,7 @@ def test_an_npz_of_16_gigabytes_in_a_small_file_is_refused(tmp_path):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
 def test_what_is_no_file_is_not_read(tmp_path, make):
     make(tmp_path / "train-images-idx3-ubyte")
-    with pytest.raises(DataError, match="where a file belongs"):
+    with pytest.raises(DataError, match="but a file is needed"):
         open_source("idx", str(tmp_path))
 
 

@@ -70,8 +70,8 @@ def test_idx_reads_train_then_test(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data[:-1], "holds 119 bytes of data where its header says 120"),
-        (lambda data: data + b"x", "holds 121 bytes of data where its header says 120"),
+        (lambda data: data[:-1], "holds 119 bytes of data, but its header says 120"),
+        (lambda data: data + b"x", "holds 121 bytes of data, but its header says 120"),
         (lambda data: b"\0\0\x0d\3" + data[4:], "is not an idx file"),
         (lambda data: data[:7], "is not an idx file"),
         (lambda data: b"", "is not an idx file"),

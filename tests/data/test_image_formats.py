@@ -106,7 +106,7 @@ def test_names_that_are_no_utf8(tmp_path, storage):
     assert (manifest.classes, manifest.counts()) == (["caf\\xe9"], {"train": 3})
     assert len(select(manifest, "train", 0)) == 3
     (tmp_path / "set" / os.fsdecode(b"a\xe4.png")).write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"a\\xe4\.png is no image that can be read"):
+    with pytest.raises(DataError, match=r"a\\xe4\.png is not an image that can be read"):
         pack(open_source("folder", str(tmp_path / "set")), Storage.at(tmp_path / "other"))
 
 
@@ -153,7 +153,7 @@ def test_folders_that_cannot_be_packed(tmp_path, storage):
     with pytest.raises(DataError, match=r"has no image below it \(0 other files\)"):
         open_source("folder", str(tmp_path))
     save(tmp_path / "set" / "a.png")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         open_source("folder", str(tmp_path / "set" / "a.png"))
     with pytest.raises(DataError, match="is not on this machine"):
         open_source("folder", "s3://bucket/images")
@@ -165,7 +165,7 @@ def test_folders_that_cannot_be_packed(tmp_path, storage):
 def test_a_damaged_image_is_named(tmp_path, storage):
     save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:150])
-    with pytest.raises(DataError, match=r"b\.png is no image that can be read"):
+    with pytest.raises(DataError, match=r"b\.png is not an image that can be read"):
         pack(open_source("folder", str(tmp_path)), storage)
 
 

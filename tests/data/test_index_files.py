@@ -71,8 +71,8 @@ def other_labels(storage):
 DAMAGE = {
     "is missing": lambda storage: storage.delete(NAME),
     "is damaged": lambda storage: storage.publish(NAME, storage.read_bytes(NAME)[:-50]),
-    "does not fit its shard, as it was made of another file": other_shard,
-    "does not fit its shard, as it has other samples or labels": other_labels,
+    "does not fit its shard, because it was made from another file": other_shard,
+    "does not fit its shard, because it has other samples or labels": other_labels,
 }
 
 
@@ -81,7 +81,7 @@ DAMAGE = {
 def test_an_index_that_does_not_fit_is_named_and_made_again(storage, words):
     expected, files = train(storage), {name: storage.read_bytes(name) for name in storage.list()}
     DAMAGE[words](storage)
-    with pytest.raises(DataError, match=rf"{NAME} {words}.*write it anew with `ebmscale index"):
+    with pytest.raises(DataError, match=rf"{NAME} {words}.*write it again with `ebmscale index"):
         train(storage)
     assert CliRunner().invoke(cli, ["inspect", "--verify", storage.url]).exit_code != 0
     result = CliRunner().invoke(cli, ["index", storage.url])

@@ -41,9 +41,9 @@ def test_json(value, label):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"{", "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
-        (b"9" * 5000, "is no JSON"),
+        (b"{", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"9" * 5000, "is not JSON"),
         (b'{"label": 3.5}', "is '3.5', neither a whole number nor a name"),
         (b'{"label": [1, 2]}', "neither a whole number nor a name"),
         (b"NaN", "neither a whole number nor a name"),

@@ -19,7 +19,7 @@ def with_broken(source, broken=BROKEN):
     """The source with files that cannot be read."""
 
     def unreadable():
-        raise DataError("picture.png is no image that can be read (truncated); delete it or get it again.")
+        raise DataError("picture.png is not an image that can be read (truncated); delete it or get it again.")
 
     def records():
         return (one._replace(image=unreadable) if one.key in broken else one for one in source.records())
@@ -43,7 +43,7 @@ def test_the_rest_is_packed_and_the_reasons_are_listed(make_source, storage):
     found = LeftOutList.load(storage).samples
     assert {one.key for one in found} == BROKEN
     assert {one.part for one in found} == {"train", "test"}
-    assert all("no image that can be read (truncated)" in one.reason for one in found)
+    assert all("not an image that can be read (truncated)" in one.reason for one in found)
 
 
 def test_samples_of_another_shape_are_left_out(make_source, storage):
@@ -53,7 +53,7 @@ def test_samples_of_another_shape_are_left_out(make_source, storage):
     manifest = pack(dataclasses.replace(source, records=lambda: iter(records)), storage, max_damaged=0.05)
     assert manifest.counts() == {"train": 19}
     [one] = LeftOutList.load(storage).samples
-    assert "uint8 (2, 3, 5), the set is uint8 (2, 3, 4)" in one.reason
+    assert "uint8 (2, 3, 5), but the set is uint8 (2, 3, 4)" in one.reason
 
 
 def test_above_the_share_the_pack_stops_and_lists_what_it_found(make_source, storage):

@@ -51,5 +51,5 @@ def test_folders_that_are_classes(names):
     ],
 )
 def test_folders_whose_part_is_not_known_are_refused(names, unknown):
-    with pytest.raises(DataError, match=rf"beside it {unknown}, whose part is not known; move that away"):
+    with pytest.raises(DataError, match=rf"beside it {unknown}, whose part is not known; move these away"):
         parts_of(names, "set")

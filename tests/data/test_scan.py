@@ -71,7 +71,7 @@ def animated():
         ("0.npy", encode("npy", image(0).astype(">f4")), "is an array of >f4"),
         ("0.npy", encode("npy", np.asfortranarray(image(0))), r"is an array of .* in Fortran order"),
         ("0.npy", encode("npy", np.full(SHAPE, np.nan, "f4")), "holds NaN or infinity"),
-        ("0.npy", b"no array", r"is no \.npy array"),
+        ("0.npy", b"no array", r"is not an \.npy array"),
         ("0.webp", b"", r"has no image, only \.webp"),
     ],
 )

@@ -40,11 +40,14 @@ def test_bytes_that_are_no_text(storage):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fields: fields.update(version=3), "it is of version 3, this program reads versions 1 and 2"),
+        (lambda fields: fields.update(version=3), "its version is 3, but this program reads versions 1 and 2"),
         (lambda fields: fields.update(extra=1), "missing, unknown or of the wrong form"),
         (lambda fields: fields.pop("classes"), "missing, unknown or of the wrong form"),
-        (lambda fields: fields.update(image_shape=[8, 0]), r"the shape of its samples, \[8, 0\], is no list of sizes"),
-        (lambda fields: fields.update(image_shape="8x8"), "is no list of sizes"),
+        (
+            lambda fields: fields.update(image_shape=[8, 0]),
+            r"the shape of its samples, \[8, 0\], is not a list of sizes",
+        ),
+        (lambda fields: fields.update(image_shape="8x8"), "is not a list of sizes"),
         (lambda fields: fields.update(shards=3), "missing, unknown or of the wrong form"),
         (lambda fields: fields["shards"].pop("sha256"), "missing, unknown or of the wrong form"),
         (lambda fields: fields["shards"]["sha256"].pop(), "differ in length"),

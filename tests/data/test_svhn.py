@@ -52,7 +52,7 @@ def test_extra_may_be_missing_and_the_others_not(folder):
 )
 def test_another_layout(folder, change):
     savemat(folder / "train_32x32.mat", content(6) | change)
-    with pytest.raises(DataError, match=r"where X uint8 .* and y .* belong"):
+    with pytest.raises(DataError, match=r"but X uint8 .* and y .* are needed"):
         open_source("svhn", str(folder))
 
 
@@ -71,14 +71,14 @@ def test_labels_that_are_no_digits(folder):
 @pytest.mark.parametrize("data", [b"", b"x" * 1000])
 def test_no_matlab_file(folder, data):
     (folder / "train_32x32.mat").write_bytes(data)
-    with pytest.raises(DataError, match="is no MATLAB file of version 5, or damaged"):
+    with pytest.raises(DataError, match="is not a MATLAB file of version 5, or damaged"):
         open_source("svhn", str(folder))
 
 
 def test_a_truncated_file(folder):
     path = folder / "train_32x32.mat"
     path.write_bytes(path.read_bytes()[:9000])
-    with pytest.raises(DataError, match=r"holds X uint8 \(32, 32, 3, 6\) where X .* and y .* belong"):
+    with pytest.raises(DataError, match=r"holds X uint8 \(32, 32, 3, 6\), but X .* and y .* are needed"):
         open_source("svhn", str(folder))
 
 
@@ -87,5 +87,5 @@ def test_damage_within_an_array(folder):
     data = bytearray(path.read_bytes())
     data[3000:3100] = bytes(100)  # of the compressed images
     path.write_bytes(data)
-    with pytest.raises(DataError, match="is no MATLAB file of version 5, or damaged"):
+    with pytest.raises(DataError, match="is not a MATLAB file of version 5, or damaged"):
         list(open_source("svhn", str(folder)).records())

@@ -171,7 +171,7 @@ def test_no_sentence_has_two_negations():
 
 
 def test_a_stage_whose_samples_fail_the_check_is_named():
-    """It fails with more than three standard errors and more than half a nat; p_0 is no stage."""
+    """It fails with more than three standard errors and more than half a nat; p_0 is not a stage."""
     assert samples_check([Fit(0, 9.0, 0.1), Fit(1, 0.4, 0.01), Fit(2, -0.9, 0.31)]) == []
     [early] = samples_check([Fit(0, 9.0, 0.1), Fit(1, 0.6, 0.1), Fit(2, 0.0, 0.1)])
     assert early.grade == "unclear"

@@ -39,8 +39,8 @@ def test_what_holds_no_samples_is_said(tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", one=np.ones(30), other=np.ones(30))
     np.save(tmp_path / "objects.npy", np.array([{}, {}]), allow_pickle=True)
     for name, words in (
-        ("bad.npy", "cannot be read"), ("two.npz", "call the samples"), ("objects.npy", "cannot be read"),
-        ("nothing", "no set of shards"),
+        ("bad.npy", "cannot be read"), ("two.npz", "name the array of samples"), ("objects.npy", "cannot be read"),
+        ("nothing", "nor a set of shards"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=words):
             read_samples(str(tmp_path / name), "p")

@@ -214,7 +214,7 @@ def test_no_folder_and_no_server_are_one_sentence_each(tmp_path: Path, monkeypat
     path.write_text(
         "run: {name: a}\ndata: {url: /data}\ntrain: {max_samples: 1}\nstorage: {url: /runs}\nray: {num_workers: 2}"
     )
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         submit(str(path), (), "http://127.0.0.1:9", Terminal(quiet=True), working_dir=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"job server http://127\.0\.0\.1:9 cannot be used"):
         submit(str(path), (), "http://127.0.0.1:9", Terminal(quiet=True), working_dir=str(tmp_path))

@@ -40,7 +40,7 @@ def test_any_record_is_read_or_refused(tmp_path: Path, content: dict[str, object
 def test_a_record_of_another_form_is_refused(tmp_path: Path, change: dict[str, object], words: str) -> None:
     store = SearchStore(Storage.at(tmp_path))
     store.storage.publish(f"{RECORDS}/0003.json", json.dumps(SOUND | change).encode())
-    with pytest.raises(DamagedError, match="it is no record of a trial") as caught:
+    with pytest.raises(DamagedError, match="it is not a record of a trial") as caught:
         store.read(3)
     assert words in str(caught.value)
 

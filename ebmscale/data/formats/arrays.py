@@ -87,7 +87,7 @@ def check_numbers(values: np.ndarray, where: str) -> None:
 
 
 def check_labels(labels: np.ndarray, num_samples: int, where: str) -> np.ndarray:
-    """Labels (N,) of N samples, from (N,) or (N, 1); DataError if they are no whole numbers from 0 on."""
+    """Labels (N,) of N samples, from (N,) or (N, 1); DataError if they are not whole numbers from 0 on."""
     flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if flat.shape != (num_samples,) or flat.dtype.kind not in "iu" or flat.min() < 0:
         raise DataError(
@@ -95,7 +95,7 @@ def check_labels(labels: np.ndarray, num_samples: int, where: str) -> np.ndarray
             f"give one whole number from 0 on for each of the {num_samples} samples."
         )
     if int(flat.max()) > np.iinfo(np.int64).max:
-        raise DataError(f"The labels in {where} go up to {flat.max()}, which is no number of a class.")
+        raise DataError(f"The labels in {where} go up to {flat.max()}, which is not the number of a class.")
     return flat.astype(np.int64)
 
 
@@ -128,7 +128,7 @@ def _of_file(path: Path) -> tuple[list[Arrays], tuple[str, ...]]:
             values = None if label is None else arrays[label]
             stretches.append(_stretch(path, part, part, arrays[chosen], values))
     if not stretches:
-        raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}; call the samples images or x_train.")
+        raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}; name the array of samples images or x_train.")
     left = [name for name in arrays if name not in used]
     return stretches, (f"arrays not packed: {', '.join(left)}",) if left else ()
 
@@ -151,7 +151,7 @@ def _of_posteriors(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[list[A
     """The stretches of means and standard deviations, with labels where there are some.
 
     Raises:
-        DataError: one of the two is missing or has another shape, or they are no floats.
+        DataError: one of the two is missing or has another shape, or they are not floats.
     """
     stretches = []
     for part in PARTS:
@@ -162,7 +162,7 @@ def _of_posteriors(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[list[A
             continue
         if set(found) != {"mean", "std"}:
             here, other = ("mean", "std") if "mean" in found else ("std", "mean")
-            raise DataError(f"{path} has {here} of part {part} and no {other}; give both, or call the samples latents.")
+            raise DataError(f"{path} has {here} of part {part} and no {other}; give both, or name the array latents.")
         mean, std = found["mean"], found["std"]
         if mean.shape != std.shape or mean.ndim < 2 or not mean.size:
             raise DataError(
@@ -199,8 +199,8 @@ def _of_folder(folder: Path) -> tuple[list[Arrays], tuple[Path, ...]]:
             labels.setdefault(part or "train", file)
         elif in_parts and part is None and _rank(file.stem) == len(_SAMPLES):
             raise DataError(
-                f"{file} lies beside arrays whose names say a part, and its name says none; call it train_... or "
-                "x_train."
+                f"{file} lies beside arrays whose names say a part of the set, but its own name does not; call it "
+                "train_... or x_train."
             )
         else:
             samples[part or "train"].append(file)
@@ -263,7 +263,7 @@ def _load_array(path: Path) -> np.ndarray:
 
 def _unreadable(path: Path, error: Exception) -> DataError:
     foreign = any(word in str(error) for word in ("Object arrays", "Python objects", "pickle"))
-    reason = "it holds Python objects or is no NumPy file" if foreign else error
+    reason = "it holds Python objects or is not a NumPy file" if foreign else error
     return DataError(f"{path} cannot be read ({reason}); save arrays of numbers with numpy.save or numpy.savez.")
 
 

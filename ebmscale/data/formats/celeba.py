@@ -68,7 +68,9 @@ def _read_partition(file: Path) -> dict[str, list[str]]:
     for number, line in enumerate(_lines(file), 1):
         fields = line.split()
         if len(fields) != 2 or fields[1] not in _PARTS or Path(fields[0]).name != fields[0]:
-            raise DataError(f"Line {number} of {file} is {line[:50]!r}, no name and partition; get the file again.")
+            raise DataError(
+                f"Line {number} of {file} is {line[:50]!r}, not a name and a partition; get the file again."
+            )
         names[_PARTS[fields[1]]].append(fields[0])
     if not any(names.values()):
         raise DataError(f"{file} is empty; get it again.")
@@ -86,7 +88,7 @@ def _read_attribute(file: Path, attribute: str) -> dict[str, int]:
     for line in lines[2:]:
         fields = line.split()
         if len(fields) != 1 + len(names) or fields[column] not in ("1", "-1"):
-            raise DataError(f"A line of {file} is {line[:50]!r}, no name and {len(names)} attributes; get it again.")
+            raise DataError(f"A line of {file} is {line[:50]!r}, not a name and {len(names)} attributes; get it again.")
         labels[fields[0]] = int(fields[column] == "1")
     return labels
 

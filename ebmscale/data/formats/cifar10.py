@@ -99,7 +99,9 @@ def _read_archive(archive: Path) -> dict[str, Batch]:
 
 def _check_size(num_bytes: int, where: str) -> None:
     if num_bytes > BATCH_BYTES:
-        raise DataError(f"{where} is of {num_bytes:,} bytes, no batch of CIFAR-10; get the official archive again.")
+        raise DataError(
+            f"{where} has {num_bytes:,} bytes and is not a batch of CIFAR-10; get the official archive again."
+        )
 
 
 def _parse_python(data: bytes, where: str) -> Batch:
@@ -108,7 +110,7 @@ def _parse_python(data: bytes, where: str) -> Batch:
         fields = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
         images, labels = fields["data"], np.array(fields["labels"])
     except Exception as error:  # what a damaged pickle raises has no common class
-        raise DataError(f"{where} is no batch of CIFAR-10's python version ({error}); get it again.") from error
+        raise DataError(f"{where} is not a batch of CIFAR-10's python version ({error}); get it again.") from error
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (_PIXELS,):
         raise DataError(f"{where} holds no rows of {_PIXELS} bytes; give the official batches of CIFAR-10.")
     return _checked(images, labels, where)
@@ -116,7 +118,9 @@ def _parse_python(data: bytes, where: str) -> Batch:
 
 def _parse_binary(data: bytes, where: str) -> Batch:
     if not data or len(data) % (1 + _PIXELS):
-        raise DataError(f"{where} holds {len(data)} bytes, no multiple of {1 + _PIXELS}; get the official file again.")
+        raise DataError(
+            f"{where} holds {len(data)} bytes, not a multiple of {1 + _PIXELS}; get the official file again."
+        )
     rows = np.frombuffer(data, np.uint8).reshape(-1, 1 + _PIXELS)
     return _checked(rows[:, 1:], rows[:, 0], where)
 

@@ -62,7 +62,7 @@ def _read_idx(storage: Storage, name: str, num_dims: int) -> np.ndarray:
     data = content.read(min(size, content.most) + EXCESS_BYTES)
     if len(data) != size:
         held = f"{len(data)} bytes" if len(data) < size + EXCESS_BYTES else f"more than {size} bytes"
-        raise DataError(f"{where} holds {held} of data where its header says {size}; get the official file again.")
+        raise DataError(f"{where} holds {held} of data, but its header says {size}; get the official file again.")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 

@@ -54,7 +54,7 @@ class ImageFile:
         except Exception as error:  # what a damaged image raises has no common class
             reason = printable(str(error))
             raise DataError(
-                f"{printable(self.path)} is no image that can be read ({reason}); delete it or get it again."
+                f"{printable(self.path)} is not an image that can be read ({reason}); delete it or get it again."
             ) from error
         if self.size is not None:
             image = _square(image, self.crop).resize((self.size, self.size), Image.Resampling.BICUBIC)
@@ -158,7 +158,7 @@ def _places(root: Path, files: list[Path]) -> Iterator[tuple[str, str | None]]:
         )
     num_tops = len({file.parts[0] for file in files})
     for file in files:
-        above = file.parts[:depth] if num_tops > 1 else ()  # a folder around all of them is no class
+        above = file.parts[:depth] if num_tops > 1 else ()  # a folder around all of them is not a class
         yield parts[file.parts[depth]], _class((*above, *file.parts[depth + 1 : -1]))
 
 
@@ -169,7 +169,7 @@ def _class(folders: tuple[str, ...]) -> str | None:
 def _image_files(root: Path) -> tuple[list[Path], int]:
     """Paths below the folder, sorted, and the number of other files. Links to folders are followed once at most."""
     if not root.is_dir():
-        raise DataError(f"{printable(root)} is no folder; give a folder of images.")
+        raise DataError(f"{printable(root)} is not a folder; give a folder of images.")
     found, num_skipped, seen = [], 0, set()
     for place, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -178,7 +178,7 @@ def _image_files(root: Path) -> tuple[list[Path], int]:
             continue
         seen.add(os.path.realpath(place))
         for name in files:
-            # links without a target are no images, and reading a pipe would never end
+            # links without a target are not images, and reading a pipe would never end
             if (
                 name.lower().endswith(ENDINGS)
                 and not name.startswith(".")
@@ -193,5 +193,5 @@ def _image_files(root: Path) -> tuple[list[Path], int]:
 def _key(file: Path) -> str:
     """The path in the letters that a key may have, and a hash of the path, which makes the key unique."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", file.with_suffix("").as_posix()).strip("-")[-60:]
-    path = os.fsencode(file.as_posix())  # also names that are no UTF-8
+    path = os.fsencode(file.as_posix())  # also names that are not UTF-8
     return f"{readable}-{hashlib.blake2b(path, digest_size=6).hexdigest()}"

@@ -40,7 +40,7 @@ class Source:
         classes: the label's names, empty if samples have no labels.
         counts: number of records of each part, in the order in which they come.
         records: starts the iteration over all records, part after part, always in the same order.
-        num_skipped: files that were skipped because they are no images.
+        num_skipped: files that were skipped because they are not images.
         files: the local files of the source, by which `packed_manifest` sees whether it changed; empty if unknown.
         notes: what a user should know about how the files were read, a phrase each.
         posteriors: whether samples are latents as means and standard deviations (2, ...).
@@ -145,7 +145,7 @@ def check_file(path: Path) -> None:
     """Refuses a folder, and a pipe or a device, whose reading might never end; DataError says what it is."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
-        raise DataError(f"{printable(path)} is {kind} where a file belongs; take it away.")
+        raise DataError(f"{printable(path)} is {kind}, but a file is needed; move it away.")
 
 
 def set_name(path: str | os.PathLike[str], default: str) -> str:

@@ -56,7 +56,8 @@ def _num_samples(file: Path) -> int:
     if shape[:3] != (_SIDE, _SIDE, 3) or kind != "uint8" or label_shape != (*shape[3:], 1) or not shape[3]:
         layout = ", ".join(f"{name} {kind} {shape}" for name, (shape, kind) in found.items()) or "nothing"
         raise DataError(
-            f"{file} holds {layout} where X uint8 (32, 32, 3, N) and y (N, 1) belong; get the cropped digits of SVHN."
+            f"{file} holds {layout}, but X uint8 (32, 32, 3, N) and y (N, 1) are needed; get the cropped digits of "
+            "SVHN."
         )
     check_expansion(math.prod(shape), file.stat().st_size, str(file))
     return shape[3]
@@ -71,7 +72,7 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # as above
         raise _damaged(file, error) from error
     if content["X"].dtype != np.uint8 or content["y"].dtype.kind not in "uif":
-        raise DataError(f"{file} holds {content['X'].dtype} and {content['y'].dtype}, no images and labels.")
+        raise DataError(f"{file} holds {content['X'].dtype} and {content['y'].dtype}, not images and labels.")
     labels = content["y"].reshape(-1).astype(np.int64) % 10
     if content["y"].min() < 1 or content["y"].max() > 10:
         raise DataError(f"{file} has labels outside 1 to 10; get the cropped digits of SVHN.")
@@ -79,4 +80,4 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _damaged(file: Path, error: Exception) -> DataError:
-    return DataError(f"{file} is no MATLAB file of version 5, or damaged ({error}); get the official file again.")
+    return DataError(f"{file} is not a MATLAB file of version 5, or damaged ({error}); get the official file again.")
