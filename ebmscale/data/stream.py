@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmscale.config import HeldOutBlock
 from ebmscale.data.ahead import ReadAhead
 from ebmscale.data.assign import locate, rows_of
 from ebmscale.data.cache import RangeCache
@@ -21,7 +20,7 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.data.order import SampleOrder
 from ebmscale.data.reader import ShardReader
 from ebmscale.data.shard_index import decoded
-from ebmscale.data.split import NOTHING_HELD_OUT, VALIDATION_FRACTION, select
+from ebmscale.data.split import Split
 from ebmscale.data.windows import Windows
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
@@ -61,6 +60,31 @@ class Batch:
         return decoded(self.encoded_keys)
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How the samples of a split become batches. It is fixed for a run, and the same on every rank.
+
+    Attributes:
+        batch_size: rows of the global batch, over all ranks. Ranks get equally many rows where it is a multiple of
+            `num_streams` and the number of ranks divides `num_streams`; otherwise a rank may have fewer rows, or none.
+        seed: the run's seed.
+        num_streams: streams into which the order is cut, at least as many as ranks.
+        window: samples of a stream that are shuffled together.
+
+    Raises:
+        ConfigError: one of the sizes is below 1.
+    """
+
+    batch_size: int
+    seed: int
+    num_streams: int
+    window: int
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.num_streams, self.window) < 1:
+            raise ConfigError("batch_size, num_streams and window must be at least 1.")
+
+
 class ImageStream:
     """Batches of a split without end: epochs follow one another, and a batch may straddle two.
 
@@ -72,18 +96,12 @@ class ImageStream:
     Args:
         storage: where the shards are.
         manifest: what they hold.
-        split: "train", "validation" or "test".
-        batch_size: rows of the global batch, over all ranks. Ranks get equally many rows where it is a multiple of
-            `num_streams` and `size` divides `num_streams`; otherwise a rank may have fewer rows, or none.
-        seed: the run's seed.
-        num_streams: streams into which the order is cut; fixed for a run, at least `size`.
-        window: samples of a stream that are shuffled together.
+        split: which of them (see `split.select`).
+        batching: how they become batches.
         rank: this reader, of `size`.
         size: readers in all.
         start: samples_seen to begin at.
         max_damaged: different damaged samples that this rank leaves out before it raises an error.
-        validation_fraction: share of the samples to train on that is held out as validation.
-        held_out: a class that is never trained on.
         cache: of the storage on this machine, if there is one.
 
     Attributes:
@@ -92,37 +110,31 @@ class ImageStream:
         damaged: for each shard, how many different damaged samples were left out of the batches taken so far.
 
     Raises:
-        ConfigError: a number is out of range, or the split is unknown.
-        DataError: an empty split; while iterating, a missing shard or more than `max_damaged` damaged samples.
+        ConfigError: the start is below 0, or there are more ranks than streams.
+        DataError: while iterating, a missing shard or more than `max_damaged` damaged samples.
     """
 
     def __init__(
         self,
         storage: Storage,
         manifest: Manifest,
+        split: Split,
+        batching: Batching,
         *,
-        split: str,
-        batch_size: int,
-        seed: int,
-        num_streams: int,
-        window: int,
         rank: int = 0,
         size: int = 1,
         start: int = 0,
         max_damaged: int = MAX_DAMAGED,
-        validation_fraction: float = VALIDATION_FRACTION,
-        held_out: HeldOutBlock = NOTHING_HELD_OUT,
         cache: RangeCache | None = None,
     ):
-        if min(batch_size, num_streams, window) < 1 or start < 0:
-            raise ConfigError("batch_size, num_streams and window must be at least 1 and the start at least 0.")
-        if not 0 <= rank < size <= num_streams:
+        if start < 0:
+            raise ConfigError("The start of a stream must be at least 0.")
+        if not 0 <= rank < size <= batching.num_streams:
             raise ConfigError(
-                f"Rank {rank} of {size} cannot read {num_streams} streams; use at most as many workers as streams."
+                f"Rank {rank} of {size} cannot read {batching.num_streams} streams; use at most as many workers as "
+                "streams."
             )
-        self.batch_size = batch_size
-        self.num_streams = num_streams
-        self.window = window
+        self.batching = batching
         self.rank = rank
         self.size = size
         self.max_damaged = max_damaged
@@ -130,14 +142,14 @@ class ImageStream:
         self.damaged: dict[str, int] = {}
         self._storage = storage
         self._manifest = manifest
-        self._split = select(manifest, split, validation_fraction, held_out)
-        self.num_samples = len(self._split)
+        self._split = split
+        self.num_samples = len(split)
         self._windows = Windows(
-            self._split,
-            SampleOrder(self._split.counts, seed=seed, num_streams=num_streams, window=window),
+            split,
+            SampleOrder(split.counts, seed=batching.seed, num_streams=batching.num_streams, window=batching.window),
             manifest.indexes.through(cache),
             ShardReader(storage, manifest, cache),
-            num_owned=len(range(rank, num_streams, size)),
+            num_owned=len(range(rank, batching.num_streams, size)),
             from_folder=storage.local_path() is not None,
         )
         self._damaged_samples: set[int] = set()
@@ -166,11 +178,11 @@ class ImageStream:
         self._windows.forget()
         while True:
             yield self._read_batch(position)
-            position += self.batch_size
+            position += self.batching.batch_size
 
     def _read_batch(self, start: int) -> tuple[Batch, list[int]]:
-        rows = rows_of(start, self.batch_size, self.num_streams, self.rank, self.size)
-        epochs, streams, offsets = locate(start + rows, self.num_samples, self.num_streams)
+        rows = rows_of(start, self.batching.batch_size, self.batching.num_streams, self.rank, self.size)
+        epochs, streams, offsets = locate(start + rows, self.num_samples, self.batching.num_streams)
         found = self._windows.rows(epochs, streams, offsets)
         damaged = found.chosen[~found.sound].tolist()
         if damaged:
@@ -184,7 +196,7 @@ class ImageStream:
             rows=torch.from_numpy(rows),
             streams=torch.from_numpy(streams),
             start=start,
-            end=start + self.batch_size,
+            end=start + self.batching.batch_size,
         )
         return batch, damaged
 

@@ -20,7 +20,7 @@ from ebmscale.data.choose import take
 from ebmscale.data.chunks import iter_chunks
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import VALIDATION_FRACTION, select
-from ebmscale.data.stream import ImageStream
+from ebmscale.data.stream import Batching, ImageStream
 from ebmscale.errors import DamagedError, DataError, StorageError
 from ebmscale.model.pieces import check_fit, parse_tensors, shapes_of
 from ebmscale.model.pixels import to_pixels
@@ -92,15 +92,8 @@ def train_classifier(
     source = torch_generator(recipe.seed, "feature-net-weights")
     network = build_feature_net(shape, len(manifest.classes), recipe.width, generator=source)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
-    stream = ImageStream(
-        data,
-        manifest,
-        split="train",
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        num_streams=min(NUM_STREAMS, recipe.batch_size),
-        window=WINDOW,
-    )
+    batching = Batching(recipe.batch_size, recipe.seed, min(NUM_STREAMS, recipe.batch_size), WINDOW)
+    stream = ImageStream(data, manifest, select(manifest, "train"), batching)
     num_updates = max(math.ceil(recipe.epochs * stream.num_samples / recipe.batch_size), 1)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=num_updates + 1, pct_start=0.2)
     network.train()

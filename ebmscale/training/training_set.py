@@ -10,7 +10,8 @@ from torch import Tensor
 from ebmscale.config import RunConfig
 from ebmscale.data.cache import RangeCache
 from ebmscale.data.manifest import Manifest
-from ebmscale.data.stream import ImageStream
+from ebmscale.data.split import select
+from ebmscale.data.stream import Batching, ImageStream
 from ebmscale.storage import Storage
 from ebmscale.world import World
 
@@ -37,19 +38,16 @@ class TrainingSet:
         cache = None
         if block.cache and self.storage.local_path() is None:
             cache = RangeCache(self.storage, self.manifest, block.cache, block.cache_bytes)
+        split = select(self.manifest, "train", block.validation_fraction, block.held_out)
+        batching = Batching(config.train.batch_size, config.run.seed, block.num_streams, block.shuffle_window)
         return ImageStream(
             self.storage,
             self.manifest,
-            split="train",
-            batch_size=config.train.batch_size,
-            seed=config.run.seed,
-            num_streams=block.num_streams,
-            window=block.shuffle_window,
+            split,
+            batching,
             rank=world.rank,
             size=world.size,
             start=start,
             max_damaged=block.max_damaged,
-            validation_fraction=block.validation_fraction,
-            held_out=block.held_out,
             cache=cache,
         )

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ebmscale.data.assign import locate, segment
-from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
 from tests.data.made_up_set import MadeUpFiles, make_up, number_of
+from tests.data.streams import image_stream
 
 NUM_SHARDS, PER_SHARD = 100_000, 10_000
 NUM = NUM_SHARDS * PER_SHARD
@@ -24,7 +24,7 @@ def manifest():
 
 def open_stream(manifest, rank, start, **changes):
     settings = {"batch_size": BATCH, "seed": 7, "num_streams": 2 * RANKS, "window": WINDOW, "validation_fraction": 0}
-    return ImageStream(
+    return image_stream(
         Storage.at("madeup://set"),
         manifest,
         split="train",

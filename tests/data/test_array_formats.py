@@ -10,8 +10,8 @@ from ebmscale.data.chunks import read_split
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import ImageStream
 from ebmscale.errors import DataError
+from tests.data.streams import image_stream
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "cifar10.npz"
 
@@ -54,7 +54,7 @@ def test_samples_of_any_shape_come_back_from_shards(tmp_path, storage, dtype, sh
     read, _, keys = read_split(storage, manifest, "train", validation_fraction=0)
     np.testing.assert_array_equal(read.numpy(), arrays[[int(key.removeprefix("train-")) for key in keys]])
     settings = {"split": "train", "batch_size": 4, "seed": 0, "num_streams": 2, "window": 2}
-    with contextlib.closing(ImageStream(storage, manifest, validation_fraction=0, **settings)) as stream:
+    with contextlib.closing(image_stream(storage, manifest, validation_fraction=0, **settings)) as stream:
         batch = next(iter(stream))
     np.testing.assert_array_equal(batch.images.numpy(), arrays[[int(key.removeprefix("train-")) for key in batch.keys]])
 

@@ -13,9 +13,9 @@ from ebmscale.data import cache as cache_module
 from ebmscale.data.cache import CRC_BYTES, ENDING, RangeCache
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import ImageStream
 from ebmscale.errors import StorageError
 from ebmscale.storage import Range, Storage
+from tests.data.streams import image_stream
 
 NUM = 60
 BLOCK = 1000
@@ -53,7 +53,7 @@ def asked(monkeypatch):
 
 
 def epochs(storage, manifest, cache, num=1, start=0):
-    stream = ImageStream(storage, manifest, cache=cache, start=start, **SETTINGS)
+    stream = image_stream(storage, manifest, cache=cache, start=start, **SETTINGS)
     try:
         return list(itertools.islice(stream, num * NUM // SETTINGS["batch_size"]))
     finally:

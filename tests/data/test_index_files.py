@@ -19,9 +19,9 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.shard_index import FRACTIONS, ShardIndex, key_hash
 from ebmscale.data.split import select
-from ebmscale.data.stream import ImageStream
 from ebmscale.errors import DataError
 from tests.data.indexed import indexed
+from tests.data.streams import image_stream
 
 NAME = "toy-train-000001.index.npz"
 
@@ -33,7 +33,7 @@ def manifest(make_source, storage):
 
 def train(storage, cache=None):
     settings = {"batch_size": 12, "seed": 3, "num_streams": 8, "window": 4, "validation_fraction": 0}
-    stream = ImageStream(storage, Manifest.load(storage), split="train", cache=cache, **settings)
+    stream = image_stream(storage, Manifest.load(storage), split="train", cache=cache, **settings)
     with closing(stream):
         return [batch.keys for batch in itertools.islice(stream, 5)]
 

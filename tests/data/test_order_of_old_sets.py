@@ -17,8 +17,8 @@ from ebmscale.data.index import index
 from ebmscale.data.indexes import IndexesInMemory
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import select
-from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
+from tests.data.streams import image_stream
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "shards_1"
 NOTED = json.loads((FIXTURE / "order.json").read_text())
@@ -53,7 +53,7 @@ def test_the_order_is_that_of_then(old_set, case):
     settings = {name: case[name] for name in names} | {"validation_fraction": case["fraction"]}
     for rank, expected in enumerate(case["ranks"]):
         held_out = HeldOutBlock(**case["held_out"])
-        stream = ImageStream(storage, manifest, split="train", rank=rank, held_out=held_out, **settings)
+        stream = image_stream(storage, manifest, split="train", rank=rank, held_out=held_out, **settings)
         with closing(stream):
             batches = list(itertools.islice(stream, len(expected)))
         assert [

@@ -12,9 +12,9 @@ import torch
 from ebmscale.data.checks import inspect_shards
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import ImageStream
 from ebmscale.errors import StorageError
 from ebmscale.storage import Storage
+from tests.data.streams import image_stream
 from tests.faulty_proxy import FaultyProxy
 
 pytestmark = [pytest.mark.s3]  # one server for all
@@ -77,7 +77,7 @@ def test_a_stream_from_s3_is_the_stream_from_a_folder(packed, make_source, tmp_p
     folder = Storage.at(tmp_path / "toy")
     assert pack(make_source(num_train=NUM), folder, shard_samples=50) == manifest == Manifest.load(storage)
     assert [finding.problem for finding in inspect_shards(storage, Manifest.load(storage))] == [None] * 12
-    pairs = [take(ImageStream(place, manifest, **SETTINGS), 30) for place in (storage, folder)]
+    pairs = [take(image_stream(place, manifest, **SETTINGS), 30) for place in (storage, folder)]
     for ours, theirs in zip(*pairs, strict=True):
         assert (ours.keys, ours.start) == (theirs.keys, theirs.start)
         assert torch.equal(ours.images, theirs.images)
@@ -85,8 +85,8 @@ def test_a_stream_from_s3_is_the_stream_from_a_folder(packed, make_source, tmp_p
 
 def test_a_server_that_dies_and_comes_back_changes_nothing(packed, server):
     storage, manifest = packed
-    clean = take(ImageStream(storage, manifest, **SETTINGS), 40)
-    stream = ImageStream(storage, manifest, **SETTINGS)
+    clean = take(image_stream(storage, manifest, **SETTINGS), 40)
+    stream = image_stream(storage, manifest, **SETTINGS)
     batches = iter(stream)
     seen = list(itertools.islice(batches, 10))
     server.kill_gateway()
@@ -118,11 +118,11 @@ def test_a_server_that_stays_away_is_one_clear_error(packed, server):
 
 def test_refused_and_cut_answers_change_nothing(packed, server):
     storage, manifest = packed
-    clean = take(ImageStream(storage, manifest, **SETTINGS), 15)
+    clean = take(image_stream(storage, manifest, **SETTINGS), 15)
     proxy = FaultyProxy(server.url, busy=0.2, cut=0.05, seed=4)
     try:
         faulty = Storage.at(storage.url, endpoint_url=proxy.url)
-        spoilt = take(ImageStream(faulty, manifest, **SETTINGS), 15)
+        spoilt = take(image_stream(faulty, manifest, **SETTINGS), 15)
     finally:
         proxy.close()
     assert proxy.refused > 3
@@ -149,7 +149,7 @@ def test_public_objects_are_read_without_credentials(packed):
 
 def read_leg(url, start, rank, size, num_batches):
     storage = Storage.at(url)
-    stream = ImageStream(storage, Manifest.load(storage), rank=rank, size=size, start=start, **SETTINGS)
+    stream = image_stream(storage, Manifest.load(storage), rank=rank, size=size, start=start, **SETTINGS)
     return keys_by_number(take(stream, num_batches))
 
 

@@ -12,9 +12,9 @@ import pytest
 from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
 from tests.data.indexed import indexed
+from tests.data.streams import image_stream
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
@@ -36,7 +36,7 @@ def storage(server):
 
 def consume(storage, manifest, start, rank, size, num_batches, journal):
     """One process: take batches, and write down the end and the keys of each once it has been used."""
-    stream = ImageStream(storage, manifest, rank=rank, size=size, start=start, validation_fraction=0, **SETTINGS)
+    stream = image_stream(storage, manifest, rank=rank, size=size, start=start, validation_fraction=0, **SETTINGS)
     with journal.open("w") as file:
         for batch in itertools.islice(stream, num_batches):
             numbers = (batch.start + batch.rows).tolist()

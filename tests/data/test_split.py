@@ -13,10 +13,10 @@ from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.shard_index import key_hash
 from ebmscale.data.split import SPLITS, select
-from ebmscale.data.stream import ImageStream
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 from tests.data.indexed import indexed
+from tests.data.streams import image_stream
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_no_worker_ever_streams_a_held_out_sample(held_out_set, protocol, label,
     whole = select(manifest, "train", 0.2, held_out)
     seen = []
     for rank in range(size):
-        stream = ImageStream(storage, manifest, split="train", rank=rank, size=size, held_out=held_out, **settings)
+        stream = image_stream(storage, manifest, split="train", rank=rank, size=size, held_out=held_out, **settings)
         with contextlib.closing(stream):
             for batch in itertools.islice(stream, -(-len(whole) // 24)):
                 seen += [(batch.start + row, key) for row, key in zip(batch.rows.tolist(), batch.keys, strict=True)]

@@ -9,10 +9,10 @@ from ebmscale.data import reader
 from ebmscale.data import stream as stream_module
 from ebmscale.data.choose import select_all
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import ImageStream
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 from tests.data.indexed import indexed
+from tests.data.streams import image_stream
 
 NUM = 50  # samples of the set, all of them in train
 
@@ -29,7 +29,7 @@ def open_stream(storage, manifest):
 
     def open_one(**changes):
         settings = {"split": "train", "batch_size": 12, "seed": 3, "num_streams": 8, "window": 4}
-        opened.append(ImageStream(storage, manifest, **settings | {"validation_fraction": 0} | changes))
+        opened.append(image_stream(storage, manifest, **settings | {"validation_fraction": 0} | changes))
         return opened[-1]
 
     yield open_one
@@ -202,7 +202,7 @@ def test_a_set_smaller_than_the_batch_and_the_streams(make_source, tmp_path):
     storage = Storage.at(tmp_path / "tiny")
     manifest = pack(make_source(num_train=3), storage)
     settings = {"split": "train", "batch_size": 20, "seed": 0, "num_streams": 7, "window": 2, "validation_fraction": 0}
-    stream = ImageStream(storage, manifest, **settings)
+    stream = image_stream(storage, manifest, **settings)
     served = keys_by_number(take(stream, 3))
     stream.close()
     assert all(len({served[i] for i in range(first, first + 3)}) == 3 for first in range(0, 60, 3))

@@ -11,9 +11,9 @@ import pytest
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.shard import Shard
 from ebmscale.data.shard_index import ShardIndex
-from ebmscale.data.stream import ImageStream
 from ebmscale.storage import Storage
 from tests.conftest import PATIENCE_S
+from tests.data.streams import image_stream
 
 SHAPE = (3, 256, 256)
 STRIDE = 512 + 3 * 256 * 256 + 1024  # header, payload, label's header and block
@@ -58,7 +58,7 @@ def make_manifest(num_shards, per_shard, shape):
 
 def open_stream(manifest, start, **changes):
     settings = {"batch_size": 64, "seed": 0, "num_streams": 64, "window": 512, "validation_fraction": 0} | changes
-    return ImageStream(Storage.at("counting://set"), manifest, split="train", start=start, **settings)
+    return image_stream(Storage.at("counting://set"), manifest, split="train", start=start, **settings)
 
 
 def test_the_end_of_an_epoch_over_a_thousand_shards_is_near(counting):

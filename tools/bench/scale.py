@@ -34,7 +34,7 @@ from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.data.split import select
-from ebmscale.data.stream import ImageStream
+from ebmscale.data.stream import Batching, ImageStream
 from ebmscale.storage import Storage
 from ebmscale.training.line_files import LineFile
 from ebmscale.training.metrics import METRICS_FILE, RunLog
@@ -118,10 +118,10 @@ def begin(path: str) -> None:
 
 def next_batch(storage: Storage, manifest: Manifest, position: int) -> int:
     """The rows of this rank in the batch at a position."""
+    batching = Batching(BATCH, 0, RANKS, WINDOW)
     stream = ImageStream(
-        storage, manifest, split="train", batch_size=BATCH, seed=0, num_streams=RANKS, window=WINDOW, rank=3,
-        size=RANKS, start=position, validation_fraction=FRACTION,
-    )  # fmt: skip
+        storage, manifest, select(manifest, "train", FRACTION), batching, rank=3, size=RANKS, start=position
+    )
     return len(next(stream._read_batches(position))[0].images)
 
 
@@ -163,10 +163,8 @@ def logs(_: str) -> None:
 
 def single(storage: Storage, manifest: Manifest) -> ImageStream:
     """The stream of a single worker."""
-    return ImageStream(
-        storage, manifest, split="train", batch_size=128, seed=0, num_streams=STREAMS, window=WINDOW,
-        validation_fraction=0,
-    )  # fmt: skip
+    split = select(manifest, "train", validation_fraction=0)
+    return ImageStream(storage, manifest, split, Batching(128, 0, STREAMS, WINDOW))
 
 
 def resident(name: str) -> int:

@@ -34,7 +34,8 @@ from ebmscale.config import parse_config
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.data.stream import ImageStream
+from ebmscale.data.split import select
+from ebmscale.data.stream import Batching, ImageStream
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage
 from ebmscale.training.opening import open_run
@@ -108,10 +109,8 @@ def measure_wait(name: str, source: Source, url: str, runs: Path, num_updates: i
     storage = Storage.at(url)
     manifest = pack(source, storage, encoding="raw")
     run = open_run(parse_config(SVHN.replace("DATA", url).replace("RUNS", str(runs))), World.alone(), StopSignal())
-    stream = ImageStream(
-        storage, manifest, split="train", batch_size=BATCH, seed=0, num_streams=STREAMS, window=WINDOW,
-        start=NEAR_THE_END * STREAMS,
-    )  # fmt: skip
+    batching = Batching(BATCH, 0, STREAMS, WINDOW)
+    stream = ImageStream(storage, manifest, select(manifest, "train"), batching, start=NEAR_THE_END * STREAMS)
     waits, totals = [], []
     batches = iter(stream)
     for _ in range(WARM_UPDATES + num_updates):
@@ -133,16 +132,8 @@ def measure_wait(name: str, source: Source, url: str, runs: Path, num_updates: i
 def report(encoding: str, storage: Storage, manifest: Manifest, seconds: float, array: Path) -> None:
     """Measures alternately, so that other load affects all ways, and prints the medians."""
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
-    stream = ImageStream(
-        storage,
-        manifest,
-        split="train",
-        batch_size=BATCH,
-        seed=0,
-        num_streams=STREAMS,
-        window=WINDOW,
-        validation_fraction=0,
-    )
+    split = select(manifest, "train", validation_fraction=0)
+    stream = ImageStream(storage, manifest, split, Batching(BATCH, 0, STREAMS, WINDOW))
     ways: dict[str, Iterator[int]] = {
         "ours": (len(batch.images) for batch in stream),
         "webdataset": webdataset_batches(storage, manifest),
