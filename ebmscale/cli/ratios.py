@@ -16,7 +16,7 @@ from ebmscale.address import Address
 from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file
 from ebmscale.cli.progress import Steps
-from ebmscale.errors import ConfigError, Interrupted
+from ebmscale.errors import ConfigError, DataError, Interrupted
 from ebmscale.stop import StopSignal
 
 if TYPE_CHECKING:
@@ -205,11 +205,14 @@ def _score(q: str, file: Address, settings: "FitSettings", seed: int, out: str |
     """Writes and summarises how strange the rows of a file are beside the samples in Q."""
     from ebmscale.ratios import OutOfDistribution  # noqa: PLC0415
     from ebmscale.ratios.read import read_array  # noqa: PLC0415
+    from ebmscale.ratios.samples import as_points, as_samples  # noqa: PLC0415
 
     target = output_file(out if out is not None else _beside(file), (".npz",))
     console.print(f"learning the density of {q}, by which {file} is scored")
     with Steps("reading the samples"):
         samples, rows = read_array(q), read_array(file)
+        if not len(as_points(rows, as_samples(samples, "q").shape[1:], file)):  # checked before the long fit
+            raise DataError(f"{file} has no rows to score.")
     with _watched("fit") as (watch, stop):
         judge = OutOfDistribution.fitted(samples, settings=settings, seed=seed, watch=watch)
         found = judge.judge(rows)

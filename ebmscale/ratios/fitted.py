@@ -17,7 +17,7 @@ from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DataError
 from ebmscale.model.sampler import total
-from ebmscale.ratios.samples import Frame, as_pixels
+from ebmscale.ratios.samples import Frame, as_pixels, check_finite
 from ebmscale.stages.record import StageRecord
 
 POOR = 0.05
@@ -97,7 +97,7 @@ class FittedRatio:
         """log q - log p at points x (N, ...), as (N,).
 
         Raises:
-            DataError: the points have another shape than those it was fitted to.
+            DataError: the points have another shape than those it was fitted to, or are not finite numbers.
         """
         rows = self._rows(x)
         value = total(self.sequence, rows) - self.normaliser.log_z
@@ -107,7 +107,7 @@ class FittedRatio:
         """log q at points x (N, ...), as (N,), where the base density is known.
 
         Raises:
-            DataError: the base is known by samples alone, or the points have another shape.
+            DataError: the base is known by samples alone, or the points are as `log_ratio` refuses them.
         """
         if not self.sequence.base.is_known:
             raise DataError("log q needs a base density: fit with base='gaussian', or give p as a density.")
@@ -140,6 +140,7 @@ class FittedRatio:
         x = x[:, None] if x.dim() == 1 and self.shape == (1,) else x
         if tuple(x.shape[1:]) != self.shape:
             raise DataError(f"The points have the shape {tuple(x.shape[1:])}; the ratio was fitted to {self.shape}.")
+        check_finite(x, "x")
         return (x.float() if self.frame is None else self.frame.inside(x)).flatten(1)
 
 
