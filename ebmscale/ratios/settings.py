@@ -96,10 +96,10 @@ class FitSettings:
                 raise ConfigError(f"{name} must hold widths, such as (64, 64), not {getattr(self, name)!r}.")
             for width in getattr(self, name):
                 _check_whole(width, f"a width in {name}", 1)
-        for name, (least, most) in _NUMBERS.items():
+        for name, (low, high) in _NUMBERS.items():
             number = getattr(self, name)
-            if not (isinstance(number, Real) and least <= number <= most):
-                raise ConfigError(f"{name} must be a number from {least:g} to {most:g}, not {number!r}.")
+            if not (isinstance(number, Real) and low <= float(number) <= high):
+                raise ConfigError(f"{name} must be a number from {low:g} to {high:g}, not {number!r}.")
         if self.min_updates > self.max_updates:
             raise ConfigError("min_updates must not be above max_updates.")
         if self.start not in ("moments", "zero"):
