@@ -8,7 +8,7 @@ An `Address` is a `str` that can be printed, logged and saved: user names with p
 import os
 import re
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import GetCoreSchemaHandler, SerializationInfo
 from pydantic_core import CoreSchema, core_schema
@@ -98,7 +98,7 @@ class Address(str):
         Raises:
             ValueError: the text is not an address; the message is a sentence without its full stop.
         """
-        real = text.real if isinstance(text, Address) else os.fspath(text)
+        real = text.real if isinstance(text, Address) else _text_of(text)
         shown = Address(real)
         if "\0" in real:
             raise ValueError(f"the address {shown!r} holds a zero byte; check it")
@@ -114,10 +114,12 @@ class Address(str):
             raise ValueError(
                 f"{shown} has lost its user, password or token, which are never saved; give the whole address again"
             )
-        if scheme in _WITH_PLACE and place.startswith("/"):
+        if scheme in _WITH_PLACE and place[:1] in ("", "/"):
             raise ValueError(f"{shown} names no server or bucket; write {scheme}://{place.lstrip('/') or 'PLACE'}")
         if scheme in _WEB:
             authority, slash, path = place.partition("/")
+            if not _is_server(authority):
+                raise ValueError(f"{shown} names no server: its port or its brackets are wrong; check it")
             place = authority + slash + quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", path), safe=f"%?#{_PATH_SAFE}[]")
             path, query = _before_query(place)
             return cls(f"{scheme}://{path.rstrip('/')}{query}")
@@ -217,6 +219,14 @@ class Address(str):
         return self if info.mode == "python" else str(self)
 
 
+def _text_of(given: str | os.PathLike[str]) -> str:
+    """The text of an address that came from a caller's own program."""
+    text: Any = given if isinstance(given, str) else getattr(given, "__fspath__", lambda: None)()
+    if not isinstance(text, str):
+        raise ValueError(f"{given!r} is not an address; give text or a path")
+    return text
+
+
 def _path(text: str, shown: str) -> str:
     """The path that a text without `://` means."""
     short = _SHORT.match(text)
@@ -226,6 +236,16 @@ def _path(text: str, shown: str) -> str:
     if scheme in _FOLDERS and short[2]:
         return f"/{rest}"
     raise ValueError(f"{shown} is not an address; write {scheme}://{clean(rest)}, or ./{shown} for a file of that name")
+
+
+def _is_server(authority: str) -> bool:
+    """Whether brackets and port of `user:password@host:port` are those of a server."""
+    host = authority.rpartition("@")[2]
+    try:
+        parts = urlsplit(f"//{host}")
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _before_query(url: str) -> tuple[str, str]:

@@ -114,4 +114,6 @@ def _config(given: RunConfig | Mapping[str, Any] | str | PathLike[str]) -> RunCo
         for name in sorted(map(str, given), key=lambda name: name.count(".")):  # blocks before keys inside them
             set_key(tree, name, copy.deepcopy(given[name]))
         return config_of(tree, "the configuration")
+    if not isinstance(given, str | PathLike):
+        raise ConfigError(f"config must be a configuration, a file of one or its values, not {given!r}.")
     return load_config(fspath(given))

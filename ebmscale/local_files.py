@@ -25,7 +25,10 @@ def replace_file(target: Path, data: bytes, make_folders: bool = True) -> None:
 
 def create_file(target: Path, data: bytes) -> None:
     """Write beside the target and link it there; FileExistsError if the target exists."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OSError(f"{target.parent} is a file where a folder should be") from None
     with _written_beside(target, data) as temporary:
         try:
             target.hardlink_to(temporary)

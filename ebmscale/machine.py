@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -25,6 +26,20 @@ def free_memory() -> int | None:
         used = _number(_CGROUP / "memory.current") or 0
         available = min(limit - used, limit if available is None else available)
     return available
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that this process, or its GPU, has no more memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+    )
+
+
+def out_of_memory(error: BaseException) -> str:
+    """The sentence for an exception of `is_out_of_memory`."""
+    asked = re.search(r"allocate ([0-9]+ bytes|[0-9.]+ [A-Z]iB)", str(error))
+    size = f" of {asked[1]}" if asked else ""
+    return f"There is not enough memory for an array{size}; ask for less: fewer or smaller samples, or narrower layers."
 
 
 def describe() -> dict[str, str | int]:

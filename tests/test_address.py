@@ -102,12 +102,28 @@ def test_a_path_is_what_it_says(tmp_path, monkeypatch):
     assert Address.parse("http://h/a b%20c%?x=1").real == "http://h/a%20b%20c%25?x=1"
 
 
-@pytest.mark.parametrize("text", ["s3:/bucket/x", "s3:bucket", "http:/h/x", "memory:/x", "s3:///x", "a\0b"])
+@pytest.mark.parametrize("text", ["s3:/bucket/x", "s3:bucket", "http:/h/x", "memory:/x", "s3:///x", "s3://", "a\0b"])
 def test_what_is_nearly_an_address_is_refused(text):
     with pytest.raises(ConfigError):
         Storage.at(text)
     with pytest.raises(ConfigError, match=r"storage\.url"):
         parse_config(CONFIG, [f"storage.url={text!r}"] if "\0" not in text else ['storage.url="a\\0b"'])
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:99999/x", "http://[::1/x", "https://h:port/x", "http://u:PASSW0RD@h:0/x", "http://?x=1"]
+)
+def test_a_web_address_without_a_server_is_not_taken_for_an_empty_place(url):
+    with pytest.raises(ConfigError, match="no server") as caught:
+        Storage.at(url)
+    assert "PASSW0RD" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [None, 3, b"runs", ["runs"]])
+def test_what_a_program_gives_for_an_address_is_text_or_a_path(tmp_path, given):
+    with pytest.raises(ConfigError, match="is no address; give text or a path"):
+        Storage.at(given)
+    assert Storage.at(tmp_path).url == Storage.at(str(tmp_path)).url
 
 
 def test_a_chain_of_filesystems_is_refused():

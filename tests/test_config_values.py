@@ -218,3 +218,9 @@ def test_any_tree_ends_in_a_configuration_or_a_sentence(tree):
 def test_any_bytes_end_in_a_configuration_or_a_sentence(content):
     with suppress(ConfigError):
         parse_config(content)
+
+
+@pytest.mark.parametrize("value", ["1e-300", "1e308"])
+def test_a_number_that_cannot_be_squared_is_refused(value):
+    with pytest.raises(ConfigError, match=r"model\.sigma: .* to compute with"):
+        load_config("preset:digits", [f"model.sigma={value}"])

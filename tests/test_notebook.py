@@ -64,6 +64,9 @@ def test_a_file_and_a_wrong_key(tree: dict, tiny_text: str, tmp_path: Path) -> N
         ebmscale.train(tree | {"train.max_sample": 3})
     with pytest.raises(ConfigError, match="did you mean preset:digits"):
         ebmscale.train("preset:digit")
+    for other in (None, 3, ["a.yaml"]):
+        with pytest.raises(ConfigError, match="not"):
+            ebmscale.train(other)
     with pytest.raises(ConfigError, match=r"use ray\.num_workers=0"):
         ebmscale.train(tree | {"ray.num_workers": 1}, callbacks=[print])
 

@@ -310,6 +310,12 @@ def test_create_writes_only_where_nothing_is(storage):
     assert storage.local_path("a") is None or len(os.listdir(storage.local_path("a"))) == 1
 
 
+def test_create_says_that_a_file_lies_where_its_folder_should_be(tmp_path):
+    (tmp_path / "owner").touch()
+    with pytest.raises(StorageError, match="owner is a file where a folder should be"):
+        Storage.at(tmp_path).create("owner/000001.json", b"1")
+
+
 def test_of_many_that_create_a_file_one_does(tmp_path):
     storage, together = Storage.at(tmp_path), threading.Barrier(8)
 

@@ -23,6 +23,7 @@ from ebmscale.cli import (
 )
 from ebmscale.cli.group import cli
 from ebmscale.errors import ConfigError, EbmscaleError, Interrupted
+from ebmscale.machine import is_out_of_memory, out_of_memory
 from ebmscale.stop import ENDING, asked_by, handle_signals
 from ebmscale.terminal import LineHandler, Terminal, keep_output
 
@@ -80,6 +81,11 @@ def run_command(errors: Terminal, arguments: Sequence[str] | None = None) -> int
     except click.ClickException as error:
         for line in _about_usage(error):
             errors.print(line)
+        return ConfigError.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        errors.print(f"error: {out_of_memory(error)}")
         return ConfigError.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         errors.print(f"stopped: interrupted by {asked_by(error)}")

@@ -4,7 +4,7 @@ import time
 
 import click
 
-from ebmscale.cli.group import cli, console, example
+from ebmscale.cli.group import NumberRange, cli, console, example
 from ebmscale.cli.outputs import ADDRESS, output_folder
 from ebmscale.cli.progress import Steps
 
@@ -20,11 +20,11 @@ def features() -> None:
 @click.option("--name", help="Name of the metric FD-NAME (default: the set's name with -classifier).")
 @click.option("--width", type=click.IntRange(1), default=16, show_default=True, help="Channels of the first layer.")
 @click.option(
-    "--epochs", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True, help="Passes over the set."
+    "--epochs", type=NumberRange(0, min_open=True), default=3.0, show_default=True, help="Passes over the set."
 )
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images of an update.")
 @click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), default=3e-3, show_default=True, help="Learning rate of AdamW."
+    "--rate", type=NumberRange(0, min_open=True), default=3e-3, show_default=True, help="Learning rate of AdamW."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
 def train(

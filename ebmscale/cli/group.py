@@ -1,5 +1,8 @@
 """The group of all commands, the console that they print on, and what several of them have."""
 
+import math
+from typing import Any
+
 import click
 
 import ebmscale
@@ -10,6 +13,17 @@ console = Terminal()
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."
 )
+
+
+class NumberRange(click.FloatRange):
+    """A number within bounds; NaN and infinity are refused, as no bound keeps NaN out."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def example(command: str) -> str:

@@ -62,7 +62,7 @@ def output_folder(url: str, kind: str | None = None) -> "Storage":
 
     Args:
         url: its address.
-        kind: what is written there (see `model.kinds`), if that may not share the folder with anything else.
+        kind: what is written there, if that may not share the folder with anything else.
 
     Raises:
         ConfigError: it is not an address, or holds something else.

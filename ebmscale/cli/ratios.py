@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ebmscale.address import Address
-from ebmscale.cli.group import cli, console, example, seed_option
+from ebmscale.cli.group import NumberRange, cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file
 from ebmscale.cli.progress import Steps
-from ebmscale.errors import ConfigError, Interrupted
+from ebmscale.errors import ConfigError, DataError, Interrupted
 from ebmscale.stop import StopSignal
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ Base = Literal["auto", "samples", "gaussian", "normal"]
 @click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True, help="Largest number of stages.")
 @click.option(
     "--budget-s",
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, min_open=True),
     metavar="SECONDS",
     help="End the fit after about this time, with the stages that are done by then (default: no limit).",
 )
@@ -104,7 +105,7 @@ def ratio(
     settings = FitSettings(
         hidden=widths, waves=waves, quadratic=quadratic, max_stages=max_stages, budget_s=budget_s or math.inf
     )
-    _check_choices(p, base, test, score, out)
+    _check_choices(p, q, base, test, score, out)
     if test:
         _test(p, q, settings, seed)
     elif score is not None:
@@ -113,16 +114,25 @@ def ratio(
         _fit(p, q, base, settings, seed, out)
 
 
-def _check_choices(p: str, base: str, test: bool, score: str | None, out: str | None) -> None:
+def _check_choices(p: Address, q: Address, base: str, test: bool, score: Address | None, out: Address | None) -> None:
     """Refuses options that exclude each other."""
     if test and score is not None:
         raise ConfigError("--test and --score answer different questions; give one of them.")
     if (test or score is not None) and base != "auto":
         raise ConfigError(f"--base {base} has no meaning with {'--test' if test else '--score'}; leave it out.")
+    if out is not None and any(_same(out, one) for one in (p, q, score) if one is not None):
+        raise ConfigError(f"--out {out} is a file that is read; give it another name.")
     if test and out is not None:
         raise ConfigError("--test writes no file; leave out --out.")
     if score is not None and p != "-":
         raise ConfigError(f"With --score, P is not read: write - in place of {p}.")
+
+
+def _same(one: Address, other: Address) -> bool:
+    """Whether two arguments name one file."""
+    if one.is_local and other.is_local:
+        return os.path.realpath(one.real) == os.path.realpath(other.real)
+    return one.real == other.real
 
 
 def _fit(p: str, q: str, base: Base, settings: "FitSettings", seed: int, out: str | None) -> None:
@@ -205,11 +215,14 @@ def _score(q: str, file: Address, settings: "FitSettings", seed: int, out: str |
     """Writes and summarises how strange the rows of a file are beside the samples in Q."""
     from ebmscale.ratios import OutOfDistribution  # noqa: PLC0415
     from ebmscale.ratios.read import read_array  # noqa: PLC0415
+    from ebmscale.ratios.samples import as_points, as_samples  # noqa: PLC0415
 
     target = output_file(out if out is not None else _beside(file), (".npz",))
     console.print(f"learning the density of {q}, by which {file} is scored")
     with Steps("reading the samples"):
         samples, rows = read_array(q), read_array(file)
+        if not len(as_points(rows, as_samples(samples, "q").shape[1:], file)):  # checked before the long fit
+            raise DataError(f"{file} has no rows to score.")
     with _watched("fit") as (watch, stop):
         judge = OutOfDistribution.fitted(samples, settings=settings, seed=seed, watch=watch)
         found = judge.judge(rows)

@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from ebmscale.cli.arguments import COMPARISON, config_argument, overrides_argument
-from ebmscale.cli.group import cli, console, example
+from ebmscale.cli.group import NumberRange, cli, console, example
 from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError
@@ -131,14 +131,14 @@ def submit(
 @click.option("--workers", default="8,64,512,1024", show_default=True, help="Numbers of workers, with commas.")
 @click.option(
     "--bandwidth-gbit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=NumberRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
     help="Of the network between workers, in Gbit/s.",
 )
 @click.option(
     "--latency-us",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     default=50.0,
     show_default=True,
     help="Of a message, in microseconds.",

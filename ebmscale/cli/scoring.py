@@ -76,7 +76,7 @@ def score(
         images = open_all_images(model, Storage.at(url), world, show)
         job = None
         if in_parts:
-            folder = output_folder(out.real if is_folder else f"{out.real}.parts")
+            folder = output_folder(out.real if is_folder else f"{out.real}.parts", "table of scores")
             job = ScoreJob.of(Storage.at(run), model, images, seed, device, folder)
         show.say("held-out images of the run")
         reference = held_out_scores(model, seed, world, show)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ebmscale.cli.group import cli, console, example
+from ebmscale.cli.group import NumberRange, cli, console, example
 from ebmscale.cli.outputs import ADDRESS, output_folder
 from ebmscale.cli.progress import Steps
 from ebmscale.cli.workers import worker_options, workers_of
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--test-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=NumberRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
     help="Make this share of the train samples the test part, for sets that have none.",
 )
 @click.option(
     "--max-damaged",
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     metavar="SHARE",
     default=0.01,
     show_default=True,

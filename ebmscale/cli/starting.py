@@ -1,5 +1,6 @@
 """Commands with which work begins: presets, the meaning of keys, a first configuration."""
 
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ import click
 from rich.padding import Padding
 
 from ebmscale.cli.arguments import KeyPrefix
-from ebmscale.cli.group import cli, console, example
+from ebmscale.cli.group import NumberRange, cli, console, example
 from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config.presets import FOLDER, PREFIX
 from ebmscale.config.presets import presets as all_presets
@@ -69,7 +70,7 @@ def keys(prefix: str) -> None:
 @cli.command(epilog=example("ebmscale init data/photos --out my.yaml"))
 @click.argument("url", metavar="DATA", type=ADDRESS)
 @click.option("--out", metavar="FILE", type=click.Path(dir_okay=False), help="The file (default: NAME.yaml of DATA).")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Fit the length of the run to this time.")
+@click.option("--minutes", type=NumberRange(min=0, min_open=True), help="Fit the length of the run to this time.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -92,6 +93,8 @@ def init(url: str, out: str | None, minutes: float | None, device: str) -> None:
     storage, file = Storage.at(url), Path(out or f"{name_for(url)}.yaml")
     if file.exists():
         raise ConfigError(f"{file} already exists and is not overwritten; give --out another name.")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{file} cannot be written: its folder is missing or not writable; give --out another place.")
     offer = pack_offer(storage, url)
     if offer is not None:
         raise DataError(offer)

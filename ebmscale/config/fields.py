@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from ebmscale.config.keys import check_type
+from ebmscale.config.keys import check_size, check_type
 
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
 NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
@@ -29,6 +29,7 @@ class Block(BaseModel):
     def _is_no_other_type(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None
         check_type(value, cls.model_fields[info.field_name].annotation)
+        check_size(value)
         return value
 
 

@@ -1,6 +1,7 @@
 """Dotted keys of a configuration: the known ones, the one that was probably meant, and the values of a field."""
 
 import difflib
+import math
 import types
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,6 +16,7 @@ _WRONG_TYPE: dict[type, Literal["int_type", "float_type", "bool_type"]] = {
     float: "float_type",
     bool: "bool_type",
 }
+_SMALLEST, _LARGEST = 1e-100, 1e100  # of numbers other than 0; a float holds their squares
 
 
 def first_problem(error: ValidationError, known: Sequence[str]) -> str:
@@ -119,6 +121,18 @@ def check_type(value: Any, annotation: Any) -> None:
                 raise PydanticKnownError(problem)
     elif not isinstance(value, str | bool) and bool in types and not types & {int, float}:
         raise PydanticKnownError("bool_type")
+
+
+def check_size(value: Any) -> None:
+    """Refuses a number whose square a float cannot hold.
+
+    Raises:
+        ValueError: it is that large, or that near to 0.
+    """
+    if not isinstance(value, int | float) or not value or (isinstance(value, float) and not math.isfinite(value)):
+        return
+    if not _SMALLEST < abs(value) < _LARGEST:
+        raise ValueError(f"{excerpt(repr(value))} is too {'large' if abs(value) > 1 else 'near to 0'} to compute with")
 
 
 def _alternatives(annotation: Any) -> list[Any]:

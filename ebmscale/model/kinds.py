@@ -30,7 +30,7 @@ def refuse_other(storage: Storage, kind: str, way_out: str) -> None:
 
     Args:
         storage: the folder.
-        kind: a key of `MARKS`.
+        kind: a key of `MARKS`, or what else is written.
         way_out: what to do, as the end of the sentence.
 
     Raises:

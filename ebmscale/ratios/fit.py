@@ -89,7 +89,7 @@ def fit_ratio(
     """
     if base not in BASES:
         raise ConfigError(f"There is no base {base!r}; use auto, samples or gaussian, or give p as a density.")
-    settings, watch = settings or FitSettings(), watch or Watch()
+    settings, watch = FitSettings.of(settings), watch or Watch()
     watch.begin(settings.budget_s)
     if is_density(p):
         samples = as_samples(q, "q")

@@ -17,7 +17,7 @@ from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DataError
 from ebmscale.model.sampler import total
-from ebmscale.ratios.samples import Frame, as_pixels
+from ebmscale.ratios.samples import Frame, as_pixels, check_finite
 from ebmscale.stages.record import StageRecord
 
 POOR = 0.05
@@ -98,7 +98,7 @@ class FittedRatio:
         """log q - log p in nats at points x (N, ...), as (N,).
 
         Raises:
-            DataError: the points do not have the shape of the samples that it was fitted to.
+            DataError: the points do not have the shape of the samples that it was fitted to, or are not finite.
         """
         rows = self._rows(x)
         value = total(self.sequence, rows) - self.normaliser.log_z
@@ -108,7 +108,7 @@ class FittedRatio:
         """log q in nats at points x (N, ...), as (N,); needs a known base density.
 
         Raises:
-            DataError: the base is known by samples alone, or the points have another shape.
+            DataError: the base is known by samples alone, or the points are as `log_ratio` refuses them.
         """
         if not self.sequence.base.is_known:
             raise DataError("log q needs a base density: fit with base='gaussian', or give p as a density.")
@@ -141,6 +141,7 @@ class FittedRatio:
         x = x[:, None] if x.dim() == 1 and self.shape == (1,) else x
         if tuple(x.shape[1:]) != self.shape:
             raise DataError(f"The points have the shape {tuple(x.shape[1:])}; the ratio was fitted to {self.shape}.")
+        check_finite(x, "x")
         return (x.float() if self.frame is None else self.frame.inside(x)).flatten(1)
 
 

@@ -115,18 +115,30 @@ def as_samples(values: Any, name: str) -> Tensor:
             f"{name} has {len(tensor)} samples of {size} coordinates; give more samples than coordinates, "
             "or reduce the coordinates first."
         )
-    bad = ~tensor.isfinite().flatten(1).all(1)
-    if bool(bad.any()):
-        raise DataError(
-            f"{name} has {int(bad.sum())} samples that are not finite numbers (the first is number "
-            f"{int(bad.nonzero()[0])}); leave them out."
-        )
+    check_finite(tensor, name)
     if len(tensor) and bool(_rounds_away(tensor).any()):
         raise DataError(
             f"{name} lies so far from 0 that 64-bit numbers do not tell its samples apart; subtract one number from p "
             "and q before they are made float64."
         )
     return tensor
+
+
+def as_points(values: Any, shape: Sequence[int], name: str = "x") -> Tensor:
+    """An array or tensor of points (N, ...) of one shape, or flattened, as float64 (N, ...).
+
+    Raises:
+        DataError: they have another shape, or are not finite numbers; `name` says which array it is.
+    """
+    tensor, size = torch.from_numpy(as_float64(values, name)), math.prod(shape)
+    tensor = tensor[:, None] if tensor.dim() == 1 and size == 1 else tensor
+    if tensor.dim() < 2 or math.prod(tensor.shape[1:]) != size:
+        raise DataError(
+            f"{name} has the shape {tuple(tensor.shape)}, and one sample of q has the shape {tuple(shape)}; "
+            "give an array of points of that shape."
+        )
+    check_finite(tensor, name)
+    return tensor.reshape(-1, *shape)
 
 
 def as_pair(p: Any, q: Any) -> tuple[Tensor, Tensor, bool]:
@@ -163,6 +175,16 @@ def check_alike(p: Sequence[int], q: Sequence[int]) -> None:
     """
     if tuple(p) != tuple(q):
         raise DataError(f"A sample of p has the shape {tuple(p)} and one of q {tuple(q)}; they must be alike.")
+
+
+def check_finite(samples: Tensor, name: str) -> None:
+    """Refuses samples (N, ...) that hold NaN or infinity; the DataError calls them `name`."""
+    bad = samples.isfinite().logical_not().flatten(1).any(1)
+    if bool(bad.any()):
+        raise DataError(
+            f"{name} has {int(bad.sum())} samples that are not finite numbers (the first is number "
+            f"{int(bad.nonzero()[0])}); leave them out."
+        )
 
 
 def split(samples: Tensor, held_out: float, generator: torch.Generator) -> Split:

@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing
@@ -11,6 +12,15 @@ from ebmscale.stages.settings import ParticleSettings, StageSettings, TrainerSet
 
 FINAL_MOVES = 3
 """How many times as many moves a rung of the final normaliser takes."""
+
+_WHOLE = {
+    "waves": 0, "max_stages": 1, "batch_size": 1, "min_updates": 0, "max_updates": 1, "evidence_every": 1,
+    "num_particles": 1, "groups": 1, "group_size": 1,
+}  # fmt: skip  # the least value of settings that are whole numbers
+_NUMBERS = {
+    "rate": (1e-30, 1e30), "weight_decay": (0, 1e30), "significance": (0, 1e30), "min_gain": (0, 1e30),
+    "held_out": (0.01, 0.9), "gain_limit": (1e-30, 1e30), "min_ess": (0, 1), "ess": (0.01, 0.99),
+}  # fmt: skip  # the least and the greatest value of others
 
 
 @dataclass(frozen=True)
@@ -81,18 +91,38 @@ class FitSettings:
     budget_s: float = math.inf
 
     def __post_init__(self) -> None:
-        if min(self.max_stages, self.batch_size, self.max_updates, self.evidence_every, self.num_particles) < 1:
-            raise ConfigError("max_stages, batch_size, max_updates, evidence_every and num_particles must be positive.")
+        for name, least in _WHOLE.items():
+            _check_whole(getattr(self, name), name, least)
+        for name in ("hidden", "conv"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ConfigError(f"{name} must hold widths, such as (64, 64), not {getattr(self, name)!r}.")
+            for width in getattr(self, name):
+                _check_whole(width, f"a width in {name}", 1)
+        for name, (low, high) in _NUMBERS.items():
+            number = getattr(self, name)
+            if not (isinstance(number, Real) and low <= float(number) <= high):
+                raise ConfigError(f"{name} must be a number from {low:g} to {high:g}, not {number!r}.")
         if self.min_updates > self.max_updates:
             raise ConfigError("min_updates must not be above max_updates.")
         if self.start not in ("moments", "zero"):
             raise ConfigError(f"start must be moments or zero, not {self.start!r}.")
-        if self.waves < 0 or (self.waves and not self.hidden):
-            raise ConfigError("waves must not be negative, and need hidden layers that see them.")
-        if not self.budget_s > 0:
-            raise ConfigError(f"budget_s must be positive, not {self.budget_s:g}.")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out must be between 0 and 1, not {self.held_out:g}.")
+        if self.waves and not self.hidden:
+            raise ConfigError("waves need hidden layers that see them.")
+        if not (isinstance(self.budget_s, Real) and self.budget_s > 0):
+            raise ConfigError(f"budget_s must be positive, not {self.budget_s!r}.")
+        if not isinstance(self.moves, MoveSettings | None):
+            raise ConfigError(f"moves must be MoveSettings or None, not {self.moves!r}.")
+
+    @classmethod
+    def of(cls, given: "FitSettings | None") -> "FitSettings":
+        """The settings that a caller gave, or the defaults.
+
+        Raises:
+            ConfigError: they are something else.
+        """
+        if not isinstance(given, FitSettings | None):
+            raise ConfigError(f"settings must be FitSettings(...), not a {type(given).__name__}.")
+        return given or cls()
 
     @property
     def stages(self) -> StageSettings:
@@ -138,3 +168,9 @@ class FitSettings:
     def final_annealing(self) -> Annealing:
         """How the final normaliser is measured: particles that lag behind their rung would make it too small."""
         return Annealing(ess=self.ess, moves=replace(self.kernel, num_moves=FINAL_MOVES * self.kernel.num_moves))
+
+
+def _check_whole(value: Any, name: str, least: int) -> None:
+    """Refuses what is not a whole number from `least` on."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}.")

@@ -5,19 +5,19 @@ Shapes: N samples, T test samples, P permutations.
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ebmscale.data.arrays import as_float64
 from ebmscale.density.evidence import auc
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.ratios.bases import fitted_gaussian
 from ebmscale.ratios.fit import classify, fit_ratio
 from ebmscale.ratios.fitted import FittedRatio
-from ebmscale.ratios.samples import Frame, as_samples, split
+from ebmscale.ratios.samples import Frame, as_points, as_samples, split
 from ebmscale.ratios.settings import FitSettings
 from ebmscale.ratios.watch import Watch
 from ebmscale.seeds import torch_generator
@@ -119,15 +119,15 @@ def two_sample_test(
         ConfigError: there are no permutations, or `held_out` is not between 0 and 1.
         DataError: the samples cannot be used.
     """
-    if num_permutations < 1 or not 0 < held_out < 1:
-        raise ConfigError("num_permutations must be at least 1, and held_out between 0 and 1.")
+    if not isinstance(num_permutations, Integral) or num_permutations < 1 or not 0 < held_out < 1:
+        raise ConfigError("num_permutations must be a whole number from 1 on, and held_out between 0 and 1.")
     generator = torch_generator(seed, "two-sample-test")
     sets = [as_samples(samples, name) for samples, name in ((p, "p"), (q, "q"))]
     orders = [torch.randperm(len(samples), generator=generator) for samples in sets]
     cuts = [max(int(len(samples) * held_out), 2) for samples in sets]
     fitted_to = [samples[order[cut:]] for samples, order, cut in zip(sets, orders, cuts, strict=True)]
     tested = [samples[order[:cut]] for samples, order, cut in zip(sets, orders, cuts, strict=True)]
-    ratio = classify(fitted_to[0], fitted_to[1], settings or FitSettings(), seed, watch)
+    ratio = classify(fitted_to[0], fitted_to[1], FitSettings.of(settings), seed, watch)
     f_p, f_q = (ratio.log_ratio(samples) for samples in tested)
     statistic = auc(f_q, f_p)
     values = torch.cat([f_q, f_p])
@@ -192,13 +192,12 @@ class OutOfDistribution:
         return cls(ratio, (frame.log_volume - ratio.log_density(parts.test)).sort().values, frame)
 
     def score(self, x: ArrayLike) -> Tensor:
-        """-log q at points (T, ...), as (T,): higher is stranger."""
-        points = torch.from_numpy(as_float64(x, "x"))
-        shape = self.frame.centre.shape
-        points = points.reshape(len(points), -1)
-        if points.shape[1] != shape.numel():
-            raise DataError(f"The points have {points.shape[1]} coordinates; the scores are for {tuple(shape)}.")
-        rows = self.frame.inside(points.reshape(-1, *shape)).flatten(1)
+        """-log q at points (T, ...), as (T,): higher is stranger.
+
+        Raises:
+            DataError: points of another shape than the samples, or that are not finite numbers.
+        """
+        rows = self.frame.inside(as_points(x, self.frame.centre.shape)).flatten(1)
         return self.frame.log_volume - self.ratio.log_density(rows)
 
     def judge(self, x: ArrayLike) -> Strangeness:

@@ -210,7 +210,9 @@ class _Listening(threading.Event):
 
 
 def _check_unchanged(storage: Storage, old: RunConfig | None, config: RunConfig) -> None:
-    """Refuses to resume a run with settings that compute something else."""
+    """Refuses to resume a run with settings that compute something else; warns where that cannot be known."""
+    if old is None and CheckpointReader(storage).finished():
+        log.warning("%s is not there: the configuration is assumed to be unchanged", storage.url_of(CONFIG_FILE))
     changed = changed_keys(old, config) if old is not None else []
     if changed:
         raise ConfigError(

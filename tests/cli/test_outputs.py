@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from ebmscale.cli import cli
 from ebmscale.errors import ConfigError, EbmscaleError, StorageError
 from ebmscale.storage import Storage
+from tests.program import run_here
 
 WRITERS = {
     "ratio": "ratio none.npy none.npy --out OUT/x.npz",
@@ -74,3 +75,59 @@ def test_inspect_shows_no_secret():
     result = run(f"inspect {place}")
     assert "shards memory://***@" in result.output
     assert "PASSW0RD" not in result.output
+
+
+@pytest.mark.parametrize("out", ["q.npz", "./q.npz", "link.npz"])
+def test_a_file_that_is_read_is_not_written_over(here, out):
+    np.savez(here / "q.npz", np.zeros((64, 2)))
+    (here / "link.npz").symlink_to("q.npz")
+    before = (here / "q.npz").read_bytes()
+    with pytest.raises(ConfigError, match="is a file that is read"):
+        raise run(f"ratio p.npy q.npz --out {out}").exception
+    assert (here / "q.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "init none --minutes",
+        "plan none --bandwidth-gbit",
+        "plan none --latency-us",
+        "pack digits - x --max-damaged",
+        "pack digits - x --test-fraction",
+        "features train x y --epochs",
+        "ratio p.npy q.npy --budget-s",
+    ],
+)
+def test_an_option_that_is_no_finite_number_is_refused(here, line, number):
+    result = run(f"{line} {number}")
+    assert result.exit_code == 2
+    assert line.split()[-1] in result.output
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 800 bytes. Error code 12"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"),
+    ],
+)
+def test_too_little_memory_is_said_in_a_sentence(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "main", fail)
+    done = run_here("doctor")
+    assert done.returncode == ConfigError.exit_code
+    assert done.stderr.startswith("error: There is not enough memory for an array")
+    assert ("of 800 bytes" in done.stderr) == ("800" in str(error))
+    assert ("of 2.00 GiB" in done.stderr) == ("GiB" in str(error))
+
+
+def test_another_error_of_the_program_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(cli, "main", lambda *_, **__: [].pop())
+    with pytest.raises(IndexError):
+        run_here("doctor")

@@ -75,7 +75,7 @@ def test_presets_are_copied_to_be_changed(tmp_path: Path) -> None:
     assert (tmp_path / "cluster" / "slurm.sh").exists()
     again = run(f"presets --copy {tmp_path}")
     assert isinstance(again.exception, ConfigError)
-    assert "is already there" in str(again.exception)
+    assert "already exists" in str(again.exception)
 
 
 def test_every_key_is_explained() -> None:
@@ -125,3 +125,9 @@ def test_long_commands_say_at_once_what_they_do(
     result = run(line)
     assert result.output.startswith(said)
     assert isinstance(result.exception, EbmscaleError)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_updates_are_timed(tmp_path: Path) -> None:
+    result = run(f"init {tmp_path} --out {tmp_path}/none/x.yaml")
+    assert isinstance(result.exception, ConfigError)
+    assert "cannot be written" in str(result.exception)

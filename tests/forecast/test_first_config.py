@@ -138,5 +138,5 @@ def test_init_writes_a_file_that_trains(digits_url: str, tmp_path: Path, monkeyp
     assert "every part works" in dry.output
     again = call("init", digits_url)
     assert isinstance(again.exception, ConfigError)
-    assert "is already there" in str(again.exception)
+    assert "already exists" in str(again.exception)
     assert (tmp_path / "digits.yaml").read_text() == text

@@ -183,6 +183,8 @@ def test_bad_settings_get_a_sentence() -> None:
     fitted = fit_ratio(StandardNormal(1), narrow(100, 1), settings=replace(QUICK, max_stages=1))
     with pytest.raises(DataError, match="was fitted to"):
         fitted.log_ratio(np.ones((3, 2)))
+    with pytest.raises(DataError, match="1 samples that are not finite"):
+        fitted.log_ratio([[1.0], [math.nan]])
 
 
 @pytest.mark.parametrize("seed", [0, 2])
@@ -193,3 +195,31 @@ def test_an_interval_that_misses_the_truth_comes_with_a_warning(seed: int) -> No
     fitted = fit_ratio(p, parts.sum(1, keepdim=True), seed=seed)
     low, high = fitted.interval
     assert low <= 2 * (1.5 - 0.5772156649) - math.log(2) <= high or "hardly reach" in str(fitted.warning)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"hidden": (0,)}, "a width in hidden"),
+        ({"hidden": (8.5,)}, "a width in hidden"),
+        ({"hidden": 8}, "must hold widths"),
+        ({"conv": (-1,)}, "a width in conv"),
+        ({"waves": 1.5}, "waves must be a whole number from 0"),
+        ({"max_stages": "3"}, "max_stages must be a whole number from 1"),
+        ({"groups": 0}, "groups"),
+        ({"rate": -1.0}, "rate must be a number"),
+        ({"significance": math.nan}, "significance"),
+        ({"gain_limit": 0}, "gain_limit"),
+        ({"ess": 1.5}, "ess"),
+        ({"budget_s": None}, "budget_s"),
+        ({"moves": "hmc"}, "moves"),
+    ],
+)
+def test_a_setting_of_another_type_or_range_is_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        FitSettings(**values)
+
+
+def test_settings_are_no_dictionary() -> None:
+    with pytest.raises(ConfigError, match="FitSettings"):
+        fit_ratio(normal(50, 1), narrow(50, 1), settings={"max_stages": 1})  # type: ignore[arg-type]

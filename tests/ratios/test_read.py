@@ -91,6 +91,15 @@ def test_the_command_scores_rows_beside_their_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "new.scores.json").read_text())["held_out"] == 60
 
 
+@pytest.mark.parametrize("rows", [np.zeros((0, 2)), np.zeros((5, 3)), np.full((5, 2), np.nan)])
+def test_rows_that_cannot_be_scored_are_refused_before_the_fit(tmp_path: Path, rows: np.ndarray) -> None:
+    np.save(tmp_path / "q.npy", normal(600, 2).numpy())
+    np.save(tmp_path / "new.npy", rows)
+    refused = run("-", str(tmp_path / "q.npy"), "--score", str(tmp_path / "new.npy"))
+    assert isinstance(refused.exception, DataError)
+    assert "stage" not in refused.output
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,3 +62,11 @@ def test_strange_points_score_high_and_samples_have_uniform_p_values() -> None:
     assert float(strange.score.min()) > float(fresh.score.median())
     assert bool((strange.p_value < 0.02).all())
     assert float(strange.p_value.min()) >= 1 / 602
+    assert len(judge.score(np.zeros((0, 2)))) == 0
+    for points, words in (
+        ([[0.0, math.nan]], "not finite"),
+        (3.0, r"shape \(\)"),
+        (np.ones((4, 3)), r"shape \(4, 3\)"),
+    ):
+        with pytest.raises(DataError, match=words):
+            judge.judge(points)

@@ -13,7 +13,7 @@ from ebmscale.data.formats import open_source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.errors import DataError
-from ebmscale.model.run_folder import run_storage
+from ebmscale.model.run_folder import CONFIG_FILE, run_storage
 from ebmscale.storage import Storage
 from ebmscale.training.run_data import DATA_FILE, read_run_data
 
@@ -58,6 +58,16 @@ def test_another_set_is_accepted_where_that_is_asked_for(
     assert "it continues with the new one, as data.accept_changed is true" in caplog.text
     run_until(changed(config, data={"accept_changed": False}, train={"max_samples": 960}))  # it is now the run's set
     assert positions(config)[-1] == 960
+
+
+def test_a_run_whose_configuration_is_gone_says_that_no_change_can_be_seen(
+    tiny: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, storage = started(tiny), run_storage(tiny)
+    assert "assumed" not in caplog.text
+    storage.delete(CONFIG_FILE)
+    run_until(config)
+    assert "config.yaml is not there: the configuration is assumed to be unchanged" in caplog.text
 
 
 @pytest.mark.parametrize("content", [None, b"["])
