@@ -121,7 +121,7 @@ def test_a_web_address_without_a_server_is_not_taken_for_an_empty_place(url):
 
 @pytest.mark.parametrize("given", [None, 3, b"runs", ["runs"]])
 def test_what_a_program_gives_for_an_address_is_text_or_a_path(tmp_path, given):
-    with pytest.raises(ConfigError, match="is no address; give text or a path"):
+    with pytest.raises(ConfigError, match="is not an address; give text or a path"):
         Storage.at(given)
     assert Storage.at(tmp_path).url == Storage.at(str(tmp_path)).url
 

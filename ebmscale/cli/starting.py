@@ -41,7 +41,7 @@ def _copy(folder: Path) -> None:
     targets = {FOLDER: folder / "configs", CLUSTER_FILES: folder / "cluster"}
     for target in targets.values():
         if target.exists():
-            raise ConfigError(f"{target} is already there; give --copy another folder.")
+            raise ConfigError(f"{target} already exists; give --copy another folder.")
     try:
         for source, target in targets.items():
             shutil.copytree(source, target, ignore=UNCOPIED)
