@@ -139,7 +139,6 @@ TABLE: dict[str, Run | str] = {
     "ebmscale pack digits - data/digits": Run(),
     "ebmscale features train data/digits features/digits": Run("--epochs 1 --width 4"),
     "ebmscale compare configs/compare/digits.yaml --seeds 3 --jobs 2": Run(f"--seeds 1 {SHORT}", slow=True),
-    "ebmscale compare configs/compare/digits.yaml --seeds 3": Run(f"--seeds 1 --methods gaussian {SHORT}", slow=True),
     "ebmscale features train data/mnist features/mnist": Run("--epochs 1 --width 4"),
     "ebmscale features train data/fashion_mnist features/fashion_mnist --epochs 6": REAL_DATA,
     "ebmscale features train data/cifar10 features/cifar10 --width 24 --epochs 4": REAL_DATA,

@@ -95,14 +95,14 @@ class RunConfig(Block):
         return self.prior.kind == "density" and self.num_live == 0
 
     @property
-    def is_amortised(self) -> bool:
-        """Whether posteriors are the encoder's Gaussians, without chain steps after the draw."""
-        return self.posterior.start == "encoder" and self.posterior.num_steps == 0
-
-    @property
     def uses_encoder(self) -> bool:
         """Whether posteriors begin at an encoder."""
         return self.posterior.start == "encoder"
+
+    @property
+    def is_amortised(self) -> bool:
+        """Whether posteriors are the encoder's Gaussians, without chain steps after the draw."""
+        return self.uses_encoder and self.posterior.num_steps == 0
 
     @property
     def networks_train(self) -> bool:

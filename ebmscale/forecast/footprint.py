@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ebmscale.training.engine import MAX_BUCKET
+
 FP32 = 4
-MAX_BUCKET = 50_000_000
-"""Gradient elements that DeepSpeed reduces at a time (as in `training/engine_deepspeed.py`)."""
 PERSISTENT = 100_000
 """ZeRO 3 keeps parameters of fewer elements whole on every worker (DeepSpeed's own default)."""
 MMAP_BYTES = 32 * 2**20

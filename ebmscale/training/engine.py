@@ -21,6 +21,8 @@ from ebmscale.training.adam import MOMENTS
 from ebmscale.world import World
 
 WEIGHTS = "weights"
+MAX_BUCKET = 50_000_000
+"""Gradient elements that DeepSpeed reduces at once."""
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,10 @@ from torch import Tensor, nn
 
 from ebmscale.errors import ConfigError
 from ebmscale.training.adam import OptimizerSettings, make_adam, set_rate, start_adam
-from ebmscale.training.engine import WEIGHTS, Engine, EngineSettings, Store
+from ebmscale.training.engine import MAX_BUCKET, WEIGHTS, Engine, EngineSettings, Store
 from ebmscale.training.engine_plain import WholeStore
 from ebmscale.training.rank_tensors import clip_, copy_buffers_from_first
 from ebmscale.world import World, leave_group
-
-MAX_BUCKET = 50_000_000  # gradient elements that ZeRO reduces at once
 
 
 class DeepSpeedEngine(Engine):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.langevin import LangevinSettings, differentiate, start, transition
-from ebmscale.density.moves import GeneratorNoise, MoveSettings, adapted, jittered, move
+from ebmscale.density.moves import MoveSettings, adapted, jittered, move
+from tests.density.draws import GeneratorNoise
 
 NUM, DIM, STEP = 200, 3, 0.7
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.density.estimates import pooled
-from ebmscale.density.moves import GeneratorNoise, MoveSettings, Noise
+from ebmscale.density.moves import MoveSettings, Noise
 from ebmscale.density.path import Annealed, Annealing, Leg, stage_legs
 from ebmscale.density.prior import RatioSequence, StandardNormal
 from ebmscale.density.smc import anneal
 from ebmscale.seeds import StreamNoise
+from tests.density.draws import GeneratorNoise
 
 SHARPNESS, MEAN = 3.0, torch.tensor([1.5, 0.0, -1.0], dtype=torch.float64)
 DIM = len(MEAN)
