@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ebmscale.data.pixels import channels_first, to_eight_bits
+from ebmscale.data.pixels import channels_first, damage, to_eight_bits
 from ebmscale.errors import DataError
 
 Payload = bytes | memoryview
@@ -73,7 +73,7 @@ def _decode_with_pillow(payload: Payload, shape: Shape, kind: str) -> np.ndarray
             if pixels.shape != shape:
                 raise ValueError(f"an image of shape {pixels.shape} does not have the shape {shape}")
     except _DAMAGED as error:
-        raise ValueError(f"no {kind} image: {error}") from error
+        raise ValueError(f"no {kind} image: {damage(error)}") from error
     return pixels
 
 

@@ -6,7 +6,7 @@ picture of several frames is refused, as only one of them could be kept.
 """
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MODES = {
     "1": "L",
@@ -113,3 +113,8 @@ def _scaled(image: Image.Image) -> Image.Image:
         inverted = tags.get(_TIFF_PHOTOMETRIC) == 0  # white is zero, which Pillow inverts only up to 8 bits
     scaled = (values.astype(np.uint32) * 255 + top // 2) // top
     return Image.fromarray((255 - scaled if inverted else scaled).clip(0, 255).astype(np.uint8))
+
+
+def damage(error: Exception) -> str:
+    """What is wrong with the bytes of a picture that Pillow does not read, in words."""
+    return "its bytes are not those of a picture" if isinstance(error, UnidentifiedImageError) else str(error)

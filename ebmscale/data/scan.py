@@ -16,7 +16,7 @@ from PIL import Image
 from ebmscale.data.decode import Shape, decode_raw
 from ebmscale.data.labels import ENDINGS as LABEL_ENDINGS
 from ebmscale.data.labels import LABEL_BYTES, Label, LabelError, read_label
-from ebmscale.data.pixels import channels_first, check_size, orientation, to_eight_bits
+from ebmscale.data.pixels import channels_first, check_size, damage, orientation, to_eight_bits
 from ebmscale.data.tars import Member, Name, SequentialFile, tar_members
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
@@ -222,7 +222,7 @@ def _picture_shape(content: bytes, ending: str) -> Shape:
     except ValueError:
         raise
     except Exception as error:  # what a damaged image raises has no common class
-        raise ValueError(f"is not a .{ending} image ({error})") from error
+        raise ValueError(f"is not a .{ending} image ({damage(error)})") from error
     return channels_first(pixels).shape
 
 

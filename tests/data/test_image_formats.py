@@ -162,10 +162,13 @@ def test_folders_that_cannot_be_packed(tmp_path, storage):
         pack(open_source("folder", str(tmp_path / "set")), storage)
 
 
-def test_a_damaged_image_is_named(tmp_path, storage):
+@pytest.mark.parametrize(
+    ("num_bytes", "damage"), [(150, "truncated"), (0, r"\(its bytes are not those of a picture\)")]
+)
+def test_a_damaged_image_is_named(tmp_path, storage, num_bytes, damage):
     save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:150])
-    with pytest.raises(DataError, match=r"b\.png is not an image that can be read"):
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:num_bytes])
+    with pytest.raises(DataError, match=rf"b\.png is not an image that can be read.*{damage}"):
         pack(open_source("folder", str(tmp_path)), storage)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from ebmscale.data.formats.source import Record, Source, check_file, local_source, set_name
 from ebmscale.data.names import printable
 from ebmscale.data.parts import PARTS, parts_of
-from ebmscale.data.pixels import channels_first, check_size, to_eight_bits, upright
+from ebmscale.data.pixels import channels_first, check_size, damage, to_eight_bits, upright
 from ebmscale.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -52,7 +52,7 @@ class ImageFile:
         except DataError:
             raise
         except Exception as error:  # what a damaged image raises has no common class
-            reason = printable(str(error))
+            reason = printable(damage(error))
             raise DataError(
                 f"{printable(self.path)} is not an image that can be read ({reason}); delete it or get it again."
             ) from error
