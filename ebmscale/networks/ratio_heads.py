@@ -210,6 +210,7 @@ class Standardised(nn.Module):
 
 def quadratic_part(network: nn.Module) -> QuadraticHead | None:
     """The quadratic head of a ratio network: the network itself or a term of its sum. None if it has none."""
+    network = network.inner if isinstance(network, Bounded) else network
     parts = network.parts if isinstance(network, Sum) else [network]
     return next((part for part in parts if isinstance(part, QuadraticHead)), None)
 

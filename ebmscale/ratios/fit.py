@@ -20,7 +20,7 @@ from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, Density, RatioSequence
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.model.sampler import total
-from ebmscale.networks import ConvRatioNet, Standardised, vector_ratio
+from ebmscale.networks import Bounded, ConvRatioNet, Standardised, quadratic_part, vector_ratio
 from ebmscale.ratios.bases import as_base, fitted_gaussian, is_density
 from ebmscale.ratios.fitted import FittedRatio, StageRow, in_frame, mean_and_error
 from ebmscale.ratios.samples import Frame, Split, as_pair, as_samples, check_alike, split
@@ -218,7 +218,9 @@ class _Fitting:
         """The ratio of q to p of which there are samples alone; None if they must reach q and do not."""
         stages, draws = self.settings.stages, self._draws("fit-ratio")
         self.watch.begin_side()
-        empty = RatioSequence(SampledOnly(p.train.shape[1]), Standardised(self.inner, p.train.shape[1]))
+        head = quadratic_part(self.inner)
+        inner = Bounded(self.inner) if head is not None else self.inner  # a few samples of p must not carry all weights
+        empty = RatioSequence(SampledOnly(p.train.shape[1]), Standardised(inner, p.train.shape[1]))
         source = FromSamples((p.train, p.validation, p.test), self.settings.min_ess, stages.gain_limit, draws)
         rows: list[StageRow] = []
 

@@ -101,6 +101,15 @@ def test_equal_sides_have_no_ratio() -> None:
     assert fitted.num_stages <= 1
 
 
+def test_a_ratio_of_samples_alone_is_bounded_in_the_tail() -> None:
+    """Gamma(3) is wider than the exponential, so the ratio of their moments' Gaussians grows with the square of x."""
+    p = -torch.rand(6000, 1, generator=torch.Generator().manual_seed(0)).log()
+    q = -torch.rand(6000, 3, generator=torch.Generator().manual_seed(1)).log().sum(1, keepdim=True)
+    fitted = fit_ratio(p, q, base="samples", settings=QUICK)
+    assert fitted.num_stages
+    assert float(fitted.log_ratio(torch.tensor([[1000.0]]))) < 17 * fitted.num_stages
+
+
 def test_images_are_told_apart_by_convolutions() -> None:
     p, q = normal(3000, 1, 4, 4), 0.3 + 0.8 * normal(3000, 1, 4, 4, seed=1)
     fitted = fit_ratio(p, q, base="samples", seed=1, settings=replace(QUICK, conv=(8,), max_stages=1, gain_limit=1.0))
