@@ -31,6 +31,8 @@ CANDIDATES_A_SAMPLE, LEAST_CANDIDATES = 64, 16_384
 ENOUGH = 4.0
 """Effective draws of p_0 for a sample, from which on resampling is enough: most samples are then different."""
 NUM_GROUPS, LEAST_PARTICLES, PARTICLES_A_SAMPLE = 8, 4096, 2
+FEW, PARTICLES_OF_FEW = 32, 2048
+"""So few samples take half of the least number of particles."""
 LEAST_ANCESTORS = 0.02
 """Share of the samples that must descend from different draws of p_0; below it there are four times as many particles.
 """
@@ -121,7 +123,7 @@ def _resampled(prior: RatioSequence, candidates: _Candidates, num: int, seed: in
 
 def by_particles(prior: RatioSequence, num: int, seed: int = 0) -> Sampled:
     """Particles along p_0, ..., p_K, weighted, resampled and moved. Exact in the limit of many particles."""
-    size = max(LEAST_PARTICLES, PARTICLES_A_SAMPLE * num)
+    size = max(PARTICLES_OF_FEW if num <= FEW else LEAST_PARTICLES, PARTICLES_A_SAMPLE * num)
     inside = prior.in_coordinates()
     while True:
         walked = walk_prior(inside, seed, range(NUM_GROUPS), math.ceil(size / NUM_GROUPS), Annealing())
