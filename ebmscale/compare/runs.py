@@ -169,7 +169,9 @@ def _carry_out(
     wanted = {"train": config.train.max_samples, "evaluation": asked}
     if len(networks) > 1:
         wanted["features"] = [network.protocol() for network in networks]
-    if storage.exists(result_file):
+    if (
+        storage.exists(result_file) and saved_config(run_storage(config)) is not None
+    ):  # a run that was deleted is made anew
         found = read_document(storage, result_file, ResultRecord, non_finite=True)
         if found.wanted == wanted:
             origin = found.commit, found.machine, tuple(found.by_stage)
