@@ -100,6 +100,8 @@ class Address(str):
         """
         real = text.real if isinstance(text, Address) else _text_of(text)
         shown = Address(real)
+        if not real:
+            raise ValueError("the address is empty; give a path, or . for the working directory")
         if "\0" in real:
             raise ValueError(f"the address {shown!r} holds a zero byte; check it")
         if _CHAIN.match(real):

@@ -102,7 +102,9 @@ def test_a_path_is_what_it_says(tmp_path, monkeypatch):
     assert Address.parse("http://h/a b%20c%?x=1").real == "http://h/a%20b%20c%25?x=1"
 
 
-@pytest.mark.parametrize("text", ["s3:/bucket/x", "s3:bucket", "http:/h/x", "memory:/x", "s3:///x", "s3://", "a\0b"])
+@pytest.mark.parametrize(
+    "text", ["", "s3:/bucket/x", "s3:bucket", "http:/h/x", "memory:/x", "s3:///x", "s3://", "a\0b"]
+)
 def test_what_is_nearly_an_address_is_refused(text):
     with pytest.raises(ConfigError):
         Storage.at(text)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,8 @@ def test_rows_and_seeds_become_runs_whose_settings_are_file_then_row_then_comman
         ({"rows": {"a": {"train.batch_size": "many"}}}, "row a of .*train.batch_size: .*'many'"),
         ({"rows": {"a": {"method": "vae"}}}, "row a of .*method: .*'vae'"),
         ({"config": "none.yaml"}, "none.yaml: No such file"),
+        ({"config": "preset:none"}, "there is no preset none"),
+        ({"rows": {"a b": {}, "a-b": {}}}, "the rows a b and a-b would share the folder"),
         ({"budget": {"samples": 3, "cpu_s": 3}}, "give samples or cpu_s, not both"),
         ({"evaluation": {"metrics": ["beauty"]}}, "There is no metric 'beauty'"),
         ({"evaluation": {"metrics": []}}, "evaluation.metrics: "),
@@ -161,9 +164,10 @@ def test_a_row_does_not_change_the_settings_of_the_next_ones(tmp_path: Path, tin
 
 
 def test_an_unknown_row_is_refused_with_those_there_are(file: Path) -> None:
-    done = CliRunner().invoke(cli, ["compare", str(file), "--methods", "plain,staggered"])
-    assert isinstance(done.exception, ConfigError)
-    assert "has no row staggered; its rows are plain, staged" in str(done.exception)
+    for methods, name in (("plain,staggered", "staggered"), ("", "''"), ("plain,", "''")):
+        done = CliRunner().invoke(cli, ["compare", str(file), "--methods", methods])
+        assert isinstance(done.exception, ConfigError)
+        assert f"has no row {name}; its rows are plain, staged" in str(done.exception)
 
 
 def test_what_is_done_is_kept_and_other_settings_are_refused(file: Path, commands: Commands) -> None:
@@ -186,6 +190,15 @@ def test_what_is_done_is_kept_and_other_settings_are_refused(file: Path, command
     run_comparison(write(file.parent, {"evaluation": other}), seeds=1)
     assert "evaluate plain-seed0" in commands.calls
     assert Path(url).name == PAGE_FILE
+
+
+def test_the_result_of_a_run_that_was_deleted_is_not_used_again(file: Path, commands: Commands) -> None:
+    run_comparison(file, seeds=1)
+    shutil.rmtree(file.parent / "runs" / "compare-few" / "plain-seed0")
+    commands.calls.clear()
+    rows = ROWS | {"plain": {"method": "gaussian", "model.sigma": 0.2}}
+    run_comparison(write(file.parent, {"rows": rows}), seeds=1)
+    assert commands.calls == ["train plain-seed0", "evaluate plain-seed0"]
 
 
 def test_the_split_is_found_and_checked_before_anything_trains(file: Path, commands: Commands) -> None:

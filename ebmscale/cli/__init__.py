@@ -73,6 +73,7 @@ def run_command(errors: Terminal, arguments: Sequence[str] | None = None) -> int
         The exit code.
     """
     try:
+        _check_folder()
         cli(arguments, prog_name="ebmscale", standalone_mode=False)
     except EbmscaleError as error:
         word = "stopped" if isinstance(error, Interrupted) else "error"
@@ -82,14 +83,14 @@ def run_command(errors: Terminal, arguments: Sequence[str] | None = None) -> int
         for line in _about_usage(error):
             errors.print(line)
         return ConfigError.exit_code
+    except (click.Abort, KeyboardInterrupt) as error:  # an Abort is a RuntimeError too
+        errors.print(f"stopped: interrupted by {asked_by(error)}")
+        return Interrupted.exit_code
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         errors.print(f"error: {out_of_memory(error)}")
         return ConfigError.exit_code
-    except (click.Abort, KeyboardInterrupt) as error:
-        errors.print(f"stopped: interrupted by {asked_by(error)}")
-        return Interrupted.exit_code
     return 0
 
 
@@ -101,6 +102,14 @@ def _about_usage(error: click.ClickException) -> list[str]:
     if not isinstance(error, click.UsageError) or error.ctx is None:
         return [message]
     return [*error.ctx.get_usage().splitlines(), f"Try '{error.ctx.command_path} --help' for help.", "", message]
+
+
+def _check_folder() -> None:
+    """Refuses to work in a folder that was deleted: nothing is found there, and torch ends a process that loads it."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise ConfigError("The folder that this command was started in is gone; change to another one.") from None
 
 
 def _is_first_rank() -> bool:

@@ -20,7 +20,7 @@ def features() -> None:
 @click.option("--name", help="Name of the metric FD-NAME (default: the set's name with -classifier).")
 @click.option("--width", type=click.IntRange(1), default=16, show_default=True, help="Channels of the first layer.")
 @click.option(
-    "--epochs", type=NumberRange(0, min_open=True), default=3.0, show_default=True, help="Passes over the set."
+    "--epochs", type=NumberRange(0, 1e6, min_open=True), default=3.0, show_default=True, help="Passes over the set."
 )
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images of an update.")
 @click.option(

@@ -51,7 +51,13 @@ def output_file(out: str, endings: tuple[str, ...]) -> OutputFile:
         raise ConfigError(f"--out {address} must end in {' or '.join(endings)}.")
     folder, name = Storage.of_file(address)
     path = folder.local_path(name)
-    if path is not None and path.is_dir():
+    try:
+        is_folder = path is not None and path.is_dir()
+    except OSError as error:
+        raise ConfigError(
+            f"--out {address} cannot be written ({error.strerror or error}); give another name."
+        ) from None
+    if is_folder:
         raise ConfigError(f"--out {address} is a folder; name a file.")
     folder.probe("--out")
     return OutputFile(address, folder, name)

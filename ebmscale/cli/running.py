@@ -196,7 +196,7 @@ def compare(
     from ebmscale.forecast.dry_run import dry_run  # noqa: PLC0415
     from ebmscale.world import World  # noqa: PLC0415
 
-    names = [name.strip() for name in methods.split(",")] if methods else None
+    names = [name.strip() for name in methods.split(",")] if methods is not None else None
     results, table, url = run_comparison(
         comparison_file,
         names,

@@ -39,10 +39,10 @@ def presets(copy: str | None) -> None:
 
 def _copy(folder: Path) -> None:
     targets = {FOLDER: folder / "configs", CLUSTER_FILES: folder / "cluster"}
-    for target in targets.values():
-        if target.exists():
-            raise ConfigError(f"{target} already exists; give --copy another folder.")
     try:
+        for target in targets.values():
+            if target.exists():
+                raise ConfigError(f"{target} already exists; give --copy another folder.")
         for source, target in targets.items():
             shutil.copytree(source, target, ignore=UNCOPIED)
     except OSError as error:
@@ -91,7 +91,11 @@ def init(url: str, out: str | None, minutes: float | None, device: str) -> None:
     from ebmscale.storage import Storage  # noqa: PLC0415
 
     storage, file = Storage.at(url), Path(out or f"{name_for(url)}.yaml")
-    if file.exists():
+    try:
+        is_there = file.exists()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror or error}.") from None
+    if is_there:
         raise ConfigError(f"{file} already exists and is not overwritten; give --out another name.")
     if not os.access(file.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"{file} cannot be written: its folder is missing or not writable; give --out another place.")

@@ -109,8 +109,8 @@ class EvaluationBlock(Block):
 class Comparison(Block):
     """A comparison: rows by name, each a few dotted keys that change the configuration `config`.
 
-    `set` holds dotted keys for all rows; `config` is a path relative to this file. Names of rows have no commas, as a
-    command lists rows with commas.
+    `set` holds dotted keys for all rows; `config` is `preset:NAME`, or a path relative to this file. Names of rows have
+    no commas, as a command lists rows with commas.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -191,20 +191,31 @@ def make_jobs(path: str, methods: Sequence[str] | None, num_seeds: int, override
     comparison = load_comparison(path)
     unknown = [name for name in methods or () if name not in comparison.rows]
     if unknown:
-        raise ConfigError(f"{path} has no row {unknown[0]}; its rows are {', '.join(comparison.rows)}.")
+        raise ConfigError(f"{path} has no row {unknown[0] or repr('')}; its rows are {', '.join(comparison.rows)}.")
     rows = list(dict.fromkeys(methods or comparison.rows))
+    names = dict[str, str]()
+    for row in rows:
+        first = names.setdefault(_name_of(row), row)
+        if first != row:
+            raise ConfigError(f"{path}: the rows {first} and {row} would share the folder of one run; rename one.")
     seeds = range(comparison.first_seed, comparison.first_seed + num_seeds)
     return [_job(path, comparison, row, seed, overrides) for seed in seeds for row in rows]
+
+
+def _name_of(row: str) -> str:
+    """The row's name as a part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", row)
 
 
 def _job(path: str, comparison: Comparison, row: str, seed: int, overrides: Sequence[str]) -> Job:
     settings = comparison.set | comparison.rows[row]
     if comparison.budget.samples is not None:
         settings = settings | {"train.max_samples": comparison.budget.samples}
-    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', row)}-seed{seed}"
-    own = [f"run.seed={seed}", f"run.name={name}"]
+    own = [f"run.seed={seed}", f"run.name={_name_of(row)}-seed{seed}"]
     try:
-        config = load_config(file_of(path, "compare", "").parent / comparison.config, [*overrides, *own], settings)
+        config = load_config(
+            file_of(path, "compare", "").parent / file_of(comparison.config, ""), [*overrides, *own], settings
+        )
     except ConfigError as error:
         raise ConfigError(f"row {row} of {path}: {error}") from None
     storage = config.storage.model_copy(update={"url": config.storage.url.below(f"compare-{comparison.name}")})

@@ -169,9 +169,11 @@ def _carry_out(
     wanted = {"train": config.train.max_samples, "evaluation": asked}
     if len(networks) > 1:
         wanted["features"] = [network.protocol() for network in networks]
+    settings = config.model_dump(mode="json", exclude={"run", *CIRCUMSTANCES})
     if storage.exists(result_file):
         found = read_document(storage, result_file, ResultRecord, non_finite=True)
-        if found.wanted == wanted:
+        is_of_these = found.config in (None, settings) or saved_config(run_storage(config)) is not None
+        if found.wanted == wanted and is_of_these:
             origin = found.commit, found.machine, tuple(found.by_stage)
             return Result(job.row, config.run.seed, url, found.measured, None, *origin)
     try:
@@ -190,7 +192,7 @@ def _carry_out(
     lease.check()
     result = Result(job.row, config.run.seed, url, measured, None, commit(), describe(), by_stage)
     record = {"wanted": wanted, "measured": measured, "commit": result.commit, "machine": result.machine}
-    record["by_stage"] = by_stage
+    record |= {"by_stage": by_stage, "config": settings}
     storage.publish(result_file, json.dumps(record, indent=1).encode())
     say(f"{config.run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     return result
@@ -208,13 +210,18 @@ def _by_stage(
 
 
 class ResultRecord(Stored):
-    """The values of a row of the table, the training and evaluation that gave them, and where they were measured."""
+    """The values of a row of the table, the training and evaluation that gave them, and where they were measured.
+
+    Attributes:
+        config: the run's settings, which tell of a run that was deleted; None in records of earlier versions.
+    """
 
     wanted: dict[str, Any]
     measured: dict[str, Number]
     commit: str | None = None
     machine: dict[str, str | int] = Field(default_factory=dict)
     by_stage: list[dict[str, Number]] = Field(default_factory=list)
+    config: dict[str, Any] | None = None
 
 
 def _environment(config: RunConfig) -> dict[str, str]:

@@ -21,7 +21,7 @@ from ebmscale.data.chunks import iter_chunks
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.split import VALIDATION_FRACTION, select
 from ebmscale.data.stream import Batching, ImageStream
-from ebmscale.errors import DamagedError, DataError, StorageError
+from ebmscale.errors import DamagedError, DataError, DivergenceError, StorageError
 from ebmscale.model.pieces import check_fit, parse_tensors, shapes_of
 from ebmscale.model.pixels import to_pixels
 from ebmscale.networks import ImageShape
@@ -35,6 +35,7 @@ KIND, VERSION = "ebmscale-feature-net", 1
 WEIGHTS_FILE, ABOUT_FILE = "feature_net.safetensors", "feature_net.json"
 WEIGHTS_BYTES = 4 << 30
 NUM_STREAMS, WINDOW = 64, 512
+LEAST_UPDATES = 5  # a fifth of fewer is less than one update, by which torch divides
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def train_classifier(
 
     Raises:
         DataError: the set has no labels, or no images.
+        DivergenceError: a weight is not a finite number any more.
     """
     shape = check_labelled_images(data, manifest)
     source = torch_generator(recipe.seed, "feature-net-weights")
@@ -95,7 +97,9 @@ def train_classifier(
     batching = Batching(recipe.batch_size, recipe.seed, min(NUM_STREAMS, recipe.batch_size), WINDOW)
     stream = ImageStream(data, manifest, select(manifest, "train"), batching)
     num_updates = max(math.ceil(recipe.epochs * stream.num_samples / recipe.batch_size), 1)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=num_updates + 1, pct_start=0.2)
+    rates = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.rate, total_steps=max(num_updates, LEAST_UPDATES) + 1, pct_start=0.2
+    )
     network.train()
     with closing(stream):
         for number, batch in enumerate(itertools.islice(stream, num_updates), 1):
@@ -105,6 +109,8 @@ def train_classifier(
             optimizer.step()
             rates.step()
             report(number, num_updates, loss.item())
+    if not all(bool(weights.isfinite().all()) for weights in network.state_dict().values()):
+        raise DivergenceError("The training of the classifier diverged; give it a lower learning rate.")
     return network.eval().requires_grad_(False)
 
 

@@ -4,12 +4,13 @@ import json
 import math
 import uuid
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from ebmscale.cli import cli
-from ebmscale.errors import ConfigError, EbmscaleError, StorageError
+from ebmscale.errors import ConfigError, EbmscaleError, Interrupted, StorageError
 from ebmscale.storage import Storage
 from tests.program import run_here
 
@@ -125,6 +126,38 @@ def test_too_little_memory_is_said_in_a_sentence(monkeypatch, error):
     assert done.stderr.startswith("error: There is not enough memory for an array")
     assert ("of 800 bytes" in done.stderr) == ("800" in str(error))
     assert ("of 2.00 GiB" in done.stderr) == ("GiB" in str(error))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt("SIGTERM"), click.Abort()])
+def test_a_stop_at_any_time_is_said_in_a_sentence(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "main", fail)
+    done = run_here("doctor")
+    assert done.returncode == Interrupted.exit_code
+    assert done.stderr.startswith("stopped: interrupted by SIG")
+
+
+def test_a_folder_that_is_gone_is_said_in_a_sentence(here):
+    here.rmdir()
+    done = run_here("presets")
+    assert done.returncode == ConfigError.exit_code
+    assert done.stderr.startswith("error: The folder that this command was started in is gone")
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "line",
+    [f"pack npy {LONG} out", f"presets --copy {LONG}", f"init x --out {LONG}.yaml", f"sample x --out {LONG}.png"],
+)
+def test_a_name_that_the_system_does_not_take_is_said_in_a_sentence(here, line):
+    raised = run(line).exception
+    assert isinstance(raised, EbmscaleError)
+    assert "File name too long" in str(raised)
+    assert list(here.iterdir()) == []
 
 
 def test_another_error_of_the_program_is_not_hidden(monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.errors import DataError, StorageError
+from ebmscale.errors import DataError, DivergenceError, StorageError
 from ebmscale.evaluate.classifier import Recipe, load_classifier, train_classifier
 from ebmscale.evaluate.features import open_features
 from ebmscale.model.pixels import to_pixels
@@ -148,6 +148,15 @@ def test_training_is_a_function_of_the_seed(digits):
     once, again = (train_classifier(digits, manifest, Recipe(width=2, epochs=0.2, seed=4)) for _ in range(2))
     for name, weight in once.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])
+
+
+def test_a_short_training_has_a_schedule_and_one_that_diverges_is_refused(digits):
+    manifest = Manifest.load(digits)
+    num_images = manifest.counts()["train"]
+    for num_updates in range(1, 6):
+        train_classifier(digits, manifest, Recipe(width=2, epochs=num_updates * 4 / num_images, batch_size=4))
+    with pytest.raises(DivergenceError, match="lower learning rate"):
+        train_classifier(digits, manifest, Recipe(width=2, epochs=1.0, rate=1e38))
 
 
 def test_a_damaged_classifier_is_refused(classifier_url, tmp_path):

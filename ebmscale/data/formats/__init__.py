@@ -13,7 +13,8 @@ from ebmscale.data.formats.idx import idx
 from ebmscale.data.formats.images import folder
 from ebmscale.data.formats.source import Record, Source
 from ebmscale.data.formats.svhn import svhn
-from ebmscale.errors import ConfigError
+from ebmscale.data.names import printable
+from ebmscale.errors import ConfigError, DataError
 
 __all__ = ["FORMATS", "Record", "Source", "open_source"]
 
@@ -53,4 +54,8 @@ def open_source(
         if name not in _OPTIONS.get(format, ()):
             takers = [taker for taker, names in _OPTIONS.items() if name in names]
             raise ConfigError(f"{format} takes no {name}; it is for {' and '.join(takers)}.")
-    return FORMATS[format](src, **given)
+    try:
+        return FORMATS[format](src, **given)
+    except OSError as error:
+        where = printable(error.filename or src)
+        raise DataError(f"{where} cannot be read ({error.strerror or error}); give files that can be.") from None
