@@ -43,7 +43,7 @@ def test_overrides_are_dotted_and_typed() -> None:
         ("prior.num_chains=100", "must be a multiple of data.num_streams"),
         ("stages.settle_samples=50000", "below max_samples"),
         ("prior={equilibrate: tilt, equilibrate_steps: 0}", "tilt needs equilibrate_steps above 0"),
-        ("prior.base=moments", "stages.buffer_samples must be at least 160"),
+        ("prior.base=moments", "stages.start_samples must be at least stages.buffer_samples (3200)"),
         ("posterior.num_steps=0", "unless the chain starts at an encoder"),
         ("train.max_samples=.nan", "train.max_samples"),
         ("run.name=../escape", "run.name"),
