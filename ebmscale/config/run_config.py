@@ -122,25 +122,31 @@ class RunConfig(Block):
         return (self.train.generator.stop_samples or self.train.max_samples) if self.networks_train else 0
 
     @model_validator(mode="after")
-    def _method_fits(self) -> "RunConfig":
-        if self.method == "tre" and self.stages.max_stages == 0:
-            raise ValueError("stages.max_stages must be above 0 for method tre: it is the number of ratios")
+    def _base_can_be_fitted(self) -> "RunConfig":
+        if self.prior.base != "moments":
+            return self
         buffered, least = self.stages.buffer_samples, 10 * self.model.latent_dim
-        if self.prior.base == "moments" and buffered < least:
+        if buffered < least:
             raise ValueError(
                 f"stages.buffer_samples must be at least {least} (ten times model.latent_dim), because "
                 "prior.base: moments is fitted to the buffer"
             )
-        if self.prior.base == "moments" and self.stages.start_samples < buffered:
+        if self.stages.start_samples < buffered:
             raise ValueError(
                 f"stages.start_samples must be at least stages.buffer_samples ({buffered}), so that the buffer is full "
                 "when prior.base: moments is fitted to it"
             )
-        if self.prior.base == "moments" and self.prior.base_sizes[0] * self.model.latent_dim > buffered:
+        if self.prior.base_sizes[0] * self.model.latent_dim > buffered:
             raise ValueError(
                 f"prior.base_components must be at most {buffered // self.model.latent_dim} (stages.buffer_samples "
                 "over model.latent_dim), so that there are posteriors for every component"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> "RunConfig":
+        if self.method == "tre" and self.stages.max_stages == 0:
+            raise ValueError("stages.max_stages must be above 0 for method tre: it is the number of ratios")
         moves = self.generator_stops > self.stages.start_samples
         if moves and self.stages.settle_samples >= self.stages.max_samples:
             raise ValueError("stages.settle_samples must be below max_samples, or no time is left to explore")

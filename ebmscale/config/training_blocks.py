@@ -8,15 +8,15 @@ from pydantic import field_validator, model_validator
 from ebmscale.address import Address
 from ebmscale.config.fields import Block, Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat, key
 
+WEIGHT_DECAY = "Decoupled weight decay: an update multiplies the weights by 1 - rate * weight_decay."
+
 
 class OptimizerBlock(Block):
     """Adam."""
 
     rate: PositiveFloat = key("Learning rate.", change="resume", mutable=True)
     betas: tuple[Fraction, Fraction] = key("Decay rates of the moments.", (0.5, 0.999))
-    weight_decay: NonNegativeFloat = key(
-        "Decoupled weight decay: an update multiplies the weights by 1 - rate * weight_decay.", 0.0
-    )
+    weight_decay: NonNegativeFloat = key(WEIGHT_DECAY, 0.0)
     clip_norm: PositiveFloat | None = key("Largest norm of a gradient. Larger gradients are scaled down to it.", None)
 
 
@@ -25,9 +25,7 @@ class RatioOptimizerBlock(OptimizerBlock):
 
     rate: PositiveFloat = key("Learning rate at the start of a stage.", 1e-3, change="resume", mutable=True)
     betas: tuple[Fraction, Fraction] = key("Decay rates of the moments.", (0.9, 0.999))
-    weight_decay: NonNegativeFloat = key(
-        "Decoupled weight decay: an update multiplies the weights by 1 - rate * weight_decay.", 0.3
-    )
+    weight_decay: NonNegativeFloat = key(WEIGHT_DECAY, 0.3)
 
 
 class GeneratorOptimizerBlock(OptimizerBlock):

@@ -108,6 +108,16 @@ def test_an_option_that_is_no_finite_number_is_refused(here, line, number):
     assert list(here.iterdir()) == []
 
 
+def run_and_raise(monkeypatch, error):
+    """What a command does that ends in an exception of its own."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "main", fail)
+    return run_here("doctor")
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -117,11 +127,7 @@ def test_an_option_that_is_no_finite_number_is_refused(here, line, number):
     ],
 )
 def test_too_little_memory_is_said_in_a_sentence(monkeypatch, error):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(cli, "main", fail)
-    done = run_here("doctor")
+    done = run_and_raise(monkeypatch, error)
     assert done.returncode == ConfigError.exit_code
     assert done.stderr.startswith("error: There is not enough memory for an array")
     assert ("of 800 bytes" in done.stderr) == ("800" in str(error))
@@ -130,11 +136,7 @@ def test_too_little_memory_is_said_in_a_sentence(monkeypatch, error):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt("SIGTERM"), click.Abort()])
 def test_a_stop_at_any_time_is_said_in_a_sentence(monkeypatch, error):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(cli, "main", fail)
-    done = run_here("doctor")
+    done = run_and_raise(monkeypatch, error)
     assert done.returncode == Interrupted.exit_code
     assert done.stderr.startswith("stopped: interrupted by SIG")
 

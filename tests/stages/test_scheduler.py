@@ -73,7 +73,7 @@ def test_a_saturated_loss_says_at_its_first_measurement_that_little_more_can_be_
 
 
 def test_a_young_stage_above_chance_goes_on() -> None:
-    """A wide first step takes the loss above chance, and says nothing of what the stage will learn."""
+    """The first updates are often too large and raise the loss above chance. The stage can still learn."""
     assert explore([Measured(100, CHANCE + 0.1)], [], UNLIMITED, Bounds(100, 10_000)).goes_on
 
 
