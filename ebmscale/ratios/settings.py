@@ -57,8 +57,7 @@ class FitSettings:
         min_ess: where p is known by samples alone, the smallest fraction of effective samples. The gain of a stage is
             not increased below it.
         ess: effective sample size, as a fraction, between two intermediate densities (see `Annealing`).
-        moves: the kernel that moves particles. None takes Hamiltonian Monte Carlo (HMC) for quadratic heads alone,
-            whose gradients are cheap, and otherwise the Metropolis-adjusted Langevin algorithm (MALA).
+        moves: the kernel that moves particles. None takes Hamiltonian Monte Carlo (see `MoveSettings`).
         groups: number of independent runs of sequential Monte Carlo that measure the final normaliser.
         group_size: number of particles in each of these runs.
         budget_s: seconds that the fit may take. The result is the stages that are done by then. The first stage is
@@ -148,7 +147,6 @@ class FitSettings:
                 group_size=max(self.num_particles // 4, 1),
                 num_fresh=8 * self.num_particles,
                 annealing=self.annealing,
-                pool_moves=2,
             ),
         )
 
@@ -157,7 +155,7 @@ class FitSettings:
         """`moves`, or what is chosen for them."""
         if self.moves is not None:
             return self.moves
-        return MoveSettings(kind="mala", num_moves=4) if self.hidden else MoveSettings()
+        return MoveSettings()
 
     @property
     def annealing(self) -> Annealing:

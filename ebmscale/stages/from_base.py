@@ -5,7 +5,6 @@ Shapes: M draws, G groups, N particles of a group, Z coordinates.
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -147,16 +146,15 @@ class FromBase:
         Where there were none, new ones go along all legs and find their own way.
         """
         settings, base, annealing, draws = self._settings, self._sequence.base, self._settings.annealing, self._draws
-        few = replace(annealing.moves, num_moves=min(settings.pool_moves, annealing.moves.num_moves))
         legs = stage_legs(self._sequence)
-        for name, groups, size, how in (
-            ("judge", settings.groups, settings.group_size, annealing),
-            ("pool", 1, settings.pool_size, replace(annealing, moves=few)),
+        for name, groups, size in (
+            ("judge", settings.groups, settings.group_size),
+            ("pool", 1, settings.pool_size),
         ):
             walkers: Walkers | None = getattr(self, name)
             if walkers is None:
                 new = Walkers.of_base(name, base, groups, size, draws.whole)
                 moved = new.walked(legs, annealing, draws.whole, len(legs))
             else:
-                moved = walkers.followed(legs[-1:], [plan], how, draws.whole, len(legs))
+                moved = walkers.followed(legs[-1:], [plan], annealing, draws.whole, len(legs))
             setattr(self, name, moved)

@@ -6,7 +6,6 @@ Lengths are in updates of a ratio network.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing
 
 
@@ -50,7 +49,6 @@ class ParticleSettings:
         group_size: particles of each.
         num_fresh: fresh negatives that judge a stage where they are draws of the base.
         annealing: how particles are brought from one prior to the next.
-        pool_moves: moves a rung of the particles to train on, which move again at every use.
     """
 
     candidates: int = 10
@@ -61,12 +59,7 @@ class ParticleSettings:
     groups: int = 4
     group_size: int = 1024
     num_fresh: int = 65536
-    annealing: Annealing = field(
-        default_factory=lambda: Annealing(
-            ess=0.6, resample_below=1.0, moves=MoveSettings(kind="mala", num_moves=4, step_size=0.3)
-        )
-    )
-    pool_moves: int = 2
+    annealing: Annealing = field(default_factory=lambda: Annealing(ess=0.6, resample_below=1.0))
 
 
 @dataclass(frozen=True)
