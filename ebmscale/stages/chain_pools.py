@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ebmscale.density.langevin import ChainTrace
-from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing, stage_legs
 from ebmscale.density.prior import Base, RatioSequence
 from ebmscale.density.resampling import resample_systematically
@@ -22,9 +21,6 @@ from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.stream_table import StreamTable
 from ebmscale.stages.tilt import tilt, with_gain
 from ebmscale.world import World
-
-ANNEALING = Annealing(ess=0.7, moves=MoveSettings(kind="mala", num_moves=2))
-"""How a pool is brought to a new prior by sequential Monte Carlo."""
 
 
 class ChainPools:
@@ -149,7 +145,7 @@ class ChainPools:
             return StreamNoise(self._seed, purpose, position, table.row_streams, self._world.device)
 
         self._after_step()
-        walked = anneal(stage_legs(prior)[-1:], table.z, noise, ANNEALING)
+        walked = anneal(stage_legs(prior)[-1:], table.z, noise, Annealing())
         placed = noise(0, -1).uniform().view(table.z.shape[:2])[:, 0]
         chosen = resample_systematically(walked.log_weights, placed, table.z.shape[1])
         rows = walked.z.gather(1, chosen[:, :, None].expand(-1, -1, prior.base.dim)).flatten(0, 1)

@@ -6,8 +6,10 @@
 `--data` is a folder with fashion/latents.npz and cifar/latents.npz: means and standard deviations of the posteriors of
 train, validation and test images. Stages see train and validation; `--part` says which draws are judged at the end.
 Starts: N(0, I); the Gaussian with the moments; the base that the product chooses. `--single` allows one stage alone,
-and `--updates` fixes the length of every stage. Times are processor seconds of all that is learned, on one thread; log
-Z of the table is measured once more afterwards, by particles of its own, in time that does not count.
+and `--updates` fixes the length of every stage. `--distance` adds the Frechet distance of 5,000 decoded samples after
+each stage to as many decoded posteriors of the part, by the model and the classifier that lie in the folder. Times are
+processor seconds of all that is learned, on one thread; log Z of the table is measured once more afterwards, by
+particles of its own, in time that does not count.
 
 Shapes: N posteriors, M draws, Z coordinates.
 """
@@ -15,7 +17,7 @@ Shapes: N posteriors, M draws, Z coordinates.
 import argparse
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,10 @@ from ebmscale.density.bases import MomentBase
 from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing
 from ebmscale.density.prior import Base, RatioSequence, StandardNormal
+from ebmscale.evaluate.features import open_features
+from ebmscale.evaluate.frechet import Moments, frechet_distance
+from ebmscale.model.load import open_model
+from ebmscale.model.pixels import to_images
 from ebmscale.model.sampler import agreement, draw_density, total
 from ebmscale.networks import Standardised, vector_ratio
 from ebmscale.stages.base import choose_base
@@ -35,10 +41,12 @@ from ebmscale.stages.from_base import FromBase
 from ebmscale.stages.learn import Course, Learned, learn
 from ebmscale.stages.particles import measure_normalisers
 from ebmscale.stages.record import StageRecord
-from ebmscale.stages.settings import StageSettings, TrainerSettings
+from ebmscale.stages.settings import ParticleSettings, StageSettings, TrainerSettings
 from ebmscale.stages.targets import Parts, Posteriors, Target
+from ebmscale.storage import Storage
 
 HIDDEN = {"normal": (200, 200), "gaussian": (200, 200), "chosen": (400, 400)}
+NUM_DECODED = 5000
 SHARE_OF_BASE = 0.35
 """Of the time, that a chosen base may take."""
 
@@ -84,7 +92,11 @@ def fit(a: argparse.Namespace, data: dict[str, Posteriors], seed: int) -> dict[s
     trainer = TrainerSettings(bound=a.bound)
     if a.updates:
         trainer = TrainerSettings(bound=a.bound, min_updates=a.updates, max_updates=a.updates)
-    settings = StageSettings(max_stages=1 if a.single else a.max_stages, trainer=trainer)
+    particles = ParticleSettings()
+    if a.moves == "mala":
+        moves = MoveSettings(kind="mala", num_moves=4)
+        particles = replace(particles, annealing=replace(particles.annealing, moves=moves))
+    settings = StageSettings(max_stages=1 if a.single else a.max_stages, trainer=trainer, particles=particles)
     draws = Draws(seed)
     source = FromBase(empty, settings.particles, draws, settings.gain_limit)
     learned = learn(Learned(empty), source, Course(parts, settings, draws, began + a.budget), said)
@@ -95,6 +107,7 @@ def fit(a: argparse.Namespace, data: dict[str, Posteriors], seed: int) -> dict[s
         "base_s": base_s, "tried": tried, "seconds": seconds, "ended": learned.verdict.reason,
         "table": table(base, learned, held_out, data[a.part].repeats, draws),
         "samples": checked(base, learned, held_out, draws) if a.check else [],
+        "distances": distances(a.data / a.set, base, learned, held_out, draws) if a.distance else [],
         "records": [asdict(record) for record in learned.records],
     }  # fmt: skip
 
@@ -134,6 +147,24 @@ def checked(base: Base, learned: Learned, held_out: Tensor, draws: Draws) -> lis
     return rows
 
 
+def distances(folder: Path, base: Base, learned: Learned, held_out: Tensor, draws: Draws) -> list[float]:
+    """After 0, 1, ..., K stages: the Frechet distance of decoded samples to decoded held-out draws."""
+    model = open_model(Storage.at(str(folder / "model")))
+    features = open_features(str(folder / "features"))
+
+    def moments(z: Tensor) -> Moments:
+        found = Moments(features.num_features)
+        for part in z.split(1000):
+            found.add(features(to_images(model.decode(part))))
+        return found
+
+    real = moments(held_out[:NUM_DECODED])
+    return [
+        frechet_distance(real, moments(base.from_coordinates(draw_density(prior, NUM_DECODED, draws.seed).z)))
+        for prior in (learned.sequence.prefix(stage) for stage in range(learned.sequence.num_stages + 1))
+    ]
+
+
 def said(record: StageRecord) -> None:
     """Prints a stage."""
     print(
@@ -156,6 +187,8 @@ def main() -> None:
     parser.add_argument("--hidden", default="", help="widths, with commas")
     parser.add_argument("--bound", type=float, default=None)
     parser.add_argument("--quadratic", action="store_true")
+    parser.add_argument("--moves", choices=["hmc", "mala"], default="hmc", help="how particles follow the stages")
+    parser.add_argument("--distance", action="store_true", help="Frechet distance of decoded samples after each stage")
     parser.add_argument("--check", action="store_true", help="draw samples after each stage and compare log densities")
     parser.add_argument("--single", action="store_true")
     parser.add_argument("--updates", type=int, default=0)
@@ -171,6 +204,8 @@ def main() -> None:
         print(
             f"{arguments.set} {arguments.start} seed {seed}: {nats} (log Z ± {error:.2f}) in {found['seconds']:.1f} s"
         )
+        if found["distances"]:
+            print("  Frechet distances: " + ", ".join(f"{one:.1f}" for one in found["distances"]))
         if arguments.out is not None:
             with arguments.out.open("a") as file:
                 file.write(json.dumps(found) + "\n")
