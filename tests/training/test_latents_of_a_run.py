@@ -61,7 +61,7 @@ def test_latents_of_digits_as_data_reach_what_the_run_reaches(digits_url: str, t
 
 def test_latents_of_mnist_as_data_reach_what_the_run_reaches(mnist_url: str, tmp_path: Path) -> None:
     """They reach more: the run's own latents are far from N(0, I), and given ones are standardised."""
-    more, error = compare("mnist.yaml", mnist_url, 120_000, tmp_path)
+    more, error = compare("mnist_joint.yaml", mnist_url, 120_000, tmp_path)
     assert more > -0.5 - 3 * error
 
 
