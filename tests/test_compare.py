@@ -123,7 +123,7 @@ def test_rows_and_seeds_become_runs_whose_settings_are_file_then_row_then_comman
         ({"row": {}}, r"unknown key row; did you mean rows\? See configs/compare/"),
         ({"rows": {}}, "rows: "),
         ({"rows": {"a, b": {}}}, r"rows\.a, b"),
-        ({"rows": {"a": None}}, r"rows\.a: input should be a valid dictionary"),
+        ({"rows": {"a": None}}, r"rows\.a: input should be a mapping of keys"),
         ({"rows": {"a": {"train.rate": 3}}}, "row a of .*unknown key train.rate; did you mean"),
         ({"rows": {"a": {"train.batch_size": "many"}}}, "row a of .*train.batch_size: .*'many'"),
         ({"rows": {"a": {"method": "vae"}}}, "row a of .*method: .*'vae'"),
