@@ -4,6 +4,7 @@ Clients of object stores raise exceptions of their own (botocore, aiohttp, ...).
 their classes and modules, so that nothing but the client in use needs to be installed.
 """
 
+import errno
 from collections.abc import Iterator
 
 _CLIENTS = {"botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "fsspec", "s3fs", "gcsfs", "google"}
@@ -26,6 +27,7 @@ _ADVICE = {
     "EndpointConnectionError": "check AWS_ENDPOINT_URL (or endpoint_url beside the url) and that the server runs",
     "ClientConnectorError": "check the address and that the server runs",
 }
+_FULL = {errno.ENOSPC: "free some space there", errno.EDQUOT: "free some of this account's space there"}
 
 
 class TruncatedRead(OSError):
@@ -85,11 +87,19 @@ def describe(error: BaseException) -> str:
 
 def advice(error: BaseException) -> str:
     """What to do about it."""
+    if space := space_advice(error):
+        return space
     local = isinstance(error, PermissionError) and error.errno is not None  # of this machine's file system
     for one in () if local else _chain(error):
         if type(one).__name__ in _ADVICE:
             return _ADVICE[type(one).__name__]
     return "check the address and your rights"
+
+
+def space_advice(error: BaseException) -> str | None:
+    """What to do about a disk or a quota that is full; None about anything else."""
+    codes = (one.errno for one in _chain(error) if isinstance(one, OSError))
+    return next((_FULL[code] for code in codes if code in _FULL), None)
 
 
 def sentence(what: str, error: BaseException, tries: str = "") -> str:

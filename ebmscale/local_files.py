@@ -35,8 +35,9 @@ def create_file(target: Path, data: bytes) -> None:
         except FileExistsError:
             raise
         except OSError:  # a file system without hard links
-            with target.open("xb") as file:
+            with target.open("xb") as file, _deleted_at_failure(target):
                 file.write(data)
+                file.flush()
     _flush_folder(target.parent)
 
 
@@ -59,6 +60,15 @@ def remove_file(target: Path) -> None:
         shutil.rmtree(target)
     else:
         target.unlink(missing_ok=True)
+
+
+@contextmanager
+def _deleted_at_failure(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

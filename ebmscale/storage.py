@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from ebmscale.address import Address
 from ebmscale.config import AddressBlock
 from ebmscale.errors import ConfigError, DamagedError, StorageError
-from ebmscale.faults import TruncatedRead, describe, is_missing, status
+from ebmscale.faults import TruncatedRead, describe, is_missing, space_advice, status
 from ebmscale.filesystem import READS_AT_ONCE, Requester, read_part, read_whole, upload_options
 from ebmscale.local_files import TEMPORARY, append_file, create_file, read_into, remove_file, replace_file
 from ebmscale.places import S3, linked, place_of, problem_of, remove
@@ -272,9 +272,10 @@ class Storage:
             same = self.read_bytes(name) == name.encode()
             self.delete(name)
         except StorageError as error:
+            remedy = space_advice(error) or "grant this account read, write and delete there"
             raise StorageError(
                 f"{self.url} cannot be written to ({describe(error.__cause__ or error)}); "
-                f"choose another {key} or grant this account read, write and delete there."
+                f"choose another {key} or {remedy}."
             ) from error
         if not same:
             raise StorageError(f"{self.url} returned other bytes than were written; choose another {key}.")

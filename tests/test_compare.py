@@ -23,7 +23,7 @@ from ebmscale.compare import commands as commands_module
 from ebmscale.compare.outcome import measured_values
 from ebmscale.compare.rows import EvaluationBlock
 from ebmscale.config import RunConfig, load_config
-from ebmscale.errors import ConfigError, DataError, EbmscaleError, Interrupted, LostRunError
+from ebmscale.errors import ConfigError, DamagedError, DataError, EbmscaleError, Interrupted, LostRunError
 from ebmscale.evaluate.features import Features
 from ebmscale.evaluate.metrics import MetricValues
 from ebmscale.model.checkpoint import position_of
@@ -123,7 +123,7 @@ def test_rows_and_seeds_become_runs_whose_settings_are_file_then_row_then_comman
         ({"row": {}}, r"unknown key row; did you mean rows\? See configs/compare/"),
         ({"rows": {}}, "rows: "),
         ({"rows": {"a, b": {}}}, r"rows\.a, b"),
-        ({"rows": {"a": None}}, r"rows\.a: input should be a valid dictionary"),
+        ({"rows": {"a": None}}, r"rows\.a: input should be a mapping of keys"),
         ({"rows": {"a": {"train.rate": 3}}}, "row a of .*unknown key train.rate; did you mean"),
         ({"rows": {"a": {"train.batch_size": "many"}}}, "row a of .*train.batch_size: .*'many'"),
         ({"rows": {"a": {"method": "vae"}}}, "row a of .*method: .*'vae'"),
@@ -199,6 +199,16 @@ def test_the_result_of_a_run_that_was_deleted_is_not_used_again(file: Path, comm
     rows = ROWS | {"plain": {"method": "gaussian", "model.sigma": 0.2}}
     run_comparison(write(file.parent, {"rows": rows}), seeds=1)
     assert commands.calls == ["train plain-seed0", "evaluate plain-seed0"]
+
+
+def test_a_damaged_result_is_named_with_what_to_do(file: Path, commands: Commands) -> None:
+    url = run_comparison(file, seeds=1)[2]
+    results = sorted((Path(url).parent / "results").iterdir())
+    results[0].write_text(results[0].read_text()[:50])
+    with pytest.raises(DamagedError, match=rf"{results[0].name} is not valid JSON: .* Delete that file, and the run"):
+        run_comparison(file, seeds=1)
+    results[0].unlink()
+    run_comparison(file, seeds=1)
 
 
 def test_the_split_is_found_and_checked_before_anything_trains(file: Path, commands: Commands) -> None:

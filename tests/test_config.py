@@ -37,7 +37,7 @@ def test_overrides_are_dotted_and_typed() -> None:
             "stages.updates_per_batch: input should be greater than 0 or 'auto', but it is 0.",
         ),
         ("prior.base_components=[3,many]", "prior.base_components: input should be a valid integer or 'auto', but"),
-        ("model.latent_shape=flat", "model.latent_shape: input should be a valid tuple"),
+        ("model.latent_shape=flat", "model.latent_shape: input should be a list, but it is 'flat'"),
         ("precision=fp16", "use bf16 or fp32"),
         ("train.batch_size=2", "data.num_streams"),
         ("prior.num_chains=100", "must be a multiple of data.num_streams"),

@@ -84,8 +84,10 @@ def test_a_publish_that_fails_midway_leaves_the_old_content_alone(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(StorageError, match="No space left"):
+    with pytest.raises(StorageError, match=r"No space left on device\); free some space there\."):
         storage.publish("f", b"new")
+    with pytest.raises(StorageError, match=r"choose another --out or free some space there\."):
+        storage.probe("--out")
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     assert storage.read_bytes("f") == b"old"
 

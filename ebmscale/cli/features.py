@@ -46,7 +46,7 @@ def train(
     from ebmscale.storage import Storage  # noqa: PLC0415
 
     recipe = Recipe(width, epochs, batch_size, rate, seed=seed)
-    source, target, began_s = Storage.at(data), output_folder(out), time.process_time()
+    source, target, began_s = Storage.at(data), output_folder(out, "feature network"), time.process_time()
     manifest = Manifest.load(source)
     with Steps("training the classifier", "updates") as show:
         network = train_classifier(source, manifest, recipe, lambda done, total, _: show(done, total))

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import uuid
 from pathlib import Path
 
 import click
@@ -14,7 +15,9 @@ from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config.presets import FOLDER, PREFIX
 from ebmscale.config.presets import presets as all_presets
 from ebmscale.config.table import find_keys
-from ebmscale.errors import ConfigError, DataError
+from ebmscale.errors import ConfigError, DataError, StorageError
+from ebmscale.faults import sentence
+from ebmscale.local_files import TEMPORARY, create_file
 from ebmscale.terminal import duration
 
 CLUSTER_FILES = FOLDER.with_name("cluster_files")
@@ -39,14 +42,22 @@ def presets(copy: str | None) -> None:
 
 def _copy(folder: Path) -> None:
     targets = {FOLDER: folder / "configs", CLUSTER_FILES: folder / "cluster"}
+    half = [target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY}") for target in targets.values()]
     try:
         for target in targets.values():
             if target.exists():
                 raise ConfigError(f"{target} already exists; give --copy another folder.")
-        for source, target in targets.items():
-            shutil.copytree(source, target, ignore=UNCOPIED)
+        for source, made in zip(targets, half, strict=True):
+            shutil.copytree(source, made, ignore=UNCOPIED)
+        for made, target in zip(half, targets.values(), strict=True):
+            made.rename(target)
     except OSError as error:
-        raise ConfigError(f"The files cannot be written to {folder}: {error.strerror or error}.") from None
+        several = isinstance(error, shutil.Error)  # a list of (source, target, reason)
+        why = str(error.args[0][0][2]).partition(": '")[0] if several else error.strerror or error
+        raise StorageError(f"The files cannot be written to {folder}: {why}.") from None
+    finally:
+        for made in half:
+            shutil.rmtree(made, ignore_errors=True)
     console.print(f"files in {targets[FOLDER]} and {targets[CLUSTER_FILES]}")
 
 
@@ -106,9 +117,10 @@ def init(url: str, out: str | None, minutes: float | None, device: str) -> None:
     console.print(f"{manifest.summary()}; updates are timed now")
     text, seconds = timed_config(manifest, url, str(file), device, minutes * 60 if minutes else None)
     try:
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(text)
+        create_file(file, text.encode())
+    except FileExistsError:
+        raise ConfigError(f"{file} was made by another process meanwhile; give --out another name.") from None
     except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error.strerror or error}.") from None
+        raise StorageError(f"{sentence(f'write {file}', error)} Then run the same command again.") from None
     console.print(f"{file} is written; its run takes at most {duration(seconds)} on this machine:")
     console.print(f"    ebmscale train {shlex.quote(str(file))}")

@@ -16,7 +16,7 @@ from ebmscale.compare.outcome import cost, cpu_seconds_at_stages, measured_value
 from ebmscale.compare.rows import Comparison, EvaluationBlock, Job, load_comparison, make_jobs, with_features
 from ebmscale.compare.split import common_split
 from ebmscale.config import CIRCUMSTANCES, RunConfig, changed_keys
-from ebmscale.errors import ConfigError, Interrupted
+from ebmscale.errors import ConfigError, DamagedError, Interrupted
 from ebmscale.evaluate.features import Features, open_features
 from ebmscale.evaluate.metrics import check_metrics, check_names, default_metrics
 from ebmscale.machine import describe
@@ -171,7 +171,10 @@ def _carry_out(
         wanted["features"] = [network.protocol() for network in networks]
     settings = config.model_dump(mode="json", exclude={"run", *CIRCUMSTANCES})
     if storage.exists(result_file):
-        found = read_document(storage, result_file, ResultRecord, non_finite=True)
+        try:
+            found = read_document(storage, result_file, ResultRecord, non_finite=True)
+        except DamagedError as error:
+            raise DamagedError(f"{error} Delete that file, and the run is measured again.") from None
         is_of_these = found.config in (None, settings) or saved_config(run_storage(config)) is not None
         if found.wanted == wanted and is_of_these:
             origin = found.commit, found.machine, tuple(found.by_stage)

@@ -16,6 +16,16 @@ _WRONG_TYPE: dict[type, Literal["int_type", "float_type", "bool_type"]] = {
     float: "float_type",
     bool: "bool_type",
 }
+_PLAIN_WORDS = {
+    "tuple_type": "input should be a list",
+    "dict_type": "input should be a mapping of keys",
+    "model_type": "input should be a mapping of keys",
+    "too_short": "input should have {min_length} or more entries",
+    "too_long": "input should have {max_length} or fewer entries",
+    "int_from_float": "input should be a whole number",
+    "int_parsing_size": "input is too large",
+}
+"""What pydantic says in words of Python, by its name for the problem."""
 _SMALLEST, _LARGEST = 1e-100, 1e100  # of numbers other than 0; a float holds their squares
 
 
@@ -39,7 +49,8 @@ def first_problem(error: ValidationError, known: Sequence[str]) -> str:
         field = excerpt(".".join(str(part) for part in ways[0]["loc"][:-1]))
         *first, last = dict.fromkeys(way["msg"].removeprefix("Input should be ").partition(",")[0] for way in ways)
         return f"{field}: input should be {', '.join(first)} or {last}, but it is {excerpt(repr(problem['input']))}."
-    message = problem["msg"].removeprefix("Value error, ")
+    words = _PLAIN_WORDS.get(problem["type"])
+    message = words.format(**problem.get("ctx", {})) if words else problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = "" if problem["type"] == "value_error" else f", but it is {excerpt(repr(problem['input']))}"
     return f"{key}: {message}{given}." if key else f"{message}."

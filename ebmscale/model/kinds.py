@@ -9,6 +9,7 @@ MARKS = {
     "comparison": ("comparison.json", "budget.json", "results"),
     "export": ("model.json",),
     "packed set": ("manifest.json",),
+    "feature network": ("feature_net.json",),
 }
 """By kind: the files of which a folder of this kind has one."""
 READERS = {
@@ -17,6 +18,7 @@ READERS = {
     "comparison": "its runs are in folders of their own there",
     "export": "`ebmscale.load` and `ebmscale sample` open it",
     "packed set": "it is for data.url",
+    "feature network": "it is for --features",
 }
 
 

@@ -11,6 +11,7 @@ from ebmscale.search.trial import TrialRecord
 
 LEAST_TRIALS = 6
 SEED = 0
+LARGEST = 1e100  # a float holds the square of a smaller value
 
 
 def comparable(space: Space, records: Sequence[TrialRecord]) -> tuple[int | None, list[tuple[TrialRecord, float]]]:
@@ -27,7 +28,7 @@ def comparable(space: Space, records: Sequence[TrialRecord]) -> tuple[int | None
     else:
         at = place
     values = [(record, objective_value(first, record, until=math.inf if at is None else at)) for record in known]
-    return at, [(record, value) for record, value in values if value is not None]
+    return at, [(record, value) for record, value in values if value is not None and abs(value) < LARGEST]
 
 
 def importance(space: Space, records: Sequence[TrialRecord]) -> dict[str, float]:

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from ebmscale.config import RunConfig
+from ebmscale.documents import excerpt
+from ebmscale.errors import DamagedError
 from ebmscale.search.objectives import objective_value
 from ebmscale.search.population import exploit
 from ebmscale.search.propose import num_trials, propose_values
 from ebmscale.search.space import Space
-from ebmscale.search.trial import Attempt, SearchStore, TrialRecord
+from ebmscale.search.trial import RECORDS, Attempt, SearchStore, TrialRecord
 
 StopRule = Callable[[int, int, float], bool]
 """Whether to stop a trial: a function of its number, its samples_seen and its score (smaller is better)."""
@@ -42,6 +44,8 @@ class Ledger:
     ):
         self.store, self.config, self.space = store, config, space
         self.records = store.records()
+        for record in self.records.values():
+            _check_values(record, store, space)
         self._tell, self._check = tell, check
         self._stop_rule: StopRule = lambda number, samples_seen, value: False
         self._issued: set[int] = set()
@@ -164,6 +168,20 @@ class Ledger:
         self._write(record)
         self._tell(f"trial {record.number} is stopped: {record.reason}")
         return TrialOrder("stop", record.reason)
+
+
+def _check_values(record: TrialRecord, store: SearchStore, space: Space) -> None:
+    """Refuses a record whose values are not of the space, since they can be neither shown nor learned from.
+
+    Raises:
+        DamagedError: a value is of a key that the space does not have, or outside its range or choice.
+    """
+    for key, value in record.values.items():
+        if key not in space.space or not space.space[key].holds(value):
+            raise DamagedError(
+                f"The record of trial {record.number} in {store.storage.url_of(RECORDS)} is damaged: the space has no "
+                f"{excerpt(key)} of {excerpt(repr(value))}; delete the record, and the search will run the trial again."
+            )
 
 
 def describe_values(values: dict[str, Any]) -> str:

@@ -11,13 +11,14 @@ EVALUATED = "evaluate/"
 
 
 def objective_value(objective: Objective, record: TrialRecord, until: float = math.inf) -> float | None:
-    """The objective's value in a trial, from its reports up to `until` samples; None if no report has it."""
+    """The objective's value in a trial, from its reports up to `until` samples; None if none has a number."""
     if objective.metric.startswith(EVALUATED):
-        return record.measured.get(objective.metric)
+        value = record.measured.get(objective.metric)
+        return None if value is None or math.isnan(value) else value
     found = [
         (report["samples_seen"], report[objective.metric])
         for report in record.reports
-        if objective.metric in report and report["samples_seen"] <= until
+        if not math.isnan(report.get(objective.metric, math.nan)) and report["samples_seen"] <= until
     ]
     if objective.reach is not None:
         return next((seen for seen, value in found if objective.reached(value)), None)

@@ -5,8 +5,10 @@ So a search that resumes after a crash proposes the same values as without the c
 """
 
 import importlib.util
+import json
 import math
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,15 @@ from ebmscale.search.trial import TrialRecord
 
 INSTALL = "pip install 'ebmscale[search]'"
 STARTUP = 5  # trials drawn at random before Optuna's model is used
+MOST_POINTS = 100_000  # of a grid; more would never be trained
 
 
 def check_searcher(space: Space) -> None:
     """Refuses a searcher that cannot work here.
 
     Raises:
-        ConfigError: Optuna is not installed; the space is not a grid, or has fewer points than `num_trials`.
+        ConfigError: Optuna is not installed; the space is not a grid, has more than `MOST_POINTS` points, or has fewer
+            than `num_trials`.
     """
     if space.searcher == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError(f"searcher optuna needs Optuna, which is not installed: {INSTALL}.")
@@ -35,7 +39,17 @@ def check_searcher(space: Space) -> None:
                 raise ConfigError(
                     f"space.{key}: a grid needs the number of points of a range; add `points: 3`, or list a choice."
                 )
-        size = sum(1 for _ in grid(space))
+            if parameter.choice is not None and len({json.dumps(one) for one in parameter.choice}) < len(
+                parameter.choice
+            ):
+                raise ConfigError(
+                    f"space.{key}: the choice lists a value twice, so a grid trains it twice; leave one out."
+                )
+        size = sum(1 for _ in islice(grid(space), MOST_POINTS + 1))
+        if size > MOST_POINTS:
+            raise ConfigError(
+                f"The grid has more than {MOST_POINTS:,} points; give ranges fewer `points`, or use searcher random."
+            )
         if space.num_trials is not None and space.num_trials > size:
             raise ConfigError(f"num_trials is {space.num_trials}, but the grid has {size} points; lower it.")
 

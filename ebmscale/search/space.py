@@ -8,7 +8,7 @@ objectives: [{metric: held_out_mse, direction: min}]
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ from ebmscale.errors import ConfigError
 
 Range = tuple[float, float]
 _KINDS = ("choice", "uniform", "loguniform", "integer")
+_MOST_POINTS = 10_000
 
 
 class Parameter(Block):
@@ -39,7 +40,17 @@ class Parameter(Block):
     loguniform: Range | None = None
     integer: tuple[int, int] | None = Field(default=None, alias="int")
     when: dict[str, Any] = Field(default_factory=dict)
-    points: Annotated[int, Field(ge=2)] | None = None
+    points: Annotated[int, Field(ge=2, le=_MOST_POINTS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_block(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values and all(isinstance(inner, dict) for inner in values.values()):
+            raise ValueError(
+                "a key of the configuration is written as one word with dots, such as train.ratio.rate, and has one "
+                "of choice, uniform, loguniform and int"
+            )
+        return values
 
     @model_validator(mode="after")
     def _is_one_kind(self) -> "Parameter":
@@ -67,13 +78,13 @@ class Parameter(Block):
         return ends
 
     @property
-    def grid(self) -> list[Any] | None:
+    def grid(self) -> Sequence[Any] | None:
         """The values in a grid; None for a range without `points`."""
         if self.choice is not None:
             return list(self.choice)
         low, high = self.ends
         if self.integer is not None and self.points is None:
-            return list(range(int(low), int(high) + 1))
+            return range(int(low), int(high) + 1)
         if self.points is None:
             return None
         return list(dict.fromkeys(self.at(i / (self.points - 1)) for i in range(self.points)))
@@ -165,7 +176,7 @@ class AshaBlock(Block):
     """
 
     first_samples: Positive | None = None
-    reduction: Annotated[float, Field(gt=1)] = 3.0
+    reduction: Annotated[float, Field(ge=1.1)] = 3.0
 
 
 class PbtBlock(Block):

@@ -1,8 +1,13 @@
 """What a newcomer starts with: the presets by name, and the meaning of every key."""
 
+import errno
+import os
 import re
 import shlex
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,8 +17,9 @@ from ebmscale.compare import make_jobs
 from ebmscale.config import RunConfig, known_keys, load_config
 from ebmscale.config.presets import FOLDER, presets
 from ebmscale.config.table import find_keys, key_rows
-from ebmscale.errors import ConfigError, EbmscaleError
+from ebmscale.errors import ConfigError, EbmscaleError, StorageError
 from ebmscale.search.space import load_space
+from ebmscale.storage import Storage
 
 BY_KIND = {
     kind: [p.name for p in presets() if p.kind == kind] for kind in ("configuration", "comparison", "search space")
@@ -78,6 +84,21 @@ def test_presets_are_copied_to_be_changed(tmp_path: Path) -> None:
     assert "already exists" in str(again.exception)
 
 
+def test_a_full_disk_leaves_no_half_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(source: Path, target: Path, **options: Any) -> None:
+        target.mkdir(parents=True)
+        (target / "digits.yaml").write_text("run: {na")
+        raise shutil.Error([(str(source), str(target), "[Errno 28] No space left on device")])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", fill)
+        full = run(f"presets --copy {tmp_path}/new")
+    assert isinstance(full.exception, StorageError)
+    assert str(full.exception).endswith("/new: [Errno 28] No space left on device.")
+    assert list((tmp_path / "new").iterdir()) == []
+    assert run(f"presets --copy {tmp_path}/new").exception is None
+
+
 def test_every_key_is_explained() -> None:
     leaves = {
         name for name in known_keys(RunConfig) if not any(k.startswith(f"{name}.") for k in known_keys(RunConfig))
@@ -125,6 +146,23 @@ def test_long_commands_say_at_once_what_they_do(
     result = run(line)
     assert result.output.startswith(said)
     assert isinstance(result.exception, EbmscaleError)
+
+
+def test_a_full_disk_leaves_no_half_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Storage.at(tmp_path / "data").publish("x", b"")
+    monkeypatch.setattr("ebmscale.data.manifest.Manifest.load", lambda storage: SimpleNamespace(summary=str))
+    monkeypatch.setattr("ebmscale.forecast.pack_offer.pack_offer", lambda storage, url: None)
+    monkeypatch.setattr("ebmscale.forecast.first_config.timed_config", lambda *given: ("run: {name: a}", 1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        full = run(f"init {tmp_path}/data --out {tmp_path}/x.yaml")
+    assert isinstance(full.exception, StorageError)
+    assert "No space left on device); free some space there" in str(full.exception)
+    assert not (tmp_path / "x.yaml").exists()
+    assert run(f"init {tmp_path}/data --out {tmp_path}/x.yaml").exception is None
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_updates_are_timed(tmp_path: Path) -> None:

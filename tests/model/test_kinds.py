@@ -66,6 +66,7 @@ def test_commands_refuse_the_place_of_something_else(tiny_text: str, digits_url:
     for words, said in [
         (("pack", "digits", "-", run), "holds a run, and no packed set is written there; give another address"),
         (("export", FIXTURE / "run", digits_url), "holds a packed set, and no export is written there"),
+        (("features", "train", digits_url, run), "holds a run, and no feature network is written there"),
         (("sample", search, "--out", tmp_path / "x.png"), "There is no run at"),
         (("sample", search, "--out", tmp_path / "x.png"), "It holds a search: its runs are in the folder trials"),
     ]:

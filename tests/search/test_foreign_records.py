@@ -45,6 +45,17 @@ def test_a_record_of_another_form_is_refused(tmp_path: Path, change: dict[str, o
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change", [{"nope": 3}, {"train.ratio.rate": None}, {"train.ratio.rate": 7.0}, {"posterior.start": [1]}]
+)
+def test_values_that_are_not_of_the_space_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    store = SearchStore(Storage.at(tmp_path))
+    content = SOUND | {"values": SOUND["values"] | change}
+    store.storage.publish(f"{RECORDS}/0003.json", json.dumps(content).encode())
+    with pytest.raises(DamagedError, match=r"trial 3 in .* is damaged: the space has no .*; delete the record"):
+        Ledger(store, CONFIG, SPACE)
+
+
 def test_a_record_is_read_back(tmp_path: Path) -> None:
     store = SearchStore(Storage.at(tmp_path))
     store.write(TrialRecord.model_validate(SOUND))

@@ -1,5 +1,7 @@
 """What a trial is worth, and which trials are best."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,15 @@ def test_values_of_an_objective(changes: dict[str, object], expected: float | No
 
 def test_a_value_so_far() -> None:
     assert objective_value(Objective.model_validate(MSE), record(0, 0.5, 0.2, 0.3), until=2500) == 0.2
+
+
+def test_a_value_that_is_not_a_number_is_none() -> None:
+    _, space = make()
+    records = [record(0, 0.5, math.nan), record(1, math.nan), record(2, 0.4)]
+    assert [objective_value(space.objectives[0], one) for one in records] == [0.5, None, 0.4]
+    assert [one.number for one in ranked(space, records)] == [2, 0]
+    measured = Objective(metric="evaluate/reconstruction/psnr", direction="max")
+    assert objective_value(measured, record(0, measured={measured.metric: math.nan})) is None
 
 
 def test_only_finished_trials_are_ranked() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import math
 import re
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_stopped_trials_are_compared_where_all_have_been() -> None:
     _, space = make()
     records = [record(0, 0.5, 0.1), record(1, 0.4, status="stopped"), record(2, 0.9, 0.2), record(3, status="failed")]
     assert comparable(space, records) == (1000, [(records[0], 0.5), (records[1], 0.4), (records[2], 0.9)])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e308])
+def test_a_search_with_a_value_to_compute_nothing_with_has_a_page(tmp_path, value: float) -> None:
+    config, space = make()
+    records = [record(number, 1.0 + number, 0.5 + number) for number in range(7)] + [record(7, value)]
+    store = SearchStore(Storage.at(tmp_path))
+    write_search(store, config, space, records)
+    assert "# Trial 0 of" in (tmp_path / "best.yaml").read_text()
 
 
 def test_goodness_ranks() -> None:

@@ -27,6 +27,10 @@ space:
   model.sigma: {uniform: [0.1, 0.5]}
 """
 
+POINTS = {"train.ratio.rate": {"loguniform": [1e-4, 1e-2], "points": 2}, "model.sigma": {"choice": [0.3]}}
+HUGE = POINTS | {"stages.updates_per_batch": {"int": [1, 10**20]}}
+TWICE = POINTS | {"posterior.start": {"choice": ["base", "encoder", "base"]}}
+
 
 def tree(**changes: Any) -> dict[str, Any]:
     made = yaml.safe_load(TEXT)
@@ -58,7 +62,15 @@ def test_the_shipped_spaces_fit_their_configurations(name: str) -> None:
         ({"space": {"train.ratio.rate": {"loguniform": [0.1, 1], "uniform": [0, 1]}}}, "exactly one of"),
         ({"space": {"train.ratio.rate": {"lognormal": [0.1, 1]}}}, "unknown key .*lognormal; did you mean loguniform"),
         ({"space": {"prior.num_steps": {"int": [1, 3], "when": {"prior.kind": "x"}}}}, "must be a key of the space"),
-        ({"objectives": []}, "objectives"),
+        ({"space": {"train": {"ratio": {"rate": {"uniform": [1, 2]}}}}}, "written as one word with dots"),
+        ({"space": {"train.ratio.rate": 3}}, "train.ratio.rate: input should be a mapping of keys, but it is 3"),
+        ({"space": {"train.ratio.rate": {"uniform": [1]}}}, "the key .*uniform.1 is missing"),
+        ({"space": {"train.ratio.rate": {"uniform": [1, 2, 3]}}}, "input should have 2 or fewer entries"),
+        ({"space": {"train.ratio.rate": {"uniform": [1, 2], "points": 10**9}}}, "less than or equal to 10000"),
+        ({"asha": {"reduction": 1.0000001}}, "greater than or equal to 1.1"),
+        ({"num_trials": 1e30}, "num_trials: input is too large, but it is"),
+        ({"num_trials": 2.5}, "num_trials: input should be a whole number"),
+        ({"objectives": []}, "objectives: input should have 1 or more entries"),
         ({"objectives": [{"metric": "auc", "direction": "up"}]}, "direction"),
         ({"num_trials": None}, "num_trials is missing"),
         ({"overrides": {"model.sigma": 0.2}}, "model.sigma is in the space and in the overrides"),
@@ -82,6 +94,8 @@ def test_what_is_no_space_is_refused(changes: dict[str, Any], words: str) -> Non
         ({"objectives": [{"metric": "evaluate/FD", "direction": "min"}]}, "nothing reports evaluate/FD"),
         ({"overrides": {"train.max_sample": 1}}, "unknown key train.max_sample"),
         ({"searcher": "grid"}, "a grid needs the number of points"),
+        ({"searcher": "grid", "space": HUGE}, "The grid has more than 100,000 points"),
+        ({"searcher": "grid", "space": TWICE}, "space.posterior.start: the choice lists a value twice"),
         ({"scheduler": "pbt"}, "posterior.start cannot change within a run"),
         ({"scheduler": "asha", "asha": {"first_samples": 100000}}, "asha.first_samples must be below"),
         ({"space": {"model.sigma": {"uniform": [0.4, 0.5]}}}, "own value 0.3 is not in the space"),
