@@ -90,6 +90,7 @@ TABLE: dict[str, Run | str] = {
     "ebmscale sample runs/photos -n 64 --out samples.png": Run(),
     "ebmscale export runs/photos model": Run(),
     "ebmscale train configs/mnist.yaml": Run(SMALL),
+    "ebmscale train configs/mnist_joint.yaml": Run(SMALL),
     "ebmscale pack npy latents.npz data/z": Run(),
     "ebmscale train configs/latents.yaml data.url=data/z run.name=z": Run(SMALL_LATENTS),
     "ebmscale init data/z": Run(),
