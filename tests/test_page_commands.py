@@ -179,7 +179,7 @@ TABLE: dict[str, Run | str] = {
     # ebmscale/search/README.md
     "ebmscale tune configs/digits.yaml --space configs/tune/digits.yaml": "tests/runtime/test_search.py runs it",
     "ray job submit --address http://HEAD:8265 --working-dir . -- python -m ebmscale tune configs/mnist_joint.yaml "
-    "--space configs/tune/mnist.yaml storage.url=s3://BUCKET/runs data.url=s3://BUCKET/mnist": CLUSTER,
+    "--space configs/tune/mnist_joint.yaml storage.url=s3://BUCKET/runs data.url=s3://BUCKET/mnist": CLUSTER,
     "pytest -m slow tests/runtime/test_search_losses.py tests/runtime/test_search_workers.py": SLOW,
     # tests/README.md and tests/fixtures/README.md
     "bash tools/test -m slow": SUITE,

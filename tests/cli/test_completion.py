@@ -21,7 +21,7 @@ done
 CASES = {
     "ebmscale pre": "presets",
     "ebmscale train preset:di": "digits",  # bash itself keeps `preset:`
-    "ebmscale tune preset:digits --space preset:tune/m": "tune/mnist",
+    "ebmscale tune preset:digits --space preset:tune/m": "tune/mnist_joint",
     "ebmscale compare preset:compare/effect_st": "compare/effect_stages",
     "ebmscale train x.yaml prior.equilibrate=t": "tilt",
     "ebmscale train x.yaml model.sig": "model.sigma=",

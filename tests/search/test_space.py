@@ -44,7 +44,7 @@ def digits(**changes: Any):
     return base_config(DIGITS, space), space
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["digits", "mnist_joint", "cifar10"])
 def test_the_shipped_spaces_fit_their_configurations(name: str) -> None:
     space = load_space(ROOT / "configs" / "tune" / f"{name}.yaml")
     check_space(base_config(load_config(ROOT / "configs" / f"{name}.yaml"), space), space)
