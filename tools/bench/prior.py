@@ -116,8 +116,7 @@ def table(base: Base, learned: Learned, held_out: Tensor, repeats: int, draws: D
     """Nats of the draws after each stage, with the error of their mean and that of log Z, by `measure_normalisers`."""
     x = base.coordinates(held_out)
     log_p = base.log_density(held_out).double()
-    how = Annealing(ess=0.7, moves=MoveSettings(kind="mala", num_moves=6))
-    measured = measure_normalisers(learned.sequence, 6, 2048, how, draws)
+    measured = measure_normalisers(learned.sequence, 6, 2048, Annealing(), draws)
     rows = []
     for stage in range(learned.sequence.num_stages + 1):
         value = (log_p + total(learned.sequence.prefix(stage), x).double()).view(repeats, -1).mean(0)
