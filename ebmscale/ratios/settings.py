@@ -154,9 +154,7 @@ class FitSettings:
     @property
     def kernel(self) -> MoveSettings:
         """`moves`, or what is chosen for them."""
-        if self.moves is not None:
-            return self.moves
-        return MoveSettings()
+        return self.moves or MoveSettings()
 
     @property
     def annealing(self) -> Annealing:

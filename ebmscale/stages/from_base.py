@@ -147,10 +147,7 @@ class FromBase:
         """
         settings, base, annealing, draws = self._settings, self._sequence.base, self._settings.annealing, self._draws
         legs = stage_legs(self._sequence)
-        for name, groups, size in (
-            ("judge", settings.groups, settings.group_size),
-            ("pool", 1, settings.pool_size),
-        ):
+        for name, groups, size in (("judge", settings.groups, settings.group_size), ("pool", 1, settings.pool_size)):
             walkers: Walkers | None = getattr(self, name)
             if walkers is None:
                 new = Walkers.of_base(name, base, groups, size, draws.whole)
