@@ -8,6 +8,7 @@ Shapes: B rows of this rank in a batch, N samples of a split, C channels, H heig
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +22,14 @@ from ebmscale.data.order import SampleOrder
 from ebmscale.data.reader import ShardReader
 from ebmscale.data.shard_index import decoded
 from ebmscale.data.split import Split
-from ebmscale.data.windows import Windows
+from ebmscale.data.windows import Rows, Windows
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.storage import Storage
 
 BATCHES_AHEAD = 64  # that the background thread may have ready,
 AHEAD_BYTES = 64 << 20  # or images of this size: enough for the moments when many windows end at once
+BATCHES_TOGETHER = 8  # that the thread makes and hands over at once,
+TOGETHER_BYTES = 8 << 20  # if their images, over all ranks, have at most this size
 MAX_DAMAGED = 100
 
 
@@ -58,6 +61,13 @@ class Batch:
     def keys(self) -> list[str]:
         """The B keys as text."""
         return decoded(self.encoded_keys)
+
+
+class _Read(NamedTuple):
+    """A batch, and the damaged samples (numbers in the split) that it left out."""
+
+    batch: Batch
+    damaged: list[int]
 
 
 @dataclass(frozen=True)
@@ -153,17 +163,20 @@ class ImageStream:
             from_folder=storage.local_path() is not None,
         )
         self._damaged_samples: set[int] = set()
-        self._ahead: ReadAhead[tuple[Batch, list[int]]] | None = None
+        self._ahead: ReadAhead[list[_Read]] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        batches = self._read_batches(self.position)
-        ahead = self._ahead = ReadAhead(batches, BATCHES_AHEAD, AHEAD_BYTES, lambda item: item[0].images.nbytes)
+        depth = max(BATCHES_AHEAD // self._most_together(), 1)
+        ahead = self._ahead = ReadAhead(self._read_groups(self.position), depth, AHEAD_BYTES, _image_bytes)
         try:
-            for batch, damaged in ahead:
-                self._count_damaged(damaged)
-                self.position = batch.end
-                yield batch
+            for group in ahead:
+                for batch, damaged in group:
+                    if self._ahead is not ahead:  # closed meanwhile
+                        return
+                    self._count_damaged(damaged)
+                    self.position = batch.end
+                    yield batch
         finally:
             ahead.close()
 
@@ -173,32 +186,31 @@ class ImageStream:
             self._ahead.close()
             self._ahead = None
 
-    def _read_batches(self, position: int) -> Iterator[tuple[Batch, list[int]]]:
-        """The batches from a position on, each with the damaged samples (numbers in the split) that it left out."""
-        self._windows.forget()
-        while True:
-            yield self._read_batch(position)
-            position += self.batching.batch_size
+    def _most_together(self) -> int:
+        """The most batches of a group."""
+        batch_bytes = self.batching.batch_size * self._manifest.sample_bytes
+        return max(min(BATCHES_TOGETHER, BATCHES_AHEAD, TOGETHER_BYTES // batch_bytes), 1)
 
-    def _read_batch(self, start: int) -> tuple[Batch, list[int]]:
-        rows = rows_of(start, self.batching.batch_size, self.batching.num_streams, self.rank, self.size)
+    def _read_groups(self, position: int) -> Iterator[list[_Read]]:
+        """The batches from a position on, in groups. The first has one batch, so that it comes soon."""
+        self._windows.forget()
+        together, most = 1, self._most_together()
+        while True:
+            yield self._read_group(position, together)
+            position += together * self.batching.batch_size
+            together = min(2 * together, most)
+
+    def _read_group(self, start: int, together: int) -> list[_Read]:
+        """Batches that follow one another. One call for all of them costs little more than one for each."""
+        size = self.batching.batch_size
+        rows = rows_of(start, together * size, self.batching.num_streams, self.rank, self.size)
         epochs, streams, offsets = locate(start + rows, self.num_samples, self.batching.num_streams)
         found = self._windows.rows(epochs, streams, offsets)
-        damaged = found.chosen[~found.sound].tolist()
-        if damaged:
-            sound = found.sound
-            rows, streams, found = rows[sound], streams[sound], found.at(sound)
-        batch = Batch(
-            images=torch.from_numpy(found.images),
-            labels=torch.from_numpy(found.labels),
-            encoded_keys=found.keys,
-            samples=torch.from_numpy(found.chosen),
-            rows=torch.from_numpy(rows),
-            streams=torch.from_numpy(streams),
-            start=start,
-            end=start + self.batching.batch_size,
-        )
-        return batch, damaged
+        borders = np.searchsorted(rows, size * np.arange(together + 1)).tolist()
+        return [
+            _read(start + number * size, size, rows[part] - number * size, streams[part], found.at(part))
+            for number, part in enumerate(map(slice, borders[:-1], borders[1:]))
+        ]
 
     def _count_damaged(self, samples: list[int]) -> None:
         """Count damaged samples that were not met before; too many end the run."""
@@ -213,3 +225,27 @@ class ImageStream:
                 f"allowed; most ({self.damaged[worst]}) lie in shard {self._storage.url_of(worst)}: check the set with "
                 f"`ebmscale inspect --verify {self._storage.url}` and pack it again."
             )
+
+
+def _read(start: int, size: int, rows: np.ndarray, streams: np.ndarray, found: Rows) -> _Read:
+    """The batch of these rows, without the damaged samples."""
+    damaged = []
+    if not found.sound.all():
+        sound = found.sound
+        damaged = found.chosen[~sound].tolist()
+        rows, streams, found = rows[sound], streams[sound], found.at(sound)
+    batch = Batch(
+        images=torch.from_numpy(found.images),
+        labels=torch.from_numpy(found.labels),
+        encoded_keys=found.keys,
+        samples=torch.from_numpy(found.chosen),
+        rows=torch.from_numpy(rows),
+        streams=torch.from_numpy(streams),
+        start=start,
+        end=start + size,
+    )
+    return _Read(batch, damaged)
+
+
+def _image_bytes(group: list[_Read]) -> int:
+    return sum(read.batch.images.nbytes for read in group)

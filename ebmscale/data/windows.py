@@ -39,7 +39,7 @@ class Rows(NamedTuple):
     images: np.ndarray
     sound: np.ndarray
 
-    def at(self, which: np.ndarray) -> "Rows":
+    def at(self, which: np.ndarray | slice) -> "Rows":
         """Some of the rows."""
         return Rows(*(column[which] for column in self))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ebmscale.config import RunConfig
 from ebmscale.data.reader import KEPT_BYTES
-from ebmscale.data.stream import AHEAD_BYTES, BATCHES_AHEAD
+from ebmscale.data.stream import AHEAD_BYTES, BATCHES_AHEAD, TOGETHER_BYTES
 from ebmscale.data.windows import WINDOW_BYTES
 from ebmscale.density.langevin import ChainTrace, LangevinSettings, run_chain, start
 from ebmscale.density.losses import n2ce
@@ -260,4 +260,8 @@ def _data_bytes(config: RunConfig, share: Share, pixels: int, num_samples: int) 
     if windows > WINDOW_BYTES:  # windows are read in pieces: a new one while an old one is in use
         windows = min(windows, 2 * WINDOW_BYTES)
     batch = share.num_rows * pixels
-    return windows + min(BATCHES_AHEAD * batch, AHEAD_BYTES + batch) + min(KEPT_BYTES, num_samples * pixels)
+    return (
+        windows
+        + min(BATCHES_AHEAD * batch, AHEAD_BYTES + max(batch, TOGETHER_BYTES))
+        + min(KEPT_BYTES, num_samples * pixels)
+    )

@@ -49,7 +49,7 @@ def test_each_rank_reads_its_windows_and_nothing_else(manifest):
         rank, start = chance.randrange(RANKS), chance.randrange(3 * NUM // BATCH) * BATCH
         stream = open_stream(manifest, rank, start)
         MadeUpFiles.calls.clear()
-        batch, _ = next(stream._read_batches(start))
+        batch = next(stream._read_groups(start))[0].batch
         assert batch.rows.tolist() == [row for row in range(BATCH) if (start + row) % (2 * RANKS) % RANKS == rank]
         touched = {number_of(name) for name in MadeUpFiles.calls}
         allowed = set()
@@ -101,14 +101,14 @@ def test_a_few_samples_of_a_small_shard_are_read_alone():
     manifest = make_up(60, 40, shape=(3, 128, 128))
     stream = open_stream(manifest, 0, 0, batch_size=8, num_streams=8, window=200, size=1)
     stream._windows._piece = 4
-    next(stream._read_batches(0))
+    next(stream._read_groups(0))
     assert MadeUpFiles.num_bytes < 8 * 4 * 3 * manifest.sample_bytes
 
 
 def test_a_small_shard_of_which_much_is_wanted_is_read_once():
     manifest = make_up(10, 100)
     stream = open_stream(manifest, 0, 0, batch_size=8, num_streams=4, window=30, size=1)
-    batches = stream._read_batches(0)
+    batches = itertools.chain.from_iterable(stream._read_groups(0))
     for _ in range(125):
         next(batches)
     assert sum(MadeUpFiles.calls[shard.file] for shard in manifest.shards) <= 12

@@ -21,7 +21,7 @@ def test_the_bytes_before_the_first_batch_are_those_said(tiny: RunConfig, num_st
     manifest = make_up(300, per_shard)
     config = of_data(tiny, num_streams=num_streams, shuffle_window=512)
     stream = open_stream(manifest, 0, 0, num_streams=num_streams, size=1, batch_size=2 * num_streams)
-    next(stream._read_batches(0))
+    next(stream._read_groups(0))
     said = SetStart.of(config, manifest, num_streams).first_bytes
     assert said == pytest.approx(MadeUpFiles.num_bytes, rel=0.4)
 

@@ -16,6 +16,7 @@ that cannot append.
 """
 
 import argparse
+import itertools
 import json
 import math
 import subprocess
@@ -122,7 +123,7 @@ def next_batch(storage: Storage, manifest: Manifest, position: int) -> int:
     stream = ImageStream(
         storage, manifest, select(manifest, "train", FRACTION), batching, rank=3, size=RANKS, start=position
     )
-    return len(next(stream._read_batches(position))[0].images)
+    return len(next(stream._read_groups(position))[0].batch.images)
 
 
 def first_batch(folder: str) -> None:
@@ -130,7 +131,7 @@ def first_batch(folder: str) -> None:
     storage = Storage.at(folder)
     stream = single(storage, Manifest.load(storage))
     since = time.process_time()
-    next(stream._read_batches(0))
+    next(stream._read_groups(0))
     print(f"first batch of {STREAMS} streams of {WINDOW}, raw 32x32: {time.process_time() - since:.2f} CPU s")
 
 
@@ -138,7 +139,7 @@ def large_windows(_: str) -> None:
     """Memory of the windows of large images."""
     manifest = make_up(1000, 340, shape=(3, 256, 256))
     base = resident("VmRSS")
-    batches = single(Storage.at("madeup://set"), manifest)._read_batches(0)
+    batches = itertools.chain.from_iterable(single(Storage.at("madeup://set"), manifest)._read_groups(0))
     for _batch in range(60):
         next(batches)
     print(f"{STREAMS} streams of {WINDOW}, raw 256x256, one worker: {(resident('VmHWM') - base) / 1e6:.0f} MB")
