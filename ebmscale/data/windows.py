@@ -65,9 +65,8 @@ class _Slab:
     def rows(self, at: np.ndarray) -> Rows:
         """Samples by their numbers in the order of the windows."""
         place = self.served[at]
-        return Rows(
-            self.chosen[place], self.found.labels[place], self.found.keys[place], self.images[place], self.sound[place]
-        )
+        images = self.images.take(place, axis=0)
+        return Rows(self.chosen[place], self.found.labels[place], self.found.keys[place], images, self.sound[place])
 
 
 class _Piece(NamedTuple):
@@ -108,8 +107,12 @@ class _Held:
         rows = [np.flatnonzero(slab_of_row == slab) for slab in used]
         return _in_order(rows, [self.slabs[slab].rows(at[which]) for slab, which in zip(used, rows, strict=True)])
 
-    def take(self, pieces: list[_Piece], lengths: np.ndarray, shifts: np.ndarray, slab: _Slab) -> None:
-        """Holds pieces that were read together, of each so many samples from its first place on."""
+    def take(self, pieces: list[_Piece], lengths: np.ndarray, shifts: np.ndarray, slab: _Slab) -> list[_Slab]:
+        """Holds pieces that were read together, of each so many samples from its first place on.
+
+        Returns:
+            the slabs that are no longer held.
+        """
         number = max(self.slabs, default=-1) + 1
         self.slabs[number] = slab
         for piece, length, shift in zip(pieces, lengths.tolist(), shifts.tolist(), strict=True):
@@ -117,7 +120,7 @@ class _Held:
             self.number[one], self.slab[one], self.shift[one] = piece.number, number, shift
             self.first[one], self.end[one] = piece.first, piece.first + length
         used = set(self.slab[self.number >= 0].tolist())
-        self.slabs = {number: slab for number, slab in self.slabs.items() if number in used}
+        return [self.slabs.pop(number) for number in self.slabs.keys() - used]
 
 
 class Windows:
@@ -142,11 +145,12 @@ class Windows:
         self._from_folder = from_folder
         most = max(WINDOW_BYTES // (max(num_owned, 1) * split.manifest.sample_bytes), 1)
         self._piece = min(most, order.window_size)
-        self._held = _Held(order.num_streams)
+        self.forget()
 
     def forget(self) -> None:
         """The next rows may be at any position."""
         self._held = _Held(self._order.num_streams)
+        self._spare: np.ndarray | None = None  # memory of images that were served, for the next ones
 
     def rows(self, epochs: np.ndarray, streams: np.ndarray, offsets: np.ndarray) -> Rows:
         """The samples at places of `assign.locate`, each (B,); those of a stream in ascending order.
@@ -187,7 +191,8 @@ class Windows:
         parts, rows = [slab.rows(shift_of[which[new]] + places[new])], [new]
         if len(old):
             parts, rows = [*parts, self._held.rows(streams[old], places[old])], [*rows, old]
-        self._held.take(pieces, lengths, shifts, slab)
+        dropped = self._held.take(pieces, lengths, shifts, slab)
+        self._spare = max([slab.images for slab in dropped], key=len, default=None)
         return _in_order(rows, parts)
 
     def _samples(self, piece: _Piece) -> np.ndarray:
@@ -203,7 +208,7 @@ class Windows:
         served[in_file_order] = np.arange(len(chosen))
         chosen = chosen[in_file_order]
         found = self._split.find(chosen, self._indexes)
-        return _Slab(chosen, found, *self._reader.read(found), served)
+        return _Slab(chosen, found, *self._reader.read(found, self._spare), served)
 
     def _nothing(self) -> Rows:
         none = np.empty(0, np.int64)

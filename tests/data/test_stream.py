@@ -50,7 +50,7 @@ def keys_by_number(batches):
 
 def test_a_batch_holds_what_its_keys_say(make_source, open_stream):
     records = {record.key: record for record in make_source(num_train=NUM).records()}
-    for number, batch in enumerate(take(open_stream(), 6)):
+    for number, batch in enumerate(take(open_stream(), 40)):
         assert (batch.start, batch.end) == (12 * number, 12 * number + 12)
         assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
         assert batch.rows.tolist() == list(range(12))
@@ -128,6 +128,15 @@ def test_whole_shards_kept_are_bounded(storage, manifest, monkeypatch):
         assert sound.all()
         assert len(shard_reader._kept) == 1
     assert images.any(axis=(1, 2, 3)).all()
+
+
+def test_the_image_of_a_damaged_sample_is_zeros(storage, manifest, flip_byte):
+    flip_byte(storage, manifest.shards[1], 4)
+    spare = np.full((NUM + 1, *manifest.image_shape), 7, manifest.dtype)
+    images, sound = reader.ShardReader(storage, manifest).read(select_all(manifest).find(np.arange(NUM)), spare)
+    assert np.shares_memory(images, spare)
+    assert np.flatnonzero(~sound).tolist() == [24]
+    assert not images[24].any()
 
 
 def test_a_damaged_sample_is_left_out_and_counted_once(storage, manifest, open_stream, flip_byte):
