@@ -111,6 +111,7 @@ class Address(str):
             return cls(os.path.abspath(os.path.expanduser(_path(real, shown))))
         scheme, place = remote[1].lower(), real[remote.end() :]
         if scheme in _FOLDERS:
+            place = place.removeprefix("localhost") if place.startswith("localhost/") else place
             return cls(os.path.abspath(os.path.expanduser(place)))
         if _LOST.search(real):
             raise ValueError(

@@ -96,6 +96,7 @@ def test_a_path_is_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Address.parse("a::b").real == f"{tmp_path}/a::b"
     assert Address.parse("file:/x/y").real == Address.parse("file:///x/y").real == "/x/y"
+    assert Address.parse("file://localhost/x/y").real == "/x/y"
     assert Address.parse("./s3:/x").real == f"{tmp_path}/s3:/x"
     assert Address.parse("C:/x").real == f"{tmp_path}/C:/x"
     assert Address.parse("S3://bucket/x/").real == "s3://bucket/x"

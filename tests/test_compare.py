@@ -170,6 +170,12 @@ def test_an_unknown_row_is_refused_with_those_there_are(file: Path) -> None:
         assert f"has no row {name}; its rows are plain, staged" in str(done.exception)
 
 
+def test_what_a_comparison_sets_itself_cannot_be_set(file: Path) -> None:
+    for key in ("run.seed", "run.name"):
+        with pytest.raises(ConfigError, match=f"gives each run its {key}; use --seeds"):
+            make_jobs(str(file), None, 1, [f"{key}=3"])
+
+
 def test_what_is_done_is_kept_and_other_settings_are_refused(file: Path, commands: Commands) -> None:
     results, table, url = run_comparison(file)
     assert len(commands.calls) == 8

@@ -186,12 +186,19 @@ def make_jobs(path: str, methods: Sequence[str] | None, num_seeds: int, override
         overrides: `key=value` for all rows, stronger than the file.
 
     Raises:
-        ConfigError: there is no such row, or a row's configuration is wrong.
+        ConfigError: there is no such row, an override is a key that a comparison sets, or a row's configuration is
+            wrong.
     """
     comparison = load_comparison(path)
     unknown = [name for name in methods or () if name not in comparison.rows]
     if unknown:
         raise ConfigError(f"{path} has no row {unknown[0] or repr('')}; its rows are {', '.join(comparison.rows)}.")
+    own = {override.partition("=")[0].strip() for override in overrides} & {"run.seed", "run.name"}
+    if own:
+        raise ConfigError(
+            f"A comparison gives each run its {' and its '.join(sorted(own))}; use --seeds, and first_seed and name in "
+            f"{path}."
+        )
     rows = list(dict.fromkeys(methods or comparison.rows))
     names = dict[str, str]()
     for row in rows:
