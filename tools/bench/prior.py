@@ -5,6 +5,7 @@
 
 `--data` is a folder with fashion/latents.npz and cifar/latents.npz: means and standard deviations of the posteriors of
 train, validation and test images. Stages see train and validation; `--part` says which draws are judged at the end.
+`--more` adds posteriors to train on, as `ebmscale encode LATENTS/cifar/model data/mirrored data/z` writes them.
 Starts: N(0, I); the Gaussian with the moments; the base that the product chooses. `--single` allows one stage alone,
 and `--updates` fixes the length of every stage. `--distance` adds the Frechet distance of 5,000 decoded samples after
 each stage to as many decoded posteriors of the part, by the model and the classifier that lie in the folder. Times are
@@ -25,6 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebmscale.data.chunks import read_samples
+from ebmscale.data.manifest import Manifest
+from ebmscale.data.split import select
 from ebmscale.density.bases import MomentBase
 from ebmscale.density.moves import MoveSettings
 from ebmscale.density.path import Annealing
@@ -60,6 +64,15 @@ def load(folder: Path, name: str) -> dict[str, Posteriors]:
         return Posteriors(mean, std)
 
     return {name: part(name) for name in ("train", "validation", "test")}
+
+
+def with_more(train: Posteriors, url: str) -> Posteriors:
+    """The training posteriors with those of the train split of a packed set, which `ebmscale encode` wrote."""
+    storage = Storage.at(url)
+    manifest = Manifest.load(storage)
+    found = select(manifest, "train").find()
+    mean, std = read_samples(storage, manifest, found).unbind(1)
+    return Posteriors(torch.cat([train.mean, mean]), torch.cat([train.std, std]))
 
 
 def halves(posteriors: Posteriors) -> tuple[Posteriors, Posteriors]:
@@ -178,6 +191,7 @@ def said(record: StageRecord) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/latents"))
+    parser.add_argument("--more", default="", help="a packed set of more posteriors to train on")
     parser.add_argument("--set", choices=["fashion", "cifar"], default="fashion")
     parser.add_argument("--start", choices=list(HIDDEN), default="normal")
     parser.add_argument("--budget", type=float, default=120.0, help="processor seconds")
@@ -196,6 +210,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = load(arguments.data, arguments.set)
+    if arguments.more:
+        data["train"] = with_more(data["train"], arguments.more)
     for seed in range(arguments.seeds):
         found = fit(arguments, data, seed)
         nats = ", ".join(f"{row['nats']:.2f}" for row in found["table"])
