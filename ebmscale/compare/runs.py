@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from ebmscale.compare.beginnings import Beginning, find_beginnings, has_begun, in_turn
 from ebmscale.compare.budget import budgeted
 from ebmscale.compare.commands import STOPPED, Commands, RunFailed
 from ebmscale.compare.outcome import cost, cpu_seconds_at_stages, measured_values
@@ -107,14 +108,17 @@ def _results(
         jobs = budgeted(jobs, comparison.budget.cpu_s, storage, samples_within, say)
     for job in jobs:
         _check_run(job)
-    commands = Commands()
+    commands, beginnings = Commands(), find_beginnings(jobs)
     with StopSignal().listening() as stop, ThreadPoolExecutor(num_at_once) as pool:
-        carry_out = partial(_carry_out, networks=networks, commands=commands, lease=lease, say=say)
+        train = partial(_train, beginnings=beginnings, commands=commands, say=say)
+        carry_out = partial(_carry_out, networks=networks, train=train, commands=commands, lease=lease, say=say)
         blocks = {is_first: comparison.evaluation.of_seed(is_first) for is_first in (True, False)}
         first = comparison.first_seed
-        runs = [pool.submit(carry_out, job, blocks[job.config.run.seed == first]) for job in jobs]
+        runs = dict[int, Future[Result]]()
+        for place in in_turn(jobs, beginnings):
+            runs[place] = pool.submit(carry_out, jobs[place], blocks[jobs[place].config.run.seed == first])
         try:
-            return _gathered(runs, stop)
+            return _gathered([runs[place] for place in range(len(jobs))], stop)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             commands.stop()
@@ -153,6 +157,7 @@ def _carry_out(
     job: Job,
     evaluation: EvaluationBlock,
     networks: Sequence[Features],
+    train: Callable[[RunConfig], None],
     commands: Commands,
     lease: Lease,
     say: Callable[[str], None],
@@ -180,11 +185,7 @@ def _carry_out(
             origin = found.commit, found.machine, tuple(found.by_stage)
             return Result(job.row, config.run.seed, url, found.measured, None, *origin)
     try:
-        with tempfile.TemporaryDirectory(prefix="ebmscale-compare-") as folder:
-            config_file = Path(folder) / f"{config.run.name}.yaml"
-            config_file.write_text(config.dump())
-            say(f"{config.run.name}: training")
-            commands.run("train", str(config_file))
+        train(config)
         say(f"{config.run.name}: evaluating")
         commands.run("evaluate", url, *evaluation.options, **_environment(config))
         by_stage = _by_stage(config, evaluation, networks, commands) if evaluation.by_stage else ()
@@ -199,6 +200,23 @@ def _carry_out(
     storage.publish(result_file, json.dumps(record, indent=1).encode())
     say(f"{config.run.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     return result
+
+
+def _train(config: RunConfig, beginnings: dict[str, Beginning], commands: Commands, say: Callable[[str], None]) -> None:
+    """Trains a run to its end; what it has in common with others is trained once.
+
+    Raises:
+        RunFailed: the command failed.
+    """
+    beginning = beginnings.get(config.run.name)
+    if beginning is not None and not has_begun(config):
+        url = beginning.trained(partial(_train, beginnings={}, commands=commands, say=say))
+        config = config.model_copy(update={"run": config.run.model_copy(update={"start_from": url})})
+    with tempfile.TemporaryDirectory(prefix="ebmscale-compare-") as folder:
+        config_file = Path(folder) / f"{config.run.name}.yaml"
+        config_file.write_text(config.dump())
+        say(f"{config.run.name}: training")
+        commands.run("train", str(config_file))
 
 
 def _by_stage(

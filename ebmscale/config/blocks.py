@@ -16,6 +16,14 @@ class RunBlock(Block):
 
     name: str = key("Name of the run, and of its folder.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: NonNegative = key("Seed of everything random.", 0)
+    start_from: Address | None = key(
+        "The folder or address of another run. A run without a checkpoint begins with the generator and the encoder "
+        "of that one, as they were before its ratios began. Both must agree in all but the method, `prior`, `stages`, "
+        "the ratio network and its optimizer; so several priors need one training of the generator. Its server and "
+        "its credentials are those of `storage`.",
+        None,
+        change="circumstance",
+    )
 
 
 class AddressBlock(Block):

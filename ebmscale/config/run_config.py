@@ -1,5 +1,6 @@
 """The schema of a run's configuration. It is checked strictly, and the run saves it with all defaults filled in."""
 
+import math
 from typing import Literal
 
 from pydantic import model_validator
@@ -88,6 +89,11 @@ class RunConfig(Block):
     def most_stages(self) -> int:
         """The largest number of ratios that the method's prior can have."""
         return {"gaussian": 0, "nce": 1, "lebm": 1}.get(self.method, self.stages.max_stages)
+
+    @property
+    def prior_begins(self) -> float:
+        """The `samples_seen` at which the prior begins to be learned; infinity where it stays N(0, I)."""
+        return math.inf if self.most_stages == 0 and self.prior.base == "standard" else self.stages.start_samples
 
     @property
     def uses_density(self) -> bool:
@@ -212,6 +218,8 @@ class RunConfig(Block):
             if (value := getattr(self.data, name)) not in (None, "", "-")
         }
         storage = {"url": self.storage.url.absolute()}
+        start_from = self.run.start_from
+        run = {"start_from": start_from.absolute()} if start_from is not None else {}
         networks = {
             name: block.model_copy(update={"weights": block.weights.absolute()})
             for name in ("generator", "encoder")
@@ -219,6 +227,7 @@ class RunConfig(Block):
         }
         return self.model_copy(
             update={
+                "run": self.run.model_copy(update=run),
                 "data": self.data.model_copy(update=data),
                 "storage": self.storage.model_copy(update=storage),
                 "model": self.model.model_copy(update=networks),

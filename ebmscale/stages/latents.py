@@ -6,6 +6,7 @@ Shapes: B rows of this rank, M rows of all ranks, R ratio updates of a batch, Z 
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ebmscale.density.prior import Base
 from ebmscale.errors import ConfigError, DivergenceError
 from ebmscale.model.pieces import Piece, Span, piece, shapes_of, share_of, whole_spans
 from ebmscale.model.prior_base import BASE, base_from, filled_up
+from ebmscale.model.saved_part import SavedPart
 from ebmscale.seeds import StreamNoise, torch_generator
 from ebmscale.stages.base import choose_among
 from ebmscale.stages.held_out import rows_of_all
@@ -180,18 +182,14 @@ class Latents:
     def share(self) -> list[Piece]:
         """This rank's share of the tables and of the base."""
         tables = [
-            Piece(one.span._replace(name=f"{name}/{one.span.name}"), one.values)
-            for name, table in self.tables.items()
-            for one in table.share()
+            Piece(_within(name, one.span), one.values) for name, table in self.tables.items() for one in table.share()
         ]
         base = [piece(name, tensor) for name, tensor in self._base_tensors().items()]
         return tables + share_of(base, self._world.rank, self._world.size)
 
     def wanted(self) -> list[Span]:
         """The spans that `restore` needs on this rank."""
-        tables = [
-            span._replace(name=f"{name}/{span.name}") for name, table in self.tables.items() for span in table.wanted()
-        ]
+        tables = [_within(name, span) for name, table in self.tables.items() for span in table.wanted()]
         return tables + whole_spans(shapes_of(self._base_form))
 
     def restore(self, values: Mapping[Span, Tensor]) -> None:
@@ -199,7 +197,12 @@ class Latents:
         whole = {span.name.removeprefix(BASE): values[span] for span in whole_spans(shapes_of(self._base_form))}
         self.base = self._on_device(base_from(self.base.dim, {} if self.fits_base else whole))
         for name, table in self.tables.items():
-            table.restore({span: values[span._replace(name=f"{name}/{span.name}")] for span in table.wanted()})
+            table.restore({span: values[_within(name, span)] for span in table.wanted()})
+
+    @property
+    def only_buffer(self) -> SavedPart:
+        """The buffer alone, of a checkpoint whose other tables and base may have another form."""
+        return _Buffer(self.buffer)
 
     def _base_tensors(self) -> dict[str, Tensor]:
         """The base that was fitted; before, N(0, I) in tensors of the same shapes."""
@@ -207,3 +210,38 @@ class Latents:
             return self._base_form
         tensors = filled_up(self.base.tensors(), self._most_components)
         return {f"{BASE}{name}": tensor for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """The buffer among the `chains` of a checkpoint (a `SavedPart`)."""
+
+    table: StreamTable
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """See `SavedPart.shapes`."""
+        return {f"buffer/{name}": size for name, size in self.table.shapes().items()}
+
+    def check_shapes(self, found: Mapping[str, Sequence[int]]) -> None:
+        """See `SavedPart.check_shapes`."""
+        if any(torch.Size(found.get(name, ())) != size for name, size in self.shapes().items()):
+            raise ConfigError(
+                "The checkpoint keeps a buffer of another size; set stages.buffer_samples and data.num_streams back."
+            )
+
+    def share(self) -> list[Piece]:
+        """See `SavedPart.share`."""
+        return [Piece(_within("buffer", one.span), one.values) for one in self.table.share()]
+
+    def wanted(self) -> list[Span]:
+        """See `SavedPart.wanted`."""
+        return [_within("buffer", span) for span in self.table.wanted()]
+
+    def restore(self, values: Mapping[Span, Tensor]) -> None:
+        """See `SavedPart.restore`."""
+        self.table.restore({span: values[_within("buffer", span)] for span in self.table.wanted()})
+
+
+def _within(table: str, span: Span) -> Span:
+    """The span of a table as one of the `chains`."""
+    return span._replace(name=f"{table}/{span.name}")

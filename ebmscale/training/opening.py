@@ -49,6 +49,7 @@ from ebmscale.training.run_data import (
 )
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
+from ebmscale.training.start_from import Beginning
 from ebmscale.training.stopping import StopPoll, on_first
 from ebmscale.training.trackers import check_trackers
 from ebmscale.training.trainer_of_ratios import adam_settings, engine_settings, make_ratio_trainer
@@ -171,7 +172,9 @@ def _prepare(
     if lease is not None:
         retried(partial(lease.take, check), config.checkpoint.retry_s, patience, time.monotonic, "It")
     old = saved_config(storage)
-    config = with_precision(config, gain, "auto" if old is None else old.precision)
+    beginning = Beginning.of(config, storage)
+    began = old if beginning is None else beginning.config
+    config = with_precision(config, gain, "auto" if began is None else began.precision)
     config = config if old is None else with_begun(config, old)
     if not config.model.size_is_given and (config.data.format is None or data.exists(FILE)):
         config = with_latents_of(config, Manifest.load(data))
@@ -186,6 +189,8 @@ def _prepare(
     sources, documents = own_sources(config, storage), {DATA_FILE: seen.model_dump_json(indent=1)}
     if sources is not None:
         documents[NETWORKS_FILE] = sources.model_dump_json(indent=1)
+    if beginning is not None:
+        beginning.copy_to(storage, config, manifest, check)
     if not CheckpointReader(storage).finished():
         begun.append(first_networks(config, shape_of_samples(data, manifest, config), data, manifest))
     for file, text in ({CONFIG_FILE: config.dump()} | documents).items():

@@ -12,7 +12,7 @@ from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch, ImageStream
 from ebmscale.errors import DivergenceError
 from ebmscale.kernels.forms import is_for
-from ebmscale.model.checkpoint import SavedCheckpoint
+from ebmscale.model.checkpoint import SavedCheckpoint, position_of
 from ebmscale.model.noise_level import NoiseLevel
 from ebmscale.model.pieces import Piece, shapes_of
 from ebmscale.model.pixels import shows_images
@@ -135,6 +135,20 @@ class Run:
         parts: dict[str, SavedPart] = {"generator": self.generator, **self.stages.parts}
         return parts if self.average is None else parts | {"average": self.average}
 
+    def parts_at(self, position: int) -> dict[str, SavedPart]:
+        """What is read of a checkpoint at `samples_seen`.
+
+        Before the ratios begin these are the networks and the buffer of posteriors alone: all else is as at the start,
+        and the run with which this one began may have had another prior (`run.start_from`).
+        """
+        if self._has_ratios_at(position):
+            return self.parts
+        networks = {name: part for name, part in self.parts.items() if name in ("generator", "average")}
+        return networks | {"chains": self.stages.latents.only_buffer}
+
+    def _has_ratios_at(self, position: int) -> bool:
+        return position > self.config.prior_begins
+
     def share(self) -> dict[str, list[Piece]]:
         """This rank's share of the parts, as views."""
         return {stem: part.share() for stem, part in self.parts.items()}
@@ -222,7 +236,8 @@ class Run:
         """
         store, network = self.saver.store, self.stages.frozen.network
         for name in self.world.broadcast(store.candidates() if self.world.is_first else None):
-            loaded = read_checkpoint(store, name, self.parts, shapes_of(network.state_dict()), self.world)
+            parts = self.parts_at(position_of(name))
+            loaded = read_checkpoint(store, name, parts, shapes_of(network.state_dict()), self.world)
             if loaded is None or (only_good and not loaded.saved.manifest.good):
                 continue
             self._take(loaded)
@@ -231,15 +246,20 @@ class Run:
 
     def _take(self, loaded: LoadedCheckpoint) -> None:
         saved, state = loaded.saved, loaded.state
-        self.stages.load_values(state.stages.model_dump())
+        has_ratios, parts = self._has_ratios_at(saved.samples_seen), self.parts_at(saved.samples_seen)
+        if has_ratios:
+            self.stages.load_values(state.stages.model_dump())
         for stem, tensors in loaded.tensors.items():
-            self.parts[stem].restore(tensors)
-        self.stages.take_frozen(loaded.ratios)
+            parts[stem].restore(tensors)
+        if has_ratios:
+            self.stages.take_frozen(loaded.ratios)
         self.guard.load_values(asdict(state.guard))
         if len(state.meters) == self.world.size:
             self.meter.load_values(state.meters[self.world.rank])
         self.timer.load_values(loaded.clock.model_dump())
         self.measured, self.done_at = dict(state.measured), state.done_at.model_dump()
+        if saved.samples_seen == self.config.prior_begins:  # here the evidence is that of a ratio
+            self.done_at["evidence"] = min(self.done_at["evidence"], saved.samples_seen - self.config.train.batch_size)
         self.residuals = state.residuals
         self.noise_level.restore(state.mean_square)
         self.samples_seen = saved.samples_seen
@@ -275,7 +295,8 @@ class Run:
         before = self.guard.state
         self.guard.state = guard
         self.guard.roll_back(before, now - saved.samples_seen)
-        self.stages.shift(now - saved.samples_seen)
+        if self._has_ratios_at(saved.samples_seen):
+            self.stages.shift(now - saved.samples_seen)
         self.samples_seen, self.done_at = now, done_at
         self.meter.load_values(meter)
         self.save()

@@ -1,0 +1,98 @@
+"""What the runs of several rows train in common, before their priors begin to be learned: it is trained once.
+
+A row's run starts from there (`run.start_from`), and its metrics have those of the beginning too. So every row has the
+results and the processor seconds of a run that trains all of it alone.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ebmscale.address import Address
+from ebmscale.compare.rows import Job
+from ebmscale.config import CIRCUMSTANCES, PriorBlock, RunConfig, StagesBlock, with_values
+from ebmscale.model.checkpoint_reader import CheckpointReader
+from ebmscale.model.run_folder import run_storage
+
+FOR_ALL = ("num_chains", "num_particles")
+"""Keys of `prior` that must suit the number of streams; they change nothing before the prior is learned."""
+
+DIGEST = 8  # characters in the name of the run
+
+
+@dataclass
+class Beginning:
+    """What several runs train first, as a run of its own.
+
+    Attributes:
+        config: of that run.
+    """
+
+    config: RunConfig
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def trained(self, train: Callable[[RunConfig], None]) -> Address:
+        """Its address; `train` trains it if it has no checkpoint at its end. Several threads may call this."""
+        storage = run_storage(self.config)
+        with self._lock:
+            names = CheckpointReader(storage).finished()
+            if not names or CheckpointReader(storage).open(names[0]).samples_seen < self.config.train.max_samples:
+                train(self.config)
+        return storage.url
+
+
+def find_beginnings(jobs: Sequence[Job]) -> dict[str, Beginning]:
+    """The beginnings that at least two runs have in common, by the name of each run that has one.
+
+    Only where generator and encoder stop at a given time: elsewhere their rates depend on the length of the run.
+    """
+    groups = dict[str, tuple[Beginning, list[str]]]()
+    for job in jobs:
+        config = _beginning_of(job.config)
+        if config is not None:
+            _, runs = groups.setdefault(config.run.name, (Beginning(config), []))
+            runs.append(job.config.run.name)
+    return {run: beginning for beginning, runs in groups.values() for run in runs if len(runs) > 1}
+
+
+def in_turn(jobs: Sequence[Job], beginnings: Mapping[str, Beginning]) -> list[int]:
+    """The places of the jobs in the order in which they start: first one of every beginning, so that none waits."""
+    seen, later = set[int](), list[bool]()
+    for job in jobs:
+        beginning = id(beginnings.get(job.config.run.name))
+        later.append(beginning in seen)
+        seen.add(beginning)
+    return sorted(range(len(jobs)), key=later.__getitem__)
+
+
+def has_begun(config: RunConfig) -> bool:
+    """Whether a run has a checkpoint of its own."""
+    return bool(CheckpointReader(run_storage(config)).finished())
+
+
+def _beginning_of(config: RunConfig) -> RunConfig | None:
+    """What a run trains before its prior is learned, as a run; None where that is nothing, or no run of its own."""
+    begins = config.prior_begins
+    if (
+        not config.networks_train
+        or not config.train.generator.stop_samples
+        or not 0 < begins < config.train.max_samples
+    ):
+        return None
+    stages = config.stages.model_dump(include={"buffer_samples", "evidence_every", "evidence_samples"})
+    prior = config.prior.model_dump(include=set(FOR_ALL))
+    values = {
+        "method": "gaussian",
+        "prior": PriorBlock(**prior).model_dump(),
+        "stages": StagesBlock(**stages, start_samples=0, max_stages=0).model_dump(),
+        "model.ratio": type(config.model.ratio)().model_dump(),
+        "train.ratio": type(config.train.ratio)().model_dump(),
+        "train.max_samples": int(begins),
+    }
+    found = with_values(config, values, f"the beginning of {config.run.name}")
+    settings = found.model_dump(mode="json", exclude={"run", *CIRCUMSTANCES})
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:DIGEST]
+    run = found.run.model_copy(update={"name": f"beginning-{digest}-seed{found.run.seed}"})
+    return found.model_copy(update={"run": run})
