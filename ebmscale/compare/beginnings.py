@@ -46,7 +46,7 @@ class Beginning:
 def find_beginnings(jobs: Sequence[Job]) -> dict[str, Beginning]:
     """The beginnings that at least two runs have in common, by the name of each run that has one.
 
-    Only where generator and encoder stop at a given time: elsewhere their rates depend on the length of the run.
+    Only where generator and encoder stop before: elsewhere their rates depend on the length of the run.
     """
     groups = dict[str, tuple[Beginning, list[str]]]()
     for job in jobs:
@@ -73,13 +73,8 @@ def has_begun(config: RunConfig) -> bool:
 
 
 def _beginning_of(config: RunConfig) -> RunConfig | None:
-    """What a run trains before its prior is learned, as a run; None where that is nothing, or no run of its own."""
-    begins = config.prior_begins
-    if (
-        not config.networks_train
-        or not config.train.generator.stop_samples
-        or not 0 < begins < config.train.max_samples
-    ):
+    """What a run trains before its prior is learned, as a run; None where the generator goes on with the prior."""
+    if not config.has_two_stages:
         return None
     stages = config.stages.model_dump(include={"buffer_samples", "evidence_every", "evidence_samples"})
     prior = config.prior.model_dump(include=set(FOR_ALL))
@@ -89,7 +84,7 @@ def _beginning_of(config: RunConfig) -> RunConfig | None:
         "stages": StagesBlock(**stages, start_samples=0, max_stages=0).model_dump(),
         "model.ratio": type(config.model.ratio)().model_dump(),
         "train.ratio": type(config.train.ratio)().model_dump(),
-        "train.max_samples": int(begins),
+        "train.max_samples": int(config.prior_begins),
     }
     found = with_values(config, values, f"the beginning of {config.run.name}")
     settings = found.model_dump(mode="json", exclude={"run", *CIRCUMSTANCES})

@@ -93,7 +93,15 @@ class RunConfig(Block):
     @property
     def prior_begins(self) -> float:
         """The `samples_seen` at which the prior begins to be learned; infinity where it stays N(0, I)."""
-        return math.inf if self.most_stages == 0 and self.prior.base == "standard" else self.stages.start_samples
+        if self.most_stages == 0 and self.prior.base == "standard":
+            return math.inf
+        return -(-self.stages.start_samples // self.train.batch_size) * self.train.batch_size
+
+    @property
+    def has_two_stages(self) -> bool:
+        """Whether the prior is learned after generator and encoder have stopped."""
+        begins = self.prior_begins
+        return self.networks_train and self.generator_stops <= begins < self.train.max_samples
 
     @property
     def uses_density(self) -> bool:

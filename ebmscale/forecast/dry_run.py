@@ -22,6 +22,7 @@ from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.storage import Storage
 from ebmscale.terminal import duration
 from ebmscale.training.measurement import take_evidence
+from ebmscale.training.restore import restore
 from ebmscale.training.run import Run
 from ebmscale.training.update import train_batch
 from ebmscale.world import World
@@ -161,7 +162,7 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     first = [_batch_seconds(run, begin) for begin, _ in spans]
     first_evidence = _seconds(lambda: take_evidence(run), repeats=2)
     run.save_and_wait()
-    saved = run.restore()
+    saved = restore(run)
     if saved is None:
         raise EbmscaleError("The dry run's checkpoint could not be read back; check the disk and report this.")
     go_to_last_stage(run)

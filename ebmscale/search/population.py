@@ -15,12 +15,12 @@ import numpy as np
 
 from ebmscale.config import RunConfig, mutable_keys
 from ebmscale.errors import DamagedError, NotFoundError
-from ebmscale.model.checkpoint import FOLDER, position_of
+from ebmscale.model.checkpoint import position_of
 from ebmscale.search.objectives import objective_value
 from ebmscale.search.space import Objective, Parameter, PbtBlock, Space
 from ebmscale.search.trial import Origin, TrialRecord
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import CheckpointStore
+from ebmscale.training.checkpoint import CheckpointStore, copy_checkpoint
 
 WAIT_S, WAIT_STEP_S = 60.0, 1.0
 
@@ -131,22 +131,8 @@ def take_over(
         wait_s -= WAIT_STEP_S
     for name in sorted(store.finished(), key=lambda one: abs(position_of(one) - origin.samples_seen)):
         try:
-            _copy(name, donor, run)
+            copy_checkpoint(name, donor, run)
         except (DamagedError, NotFoundError):
             continue
         return position_of(name)
     return None
-
-
-def _copy(name: str, donor: Storage, run: Storage) -> None:
-    """Copies and verifies a checkpoint; the manifest is last, so that an interrupted copy is not a checkpoint."""
-    saved = CheckpointStore(donor).open(name)
-    saved.verify()
-    manifest = donor.read_bytes(f"{FOLDER}/{name}/manifest.json")
-    for ratio in saved.manifest.ratios:
-        run.publish(ratio.file, donor.read_bytes(ratio.file))
-    for file in saved.manifest.files:
-        run.publish(f"{FOLDER}/{name}/{file}", donor.read_bytes(f"{FOLDER}/{name}/{file}"))
-    CheckpointStore(run).note(name)
-    run.publish(f"{FOLDER}/{name}/manifest.json", manifest)
-    CheckpointStore(run).open(name).verify()

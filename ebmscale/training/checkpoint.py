@@ -53,11 +53,13 @@ class CheckpointStore(CheckpointReader):
     Args:
         storage: the run's storage.
         settings: which checkpoints are kept.
+        kept_until: the newest one that is not after this position is kept too.
     """
 
-    def __init__(self, storage: Storage, settings: CheckpointBlock | None = None):
+    def __init__(self, storage: Storage, settings: CheckpointBlock | None = None, kept_until: float = -1):
         super().__init__(storage)
         self._settings = settings or CheckpointBlock()
+        self._kept_until = kept_until
         self._written: dict[str, CheckpointContents] = {}  # of what this store wrote
 
     def _unlisted(self) -> set[str]:
@@ -65,7 +67,7 @@ class CheckpointStore(CheckpointReader):
 
     def hearing(self, stop: threading.Event) -> "CheckpointStore":
         """A store of the same checkpoints whose waits end once `stop` is set."""
-        store = CheckpointStore(self.storage.hearing(stop), self._settings)
+        store = CheckpointStore(self.storage.hearing(stop), self._settings, self._kept_until)
         store.damaged, store._written = self.damaged, self._written
         return store
 
@@ -145,6 +147,7 @@ class CheckpointStore(CheckpointReader):
                 del known[name]
                 self._open_known(name, known)
         kept = {newest, *kept_by(self._settings, {name: one.metrics for name, one in known.items()})}
+        kept |= set(sorted(name for name in known if position_of(name) <= self._kept_until)[-1:])
         self._publish_notes(CheckpointNames(names=kept, contents={name: known[name] for name in kept if name in known}))
         for name in found - kept:
             self.storage.delete(f"{FOLDER}/{name}/{MANIFEST_FILE}")  # first: after a crash it is incomplete
@@ -185,6 +188,33 @@ def kept_by(settings: CheckpointBlock, metrics: Mapping[str, Mapping[str, float]
     measured = [name for name in newest_first if settings.best_metric in metrics[name]]
     measured.sort(key=lambda name: sign * metrics[name][settings.best_metric])
     return kept | set(measured[: settings.keep_best])
+
+
+def copy_checkpoint(name: str, donor: Storage, run: Storage, check: Callable[[], None] = lambda: None) -> None:
+    """Copies a checkpoint from run to run; the manifest is last, so that an interrupted copy is not a checkpoint.
+
+    Args:
+        name: of the checkpoint.
+        donor: the storage of the run that has it.
+        run: the storage of the other run.
+        check: called before every file; an exception that it raises ends the copying.
+
+    Raises:
+        DamagedError: a file of it, or its copy, is damaged.
+    """
+    saved = CheckpointReader(donor).open(name)
+    saved.verify()
+    folder = f"{FOLDER}/{name}"
+    manifest = donor.read_bytes(f"{folder}/{MANIFEST_FILE}")
+    for file in (
+        *(ratio.file for ratio in saved.manifest.ratios),
+        *(f"{folder}/{one}" for one in saved.manifest.files),
+    ):
+        check()
+        run.publish(file, donor.read_bytes(file))
+    CheckpointStore(run).note(name)
+    run.publish(f"{folder}/{MANIFEST_FILE}", manifest)
+    CheckpointReader(run).open(name).verify()
 
 
 class Cancelled(Exception):

@@ -21,6 +21,7 @@ from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE, Run
 from ebmscale.training.opening import open_run
 from ebmscale.training.owner import Lease
 from ebmscale.training.profile import Profile
+from ebmscale.training.restore import roll_back
 from ebmscale.training.run import Run
 from ebmscale.training.sample_picture import sample_picture
 from ebmscale.training.stage_samples import stage_file, stage_picture
@@ -74,7 +75,7 @@ def _train(config: RunConfig, view: View, world: World, stop: StopSignal, lease:
                 with run.timer.part("checkpoint"):
                     run.save_and_wait(_out_of_time(stop, config.checkpoint.grace_s))
                 break
-            if run.due("checkpoint", config.checkpoint.every_samples) and run.saver.phase == "idle":
+            if run.is_checkpoint_due and run.saver.phase == "idle":
                 with run.timer.part("checkpoint"):
                     run.save()
 
@@ -219,7 +220,7 @@ def _set_back(run: Run, view: View, log: RunLog | None, batch: Batch, bad: dict[
 def _go_back(run: Run, log: RunLog | None, reason: str) -> None:
     """Goes back to the last good checkpoint, and records that."""
     with run.timer.part("checkpoint"):
-        position = run.roll_back(reason)
+        position = roll_back(run, reason)
     if log is not None:
         rate_scale = run.guard.state.rate_scale
         log.guard(run.samples_seen, {"action": "rolled back", "to": position, "rate_scale": rate_scale})

@@ -38,6 +38,7 @@ from ebmscale.training.guard import Guard
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.owner import Lease
 from ebmscale.training.precision import least_bf16_gain, with_precision
+from ebmscale.training.restore import restore
 from ebmscale.training.run import Run
 from ebmscale.training.run_data import (
     DATA_FILE,
@@ -49,7 +50,7 @@ from ebmscale.training.run_data import (
 )
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Saver
-from ebmscale.training.start_from import Beginning
+from ebmscale.training.start_from import Beginning, borrowed_checkpoint
 from ebmscale.training.stopping import StopPoll, on_first
 from ebmscale.training.trackers import check_trackers
 from ebmscale.training.trainer_of_ratios import adam_settings, engine_settings, make_ratio_trainer
@@ -95,7 +96,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
     gain = least_bf16_gain(config, world)
     asked, begun = config, list[ImageModel]()  # the first rank's networks, which the engine takes to the others
     prepare = partial(_prepare, asked, gain, reading, data, lease, begun)
-    config, ticket, counted = on_first(world, stop, prepare)
+    config, ticket, counted, borrowed = on_first(world, stop, prepare)
     if lease is not None and not world.is_first:
         lease.join(*ticket)
     manifest = Manifest.load(data)
@@ -108,6 +109,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
     networks = begun[0] if begun else build_model(config, shape)
     generator = make_engine(networks, adam, settings, world)
     poll = StopPoll(stop, world)
+    kept_until = config.prior_begins if config.has_two_stages else -1  # other runs may start from there
     run = Run(
         config=config,
         world=world,
@@ -119,10 +121,11 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
         noise_level=NoiseLevel(config.model.sigma, world.device),
         stages=make_ratio_trainer(config, shape, settings, world, poll),
         guard=Guard(config.guard),
-        saver=Saver(CheckpointStore(reading, config.checkpoint), world, config.checkpoint, lease),
+        saver=Saver(CheckpointStore(reading, config.checkpoint, kept_until), world, config.checkpoint, lease),
         poll=poll,
         meter=MeanMeter(),
         timer=PartTimer(world.device),
+        borrowed=borrowed,
     )
     run.sampling.use(_form(run))
     _restore(run)
@@ -132,7 +135,7 @@ def open_run(config: RunConfig, world: World, stop: StopSignal, lease: Lease | N
 
 def _restore(run: Run) -> None:
     """Restores the newest valid checkpoint, if the run has any checkpoint (collective)."""
-    if run.restore() is None and run.world.broadcast(run.saver.store.finished() if run.world.is_first else None):
+    if restore(run) is None and run.world.broadcast(run.saver.store.finished() if run.world.is_first else None):
         raise StorageError(
             f"The run {run.storage.url} has no valid checkpoint left, every one is damaged (see `ebmscale inspect`); "
             "restore one from a copy, or delete the run to start anew."
@@ -158,13 +161,13 @@ def _prepare(
     lease: Lease | None,
     begun: list[ImageModel],
     check: Callable[[], None],
-) -> tuple[RunConfig, Any, dict[Any, Any]]:
+) -> tuple[RunConfig, Any, dict[Any, Any], str | None]:
     """The work of one rank before all begin: it tries the storage, takes the run, packs, verifies and counts the data.
 
     The networks that the run begins with are put into `begun`, unless it has a checkpoint.
 
     Returns:
-        The configuration with the run's precision, the lease's ticket, and `Manifest.counted`.
+        The configuration with the run's precision, the lease's ticket, `Manifest.counted`, and `Run.borrowed`.
     """
     storage.probe()
     refuse_other(storage, "run", "choose another run.name")
@@ -196,7 +199,7 @@ def _prepare(
     for file, text in ({CONFIG_FILE: config.dump()} | documents).items():
         publish = partial(storage.publish, file, text.encode())
         retried(publish, config.checkpoint.retry_s, patience, time.monotonic, "It")
-    return config, lease.ticket if lease is not None else None, manifest.counted
+    return config, lease.ticket if lease is not None else None, manifest.counted, borrowed_checkpoint(storage)
 
 
 class _Listening(threading.Event):

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from ebmscale.config import RunConfig
 from ebmscale.data.stream import Batch, ImageStream
-from ebmscale.errors import DivergenceError
-from ebmscale.kernels.forms import is_for
-from ebmscale.model.checkpoint import SavedCheckpoint, position_of
 from ebmscale.model.noise_level import NoiseLevel
-from ebmscale.model.pieces import Piece, shapes_of
+from ebmscale.model.pieces import Piece
 from ebmscale.model.pixels import shows_images
 from ebmscale.model.residuals import Residuals, measure_residuals
 from ebmscale.model.saved_part import SavedPart
@@ -22,7 +19,6 @@ from ebmscale.stages.ratio_trainer import RatioTrainer
 from ebmscale.storage import Storage
 from ebmscale.training.engine import Engine
 from ebmscale.training.guard import Guard
-from ebmscale.training.loaded import LoadedCheckpoint, read_checkpoint
 from ebmscale.training.metrics import MeanMeter, PartTimer
 from ebmscale.training.sampling import AverageWeights, SamplingCopy
 from ebmscale.training.saver import Draft, Saver
@@ -36,7 +32,7 @@ from ebmscale.world import World
 class Run:
     """The parts of a run in one process.
 
-    Only its own methods change its values.
+    Only its own methods and `training.restore` change its values.
 
     Attributes:
         storage: of the run.
@@ -46,6 +42,7 @@ class Run:
         done_at: `samples_seen` at the last evidence, metrics and checkpoint.
         measured: numbers of the last evidence, by which the best checkpoints are chosen.
         residuals: of held-out images, at the last evidence.
+        borrowed: the name of the checkpoint of another run with which this one starts; None if it starts alone.
     """
 
     config: RunConfig
@@ -67,12 +64,21 @@ class Run:
     done_at: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("evidence", "metrics", "checkpoint"), 0))
     measured: dict[str, float] = field(default_factory=dict)
     residuals: Residuals | None = None
+    borrowed: str | None = None
 
     def due(self, what: str, every: int, last: bool = False) -> bool:
         """Whether `what` is due: a multiple of `every` samples was passed since the last time, or this is the end."""
         if last:
             return self.done_at[what] != self.samples_seen
         return self.done_at[what] // every != self.samples_seen // every
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Whether to save now: at every interval, and where the prior begins on a generator that has stopped."""
+        begins = self.config.has_two_stages and self.samples_seen == self.config.prior_begins
+        if begins and self.done_at["checkpoint"] != self.samples_seen:
+            return True
+        return self.due("checkpoint", self.config.checkpoint.every_samples)
 
     def batches(self, start: int | None = None) -> Iterator[Batch]:
         """The batches from `samples_seen` on, which a `start` sets first. It ends the batches of an earlier call."""
@@ -135,19 +141,11 @@ class Run:
         parts: dict[str, SavedPart] = {"generator": self.generator, **self.stages.parts}
         return parts if self.average is None else parts | {"average": self.average}
 
-    def parts_at(self, position: int) -> dict[str, SavedPart]:
-        """What is read of a checkpoint at `samples_seen`.
-
-        Before the ratios begin these are the networks and the buffer of posteriors alone: all else is as at the start,
-        and the run with which this one began may have had another prior (`run.start_from`).
-        """
-        if self._has_ratios_at(position):
-            return self.parts
+    @property
+    def first_parts(self) -> dict[str, SavedPart]:
+        """What was trained before the prior began to be learned: the networks, and the buffer of posteriors."""
         networks = {name: part for name, part in self.parts.items() if name in ("generator", "average")}
         return networks | {"chains": self.stages.latents.only_buffer}
-
-    def _has_ratios_at(self, position: int) -> bool:
-        return position > self.config.prior_begins
 
     def share(self) -> dict[str, list[Piece]]:
         """This rank's share of the parts, as views."""
@@ -220,87 +218,6 @@ class Run:
             "meters": self.world.gather_objects(self.meter.values()),
         }
         return {"state": json.loads(json.dumps(state)), "clock": self.timer.values()}
-
-    def restore(self, only_good: bool = False) -> SavedCheckpoint | None:
-        """Restores the newest valid checkpoint. Any world and any engine may have written it (collective).
-
-        Args:
-            only_good: whether to skip checkpoints that were saved right after a skipped update.
-
-        Returns:
-            The checkpoint; None if there is none.
-
-        Raises:
-            StorageError: the storage cannot be read.
-            ConfigError: the checkpoint is of another network.
-        """
-        store, network = self.saver.store, self.stages.frozen.network
-        for name in self.world.broadcast(store.candidates() if self.world.is_first else None):
-            parts = self.parts_at(position_of(name))
-            loaded = read_checkpoint(store, name, parts, shapes_of(network.state_dict()), self.world)
-            if loaded is None or (only_good and not loaded.saved.manifest.good):
-                continue
-            self._take(loaded)
-            return loaded.saved
-        return None
-
-    def _take(self, loaded: LoadedCheckpoint) -> None:
-        saved, state = loaded.saved, loaded.state
-        has_ratios, parts = self._has_ratios_at(saved.samples_seen), self.parts_at(saved.samples_seen)
-        if has_ratios:
-            self.stages.load_values(state.stages.model_dump())
-        for stem, tensors in loaded.tensors.items():
-            parts[stem].restore(tensors)
-        if has_ratios:
-            self.stages.take_frozen(loaded.ratios)
-        self.guard.load_values(asdict(state.guard))
-        if len(state.meters) == self.world.size:
-            self.meter.load_values(state.meters[self.world.rank])
-        self.timer.load_values(loaded.clock.model_dump())
-        self.measured, self.done_at = dict(state.measured), state.done_at.model_dump()
-        if saved.samples_seen == self.config.prior_begins:  # here the evidence is that of a ratio
-            self.done_at["evidence"] = min(self.done_at["evidence"], saved.samples_seen - self.config.train.batch_size)
-        self.residuals = state.residuals
-        self.noise_level.restore(state.mean_square)
-        self.samples_seen = saved.samples_seen
-        self.saver.last_saved = saved.samples_seen
-        form = state.form
-        if self.config.posterior.kernel == "auto" and form is not None and is_for(form, self.world.device):
-            self.sampling.use(form)  # the form with which the run began, even if another is faster now
-        self.sampling.refresh()
-
-    def roll_back(self, reason: str) -> int:
-        """Returns to the weights of the last good checkpoint, with lower rates, and saves (collective).
-
-        `samples_seen` keeps its value. So no sample is trained on twice, and metrics have one line for each position.
-
-        Args:
-            reason: what happened, for the message.
-
-        Returns:
-            `samples_seen` of the checkpoint.
-
-        Raises:
-            DivergenceError: the run was rolled back too often, or there is no good checkpoint.
-        """
-        self.saver.finish()
-        self.guard.check_run_rollbacks(reason)
-        now, done_at, guard, meter = self.samples_seen, self.done_at, self.guard.state, self.meter.values()
-        saved = self.restore(only_good=True)
-        if saved is None:
-            raise DivergenceError(
-                f"Training diverged: {reason}, and there is no checkpoint to go back to; lower train.generator.rate, "
-                "train.ratio.rate or the chain's step_size."
-            )
-        before = self.guard.state
-        self.guard.state = guard
-        self.guard.roll_back(before, now - saved.samples_seen)
-        if self._has_ratios_at(saved.samples_seen):
-            self.stages.shift(now - saved.samples_seen)
-        self.samples_seen, self.done_at = now, done_at
-        self.meter.load_values(meter)
-        self.save()
-        return saved.samples_seen
 
     def generator_rate(self) -> float:
         """The generator's learning rate now."""

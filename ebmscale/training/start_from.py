@@ -1,4 +1,7 @@
-"""A run that begins with another one, as that was before its ratios began: `run.start_from`."""
+"""A run that begins with another one, as that was before its ratios began: `run.start_from`.
+
+URL/NAME/start.json     the checkpoint of the other run, which is copied beside the run's own
+"""
 
 import math
 from collections.abc import Callable
@@ -6,12 +9,13 @@ from dataclasses import dataclass, replace
 
 from ebmscale.config import RESUMABLE, RunConfig, StagesBlock, changed_keys
 from ebmscale.data.manifest import Manifest
-from ebmscale.errors import ConfigError, DamagedError
-from ebmscale.model.checkpoint import FOLDER, MANIFEST_FILE, SavedCheckpoint
+from ebmscale.errors import ConfigError, DamagedError, NotFoundError
+from ebmscale.model.checkpoint import SavedCheckpoint
 from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.run_folder import saved_config
 from ebmscale.storage import Storage, open_storage
-from ebmscale.training.checkpoint import CheckpointStore
+from ebmscale.stored import Stored, read_document
+from ebmscale.training.checkpoint import copy_checkpoint
 from ebmscale.training.line_files import LineFile
 from ebmscale.training.metrics import EVENTS_FILE, GUARD_FILE, METRICS_FILE
 from ebmscale.training.run_data import check_run_data
@@ -25,6 +29,28 @@ MAY_DIFFER = (
     *(f"stages.{name}" for name in StagesBlock.model_fields if name != "buffer_samples"),
 )
 """Keys that change nothing before `stages.start_samples`. The buffer of posteriors fills before."""
+
+START_FILE = "start.json"
+
+
+class Start(Stored):
+    """What a run notes of the other run.
+
+    Attributes:
+        checkpoint: the name of the other run's checkpoint, and of its copy.
+        url: of the other run.
+    """
+
+    checkpoint: str
+    url: str
+
+
+def borrowed_checkpoint(storage: Storage) -> str | None:
+    """The name of the checkpoint of another run with which a run started; None if it started alone."""
+    try:
+        return read_document(storage, START_FILE, Start).checkpoint
+    except NotFoundError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -91,11 +117,9 @@ class Beginning:
             for text in LineFile(self.storage, log).texts():
                 own.append(text)
             own.cut(saved.samples_seen)
-        folder = f"{FOLDER}/{saved.name}"
-        for file in (*saved.manifest.files, MANIFEST_FILE):
-            check()
-            storage.publish(f"{folder}/{file}", self.storage.read_bytes(f"{folder}/{file}"))
-        CheckpointStore(storage).note(saved.name)
+        start = Start(checkpoint=saved.name, url=str(self.storage.url))
+        storage.publish(START_FILE, start.model_dump_json(indent=1).encode())
+        copy_checkpoint(saved.name, self.storage, storage, check)
 
     def _checkpoint(self, latest: float) -> SavedCheckpoint:
         """The newest valid checkpoint at `latest` samples or before."""
