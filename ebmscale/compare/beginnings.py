@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ebmscale.address import Address
 from ebmscale.compare.rows import Job
 from ebmscale.config import CIRCUMSTANCES, PriorBlock, RunConfig, StagesBlock, with_values
+from ebmscale.model.checkpoint import position_of
 from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.run_folder import run_storage
 
@@ -38,7 +39,7 @@ class Beginning:
         storage = run_storage(self.config)
         with self._lock:
             names = CheckpointReader(storage).finished()
-            if not names or CheckpointReader(storage).open(names[0]).samples_seen < self.config.train.max_samples:
+            if not names or position_of(names[0]) < self.config.train.max_samples:
                 train(self.config)
         return storage.url
 

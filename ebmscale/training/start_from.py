@@ -133,8 +133,9 @@ class Beginning:
                 oldest = saved.samples_seen
             except DamagedError as error:
                 reader.mark_damaged(name, str(error))
-        has = "no valid checkpoint" if math.isinf(oldest) else f"none before {oldest:,}"
+        if math.isinf(oldest):
+            raise ConfigError(f"run.start_from: {self.storage.url} has no valid checkpoint; train it first.")
         raise ConfigError(
             f"run.start_from: {self.storage.url} needs a checkpoint at {latest:,} samples or before, where the ratios "
-            f"begin, and has {has}; train it to there, or set checkpoint.keep_every so that one is kept."
+            f"begin, and has none before {oldest:,}; train it to there, or set checkpoint.keep_every so that one is kept."
         )
