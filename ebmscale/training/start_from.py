@@ -137,5 +137,5 @@ class Beginning:
             raise ConfigError(f"run.start_from: {self.storage.url} has no valid checkpoint; train it first.")
         raise ConfigError(
             f"run.start_from: {self.storage.url} needs a checkpoint at {latest:,} samples or before, where the ratios "
-            f"begin, and has none before {oldest:,}; train it to there, or set checkpoint.keep_every so that one is kept."
+            f"begin, and has none before {oldest:,}; train it to there, or set its checkpoint.keep_every."
         )

@@ -41,7 +41,13 @@ def starting_from(config: RunConfig, other: RunConfig, name: str) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("method", "prior"), [("adaptive", {}), ("adaptive", {"base": "moments"}), ("lebm", {}), ("tre", {})]
+    ("method", "prior"),
+    [
+        ("adaptive", {"base": "moments"}),
+        ("lebm", {}),
+        pytest.param("adaptive", {}, marks=pytest.mark.slow),
+        pytest.param("tre", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_it_is_bit_for_bit_the_run_that_trains_all_itself(
     tiny: RunConfig, generator_alone: RunConfig, method: str, prior: dict[str, Any]
