@@ -69,8 +69,6 @@ def test_a_mixture_has_no_more_components_than_posteriors_can_fit() -> None:
 def test_one_gaussian_is_not_fitted_several_times() -> None:
     with pytest.raises(ConfigError, match=r"base_fits above 1 needs base_components above 1"):
         parse_config(MINIMAL, ["prior={base: moments, base_fits: 2}"])
-    with pytest.raises(ConfigError, match=r"base_fits above 1 needs base_components above 1"):
-        parse_config(MINIMAL, ["prior={base: moments, base_fits: 2, base_components: auto}"])
 
 
 def test_the_number_of_components_may_be_left_to_held_out_posteriors() -> None:

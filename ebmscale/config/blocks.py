@@ -161,7 +161,8 @@ class PriorBlock(ChainBlock):
         1,
     )
     base_fits: Positive = key(
-        "Number of mixtures that are fitted, each from other centres. p_0 is their mean, which averages their errors.",
+        "Number of mixtures that are fitted, each from other centres. p_0 is their mean, which averages their errors. "
+        "Where held-out posteriors choose `base_components`, they choose the number of mixtures too, up to this.",
         1,
     )
     kind: Literal["density", "persistent", "short_run"] = key(
@@ -212,8 +213,8 @@ class PriorBlock(ChainBlock):
 
     @model_validator(mode="after")
     def _fits_mixtures(self) -> "PriorBlock":
-        if self.base_fits > 1 and not (isinstance(self.base_components, int) and self.base_components > 1):
-            raise ValueError("base_fits above 1 needs base_components above 1, given as a number")
+        if self.base_fits > 1 and self.base_components == 1:
+            raise ValueError("base_fits above 1 needs base_components above 1")
         if list(self.base_sizes) != sorted(set(self.base_sizes)) or not self.base_sizes:
             raise ValueError("base_components must be a number, auto, or a list of rising numbers such as [1, 10, 30]")
         return self

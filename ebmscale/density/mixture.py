@@ -3,6 +3,8 @@
 Shapes: ... any leading axes, N points, Z latent, C components.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -57,9 +59,14 @@ class Mixture(Base):
             num_steps: number of steps of expectation maximisation.
             axes: see `mixture_fit.fit_components`.
         """
-        found = [fit_components(samples, num_components, generator, num_steps, axes) for _ in range(num_fits)]
-        weights, means, choleskys = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return cls(weights / num_fits, means, choleskys)
+        fits = range(num_fits)
+        return cls.mean_of([fit_components(samples, num_components, generator, num_steps, axes) for _ in fits])
+
+    @classmethod
+    def mean_of(cls, fits: Sequence[Components]) -> "Mixture":
+        """The mean of the densities of mixtures, which is a mixture of all their components."""
+        weights, means, choleskys = (torch.cat(parts) for parts in zip(*fits, strict=True))
+        return cls(weights / len(fits), means, choleskys)
 
     def improved(self, samples: Tensor) -> "Mixture":
         """The mixture after one step of expectation maximisation on samples (N, Z)."""

@@ -5,7 +5,7 @@ Shapes: N posteriors, M draws, Z coordinates, C components.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,19 +13,22 @@ from torch import Tensor
 
 from ebmscale.density.bases import MomentBase
 from ebmscale.density.mixture import Mixture
+from ebmscale.density.mixture_fit import Components
 from ebmscale.density.roots import factor, symmetric_root
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.targets import Target
 
 ROWS_A_COMPONENT = 24
 """Posteriors for every coordinate of every component of the first mixture that is tried."""
-MOST_DOUBLINGS = 3
+MOST_DOUBLINGS = 1
 FIRST_STEPS, STEPS = 8, 6
 """Steps of expectation maximisation on some of the draws, from spread centres, and then on all of them."""
 FIRST_ROWS = 250
 """Draws of the first steps, for every component."""
 LEAST_BETTER = 0.02
-"""Nats of held-out draws that more components must be worth."""
+"""Nats of held-out draws that more components, or one mixture more in the mean, must be worth."""
+MOST_FITS = 8
+"""Mixtures of one size in the mean."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Tried:
     """A number of components that was tried.
 
     Attributes:
-        num_components: C.
+        num_components: C, of all mixtures in a mean.
         nats: mean log density of the draws that choose.
         seconds: of processor time.
     """
@@ -67,18 +70,56 @@ class _Tries:
     def attempt(self, size: int) -> Tried:
         """Fits so many components."""
         start = time.process_time()
-        base = self.plain if size == 1 else _mixture(self.plain, self._train, size, self.count, self.generator)
+        base = self.plain if size == 1 else self._on_plain([self._fitted(size)])
+        return self._judged(size, base, start)
+
+    def average(self, most: int, may_take: Callable[[float], bool] = lambda seconds: True) -> None:
+        """Fits more mixtures of the best size, each from other centres, while their mean gets likelier.
+
+        Args:
+            most: mixtures in the mean.
+            may_take: whether there are so many seconds left.
+        """
+        (best, base), size = self.best(), self.best()[0].num_components
+        fits = [base.inside.components] if base.inside is not None else []
+        while 0 < len(fits) < most and may_take(best.seconds):
+            start, before = time.process_time(), best.nats
+            fits.append(self._fitted(size))
+            best = self._judged(size * len(fits), self._on_plain(fits), start)
+            if best.nats < before + LEAST_BETTER:
+                break
+
+    def _judged(self, size: int, base: MomentBase, start: float) -> Tried:
         nats = float(base.log_density(self._held_out).double().mean())
         self.found.append((Tried(size, nats, time.process_time() - start), base))
         return self.found[-1][0]
+
+    def _on_plain(self, fits: Sequence[Components]) -> MomentBase:
+        return MomentBase(self.plain.mean, self.plain.cholesky, Mixture.mean_of(fits))
+
+    def _fitted(self, size: int) -> Components:
+        """A mixture inside the plain base's coordinates."""
+        rows = self._drawn()
+        rows = rows[torch.randperm(len(rows), generator=self.generator)[: FIRST_ROWS * size]]
+        mixture = Mixture.fitted(rows, size, self.generator, num_steps=FIRST_STEPS, axes=self.plain.axes())
+        for _ in range(STEPS):
+            mixture = mixture.improved(self._drawn())
+        return mixture.components
+
+    def _drawn(self) -> Tensor:
+        """One draw of every posterior, in the plain base's coordinates."""
+        z = self._train.every(self.generator)
+        return self.plain.coordinates(z[: self.count])
 
     def best(self) -> tuple[Tried, MomentBase]:
         """The base under which held-out draws are likeliest."""
         return max(self.found, key=lambda pair: pair[0].nats)
 
 
-def choose_among(train: Target, tune: Target, sizes: Sequence[int], seed: int, symmetric: bool = False) -> ChosenBase:
-    """The mixture of one of these sizes under which held-out draws are likeliest.
+def choose_among(
+    train: Target, tune: Target, sizes: Sequence[int], seed: int, symmetric: bool = False, fits: int = 1
+) -> ChosenBase:
+    """The mixture of one of these sizes under which held-out draws are likeliest, or a mean of such mixtures.
 
     The sizes are tried in their order, up to the first that is worse than the one before.
 
@@ -88,6 +129,7 @@ def choose_among(train: Target, tune: Target, sizes: Sequence[int], seed: int, s
         sizes: numbers of components, rising.
         seed: of draws and centres.
         symmetric: see `MomentBase.of_posteriors`.
+        fits: mixtures of the best size whose mean is taken, at most.
 
     Raises:
         ValueError: the covariance of the draws is not positive definite.
@@ -98,6 +140,7 @@ def choose_among(train: Target, tune: Target, sizes: Sequence[int], seed: int, s
         if not nats > before:
             break
         before = nats
+    tries.average(fits)
     return ChosenBase(tries.best()[1], tuple(pair[0] for pair in tries.found))
 
 
@@ -110,7 +153,7 @@ def choose_base(train: Target, tune: Target, seed: int, seconds: float = math.in
         train: what the mixture is fitted to.
         tune: what chooses the number of components.
         seed: of draws and centres.
-        seconds: of processor time; no larger mixture is begun that would probably pass it.
+        seconds: of processor time; no mixture is begun that would probably pass it.
 
     Raises:
         ValueError: the covariance of the draws is not positive definite.
@@ -130,22 +173,7 @@ def choose_base(train: Target, tune: Target, seed: int, seconds: float = math.in
         while size > 2 and found.nats < one.nats + LEAST_BETTER:
             size = max(size // 4, 2)
             found = tries.attempt(size)
+    tries.average(MOST_FITS, lambda one_s: time.process_time() - began + one_s <= seconds)
     best, base = tries.best()
     chosen = base if best.nats > one.nats + LEAST_BETTER else tries.plain
     return ChosenBase(chosen, tuple(pair[0] for pair in tries.found))
-
-
-def _mixture(plain: MomentBase, train: Target, size: int, count: int, generator: torch.Generator) -> MomentBase:
-    """A mixture of `size` components inside the plain base's coordinates."""
-
-    def drawn() -> Tensor:
-        """One draw of every posterior."""
-        z = train.every(generator)
-        return plain.coordinates(z[:count])
-
-    rows = drawn()
-    rows = rows[torch.randperm(len(rows), generator=generator)[: FIRST_ROWS * size]]
-    mixture = Mixture.fitted(rows, size, generator, num_steps=FIRST_STEPS, axes=plain.axes())
-    for _ in range(STEPS):
-        mixture = mixture.improved(drawn())
-    return MomentBase(plain.mean, plain.cholesky, mixture)

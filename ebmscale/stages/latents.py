@@ -4,6 +4,7 @@ Shapes: B rows of this rank, M rows of all ranks, R ratio updates of a batch, Z 
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Latents:
     Attributes:
         base: p_0 now.
         fits_base: whether the base is yet to be fitted; no ratio is trained before.
-        tried: held-out nats by the number of components, where those chose the base.
+        tried: held-out nats by the number of components, of all mixtures in a mean, where those chose the base.
         buffer: recent posteriors, as samples or as means and standard deviations.
         tables: the buffer and the other tables, by name.
     """
@@ -141,8 +142,13 @@ class Latents:
         if not bool(rows.isfinite().all()):
             raise ValueError("the posteriors are not finite")
         sides = self._target(rows), self._target(judges.cpu())
-        chosen = choose_among(*sides, self._sizes, self._settings.seed, symmetric=self._settings.maps)
-        tried = {one.num_components: one.nats for one in chosen.tried}
+        settings = self._settings
+        chosen = choose_among(
+            *sides, self._sizes, settings.seed, symmetric=settings.maps, fits=settings.chains.base_fits
+        )
+        tried = dict[int, float]()
+        for one in chosen.tried:
+            tried[one.num_components] = max(one.nats, tried.get(one.num_components, -math.inf))
         said = ", ".join(f"{size}: {nats:.2f}" for size, nats in tried.items())
         log.info("base: %d components; held-out nats by components: %s", max(tried, key=lambda one: tried[one]), said)
         return filled_up(chosen.base.tensors(), self._most_components), tried

@@ -58,6 +58,21 @@ def test_of_given_numbers_the_likeliest_is_taken_and_no_larger_one_is_tried_afte
     assert plain.base.inside is None
 
 
+def test_the_mean_of_several_mixtures_is_taken_while_it_gets_likelier() -> None:
+    """A curve, which no mixture of few Gaussians fits: the mean of two of other centres is likelier than one."""
+
+    def points(num: int, seed: int) -> Samples:
+        turn = 6 * torch.rand(num, 1, generator=torch.Generator().manual_seed(seed))
+        return Samples(turn * torch.cat([turn.cos(), turn.sin()], 1) + 0.05 * normal(num, 2, seed=seed))
+
+    several = choose_among(points(400, 0), points(4000, 1), (1, 8), seed=0, fits=2)
+    assert [tried.num_components for tried in several.tried] == [1, 8, 16]
+    assert several.tried[2].nats > several.tried[1].nats + 0.02
+    assert several.base.inside is not None
+    assert len(several.base.inside.weights) == 16
+    assert float(several.base.inside.weights.sum()) == pytest.approx(1, abs=1e-5)
+
+
 def test_a_standard_normal_needs_no_room() -> None:
     assert filled_up(StandardNormal(3).tensors(), 60) == {}
 
