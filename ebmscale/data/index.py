@@ -15,6 +15,7 @@ from ebmscale.data.decode import Shape
 from ebmscale.data.labels import Label, LabelError, are_captions, number_labels
 from ebmscale.data.manifest import Manifest, SetAbout
 from ebmscale.data.names import printable
+from ebmscale.data.pack import unfinished_pack
 from ebmscale.data.parts import part_of
 from ebmscale.data.reindex import Note, reindex
 from ebmscale.data.scan import ENCODINGS, ImageMember, Kind, Sample, Scan, scan
@@ -66,11 +67,17 @@ def index(
         note: called at the end for every kind of thing that was left out, such as "3 of 20 samples left out".
 
     Raises:
-        DataError: there are no tars, one of them is truncated or no tar, or most samples cannot be used.
+        DataError: there are no tars, one of them is truncated or no tar, most samples cannot be used, or a pack is not
+            finished there.
         StorageError: the storage fails, or cannot be written.
     """
     if (packed := reindex(storage, note)) is not None:
         return packed
+    if (notes := unfinished_pack(storage)) is not None:
+        raise DataError(
+            f"{storage.url} holds an unfinished pack: run that `ebmscale pack` again, which writes its indexes too, or "
+            f"delete the folder {notes} there to index the shards as they are."
+        )
     files = [name for name in storage.list() if name.endswith(".tar")]
     if not files:
         raise DataError(f"{storage.url} has no .tar files; give the folder that holds the WebDataset shards.")
