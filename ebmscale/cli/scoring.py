@@ -69,8 +69,10 @@ def score(
     in_parts = workers is not None or is_folder
     if world.size > 1 and in_parts:
         raise ConfigError("Under torchrun the ranks share the work: leave out --workers, and name a file by --out.")
+    if is_folder and not out.real.strip("./ "):
+        raise ConfigError("--out must name a file, or a new folder.")
     page = output_file(f"{out.real}.html", (".html",)) if is_folder and world.is_first else None
-    target = page or (output_file(out, FORMATS) if world.is_first else None)
+    target = page or (output_file(out, FORMATS, (".html",)) if world.is_first else None)
     model = open_model(Storage.at(run)).to(place)
     with Steps("scoring", "images", shown=world.is_first) as show:
         images = open_all_images(model, Storage.at(url), world, show)
@@ -102,7 +104,7 @@ def score(
     target.publish(score_page(model, images, scores, reference, compared).encode(), ".html")
     console.print(f"{len(images):,} images scored: {out}")
     _say(scores, reference, compared)
-    console.print(f"page     {target.folder.url_of(target.name.removesuffix(target.address.suffix) + '.html')}")
+    console.print(f"page     {target.folder.url_of(target.beside('.html'))}")
 
 
 def _say(scores: dict[str, "Tensor"], reference: "Tensor | None", compared: "Against | None") -> None:
