@@ -103,7 +103,7 @@ def output_path(place: str, option: str) -> Path:
 
 
 def _probe(folder: "Storage", key: str) -> None:
-    """Checks that a folder can be written to; folders that this makes are deleted again, as the command may yet fail."""
+    """Checks that a folder can be written to. Folders that this makes are deleted again: the command may yet fail."""
     path = folder.local_path()
     missing = [one for one in (path, *path.parents) if not os.path.exists(one)] if path is not None else []
     try:

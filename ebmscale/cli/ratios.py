@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ebmscale.address import Address
-from ebmscale.cli.group import NumberRange, cli, console, example, seed_option
+from ebmscale.cli.group import Count, NumberRange, cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file
 from ebmscale.cli.progress import Steps
 from ebmscale.errors import ConfigError, DataError, Interrupted
@@ -53,12 +53,12 @@ Base = Literal["auto", "samples", "gaussian", "normal"]
 )
 @click.option(
     "--waves",
-    type=click.IntRange(0),
+    type=Count(0),
     default=0,
     show_default=True,
     help="Sines as further inputs of the perceptron: for sharp densities in few dimensions.",
 )
-@click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True, help="Largest number of stages.")
+@click.option("--max-stages", type=Count(1), default=8, show_default=True, help="Largest number of stages.")
 @click.option(
     "--budget-s",
     type=NumberRange(0, min_open=True),

@@ -205,7 +205,7 @@ def test_nothing_but_a_file_is_written_over(here, line, name, make, what):
 @pytest.mark.parametrize("line", ["presets --copy", "init none --out"])
 @pytest.mark.parametrize("place", ["s3://bucket/x.yaml", "memory://x.yaml", "s3:/bucket/x.yaml", ""])
 def test_a_path_that_is_an_address_or_empty_is_refused(here, line, place):
-    with pytest.raises(ConfigError, match="is not on this machine|is not an address|is empty"):
+    with pytest.raises(ConfigError, match=r"is not on this machine|is not an address|is empty"):
         raise CliRunner().invoke(cli, [*line.split(), place]).exception
     assert list(here.iterdir()) == []
 
@@ -217,3 +217,23 @@ def test_a_file_without_a_name_is_refused(here, line, place):
     with pytest.raises(ConfigError, match=r"--out (is empty|\.* must end in|must name a file)") as raised:
         raise result.exception
     assert ".html" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sample none --out x.png -n",
+        "ratio p.npy q.npy --waves",
+        "ratio p.npy q.npy --hidden",
+        "features train x y --width",
+        "features train x y --batch-size",
+        "pack digits - x --shard-samples",
+        "evaluate none --workers",
+    ],
+)
+def test_a_number_that_arrays_cannot_have_is_refused(here, line):
+    result = run(f"{line} {10**20}")
+    said = f"{result.output} {result.exception}"
+    assert result.exit_code == 2 or isinstance(result.exception, ConfigError)
+    assert "is too large" in said or "must be below" in said
+    assert list(here.iterdir()) == []
