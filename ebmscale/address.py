@@ -164,6 +164,11 @@ class Address(str):
         """Whether its text hides a secret."""
         return not self.is_local and str(self) != _printable(self.real)
 
+    def hidden_in(self, text: str) -> str:
+        """The words of a storage's client, without the user and the password of this address."""
+        user, at, _ = self.real.partition("://")[2].partition("/")[0].rpartition("@")
+        return text.replace(f"{user}@", f"{HIDDEN}@") if at and self.has_secrets else text
+
     @property
     def place(self) -> tuple[str, str]:
         """Server or bucket (empty if there is none), and the path below it, as they are opened."""

@@ -96,7 +96,7 @@ class Requester:
             tries = f", {number} tries" if number > 1 else ""
             kind = NotFoundError if action == "read" and is_missing(error) else StorageError
             kind = NoRangesError if isinstance(error, _NoRanges) else kind
-            raise kind(sentence(f"{action} {what}{url}", error, tries)) from error
+            raise kind(url.hidden_in(sentence(f"{action} {what}{url}", error, tries))) from error
 
 
 class _NoRanges(OSError):

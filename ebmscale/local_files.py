@@ -17,7 +17,7 @@ def replace_file(target: Path, data: bytes, make_folders: bool = True) -> None:
     With `make_folders` false a missing folder is a FileNotFoundError, so that a deleted one is not made again.
     """
     if make_folders:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
     with _written_beside(target, data) as temporary:
         temporary.replace(target)
     _flush_folder(target.parent)
@@ -25,10 +25,7 @@ def replace_file(target: Path, data: bytes, make_folders: bool = True) -> None:
 
 def create_file(target: Path, data: bytes) -> None:
     """Write beside the target and link it there; FileExistsError if the target exists."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise OSError(f"{target.parent} is a file where a folder should be") from None
+    _make_folder(target.parent)
     with _written_beside(target, data) as temporary:
         try:
             target.hardlink_to(temporary)
@@ -43,7 +40,7 @@ def create_file(target: Path, data: bytes) -> None:
 
 def append_file(target: Path, data: bytes) -> None:
     """Append to a file, which is made if missing: all of the data or none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     with target.open("ab", buffering=0) as file:
         end = file.tell()
         try:
@@ -60,6 +57,15 @@ def remove_file(target: Path) -> None:
         shutil.rmtree(target)
     else:
         target.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        above = (folder, *folder.parents)
+        wrong = next((one for one in above if os.path.lexists(one) and not one.is_dir()), folder)
+        raise OSError(f"{wrong} is a file where a folder should be") from None
 
 
 @contextmanager

@@ -145,7 +145,8 @@ def asked_by(error: BaseException) -> str:
     """The name of the signal that raised a KeyboardInterrupt."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, KeyboardInterrupt) and cause.args:
-            return str(cause.args[0])
+        name = str(cause.args[0]) if isinstance(cause, KeyboardInterrupt) and cause.args else ""
+        if name in signal.Signals.__members__:  # Python wraps an exception, and changes its text, in a decoder
+            return name
         cause = cause.__cause__ or cause.__context__
     return "SIGINT"

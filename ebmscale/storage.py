@@ -273,10 +273,8 @@ class Storage:
             self.delete(name)
         except StorageError as error:
             remedy = space_advice(error) or "grant this account read, write and delete there"
-            raise StorageError(
-                f"{self.url} cannot be written to ({describe(error.__cause__ or error)}); "
-                f"choose another {key} or {remedy}."
-            ) from error
+            why = self.url.hidden_in(describe(error.__cause__ or error))
+            raise StorageError(f"{self.url} cannot be written to ({why}); choose another {key} or {remedy}.") from error
         if not same:
             raise StorageError(f"{self.url} returned other bytes than were written; choose another {key}.")
 

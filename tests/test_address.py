@@ -156,3 +156,9 @@ def test_a_file_and_its_folder(url, folder, name):
 def test_what_names_no_file_is_refused(url):
     with pytest.raises(ConfigError, match="names no file"):
         Storage.of_file(url)
+
+
+def test_a_clients_words_about_an_address_show_no_password():
+    address = Address("s3://AKIA:SECRET@bucket/x")
+    assert address.hidden_in('Invalid bucket name "AKIA:SECRET@bucket"') == 'Invalid bucket name "***@bucket"'
+    assert Address("s3://bucket/x").hidden_in("a@b") == "a@b"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ebmscale.stop import StopSignal
+from ebmscale.stop import StopSignal, asked_by
 
 BEGIN = """
 import signal, sys, time
@@ -119,3 +119,10 @@ def test_a_program_that_uses_the_library_gets_its_handlers_back() -> None:
         assert inner.name == "SIGTERM"
         assert outer.name is None  # the second signal is the same request
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_signal_is_named_where_python_wrapped_the_interrupt():
+    wrapped = KeyboardInterrupt("decoding with 'utf-8-sig' codec failed (KeyboardInterrupt: SIGTERM)")
+    wrapped.__cause__ = KeyboardInterrupt("SIGTERM")
+    assert asked_by(wrapped) == "SIGTERM"
+    assert asked_by(KeyboardInterrupt()) == "SIGINT"

@@ -4,7 +4,7 @@ import time
 
 import click
 
-from ebmscale.cli.group import NumberRange, cli, console, example
+from ebmscale.cli.group import Count, NumberRange, cli, console, example
 from ebmscale.cli.outputs import ADDRESS, output_folder
 from ebmscale.cli.progress import Steps
 
@@ -18,13 +18,13 @@ def features() -> None:
 @click.argument("data", metavar="DATA", type=ADDRESS)
 @click.argument("out", metavar="OUT", type=ADDRESS)
 @click.option("--name", help="Name of the metric FD-NAME (default: the set's name with -classifier).")
-@click.option("--width", type=click.IntRange(1), default=16, show_default=True, help="Channels of the first layer.")
+@click.option("--width", type=Count(1), default=16, show_default=True, help="Channels of the first layer.")
 @click.option(
     "--epochs", type=NumberRange(0, 1e6, min_open=True), default=3.0, show_default=True, help="Passes over the set."
 )
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images of an update.")
+@click.option("--batch-size", type=Count(1), default=128, show_default=True, help="Images of an update.")
 @click.option(
-    "--rate", type=NumberRange(0, min_open=True), default=3e-3, show_default=True, help="Learning rate of AdamW."
+    "--rate", type=NumberRange(0, 1e6, min_open=True), default=3e-3, show_default=True, help="Learning rate of AdamW."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
 def train(

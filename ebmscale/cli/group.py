@@ -10,6 +10,8 @@ from ebmscale.terminal import Terminal
 
 console = Terminal()
 
+MOST = 2**31
+
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."
 )
@@ -23,6 +25,20 @@ class NumberRange(click.FloatRange):
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class Count(click.IntRange):
+    """How many of something: from `least` on, and not more than arrays can have."""
+
+    def __init__(self, least: int):
+        super().__init__(least)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        number = int(super().convert(value, param, ctx))
+        if number >= MOST:
+            self.fail(f"{value} is too large; the greatest is {MOST - 1}.", param, ctx)
         return number
 
 

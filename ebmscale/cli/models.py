@@ -7,7 +7,7 @@ import click
 import numpy as np
 
 import ebmscale
-from ebmscale.cli.group import cli, console, example, seed_option
+from ebmscale.cli.group import Count, cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
 from ebmscale.cli.progress import Steps
 from ebmscale.errors import ConfigError
@@ -15,7 +15,7 @@ from ebmscale.errors import ConfigError
 
 @cli.command(epilog=example("ebmscale sample runs/digits -n 64 --out samples.png"))
 @click.argument("run", type=ADDRESS)
-@click.option("-n", "num", type=click.IntRange(1), default=64, show_default=True, help="How many images.")
+@click.option("-n", "num", type=Count(1), default=64, show_default=True, help="How many images.")
 @click.option(
     "--out",
     required=True,

@@ -1,5 +1,9 @@
 """The files and folders that commands write to: checked before the work begins, so that none is lost."""
 
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -33,12 +37,20 @@ class OutputFile(NamedTuple):
 
     def publish(self, data: bytes, suffix: str | None = None) -> None:
         """Writes the file as a whole; with `suffix` the file beside it that has this suffix instead."""
-        name = self.name if suffix is None else self.name.removesuffix(self.address.suffix) + suffix
-        self.folder.publish(name, data)
+        self.folder.publish(self.name if suffix is None else self.beside(suffix), data)
+
+    def beside(self, suffix: str) -> str:
+        """The name of the file beside this one that has another suffix."""
+        return self.name.removesuffix(self.address.suffix) + suffix
 
 
-def output_file(out: str, endings: tuple[str, ...]) -> OutputFile:
+def output_file(out: str, endings: tuple[str, ...], beside: tuple[str, ...] = ()) -> OutputFile:
     """The file that `--out` names.
+
+    Args:
+        out: its address.
+        endings: that it may have.
+        beside: endings of the files that `OutputFile.publish` will write beside it.
 
     Raises:
         ConfigError: it is not an address of a file, or has another ending.
@@ -47,20 +59,59 @@ def output_file(out: str, endings: tuple[str, ...]) -> OutputFile:
     from ebmscale.storage import Storage  # noqa: PLC0415 (slow to import)
 
     address = Address(out)
+    if not address.real.strip():
+        raise ConfigError("--out is empty; name a file.")
     if address.suffix not in endings:
         raise ConfigError(f"--out {address} must end in {' or '.join(endings)}.")
     folder, name = Storage.of_file(address)
-    path = folder.local_path(name)
+    target = OutputFile(address, folder, name)
+    for suffix in ("", *beside):
+        _check_free(folder.local_path(target.beside(suffix) if suffix else name), suffix, address)
+    _probe(folder, "--out")
+    return target
+
+
+def _check_free(path: Path | None, suffix: str, address: Address) -> None:
+    """Refuses a path of this machine where something else than a file is; `suffix` is that of a file beside `--out`."""
     try:
-        is_folder = path is not None and path.is_dir()
+        mode = 0 if path is None else path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
     except OSError as error:
         raise ConfigError(
             f"--out {address} cannot be written ({error.strerror or error}); give another name."
         ) from None
-    if is_folder:
-        raise ConfigError(f"--out {address} is a folder; name a file.")
-    folder.probe("--out")
-    return OutputFile(address, folder, name)
+    if mode and not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        which = f"{path}, which is written beside --out {address}," if suffix else f"--out {address}"
+        raise ConfigError(f"{which} is {what}; name a file.")
+
+
+def output_path(place: str, option: str) -> Path:
+    """The path of this machine that an option names.
+
+    Raises:
+        ConfigError: it is empty, or an address of another machine.
+    """
+    try:
+        address = Address.parse(place)
+    except ValueError as error:
+        raise ConfigError(f"{option} cannot be used: {error}.") from None
+    if not address.is_local:
+        raise ConfigError(f"{option} {address} is not on this machine; give a path.")
+    return Path(place if Address(place).is_relative else address.real)
+
+
+def _probe(folder: "Storage", key: str) -> None:
+    """Checks that a folder can be written to. Folders that this makes are deleted again: the command may yet fail."""
+    path = folder.local_path()
+    missing = [one for one in (path, *path.parents) if not os.path.exists(one)] if path is not None else []
+    try:
+        folder.probe(key)
+    finally:
+        for one in missing:
+            with suppress(OSError):
+                one.rmdir()
 
 
 def output_folder(url: str, kind: str | None = None) -> "Storage":
@@ -78,7 +129,7 @@ def output_folder(url: str, kind: str | None = None) -> "Storage":
     from ebmscale.storage import Storage  # noqa: PLC0415
 
     folder = Storage.at(url)
-    folder.probe("address")
+    _probe(folder, "address")
     if kind is not None:
         refuse_other(folder, kind, "give another address")
     return folder

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ebmscale.address import Address
-from ebmscale.cli.group import NumberRange, cli, console, example, seed_option
+from ebmscale.cli.group import Count, NumberRange, cli, console, example, seed_option
 from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file
 from ebmscale.cli.progress import Steps
 from ebmscale.errors import ConfigError, DataError, Interrupted
@@ -53,12 +53,12 @@ Base = Literal["auto", "samples", "gaussian", "normal"]
 )
 @click.option(
     "--waves",
-    type=click.IntRange(0),
+    type=Count(0),
     default=0,
     show_default=True,
     help="Sines as further inputs of the perceptron: for sharp densities in few dimensions.",
 )
-@click.option("--max-stages", type=click.IntRange(1), default=8, show_default=True, help="Largest number of stages.")
+@click.option("--max-stages", type=Count(1), default=8, show_default=True, help="Largest number of stages.")
 @click.option(
     "--budget-s",
     type=NumberRange(0, min_open=True),
@@ -141,7 +141,7 @@ def _fit(p: str, q: str, base: Base, settings: "FitSettings", seed: int, out: st
     from ebmscale.ratios import fit_ratio  # noqa: PLC0415
     from ebmscale.ratios.read import read_array, read_samples  # noqa: PLC0415
 
-    target = output_file(out, (".npz",)) if out is not None else None
+    target = output_file(out, (".npz",), (".json",)) if out is not None else None
     console.print(
         f"fitting the ratio of {q} to {'N(0, I)' if base == 'normal' else p}; every stage is a line, and Ctrl-C ends "
         "the fit with the stages that are done"
@@ -217,7 +217,7 @@ def _score(q: str, file: Address, settings: "FitSettings", seed: int, out: str |
     from ebmscale.ratios.read import read_array  # noqa: PLC0415
     from ebmscale.ratios.samples import as_points, as_samples  # noqa: PLC0415
 
-    target = output_file(out if out is not None else _beside(file), (".npz",))
+    target = output_file(out if out is not None else _beside(file), (".npz",), (".json",))
     console.print(f"learning the density of {q}, by which {file} is scored")
     with Steps("reading the samples"):
         samples, rows = read_array(q), read_array(file)

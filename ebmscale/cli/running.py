@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from ebmscale.cli.arguments import COMPARISON, config_argument, overrides_argument
-from ebmscale.cli.group import NumberRange, cli, console, example
+from ebmscale.cli.group import Count, NumberRange, cli, console, example
 from ebmscale.cli.outputs import ADDRESS
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError, EbmscaleError
@@ -169,8 +169,8 @@ def plan(
 @click.argument("comparison_file", metavar="FILE", type=COMPARISON)
 @overrides_argument
 @click.option("--methods", help="Rows of the file, with commas (default: all).")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds of each row.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at the same time.")
+@click.option("--seeds", type=Count(1), default=3, show_default=True, help="Seeds of each row.")
+@click.option("--jobs", type=Count(1), default=1, show_default=True, help="Runs at the same time.")
 @click.option(
     "--features",
     metavar="URL",

@@ -7,7 +7,7 @@ import click
 from ebmscale.address import Address
 from ebmscale.cli.group import cli, console, example, seed_option
 from ebmscale.cli.measuring import device_option
-from ebmscale.cli.outputs import ADDRESS, output_file, output_folder
+from ebmscale.cli.outputs import ADDRESS, OutputFile, output_file, output_folder
 from ebmscale.cli.progress import Steps
 from ebmscale.cli.workers import worker_options, workers_of
 from ebmscale.errors import ConfigError
@@ -69,8 +69,7 @@ def score(
     in_parts = workers is not None or is_folder
     if world.size > 1 and in_parts:
         raise ConfigError("Under torchrun the ranks share the work: leave out --workers, and name a file by --out.")
-    page = output_file(f"{out.real}.html", (".html",)) if is_folder and world.is_first else None
-    target = page or (output_file(out, FORMATS) if world.is_first else None)
+    target = None if not world.is_first else _page_of(out) if is_folder else output_file(out, FORMATS, (".html",))
     model = open_model(Storage.at(run)).to(place)
     with Steps("scoring", "images", shown=world.is_first) as show:
         images = open_all_images(model, Storage.at(url), world, show)
@@ -102,7 +101,14 @@ def score(
     target.publish(score_page(model, images, scores, reference, compared).encode(), ".html")
     console.print(f"{len(images):,} images scored: {out}")
     _say(scores, reference, compared)
-    console.print(f"page     {target.folder.url_of(target.name.removesuffix(target.address.suffix) + '.html')}")
+    console.print(f"page     {target.folder.url_of(target.beside('.html'))}")
+
+
+def _page_of(folder: Address) -> OutputFile:
+    """The page beside a folder of Parquet files."""
+    if not folder.real.strip("./ "):
+        raise ConfigError("--out must name a file, or a new folder.")
+    return output_file(f"{folder.real}.html", (".html",))
 
 
 def _say(scores: dict[str, "Tensor"], reference: "Tensor | None", compared: "Against | None") -> None:

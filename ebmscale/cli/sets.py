@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ebmscale.cli.group import NumberRange, cli, console, example
+from ebmscale.cli.group import Count, NumberRange, cli, console, example
 from ebmscale.cli.outputs import ADDRESS, output_folder
 from ebmscale.cli.progress import Steps
 from ebmscale.cli.workers import worker_options, workers_of
@@ -26,17 +26,11 @@ if TYPE_CHECKING:
     type=click.Choice(["raw", "png", "jpeg"]),
     help="How a sample is stored (default: raw, png for large images).",
 )
-@click.option(
-    "--size", type=click.IntRange(1), help="folder, celeba: crop to the centre square and resize it to this side."
-)
+@click.option("--size", type=Count(1), help="folder, celeba: crop to the centre square and resize it to this side.")
 @click.option("--grey", is_flag=True, help="folder, celeba: one channel instead of three.")
 @click.option("--attribute", metavar="NAME", help="celeba: label images by this attribute, such as Smiling.")
-@click.option(
-    "--shard-samples", type=click.IntRange(1), default=4096, show_default=True, help="Most samples of a shard."
-)
-@click.option(
-    "--threads", type=click.IntRange(1), help="Threads that load and encode images (default: one for each core)."
-)
+@click.option("--shard-samples", type=Count(1), default=4096, show_default=True, help="Most samples of a shard.")
+@click.option("--threads", type=Count(1), help="Threads that load and encode images (default: one for each core).")
 @click.option(
     "--test-fraction",
     type=NumberRange(0, 1, min_open=True, max_open=True),

@@ -11,7 +11,7 @@ from rich.padding import Padding
 
 from ebmscale.cli.arguments import KeyPrefix
 from ebmscale.cli.group import NumberRange, cli, console, example
-from ebmscale.cli.outputs import ADDRESS
+from ebmscale.cli.outputs import ADDRESS, output_path
 from ebmscale.config.presets import FOLDER, PREFIX
 from ebmscale.config.presets import presets as all_presets
 from ebmscale.config.table import find_keys
@@ -37,7 +37,7 @@ def presets(copy: str | None) -> None:
     for one in known:
         console.print(f"{PREFIX}{one.name:<{width}}  {one.about}")
     if copy is not None:
-        _copy(Path(copy))
+        _copy(output_path(copy, "--copy"))
 
 
 def _copy(folder: Path) -> None:
@@ -101,7 +101,7 @@ def init(url: str, out: str | None, minutes: float | None, device: str) -> None:
     from ebmscale.forecast.pack_offer import pack_offer  # noqa: PLC0415
     from ebmscale.storage import Storage  # noqa: PLC0415
 
-    storage, file = Storage.at(url), Path(out or f"{name_for(url)}.yaml")
+    storage, file = Storage.at(url), output_path(f"{name_for(url)}.yaml" if out is None else out, "--out")
     try:
         is_there = file.exists()
     except OSError as error:

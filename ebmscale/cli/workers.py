@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ebmscale.cli.group import Count
 from ebmscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     num = click.option(
         "--workers",
         "num_workers",
-        type=click.IntRange(1),
+        type=Count(1),
         metavar="N",
         help="N workers share the work: processes of this machine, or of the cluster with --ray. The same command "
         "continues, and a lost worker loses its part alone.",

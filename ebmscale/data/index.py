@@ -6,6 +6,7 @@ raw payload behind a header.
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from ebmscale.data.decode import Shape
 from ebmscale.data.labels import Label, LabelError, are_captions, number_labels
 from ebmscale.data.manifest import Manifest, SetAbout
 from ebmscale.data.names import printable
+from ebmscale.data.pack import unfinished_pack
 from ebmscale.data.parts import part_of
 from ebmscale.data.reindex import Note, reindex
 from ebmscale.data.scan import ENCODINGS, ImageMember, Kind, Sample, Scan, scan
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MOST_LEFT_OUT = 0.5  # of all samples; with more there is no set
 _ENDINGS = ", ".join(f".{ending}" for ending in ENCODINGS)
+_ODD = re.compile(r"[\\\x00-\x1f\x7f\ud800-\udfff]")  # what names of files in a manifest may not hold
 _FEW = 10  # classes, which may be as many as samples
 
 
@@ -56,8 +59,9 @@ def index(
 
     The most frequent kind of image becomes the set's: field of the name, encoding, shape (C, H, W), dtype. Samples
     without an image of it are left out of the manifest, counted, and reported by shard as a warning. A shard's part is
-    what the words of its name say (see `parts.part_of`), else train. Keys that occur in several shards get the shard's
-    name before them. Texts that are not class names, such as captions, are not taken for labels.
+    what the words of its name say (see `parts.part_of`), else train. Hidden files do not count. Keys that occur in
+    several shards get the shard's name before them. Texts that are not class names, such as captions, are not taken for
+    labels.
 
     Args:
         storage: where the tars are; the manifest is written there.
@@ -66,14 +70,25 @@ def index(
         note: called at the end for every kind of thing that was left out, such as "3 of 20 samples left out".
 
     Raises:
-        DataError: there are no tars, one of them is truncated or no tar, or most samples cannot be used.
+        DataError: there are no tars, one of them is truncated or no tar, most samples cannot be used, or a pack is not
+            finished there.
         StorageError: the storage fails, or cannot be written.
     """
     if (packed := reindex(storage, note)) is not None:
         return packed
-    files = [name for name in storage.list() if name.endswith(".tar")]
+    if (notes := unfinished_pack(storage)) is not None:
+        raise DataError(
+            f"{storage.url} holds an unfinished pack: run that `ebmscale pack` again, which writes its indexes too, or "
+            f"delete the folder {notes} there to index the shards as they are."
+        )
+    files = [name for name in storage.list() if name.endswith(".tar") and not name.startswith(".")]
     if not files:
         raise DataError(f"{storage.url} has no .tar files; give the folder that holds the WebDataset shards.")
+    if odd := next((name for name in files if _ODD.search(name)), None):
+        raise DataError(
+            f"The name of the shard {printable(odd)!r} at {storage.url} has a backslash, a control character or bytes "
+            "that are not UTF-8; rename it."
+        )
     scans = []
     for number, file in enumerate(files, 1):
         scans.append(scan(storage, file, image_shape))

@@ -19,6 +19,7 @@ LABEL_BYTES = 1 << 20  # of a label's file that is read
 LARGEST_NUMBER = 65_535  # so that no label makes the list of classes longer
 _FIELDS = ("cls", "label", "class")  # of a JSON label, the first that is there
 _LONGEST_NAME = 100  # letters; a longer text is a caption
+_LONGEST_CLASS = 1000  # letters; a manifest holds no longer ones
 _FEW = 10  # labels, which may all be different and still be classes
 _NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")
 
@@ -48,8 +49,10 @@ def read_label(ending: str, content: bytes) -> Label | None:
     if len(content) > LABEL_BYTES:
         raise LabelError(f"is longer than {LABEL_BYTES:,} bytes")
     text = _text(content).strip().strip("\0")
+    if ending == "txt":
+        return _of_text(text)  # captions may be long
     if ending != "json":
-        return _of_text(text)
+        return _class(text)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -61,9 +64,9 @@ def read_label(ending: str, content: bytes) -> Label | None:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return _of_text(value.strip())
+        return _class(value.strip())
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and value == int(value)):
-        return _of_text(str(int(value)))
+        return _class(str(int(value)))
     raise LabelError(f"is {str(value)[:40]!r}, neither a whole number nor a name")
 
 
@@ -78,6 +81,13 @@ def _of_text(text: str) -> Label | None:
     if match := _NUMBER.fullmatch(text):
         return int(match[1])
     return text.encode("utf-8", "backslashreplace").decode() or None  # JSON can hold half of a surrogate pair
+
+
+def _class(text: str) -> Label | None:
+    label = _of_text(text)
+    if isinstance(label, str) and len(label) > _LONGEST_CLASS:
+        raise LabelError(f"is longer than {_LONGEST_CLASS:,} letters")
+    return label
 
 
 def are_captions(texts: Sequence[Label]) -> bool:

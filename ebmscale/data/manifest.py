@@ -201,8 +201,20 @@ class Manifest:
         return found
 
     def save(self, storage: Storage) -> None:
-        """Publish it beside its shards and their index files, which must all be written before."""
-        storage.publish(FILE, self.to_json().encode())
+        """Publish it beside its shards and their index files, which must all be written before.
+
+        Raises:
+            DataError: it could not be read again.
+        """
+        text = self.to_json()
+        try:
+            self.from_json(text, storage)
+        except DataError as error:
+            raise DataError(
+                f"The manifest of {storage.url} could not be read again ({str(error).rstrip('.')}); shorten the names "
+                "of the set, its files and its classes."
+            ) from error
+        storage.publish(FILE, text.encode())
 
     @classmethod
     def load(cls, storage: Storage) -> "Manifest":

@@ -13,6 +13,7 @@ from ebmscale.data.formats import Record, Source
 from ebmscale.data.left_out import MOST_DAMAGED, LeftOut, Tolerance
 from ebmscale.data.manifest import Manifest, SetAbout
 from ebmscale.data.packed import DESCRIBED, packed_manifest
+from ebmscale.data.partial import FOLDER as PARTIAL_FOLDER
 from ebmscale.data.partial import Partial
 from ebmscale.data.set_summary import SetSummary
 from ebmscale.data.shard import IndexedShard
@@ -58,7 +59,7 @@ def pack(
 
     Raises:
         ConfigError: the encoding is unknown or cannot hold such images.
-        DataError: the address holds another set, or too many samples would be left out.
+        DataError: the address holds another set, another pack writes there too, or too many samples would be left out.
     """
     if (already := packed_manifest(source, storage, encoding, num_threads=num_threads, progress=progress)) is not None:
         return already
@@ -82,6 +83,8 @@ def pack(
     limits = Limits(shard_samples, shard_bytes)
     for shard, data in _all_shards(source, partial.finished(), encoding, limits, num_threads, tolerance, step):
         if data is not None:
+            if not partial.are_there():
+                return _packed_meanwhile(source, storage, encoding, partial)
             storage.publish(shard.file, data)
             partial.add(shard)
         summary.add(shard)
@@ -89,8 +92,29 @@ def pack(
         report(num_written + len(tolerance.found.samples), total)
     if not num_written:
         raise DataError(f"{source.name} has no samples; check the address of the {source.format} files.")
+    if not partial.are_there():
+        return _packed_meanwhile(source, storage, encoding, partial)
     manifest = finish_set(source, storage, encoding, summary, record, tolerance)
     partial.remove()
+    return manifest
+
+
+def unfinished_pack(storage: Storage) -> str | None:
+    """The folder with the notes of a pack that was begun at an address and has not ended; None if there is none."""
+    first = {PARTIAL_FOLDER: "plan.json", PARTS_FOLDER: JOB_FILE}
+    return next((folder for folder, file in first.items() if storage.exists(f"{folder}/{file}")), None)
+
+
+def _packed_meanwhile(source: Source, storage: Storage, encoding: str, partial: Partial) -> Manifest:
+    """The manifest of another process that packed the same source at the same time, and was faster.
+
+    Raises:
+        DataError: there is none, or it is of another set.
+    """
+    partial.remove()
+    manifest = packed_manifest(source, storage, encoding)
+    if manifest is None:
+        raise DataError(f"{storage.url} was deleted while it was packed; run the same command again.")
     return manifest
 
 

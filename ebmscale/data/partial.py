@@ -11,7 +11,7 @@ from typing import Any
 
 from ebmscale.data.shard import IndexedShard, Shard
 from ebmscale.data.shard_index import ShardIndex
-from ebmscale.errors import DataError
+from ebmscale.errors import DataError, NotFoundError
 from ebmscale.storage import Storage
 from ebmscale.stored import read_document
 
@@ -33,7 +33,7 @@ class Partial:
     def __init__(self, storage: Storage, plan: dict[str, Any]):
         self._storage = storage
         self.shards: list[Shard] = []
-        plan = json.loads(json.dumps(plan))
+        self._plan = plan = json.loads(json.dumps(plan))
         changed = self._changed(plan) if storage.exists(_PLAN) else ["plan"]
         if not changed:
             self.shards = self._finished()
@@ -53,6 +53,23 @@ class Partial:
         except DataError:
             return ["plan"]
         return [name for name in plan if there.get(name) != plan[name]]
+
+    def are_there(self) -> bool:
+        """Whether the plan is still that of this pack; False if it is gone.
+
+        Raises:
+            DataError: another pack has begun at the address since.
+        """
+        try:
+            changed = self._changed(self._plan)
+        except NotFoundError:
+            return False
+        if changed:
+            raise DataError(
+                f"Another pack, of another set or with other options, writes to {self._storage.url} too (other "
+                f"{', '.join(changed)}). Run this command again with another address."
+            )
+        return True
 
     def add(self, shard: IndexedShard) -> None:
         """Write the index of a shard whose file is written, and note it."""

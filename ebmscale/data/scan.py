@@ -24,6 +24,7 @@ from ebmscale.storage import Storage
 ENCODINGS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "npy": "raw", "bin": "raw"}  # by ending
 IMAGE_BYTES = 256 << 20  # of one image's file
 _LIMITS = dict.fromkeys(ENCODINGS, IMAGE_BYTES) | dict.fromkeys(LABEL_ENDINGS, LABEL_BYTES)
+_LONGEST_KEY = 700  # letters; a manifest holds 1,000, and the shard's name may come before a key
 _FORMATS = {"png": ("PNG",), "jpeg": ("JPEG", "MPO")}  # Pillow's names
 
 
@@ -194,6 +195,8 @@ def _describe(member: Member, name: str, shape: Shape | None) -> ImageMember:
     content, skipped = member.content, 0
     if len(content) > IMAGE_BYTES:
         raise ValueError(f"is larger than {IMAGE_BYTES >> 20} MB")
+    if len(member.name.key) > _LONGEST_KEY:
+        raise ValueError(f"has a name of more than {_LONGEST_KEY} letters")
     if member.is_sparse:
         raise ValueError("is stored with holes (a sparse file); write the tar without --sparse")
     if member.name.ending == "bin":

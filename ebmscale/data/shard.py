@@ -70,8 +70,11 @@ class Shard:
             raise ValueError("does not fit its shard, because it has other samples or labels than the manifest says")
         if len(index) == 0:
             return
-        if index.labels.max() >= num_classes:
-            raise ValueError(f"has label {index.labels.max()} where the set has {num_classes} classes")
+        for label in (index.labels.min(), index.labels.max()):
+            if not -1 <= label < num_classes:
+                raise ValueError(f"has label {label} where the set has {num_classes} classes")
+        if not ((index.hashes >= 0) & (index.hashes < 1)).all():  # also where one is NaN
+            raise ValueError("has a hash that is not in [0, 1)")
         if min(index.offsets.min(), index.sizes.min()) < 0 or (index.offsets > self.num_bytes - index.sizes).any():
             raise ValueError(f"has the offset of a sample beyond the {self.num_bytes} bytes of its shard")
         if payload_bytes is not None and (index.sizes != payload_bytes).any():

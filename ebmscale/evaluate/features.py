@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ebmscale.errors import ConfigError, DataError, StorageError
 from ebmscale.evaluate import classifier
+from ebmscale.model.kinds import what_is_there
 from ebmscale.model.pieces import tensors_of
 from ebmscale.model.pixels import to_pixels
 from ebmscale.networks import ImageShape, efficientnet_lite
@@ -94,7 +95,8 @@ def open_features(url: str, device: torch.device | str = "cpu") -> Features:
         device: on which they are computed.
 
     Raises:
-        ConfigError: there is no such name, or the package with the weights of a named network is not installed.
+        ConfigError: there is no such name, the folder has no features, or the package with the weights of a named
+            network is not installed.
         StorageError: the address holds neither.
     """
     if url == LITE0:
@@ -114,6 +116,12 @@ def open_features(url: str, device: torch.device | str = "cpu") -> Features:
 
         num_features = network.output.in_features
         return Features(f"FD-{about.name}", num_features, about.sha256, about.image_shape, extract, device)
+    folder = storage.local_path()
+    if folder is not None and folder.is_dir():
+        raise ConfigError(
+            f"There are no features in the folder {storage.url}; give one that `ebmscale features train` wrote, "
+            f"{' or '.join(NAMES)}, or a file with the weights of Inception.{what_is_there(storage)}"
+        )
     return _open_inception(*Storage.of_file(url), device)
 
 

@@ -36,6 +36,17 @@ SampleShape = tuple[int, ...]
 """Of a sample: (C, H, W) of an image."""
 
 
+@contextmanager
+def _uncountable_refused() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OverflowError, TypeError):  # torch counts with 64 bits
+        raise ConfigError(
+            "The networks have more weights than can be counted; lower model.latent_dim, model.generator.width, "
+            "model.encoder.width or model.ratio.hidden."
+        ) from None
+
+
 def build_model(config: RunConfig, shape: SampleShape) -> ImageModel:
     """The generator, and the encoder if the configuration has one, with random weights of the run's seed.
 
@@ -63,12 +74,14 @@ def build_model(config: RunConfig, shape: SampleShape) -> ImageModel:
     return _frozen(config, ImageModel(generator, encoder))
 
 
+@_uncountable_refused()
 def _image_generator(model: ModelBlock, shape: SampleShape) -> nn.Module:
     """This package's generator, before its weights are drawn."""
     block = model.generator
     return image_generator(model.latent_dim, _as_images(shape, "generator"), block.width, block.form, block.top)
 
 
+@_uncountable_refused()
 def _image_encoder(model: ModelBlock, shape: SampleShape) -> nn.Module:
     """This package's encoder, before its weights are drawn."""
     return image_encoder(_as_images(shape, "encoder"), model.latent_dim, model.encoder.width, model.generator.form)
@@ -114,7 +127,7 @@ def build_on_meta(config: RunConfig, shape: SampleShape) -> tuple[ImageModel, nn
     model = config.model
     if model.is_identity or model.generator.class_path is not None or model.encoder.class_path is not None:
         return build_model(config, shape).to("meta"), build_ratio_on_meta(config)
-    with _uncountable_refused(), torch.device("meta"):
+    with torch.device("meta"):
         generator = _image_generator(model, shape)
         encoder = _image_encoder(model, shape) if config.uses_encoder else None
         return _frozen(config, ImageModel(generator, encoder)), build_ratio_on_meta(config)
@@ -124,19 +137,8 @@ def build_ratio_on_meta(config: RunConfig) -> nn.Module:
     """The ratio network of a run on the meta device. Raises as `build_on_meta`."""
     if config.model.ratio.class_path is not None:
         return build_ratio_network(config).to("meta")
-    with _uncountable_refused(), torch.device("meta"):
+    with torch.device("meta"):
         return _of_stage(config, _plain_ratio(config.model))
-
-
-@contextmanager
-def _uncountable_refused() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, OverflowError, TypeError):  # torch counts with 64 bits
-        raise ConfigError(
-            "The networks have more weights than can be counted; lower model.latent_dim, model.generator.width, "
-            "model.encoder.width or model.ratio.hidden."
-        ) from None
 
 
 def build_live_networks(config: RunConfig) -> RatioNets:
@@ -157,6 +159,7 @@ def _ratio(config: RunConfig, stage: int) -> nn.Module:
     return build(lambda: _plain_ratio(config.model), torch_generator(seed, "ratio-weights", stage, 0))
 
 
+@_uncountable_refused()
 def _plain_ratio(model: ModelBlock) -> nn.Module:
     """A ratio network of this package, before its weights are drawn."""
     block = model.ratio

@@ -40,10 +40,14 @@ def refuse_other(storage: Storage, kind: str, way_out: str) -> None:
     """
     found = kinds_at(storage)
     if found and kind not in found:
-        raise ConfigError(f"{storage.url} holds a {found[0]}, and no {kind} is written there; {way_out}.")
+        raise ConfigError(f"{storage.url} holds {_a(found[0])}, and no {kind} is written there; {way_out}.")
 
 
 def what_is_there(storage: Storage) -> str:
     """A clause about what a folder holds, for a message that something else is missing; empty if that is unknown."""
     found = kinds_at(storage)
-    return f" It holds a {found[0]}: {READERS[found[0]]}." if found else ""
+    return f" It holds {_a(found[0])}: {READERS[found[0]]}." if found else ""
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind == "export" else f"a {kind}"

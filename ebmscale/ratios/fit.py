@@ -19,6 +19,7 @@ from ebmscale.density.evidence import measure
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, Density, RatioSequence
 from ebmscale.errors import ConfigError, DataError
+from ebmscale.machine import total_memory
 from ebmscale.model.sampler import total
 from ebmscale.networks import Bounded, ConvRatioNet, Standardised, quadratic_part, vector_ratio
 from ebmscale.ratios.bases import as_base, fitted_gaussian, is_density
@@ -42,6 +43,8 @@ SMALLEST = 1e-9
 """Standard errors that any stage exceeds."""
 PRECISE = 0.01
 """Standard error of log Z in nats above which it is measured once more, by particles of its own."""
+BYTES_A_WEIGHT = 16
+"""In training: the weight, its gradient and the two moments of Adam, in float32."""
 SHARE_OF_Q = 0.7
 """Of the time allowed, where p is fitted too: p lies nearer to the Gaussian with its moments."""
 
@@ -155,6 +158,12 @@ def build_network(shape: tuple[int, ...], settings: FitSettings) -> nn.Module:
                 settings.waves,
                 bounded=bool(settings.hidden),
             )
+    needed, there = sum(BYTES_A_WEIGHT * weight.numel() for weight in inner.parameters()), total_memory()
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"The network of the ratio needs {needed / 1e9:,.1f} GB of memory, and this machine has {there / 1e9:,.1f} "
+            "GB; lower hidden, waves or conv."
+        )
     return inner.to_empty(device="cpu")
 
 

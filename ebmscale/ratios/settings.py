@@ -17,6 +17,7 @@ _WHOLE = {
     "waves": 0, "max_stages": 1, "batch_size": 1, "min_updates": 0, "max_updates": 1, "evidence_every": 1,
     "num_particles": 1, "groups": 1, "group_size": 1,
 }  # fmt: skip  # the least value of settings that are whole numbers
+_MOST = 2**30  # of these, and of widths: torch counts the bytes of a layer with 64 bits
 _NUMBERS = {
     "rate": (1e-30, 1e30), "weight_decay": (0, 1e30), "significance": (0, 1e30), "min_gain": (0, 1e30),
     "held_out": (0.01, 0.9), "gain_limit": (1e-30, 1e30), "min_ess": (0, 1), "ess": (0.01, 0.99),
@@ -168,6 +169,8 @@ class FitSettings:
 
 
 def _check_whole(value: Any, name: str, least: int) -> None:
-    """Refuses what is not a whole number from `least` on."""
+    """Refuses what is not a whole number from `least` on, or is beyond what arrays can have."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}.")
+    if int(value) >= _MOST:
+        raise ConfigError(f"{name} must be below {_MOST:,}, not {value!r}.")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import uuid
 
 import click
@@ -166,3 +167,73 @@ def test_another_error_of_the_program_is_not_hidden(monkeypatch):
     monkeypatch.setattr(cli, "main", lambda *_, **__: [].pop())
     with pytest.raises(IndexError):
         run_here("doctor")
+
+
+@pytest.mark.parametrize("line", ["report OUT", "evaluate OUT", "export none OUT", "sample none --out OUT/x.png"])
+def test_a_command_that_fails_leaves_no_folder(here, line):
+    result = run(line.replace("OUT", "a/b"))
+    assert isinstance(result.exception, EbmscaleError)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["export none OUT", "pack digits - OUT", "sample none --out OUT/x.png"])
+@pytest.mark.parametrize("below", ["", "/b"])
+def test_a_file_in_the_place_of_a_folder_is_named(here, line, below):
+    (here / "a").write_text("text")
+    with pytest.raises(StorageError, match=f"{here}/a is a file where a folder should be"):
+        raise run(line.replace("OUT", f"a{below}")).exception
+    assert (here / "a").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("sample none --out x.png", "x.png"),
+        ("score none none --out x.csv", "x.html"),
+        ("ratio none.npy none.npy --out x.npz", "x.json"),
+        ("ratio - none.npy --score none.npy", "none.scores.json"),
+    ],
+)
+@pytest.mark.parametrize(("make", "what"), [(os.mkfifo, "a pipe or a device"), (os.mkdir, "a folder")])
+def test_nothing_but_a_file_is_written_over(here, line, name, make, what):
+    make(here / name)
+    with pytest.raises(ConfigError, match=f"{name}.* is {what}; name a file"):
+        raise run(line).exception
+    assert [path.name for path in here.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("line", ["presets --copy", "init none --out"])
+@pytest.mark.parametrize("place", ["s3://bucket/x.yaml", "memory://x.yaml", "s3:/bucket/x.yaml", ""])
+def test_a_path_that_is_an_address_or_empty_is_refused(here, line, place):
+    with pytest.raises(ConfigError, match=r"is not on this machine|is not an address|is empty"):
+        raise CliRunner().invoke(cli, [*line.split(), place]).exception
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["", ".", "..", " "])
+@pytest.mark.parametrize("line", ["score none none --out", "sample none --out", "ratio p.npy q.npy --out"])
+def test_a_file_without_a_name_is_refused(here, line, place):
+    result = CliRunner().invoke(cli, [*line.split(), place])
+    with pytest.raises(ConfigError, match=r"--out (is empty|\.* must end in|must name a file)") as raised:
+        raise result.exception
+    assert ".html" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sample none --out x.png -n",
+        "ratio p.npy q.npy --waves",
+        "ratio p.npy q.npy --hidden",
+        "features train x y --width",
+        "features train x y --batch-size",
+        "pack digits - x --shard-samples",
+        "evaluate none --workers",
+    ],
+)
+def test_a_number_that_arrays_cannot_have_is_refused(here, line):
+    result = run(f"{line} {10**20}")
+    said = f"{result.output} {result.exception}"
+    assert result.exit_code == 2 or isinstance(result.exception, ConfigError)
+    assert "is too large" in said or "must be below" in said
+    assert list(here.iterdir()) == []

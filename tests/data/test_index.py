@@ -1,6 +1,7 @@
 """Shards that others made: their manifest is learned by reading them once."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -195,3 +196,41 @@ def test_the_command_indexes_shards_of_others(tmp_path: Path) -> None:
     refused = subprocess.run([*command, "--shape", "8x8"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "three numbers" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["a\\b.tar", "a\nb.tar", "a\x1b[31m.tar"])
+def test_a_shard_whose_name_no_manifest_can_hold_is_refused(storage, name):
+    storage.publish(name, make_tar(members(range(3))))
+    with pytest.raises(DataError, match=r"has a backslash, a control character.*rename it"):
+        index(storage)
+    assert not storage.exists("manifest.json")
+
+
+def test_a_hidden_shard_does_not_count(storage):
+    storage.publish("a.tar", make_tar(members(range(3))))
+    storage.publish(".b.tar", make_tar(members(range(3, 6))))
+    assert index(storage).num_samples == 3
+    assert Manifest.load(storage).num_samples == 3
+
+
+@pytest.mark.parametrize("ending", ["cls", "json"])
+def test_names_that_are_too_long_for_a_manifest_are_left_out_and_it_can_be_read(storage, ending):
+    long = json.dumps("c" * 1001) if ending == "json" else "9" * 1001
+    pictures = [("0.png", encode("png", image(0))), (f"0.{ending}", long.encode())]
+    more = [("1.png", encode("png", image(1))), ("2.png", encode("png", image(2))), (f"1.{ending}", b"7")]
+    storage.publish("a.tar", make_tar([*pictures, *more, ("k" * 701 + ".png", encode("png", image(3)))]))
+    notes = []
+    assert index(storage, note=notes.append) == Manifest.load(storage)
+    assert notes == [
+        "1 of 4 samples left out",
+        "1 labels cannot be read (the first, of 0, is longer than 1,000 letters)",
+    ]
+
+
+def test_a_manifest_that_could_not_be_read_is_not_written(storage):
+    storage.publish("a.tar", make_tar(members(range(3))))
+    manifest = index(storage)
+    before = storage.read_bytes("manifest.json")
+    with pytest.raises(DataError, match=r"could not be read again .* shorten the names"):
+        dataclasses.replace(manifest, classes=["c" * 1001, "1", "2"]).save(storage)
+    assert storage.read_bytes("manifest.json") == before

@@ -1,5 +1,6 @@
 """The index of each shard: read when it is needed, refused where it does not fit, made again by `ebmscale index`."""
 
+import dataclasses
 import itertools
 from contextlib import closing
 
@@ -147,3 +148,22 @@ def test_the_manifest_knows_the_lowest_samples(make_source, storage, monkeypatch
         for name in [name for name in storage.list() if name.endswith(".npz")]:
             storage.delete(name)
         assert lowest(select(Manifest.load(storage), "validation", 0.2), limit).texts() == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("labels", -5, "has label -5"),
+        ("hashes", np.nan, "has a hash"),
+        ("hashes", -1, "has a hash"),
+        ("hashes", 1, "has a hash"),
+    ],
+)
+def test_values_that_no_index_has_are_refused(manifest, field, value, words):
+    there = manifest.index(0)
+    values = getattr(there, field).copy()
+    values[1] = value
+    changed = dataclasses.replace(there, **{field: values})
+    row = dataclasses.replace(manifest.shards[0], labels_sha256=changed.labels_digest())
+    with pytest.raises(ValueError, match=words):
+        row.check(changed, len(manifest.classes), None)

@@ -1,5 +1,6 @@
 """A pack that was stopped goes on, and ends in the same bytes."""
 
+import contextlib
 import dataclasses
 import signal
 import subprocess
@@ -8,7 +9,10 @@ import sys
 import numpy as np
 import pytest
 
+from ebmscale.data.checks import verify
 from ebmscale.data.formats import open_source
+from ebmscale.data.index import index
+from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
 from ebmscale.errors import DataError
 from ebmscale.storage import Storage
@@ -170,3 +174,48 @@ def test_killed_for_good(tmp_path):
     assert files(killed) == files(whole)
     kept = [name for name, changed in finished.items() if killed.local_path(name).stat().st_mtime_ns == changed]
     assert len(kept) >= len(finished) - 1  # the last one may have had no note yet
+
+
+def test_of_two_packs_that_differ_only_one_goes_on(make_source, tmp_path):
+    source, storage = make_source(num_train=50, num_test=20), Storage.at(tmp_path / "set")
+
+    def begin_another(done, total):
+        storage.delete(".partial")  # no shard was finished when it began
+        with contextlib.suppress(Killed):
+            pack(source, storage, shard_samples=20, progress=stop_after(2))
+
+    with pytest.raises(DataError, match=r"Another pack, .*other shard_samples"):
+        pack(source, storage, shard_samples=15, progress=begin_another)
+    assert not storage.exists("manifest.json")
+    pack(source, storage, shard_samples=20)
+    verify(storage, Manifest.load(storage), "sha256")
+
+
+def test_the_slower_of_two_equal_packs_returns_the_set_of_the_faster(make_source, tmp_path):
+    source, storage = make_source(num_train=50, num_test=20), Storage.at(tmp_path / "set")
+    made = []
+
+    def finish_first(done, total):
+        if not made:
+            made.append(pack(source, storage, shard_samples=15))
+
+    assert pack(source, storage, shard_samples=15, progress=finish_first) == made[0]
+    verify(storage, Manifest.load(storage), "sha256")
+    assert not storage.exists(".partial")
+
+
+def test_a_folder_that_is_deleted_during_a_pack_does_not_become_half_a_set(make_source, tmp_path):
+    source, storage = make_source(num_train=50, num_test=20), Storage.at(tmp_path / "set")
+    with pytest.raises(DataError, match="was deleted while it was packed"):
+        pack(source, storage, shard_samples=15, progress=lambda *_: storage.delete(""))
+    assert storage.list() == []
+    pack(source, storage, shard_samples=15)
+
+
+def test_an_unfinished_pack_is_not_indexed_as_half_a_set(make_source, tmp_path):
+    source, storage = make_source(num_train=50, num_test=20), Storage.at(tmp_path / "set")
+    with pytest.raises(Killed):
+        pack(source, storage, shard_samples=15, progress=stop_after(2))
+    with pytest.raises(DataError, match="unfinished pack: run that `ebmscale pack` again"):
+        index(storage)
+    assert pack(source, storage, shard_samples=15).num_samples == 70

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.pack import pack
-from ebmscale.errors import DataError, DivergenceError, StorageError
+from ebmscale.errors import ConfigError, DataError, DivergenceError, StorageError
 from ebmscale.evaluate.classifier import Recipe, load_classifier, train_classifier
 from ebmscale.evaluate.features import open_features
 from ebmscale.model.pixels import to_pixels
@@ -125,6 +125,13 @@ def test_other_files_are_refused(tmp_path, inception_file):
         open_features(str(tmp_path / "list.pth"))
     with pytest.raises(StorageError, match="does not exist"):
         open_features(str(tmp_path / "absent.pth"))
+
+
+def test_a_folder_without_features_is_refused_for_that_reason(digits_url, tmp_path):
+    with pytest.raises(ConfigError, match=r"no features in the folder .* It holds a packed set: it is for data.url"):
+        open_features(digits_url)
+    with pytest.raises(ConfigError, match=r"no features in the folder .*weights of Inception\.$"):
+        open_features(str(tmp_path))
 
 
 def test_a_classifier_is_trained_and_opened_again(classifier_url, digits_url):

@@ -35,7 +35,7 @@ def test_a_folder_is_written_by_its_own_kind_alone(kind: str, tmp_path: Path) ->
         if other == kind:
             refuse_other(storage, other, "go away")
             continue
-        with pytest.raises(ConfigError, match=f"holds a {kind}, and no {other} is written there; go away"):
+        with pytest.raises(ConfigError, match=f"holds an? {kind}, and no {other} is written there; go away"):
             refuse_other(storage, other, "go away")
     refuse_other(Storage.at(tmp_path / "nothing"), kind, "go away")
 
@@ -56,16 +56,18 @@ def test_a_search_has_a_folder_of_its_own_and_an_old_one_keeps_its_place(tiny: R
 def test_training_leaves_what_is_there(kind: str, tiny: RunConfig, tmp_path: Path) -> None:
     folder = place(tmp_path / "runs" / "tiny", kind)
     before = sorted(folder.rglob("*"))
-    with pytest.raises(ConfigError, match=f"holds a {kind}, and no run is written there; choose another run.name"):
+    with pytest.raises(ConfigError, match=f"holds an? {kind}, and no run is written there; choose another run.name"):
         ebmscale.train(with_values(tiny, {}, "test"), quiet=True)
     assert [path for path in sorted(folder.rglob("*")) if "owner" not in str(path)] == before
 
 
 def test_commands_refuse_the_place_of_something_else(tiny_text: str, digits_url: str, tmp_path: Path) -> None:
     run, search = place(tmp_path / "run", "run"), place(tmp_path / "search", "search")
+    export = place(tmp_path / "export", "export")
     for words, said in [
         (("pack", "digits", "-", run), "holds a run, and no packed set is written there; give another address"),
         (("export", FIXTURE / "run", digits_url), "holds a packed set, and no export is written there"),
+        (("pack", "digits", "-", export), "holds an export, and no packed set is written there"),
         (("features", "train", digits_url, run), "holds a run, and no feature network is written there"),
         (("sample", search, "--out", tmp_path / "x.png"), "There is no run at"),
         (("sample", search, "--out", tmp_path / "x.png"), "It holds a search: its runs are in the folder trials"),

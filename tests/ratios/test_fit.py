@@ -13,6 +13,7 @@ from ebmscale.density.bases import SampledOnly
 from ebmscale.density.prior import StandardNormal
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.ratios import FitSettings, FittedRatio, StageRow, fit_ratio
+from ebmscale.ratios.fit import build_network
 from ebmscale.seeds import torch_generator
 
 QUICK = FitSettings(
@@ -212,6 +213,8 @@ def test_an_interval_that_misses_the_truth_comes_with_a_warning(seed: int) -> No
         ({"hidden": (0,)}, "a width in hidden"),
         ({"hidden": (8.5,)}, "a width in hidden"),
         ({"hidden": 8}, "must hold widths"),
+        ({"hidden": (2**40,)}, "must be below"),
+        ({"waves": 2**40}, "must be below"),
         ({"conv": (-1,)}, "a width in conv"),
         ({"waves": 1.5}, "waves must be a whole number from 0"),
         ({"max_stages": "3"}, "max_stages must be a whole number from 1"),
@@ -232,3 +235,9 @@ def test_a_setting_of_another_type_or_range_is_refused(values: dict[str, Any], w
 def test_settings_are_no_dictionary() -> None:
     with pytest.raises(ConfigError, match="FitSettings"):
         fit_ratio(normal(50, 1), narrow(50, 1), settings={"max_stages": 1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [FitSettings(hidden=(10**9, 10**9)), FitSettings(waves=10**9)])
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_made(settings: FitSettings) -> None:
+    with pytest.raises(ConfigError, match=r"needs [0-9,.]+ GB of memory.* lower hidden, waves or conv"):
+        build_network((2,), settings)
