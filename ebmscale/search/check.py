@@ -9,9 +9,10 @@ import numpy as np
 from ebmscale.config import CheckpointBlock, RunConfig, known_keys, nearest_key, value_at, with_values
 from ebmscale.errors import ConfigError
 from ebmscale.search.objectives import EVALUATED
+from ebmscale.search.parameter import Parameter
 from ebmscale.search.population import MUTABLE, interval
 from ebmscale.search.propose import check_searcher, default_values
-from ebmscale.search.space import Parameter, Space
+from ebmscale.search.space import Space
 from ebmscale.search.trial import folder_of
 from ebmscale.training.reports import AT_EVIDENCE, AT_INTERVAL, why_never
 

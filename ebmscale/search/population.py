@@ -17,7 +17,8 @@ from ebmscale.config import RunConfig, mutable_keys
 from ebmscale.errors import DamagedError, NotFoundError
 from ebmscale.model.checkpoint import position_of
 from ebmscale.search.objectives import objective_value
-from ebmscale.search.space import Objective, Parameter, PbtBlock, Space
+from ebmscale.search.parameter import Parameter
+from ebmscale.search.space import Objective, PbtBlock, Space
 from ebmscale.search.trial import Origin, TrialRecord
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import CheckpointStore, copy_checkpoint

@@ -16,7 +16,8 @@ import numpy as np
 from ebmscale.config import RunConfig, value_at
 from ebmscale.errors import ConfigError
 from ebmscale.search.objectives import scores
-from ebmscale.search.space import Parameter, Space
+from ebmscale.search.parameter import Parameter
+from ebmscale.search.space import Space
 from ebmscale.search.trial import TrialRecord
 
 INSTALL = "pip install 'ebmscale[search]'"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ebmscale.config import load_config, parse_config
 from ebmscale.errors import ConfigError
 from ebmscale.search.check import base_config, check_space, trial_config
-from ebmscale.search.space import Parameter, Space, load_space, parse_space
+from ebmscale.search.parameter import Parameter
+from ebmscale.search.space import Space, load_space, parse_space
 from ebmscale.search.trial import TrialRecord
 
 ROOT = Path(__file__).parents[2]
