@@ -77,8 +77,9 @@ def test_the_newest_valid_checkpoint_from_before_the_ratios_is_taken(tiny: RunCo
     kept = {"every_samples": 640, "keep_every": 640}
     other = of_two_stages(tiny, "other", checkpoint=kept, prior={"base": "moments"})
     run_until(other)
-    first, second, *_ = sorted(run_storage(other).list("checkpoints"))
-    flip_bit(run_storage(other), f"checkpoints/{second}/generator-0000-000.safetensors")
+    first, *others = sorted(run_storage(other).list("checkpoints"))
+    for name in others[:2]:
+        flip_bit(run_storage(other), f"checkpoints/{name}/generator-0000-000.safetensors")
     joined = starting_from(of_two_stages(tiny, "x"), other, "joined")
     run_until(joined, stop_after=672)
     assert first in run_storage(joined).list("checkpoints")
