@@ -24,8 +24,11 @@ def rehearsal(config: RunConfig, world: World) -> Iterator[Run]:
         EbmscaleError: what the run itself would raise.
     """
     with tempfile.TemporaryDirectory(prefix="ebmscale-rehearsal-") as folder:
-        storage = config.storage.model_copy(update={"url": Address(folder)})
-        run = open_run(config.model_copy(update={"storage": storage}), world, StopSignal())
+        changes = {
+            "storage": config.storage.model_copy(update={"url": Address(folder)}),
+            "run": config.run.model_copy(update={"start_from": None}),
+        }
+        run = open_run(config.model_copy(update=changes), world, StopSignal())
         try:
             yield run
         finally:
