@@ -132,7 +132,9 @@ def take_over(
         wait_s -= WAIT_STEP_S
     for name in sorted(store.finished(), key=lambda one: abs(position_of(one) - origin.samples_seen)):
         try:
-            copy_checkpoint(name, donor, run)
+            saved = store.open(name)
+            saved.verify()
+            copy_checkpoint(saved, donor, run)
         except (DamagedError, NotFoundError):
             continue
         return position_of(name)

@@ -80,7 +80,8 @@ class _Tries:
             most: mixtures in the mean.
             may_take: whether there are so many seconds left.
         """
-        (best, base), size = self.best(), self.best()[0].num_components
+        best, base = self.best()
+        size = best.num_components
         fits = [base.inside.components] if base.inside is not None else []
         while 0 < len(fits) < most and may_take(best.seconds):
             start, before = time.process_time(), best.nats

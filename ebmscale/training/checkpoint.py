@@ -33,6 +33,7 @@ from ebmscale.model.checkpoint import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     RATIO_FOLDER,
+    SavedCheckpoint,
     T,
     copy_of,
     log,
@@ -190,21 +191,21 @@ def kept_by(settings: CheckpointBlock, metrics: Mapping[str, Mapping[str, float]
     return kept | set(measured[: settings.keep_best])
 
 
-def copy_checkpoint(name: str, donor: Storage, run: Storage, check: Callable[[], None] = lambda: None) -> None:
+def copy_checkpoint(
+    saved: SavedCheckpoint, donor: Storage, run: Storage, check: Callable[[], None] = lambda: None
+) -> None:
     """Copies a checkpoint from run to run; the manifest is last, so that an interrupted copy is not a checkpoint.
 
     Args:
-        name: of the checkpoint.
+        saved: the checkpoint, which was verified.
         donor: the storage of the run that has it.
         run: the storage of the other run.
         check: called before every file; an exception that it raises ends the copying.
 
     Raises:
-        DamagedError: a file of it, or its copy, is damaged.
+        DamagedError: the copy is damaged.
     """
-    saved = CheckpointReader(donor).open(name)
-    saved.verify()
-    folder = f"{FOLDER}/{name}"
+    folder = f"{FOLDER}/{saved.name}"
     manifest = donor.read_bytes(f"{folder}/{MANIFEST_FILE}")
     for file in (
         *(ratio.file for ratio in saved.manifest.ratios),
@@ -212,9 +213,9 @@ def copy_checkpoint(name: str, donor: Storage, run: Storage, check: Callable[[],
     ):
         check()
         run.publish(file, donor.read_bytes(file))
-    CheckpointStore(run).note(name)
+    CheckpointStore(run).note(saved.name)
     run.publish(f"{folder}/{MANIFEST_FILE}", manifest)
-    CheckpointReader(run).open(name).verify()
+    CheckpointReader(run).open(saved.name).verify()
 
 
 class Cancelled(Exception):

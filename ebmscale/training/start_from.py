@@ -119,7 +119,7 @@ class Beginning:
             own.cut(saved.samples_seen)
         start = Start(checkpoint=saved.name, url=str(self.storage.url))
         storage.publish(START_FILE, start.model_dump_json(indent=1).encode())
-        copy_checkpoint(saved.name, self.storage, storage, check)
+        copy_checkpoint(saved, self.storage, storage, check)
 
     def _checkpoint(self, latest: float) -> SavedCheckpoint:
         """The newest valid checkpoint at `latest` samples or before."""
