@@ -45,6 +45,8 @@ cluster addr=127.0.0.1
 ms bind ipv6=false
 [mon.a]
 mon data={folder}/mon
+mon data avail crit=0
+mon data avail warn=0
 [osd.0]
 osd data={folder}/osd
 [client.rgw]

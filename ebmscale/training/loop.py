@@ -75,9 +75,9 @@ def _train(config: RunConfig, view: View, world: World, stop: StopSignal, lease:
                 with run.timer.part("checkpoint"):
                     run.save_and_wait(_out_of_time(stop, config.checkpoint.grace_s))
                 break
-            if run.is_checkpoint_due and run.saver.phase == "idle":
+            if run.is_checkpoint_due:
                 with run.timer.part("checkpoint"):
-                    run.save()
+                    run.save_if_idle(_out_of_time(stop, config.checkpoint.grace_s))
 
             try:
                 with run.timer.part("data"):

@@ -75,10 +75,13 @@ class Run:
     @property
     def is_checkpoint_due(self) -> bool:
         """Whether to save now: at every interval, and where the prior begins on a generator that has stopped."""
+        return self._prior_begins_now or self.due("checkpoint", self.config.checkpoint.every_samples)
+
+    @property
+    def _prior_begins_now(self) -> bool:
+        """Whether the prior begins here on a generator that has stopped, and no save was begun here."""
         begins = self.config.has_two_stages and self.samples_seen == self.config.prior_begins
-        if begins and self.done_at["checkpoint"] != self.samples_seen:
-            return True
-        return self.due("checkpoint", self.config.checkpoint.every_samples)
+        return begins and self.done_at["checkpoint"] != self.samples_seen
 
     def batches(self, start: int | None = None) -> Iterator[Batch]:
         """The batches from `samples_seen` on, which a `start` sets first. It ends the batches of an earlier call."""
@@ -183,6 +186,22 @@ class Run:
         frozen = self.stages.frozen
         ratios = [frozen.stage_weights(k + 1) for k in range(frozen.num_stages)]
         self.saver.begin(self.samples_seen, self.share(), Draft(about, self._values(), ratios))
+
+    def save_if_idle(self, out_of_time: Callable[[], bool]) -> None:
+        """Saves in the background, unless an earlier checkpoint is still being written (collective).
+
+        Where the prior begins it waits for the earlier one: no later batch could save this state.
+
+        Args:
+            out_of_time: whether the time for writing is over.
+
+        Raises:
+            StorageError: the earlier checkpoint could not be written, or not in time.
+        """
+        if self._prior_begins_now:
+            self.saver.finish(out_of_time)
+        if self.saver.phase == "idle":
+            self.save()
 
     def save_and_wait(self, out_of_time: Callable[[], bool] = lambda: False) -> None:
         """Waits until the current state is saved, after any checkpoint that is being written (collective).

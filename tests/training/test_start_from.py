@@ -1,12 +1,15 @@
 """A run that starts from another one as it was before its ratios began."""
 
+import time
 from typing import Any
 
 import pytest
 
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError
+from ebmscale.model.checkpoint import position_of
 from ebmscale.model.run_folder import run_storage
+from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE
 from tests.training.test_resume import changed, final_files, flip_bit, history, positions, run_until
 
@@ -87,8 +90,18 @@ def test_the_newest_valid_checkpoint_from_before_the_ratios_is_taken(tiny: RunCo
     assert history(joined, METRICS_FILE) == history(other, METRICS_FILE)[:2]
 
 
-def test_a_run_of_two_stages_keeps_the_checkpoint_where_its_prior_begins(tiny: RunConfig) -> None:
+def test_a_run_of_two_stages_keeps_the_checkpoint_where_its_prior_begins(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the storage is so slow that the checkpoint before it is still being written."""
     other = of_two_stages(tiny, "other", prior={"base": "moments"}, checkpoint={"every_samples": 480})
+    write = CheckpointStore.write_part
+
+    def slow(self: CheckpointStore, name: str, *part: Any) -> Any:
+        time.sleep(0.5 if position_of(name) == 1440 else 0)
+        return write(self, name, *part)
+
+    monkeypatch.setattr(CheckpointStore, "write_part", slow)
     run_until(other)
     assert positions(other)[0] == START
     joined = starting_from(of_two_stages(tiny, "x"), other, "joined")
