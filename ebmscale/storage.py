@@ -11,6 +11,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -117,7 +118,12 @@ class Storage:
         return self._request("read", path, lambda fs, place: read_part(fs, place, start, length), what, length)
 
     def read_into(self, path: str, start: int, memory: memoryview) -> int:
-        """`read_range` of a local file into memory that is there already; the number of bytes."""
+        """`read_range` of a local file into memory that is there already; the number of bytes.
+
+        The first try is made at once, because preparing its repetitions would take longer than many reads.
+        """
+        with suppress(OSError):
+            return read_into(self.url_of(path).real, start, memory)
         what = f"bytes {start} to {start + len(memory) - 1} of "
         return self._request("read", path, lambda fs, place: read_into(place, start, memory), what, len(memory))
 

@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ebmscale.data.cache import RangeCache
 from ebmscale.data.decode import UNCOMPRESSED, decoder
 from ebmscale.data.found import Found
+from ebmscale.data.image_memory import ImageMemory
 from ebmscale.data.manifest import Manifest
 from ebmscale.data.shard import Shard
 from ebmscale.errors import DataError, NoRangesError, StorageError
@@ -65,16 +66,15 @@ class ShardReader:
         self._cache = cache
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._in_folder = cache is None and storage.local_path() is not None
-        self._memory = bytearray()  # for one range of a file in a folder
+        self._image_memory = ImageMemory()
+        self._range_memory = memoryview(b"")  # for one range of a file in a folder
         self._whole_share: float = WHOLE_SHARE
 
-    def read(self, samples: Found, spare: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, samples: Found) -> tuple[np.ndarray, np.ndarray]:
         """Read samples in any order and from any shards.
 
         Args:
             samples: M of them.
-            spare: images that are no longer needed. The new ones take their memory, if there are not more of them:
-                fresh memory costs as much time as copying the images.
 
         Returns:
             images (M, C, H, W) of the manifest's dtype, and sound (M,) bool: False if the sample is damaged (its
@@ -84,9 +84,7 @@ class ShardReader:
             DataError: a shard is missing, or is another file than the one that was indexed.
             StorageError: the storage fails.
         """
-        if spare is None or len(spare) < len(samples):
-            spare = np.empty((len(samples), *self._manifest.image_shape), self._manifest.dtype)
-        images = spare[: len(samples)]
+        images = self._image_memory.take((len(samples), *self._manifest.image_shape), self._manifest.dtype)
         sound = np.zeros(len(samples), bool)
         fill = self._copy if self._manifest.encoding in UNCOMPRESSED else self._decode
         wrong: Counter[str] = Counter()  # of each file, the samples whose bytes are others
@@ -181,9 +179,9 @@ class ShardReader:
 
     def _read_again(self, one: Range) -> memoryview:
         """A range of a local file, in the memory of the range before."""
-        if len(self._memory) < one.length:
-            self._memory = bytearray(one.length)
-        memory = memoryview(self._memory)[: one.length]
+        if len(self._range_memory) < one.length:
+            self._range_memory = np.empty(max(one.length, RANGE_BYTES), np.uint8).data
+        memory = self._range_memory[: one.length]
         try:
             return memory[: self._storage.read_into(one.path, one.start, memory)]
         except StorageError as error:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ebmscale.data.found import Found
+from ebmscale.data.image_memory import ImageMemory
 from ebmscale.data.indexes import Indexes
 from ebmscale.data.order import SampleOrder
 from ebmscale.data.reader import ShardReader
@@ -54,6 +55,7 @@ class _Slab:
         images: (M, C, H, W).
         sound: (M,) bool.
         served: (M,) for each sample in the order of the windows, its place in the arrays above.
+        memory: for the images of batches.
     """
 
     chosen: np.ndarray
@@ -61,11 +63,13 @@ class _Slab:
     images: np.ndarray
     sound: np.ndarray
     served: np.ndarray
+    memory: ImageMemory
 
     def rows(self, at: np.ndarray) -> Rows:
         """Samples by their numbers in the order of the windows."""
         place = self.served[at]
-        images = self.images.take(place, axis=0)
+        images = self.memory.take((len(place), *self.images.shape[1:]), self.images.dtype)
+        self.images.take(place, axis=0, out=images, mode="clip")  # with another mode NumPy would copy once more
         return Rows(self.chosen[place], self.found.labels[place], self.found.keys[place], images, self.sound[place])
 
 
@@ -107,12 +111,8 @@ class _Held:
         rows = [np.flatnonzero(slab_of_row == slab) for slab in used]
         return _in_order(rows, [self.slabs[slab].rows(at[which]) for slab, which in zip(used, rows, strict=True)])
 
-    def take(self, pieces: list[_Piece], lengths: np.ndarray, shifts: np.ndarray, slab: _Slab) -> list[_Slab]:
-        """Holds pieces that were read together, of each so many samples from its first place on.
-
-        Returns:
-            the slabs that are no longer held.
-        """
+    def take(self, pieces: list[_Piece], lengths: np.ndarray, shifts: np.ndarray, slab: _Slab) -> None:
+        """Holds pieces that were read together, of each so many samples from its first place on."""
         number = max(self.slabs, default=-1) + 1
         self.slabs[number] = slab
         for piece, length, shift in zip(pieces, lengths.tolist(), shifts.tolist(), strict=True):
@@ -120,7 +120,7 @@ class _Held:
             self.number[one], self.slab[one], self.shift[one] = piece.number, number, shift
             self.first[one], self.end[one] = piece.first, piece.first + length
         used = set(self.slab[self.number >= 0].tolist())
-        return [self.slabs.pop(number) for number in self.slabs.keys() - used]
+        self.slabs = {number: slab for number, slab in self.slabs.items() if number in used}
 
 
 class Windows:
@@ -143,6 +143,7 @@ class Windows:
         self._split, self._order = split, order
         self._indexes, self._reader = indexes, reader
         self._from_folder = from_folder
+        self._memory = ImageMemory()
         most = max(WINDOW_BYTES // (max(num_owned, 1) * split.manifest.sample_bytes), 1)
         self._piece = min(most, order.window_size)
         self.forget()
@@ -150,7 +151,6 @@ class Windows:
     def forget(self) -> None:
         """The next rows may be at any position."""
         self._held = _Held(self._order.num_streams)
-        self._spare: np.ndarray | None = None  # memory of images that were served, for the next ones
 
     def rows(self, epochs: np.ndarray, streams: np.ndarray, offsets: np.ndarray) -> Rows:
         """The samples at places of `assign.locate`, each (B,); those of a stream in ascending order.
@@ -191,8 +191,7 @@ class Windows:
         parts, rows = [slab.rows(shift_of[which[new]] + places[new])], [new]
         if len(old):
             parts, rows = [*parts, self._held.rows(streams[old], places[old])], [*rows, old]
-        dropped = self._held.take(pieces, lengths, shifts, slab)
-        self._spare = max([slab.images for slab in dropped], key=len, default=None)
+        self._held.take(pieces, lengths, shifts, slab)
         return _in_order(rows, parts)
 
     def _samples(self, piece: _Piece) -> np.ndarray:
@@ -208,7 +207,7 @@ class Windows:
         served[in_file_order] = np.arange(len(chosen))
         chosen = chosen[in_file_order]
         found = self._split.find(chosen, self._indexes)
-        return _Slab(chosen, found, *self._reader.read(found, self._spare), served)
+        return _Slab(chosen, found, *self._reader.read(found), served, self._memory)
 
     def _nothing(self) -> Rows:
         none = np.empty(0, np.int64)
