@@ -23,6 +23,8 @@ class TrainerSettings:
         bound: of the ratio in nats (see `networks.Bounded`); None chooses by how far apart the two sides are.
         start: of a quadratic head: at the log ratio of the two Gaussians that have the moments of either side, as
             strong as held-out samples bear; or at zero.
+        bf16: whether an update's products of matrices are in bf16. Weights, Adam's moments and held-out losses are in
+            fp32 all the same.
     """
 
     batch_size: int = 512
@@ -33,6 +35,7 @@ class TrainerSettings:
     max_updates: int = 20_000
     bound: float | None = None
     start: Literal["moments", "zero"] = "moments"
+    bf16: bool = False
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,9 @@ class Trainer:
         batch = self.settings.batch_size
         z_q = self.target.draw(self.draws.noise(batch, f"{self.name}/target", self.updates))
         negatives = self.supply.draw(batch, self.updates)
-        f_q, f_p = self.network(torch.cat([z_q, negatives.z])).split([len(z_q), len(negatives.z)])
+        with torch.autocast(z_q.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            f = self.network(torch.cat([z_q, negatives.z]))
+        f_q, f_p = f.to(z_q.dtype).split([len(z_q), len(negatives.z)])
         return softplus(-f_q).mean() + (negatives.weights * softplus(f_p)).mean()
 
 

@@ -109,3 +109,16 @@ def test_decay_is_apart_from_the_gradient_and_spares_the_head() -> None:
     assert all(bool((one == 1.0).all()) for one in head.parameters())
     for one in perceptron.parameters():
         torch.testing.assert_close(one, torch.full_like(one, 0.95))
+
+
+def test_updates_in_bf16_lose_no_nats() -> None:
+    """Weights stay in fp32, the held-out loss is that of fp32, and the stage says the same of the data."""
+    found = {}
+    for bf16 in (False, True):
+        settings = replace(SETTINGS, max_stages=1, trainer=replace(SETTINGS.trainer, bf16=bf16))
+        empty, source, course = made(settings)
+        found[bf16] = learn(Learned(empty), source, course)
+    plain, mixed = (found[bf16].records[0] for bf16 in (False, True))
+    assert mixed.evidence.loss != plain.evidence.loss
+    assert abs(mixed.nats - plain.nats) < 2 * plain.nats_error
+    assert all(one.dtype == torch.float32 for one in found[True].sequence.weights.values())
