@@ -245,7 +245,8 @@ class _Fitting:
             self.progress(row)
         last = learned.records[-1]
         normaliser = Normaliser(last.log_z, last.log_z_error, math.nan)
-        return replace(self._measured(learned, normaliser, q, p.test), effective=source.share)
+        found = self._measured(learned, normaliser, q, p.test)
+        return replace(found, effective=source.share, repeated=max(found.repeated, p.repeated))
 
     def _draws(self, purpose: str) -> Draws:
         return Draws(derive(self.seed, purpose), before_each=self.watch.check)
@@ -276,7 +277,7 @@ class _Fitting:
         error = math.hypot(error, normaliser.error)
         evidence, rows = measure(f_q, f_p), learned.records
         found = FittedRatio(learned.sequence, normaliser, self.shape, kl, error, missing, evidence, rows)
-        return replace(found, stopped=self.watch.halted())
+        return replace(found, repeated=q.repeated, stopped=self.watch.halted())
 
 
 def _against(p: FittedRatio, q: FittedRatio, parts_p: Split, parts_q: Split) -> FittedRatio:
@@ -286,4 +287,4 @@ def _against(p: FittedRatio, q: FittedRatio, parts_p: Split, parts_q: Split) -> 
     kl, error = mean_and_error(f_q)
     error = math.hypot(error, p.normaliser.error, q.normaliser.error)
     found = replace(ratio, kl=kl, kl_error=error, missing=p.missing + q.missing, calibration=measure(f_q, f_p))
-    return replace(found, stopped=q.stopped or p.stopped)
+    return replace(found, repeated=max(p.repeated, q.repeated), stopped=q.stopped or p.stopped)

@@ -21,7 +21,9 @@ from ebmscale.ratios.samples import Frame, as_pixels, check_finite
 from ebmscale.stages.record import StageRecord
 
 POOR = 0.05
-"""`warning` speaks up if fewer effective samples of p than this fraction are left."""
+"""`warning` speaks up if fewer effective samples of p than this fraction are left,"""
+MOST_REPEATED = 0.05
+"""or if more held-out samples than this fraction are equal to samples that were trained on."""
 
 
 StageRow = StageRecord
@@ -50,6 +52,8 @@ class FittedRatio:
         stages: how every stage ended.
         effective: where p is known by samples alone, their effective sample size in the last prior as a fraction;
             otherwise 1.
+        repeated: the fraction of held-out samples of q, or of p if there it is larger, that are equal to samples that
+            were trained on.
         reference: where base and p differ, the ratio of p to the base. It is subtracted.
         frame: the coordinates of the sequence and its base; None if they are the coordinates of the points.
         stopped: why the fit ended before it was done; None if it was done.
@@ -64,6 +68,7 @@ class FittedRatio:
     calibration: Evidence
     stages: tuple[StageRow, ...]
     effective: float = 1.0
+    repeated: float = 0.0
     reference: "FittedRatio | None" = None
     frame: Frame | None = None
     stopped: str | None = None
@@ -80,6 +85,11 @@ class FittedRatio:
             return (
                 "no KL divergence is below 0, so log Z is wrong: the particles could not follow the ratio; give more "
                 "samples, or use base='samples' (--base samples)"
+            )
+        if self.repeated > MOST_REPEATED:
+            return (
+                f"{100 * self.repeated:.0f} % of the held-out samples are equal to samples that were trained on, so "
+                "they do not show whether the ratio overfits; if some samples are copies of others, give each only once"
             )
         if self.effective < POOR:
             return "p's samples hardly reach q, so the ratio is too small: use another base, or more samples of p"

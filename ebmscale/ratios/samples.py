@@ -31,6 +31,13 @@ class Split(NamedTuple):
     validation: Tensor
     test: Tensor
 
+    @property
+    def repeated(self) -> float:
+        """The share of the samples in `test` that are equal to one in `train`."""
+        train, test = ([row.tobytes() for row in part.numpy()] for part in (self.train, self.test))
+        known = set(train)
+        return sum(row in known for row in test) / len(test)
+
 
 @dataclass(frozen=True)
 class Frame:

@@ -207,6 +207,16 @@ def test_an_interval_that_misses_the_truth_comes_with_a_warning(seed: int) -> No
     assert low <= 2 * (1.5 - 0.5772156649) - math.log(2) <= high or "hardly reach" in str(fitted.warning)
 
 
+@pytest.mark.parametrize("base", ["samples", "gaussian"])
+def test_samples_that_are_given_several_times_come_with_a_warning(base: Any) -> None:
+    p, q = normal(400, 2), narrow(400, 2)
+    assert "equal to samples" not in str(fit_ratio(p, q, base=base, settings=QUICK).warning)
+    for of_p, of_q in ((p.repeat(3, 1), q), (p, q.repeat(3, 1))):
+        fitted = fit_ratio(of_p, of_q, base=base, settings=QUICK)
+        assert fitted.repeated > 0.9
+        assert "give each only once" in str(fitted.warning)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
