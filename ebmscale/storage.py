@@ -266,13 +266,15 @@ class Storage:
         for leftover in folder.glob(f".*{TEMPORARY}") if folder is not None else ():
             leftover.unlink(missing_ok=True)
 
-    def probe(self, key: str = "storage.url") -> None:
+    def probe(self, key: str = "storage.url", tidy: bool = False) -> None:
         """Write, read back and delete a small object; a `StorageError` says what to do where that fails.
 
         Args:
             key: the key or option that names this storage.
+            tidy: whether local folders that this makes are deleted again. No other process may be writing then.
         """
-        name = f".ebmscale-probe-{uuid.uuid4().hex}"
+        name, local = f".ebmscale-probe-{uuid.uuid4().hex}", self.local_path()
+        made = [one for one in (local, *local.parents) if not os.path.exists(one)] if local is not None else []
         try:
             self.publish(name, name.encode())
             same = self.read_bytes(name) == name.encode()
@@ -281,6 +283,10 @@ class Storage:
             remedy = space_advice(error) or "grant this account read, write and delete there"
             why = self.url.hidden_in(describe(error.__cause__ or error))
             raise StorageError(f"{self.url} cannot be written to ({why}); choose another {key} or {remedy}.") from error
+        finally:
+            for folder in made if tidy else ():
+                with suppress(OSError):
+                    folder.rmdir()
         if not same:
             raise StorageError(f"{self.url} returned other bytes than were written; choose another {key}.")
 

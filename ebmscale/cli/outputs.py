@@ -1,8 +1,6 @@
 """The files and folders that commands write to: checked before the work begins, so that none is lost."""
 
-import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,7 +65,7 @@ def output_file(out: str, endings: tuple[str, ...], beside: tuple[str, ...] = ()
     target = OutputFile(address, folder, name)
     for suffix in ("", *beside):
         _check_free(folder.local_path(target.beside(suffix) if suffix else name), suffix, address)
-    _probe(folder, "--out")
+    folder.probe("--out", tidy=True)
     return target
 
 
@@ -102,18 +100,6 @@ def output_path(place: str, option: str) -> Path:
     return Path(place if Address(place).is_relative else address.real)
 
 
-def _probe(folder: "Storage", key: str) -> None:
-    """Checks that a folder can be written to. Folders that this makes are deleted again: the command may yet fail."""
-    path = folder.local_path()
-    missing = [one for one in (path, *path.parents) if not os.path.exists(one)] if path is not None else []
-    try:
-        folder.probe(key)
-    finally:
-        for one in missing:
-            with suppress(OSError):
-                one.rmdir()
-
-
 def output_folder(url: str, kind: str | None = None) -> "Storage":
     """The folder that a command writes to.
 
@@ -129,7 +115,7 @@ def output_folder(url: str, kind: str | None = None) -> "Storage":
     from ebmscale.storage import Storage  # noqa: PLC0415
 
     folder = Storage.at(url)
-    _probe(folder, "address")
+    folder.probe("address", tidy=True)
     if kind is not None:
         refuse_other(folder, kind, "give another address")
     return folder

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -131,7 +132,7 @@ def dry_run(config: RunConfig, world: World, most_s: float = math.inf) -> Foreca
         EbmscaleError: any error that the run itself would raise.
     """
     storage = run_storage(config)
-    storage.probe()
+    storage.probe(tidy=True)
     with rehearsal(config, world) as run:
         _check_speed(run, most_s)
         return _measure(run, storage)
@@ -188,7 +189,6 @@ def _measure(run: Run, storage: Storage) -> Forecast:
     )
     num_batches = -(-config.train.max_samples // config.train.batch_size)
     num_evidence = config.train.max_samples // config.stages.evidence_every
-    local = storage.local_path()
     return Forecast(
         num_batches=num_batches,
         first_batch_s=first[0].wall_s,
@@ -201,9 +201,16 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         + base.wall_s,
         memory_bytes=_peak_memory(run.world),
         checkpoint_bytes=saved.num_bytes,
-        free_bytes=shutil.disk_usage(local).free if local is not None else None,
+        free_bytes=_free_bytes(storage.local_path()),
         num_parameters=(count_parameters(run.sampling.model), count_parameters(run.stages.prior.network)),
     )
+
+
+def _free_bytes(folder: Path | None) -> int | None:
+    """The free space where a folder is or will be made; None if it is not on this machine."""
+    if folder is None:
+        return None
+    return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
 
 
 def _spans(run: Run) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError
 from ebmscale.forecast.dry_run import Costs, _age, dry_run
 from ebmscale.forecast.rehearsal import rehearsal
+from ebmscale.model.run_folder import run_storage
 from ebmscale.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,7 @@ def test_a_live_prior_costs_the_same_from_its_start_to_the_end() -> None:
 def test_a_run_that_is_too_long_for_the_machine_ends_the_dry_run_early(tiny: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"too slow for this run: an update took .* 100 of them take \d+ s or more"):
         dry_run(tiny, World.alone(), most_s=1e-3)
+    assert not run_storage(tiny).local_path().exists()  # type: ignore[union-attr]
 
 
 def test_a_rehearsal_does_not_ask_for_the_run_that_the_run_starts_from(tiny: RunConfig) -> None:
