@@ -24,6 +24,23 @@ def test_it_classifies_photographs_as_a_person_would():
     assert 985 in best[1]  # daisy
 
 
+def test_folded_normalisations_change_nothing_but_rounding():
+    torch.manual_seed(0)
+    network = EfficientNetLite0().eval().requires_grad_(False)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(std=0.1)
+            part.running_var.uniform_(0.5, 2.0)
+            part.weight.uniform_(0.5, 2.0)
+            part.bias.normal_(std=0.1)
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    expected = network(images)
+    network.fold()
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in network.modules())
+    assert expected.std() > 0
+    torch.testing.assert_close(network(images), expected, rtol=1e-3, atol=1e-5)
+
+
 def test_the_features_have_the_name_of_the_network():
     features = open_features(LITE0)
     assert (features.name, features.kernel_name, features.num_features) == (f"FD-{LITE0}", f"KD-{LITE0}", 1280)
