@@ -11,6 +11,7 @@ from ebmscale.model.checkpoint import position_of
 from ebmscale.model.run_folder import run_storage
 from ebmscale.training.checkpoint import CheckpointStore
 from ebmscale.training.metrics import EVENTS_FILE, METRICS_FILE
+from ebmscale.training.run import Run
 from tests.training.test_resume import changed, final_files, flip_bit, history, positions, run_until
 
 START = 1600
@@ -76,7 +77,10 @@ def test_an_interruption_where_the_ratios_begin_changes_nothing(tiny: RunConfig)
     assert history(broken, EVENTS_FILE) == history(straight, EVENTS_FILE)
 
 
-def test_the_newest_valid_checkpoint_from_before_the_ratios_is_taken(tiny: RunConfig) -> None:
+def test_the_newest_valid_checkpoint_from_before_the_ratios_is_taken(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "save_if_idle", Run.save_and_wait)  # on a slow disk no save is put off
     kept = {"every_samples": 640, "keep_every": 640}
     other = of_two_stages(tiny, "other", checkpoint=kept, prior={"base": "moments"})
     run_until(other)
