@@ -71,6 +71,14 @@ def test_one_gaussian_is_not_fitted_several_times() -> None:
         parse_config(MINIMAL, ["prior={base: moments, base_fits: 2}"])
 
 
+def test_the_checkpoints_that_are_kept_are_counted() -> None:
+    assert load_config("preset:mnist_joint", []).most_checkpoints == 2
+    rules = ["checkpoint={keep_last: 3, keep_best: 2, keep_every: 20000, every_samples: 10000}"]
+    two_stages = load_config("preset:mnist", rules)
+    assert two_stages.has_two_stages
+    assert two_stages.most_checkpoints == 3 + 2 + two_stages.train.max_samples // 20_000 + 1
+
+
 def test_the_number_of_components_may_be_left_to_held_out_posteriors() -> None:
     room = "stages={buffer_samples: 640, start_samples: 640}"
     for given, sizes in (("auto", (1, 2, 4, 10, 30, 60)), ("[2, 5]", (2, 5)), ("7", (7,))):

@@ -72,7 +72,8 @@ def _dry_run(config: RunConfig) -> None:
     table.add_row("time", f"at most {duration(forecast.train_s)}")
     table.add_row("memory", f"{forecast.memory_bytes / 1e9:.2f} GB a process")
     free = "" if forecast.free_bytes is None else f", {forecast.free_bytes / 1e9:.1f} GB are free"
-    table.add_row("a checkpoint", f"{forecast.checkpoint_bytes / 1e6:.1f} MB, {config.checkpoint.keep_last} kept{free}")
+    kept = f"at most {config.most_checkpoints} kept"
+    table.add_row("a checkpoint", f"{forecast.checkpoint_bytes / 1e6:.1f} MB, {kept}{free}")
     console.print(table)
 
 

@@ -104,6 +104,13 @@ class RunConfig(Block):
         return self.networks_train and self.generator_stops <= begins < self.train.max_samples
 
     @property
+    def most_checkpoints(self) -> int:
+        """The largest number of checkpoints that are kept."""
+        rule = self.checkpoint
+        of_intervals = self.train.max_samples // max(rule.keep_every, rule.every_samples) if rule.keep_every else 0
+        return rule.keep_last + rule.keep_best + of_intervals + self.has_two_stages
+
+    @property
     def uses_density(self) -> bool:
         """Whether the prior is learned in stages from samples of p_k as a density."""
         return self.prior.kind == "density" and self.num_live == 0
