@@ -1,7 +1,11 @@
 """What the rows of a comparison train in common."""
 
-from ebmscale.compare import make_jobs
-from ebmscale.compare.beginnings import find_beginnings, in_turn
+import pytest
+
+from ebmscale.compare import make_jobs, runs
+from ebmscale.compare.beginnings import Beginning, find_beginnings, in_turn
+from ebmscale.compare.rows import EvaluationBlock
+from ebmscale.storage import Storage
 
 DIGITS = "configs/compare/digits.yaml"
 
@@ -38,3 +42,36 @@ def test_rows_whose_generators_differ_have_none_in_common() -> None:
 def test_the_first_of_each_beginning_starts_first() -> None:
     jobs = make_jobs(DIGITS, ["mixture", "lebm", "nce"], 2, [])
     assert in_turn(jobs, find_beginnings(jobs)) == [0, 3, 1, 2, 4, 5]
+
+
+def test_what_rows_have_in_common_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(DIGITS, ["mixture", "nce", "gaussian"], 1, [])
+    beginnings = find_beginnings(jobs)
+    calls = list[tuple[str, str]]()
+
+    class Fake:
+        def run(self, command: str, url: str, *options: str, **environment: str) -> None:
+            calls.append((url.rpartition("/")[2], options[options.index("--metrics") + 1]))
+
+    def values(run: Storage, evaluation: EvaluationBlock, networks: object) -> dict[str, float]:
+        return dict.fromkeys(evaluation.metrics, float("beginning" in run.url))
+
+    monkeypatch.setattr(runs, "measured_values", values)
+    monkeypatch.setattr(Beginning, "is_trained", True)
+    block = EvaluationBlock(metrics=("frechet", "ceiling", "latents"), split="test")
+    found = {
+        job.row: runs._measure(job.config, block, beginnings, [], Fake(), lambda line: None)  # type: ignore[arg-type]
+        for job in jobs
+    }
+    name = beginnings["nce-seed0"].config.run.name
+    own = [("mixture-seed0", "frechet,latents"), (name, "ceiling"), ("nce-seed0", "frechet,latents")]
+    assert sorted(calls) == sorted([*own, ("gaussian-seed0", "frechet,ceiling,latents")])
+    assert list(found["nce"].items()) == [("frechet", 0.0), ("ceiling", 1.0), ("latents", 0.0)]
+    assert found["gaussian"]["ceiling"] == 0.0
+
+
+def test_posteriors_of_chains_are_not_those_of_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Beginning, "is_trained", True)
+    jobs = make_jobs(DIGITS, ["mixture", "nce"], 1, ["posterior.num_steps=2"])
+    beginning = find_beginnings(jobs)["nce-seed0"]
+    assert beginning.measures(jobs[0].config) == ()

@@ -1,7 +1,8 @@
 """What the runs of several rows train in common, before their priors begin to be learned: it is trained once.
 
 A row's run starts from there (`run.start_from`), and its metrics have those of the beginning too. So every row has the
-results and the processor seconds of a run that trains all of it alone.
+results and the processor seconds of a run that trains all of it alone. What is measured of encoder and generator alone
+is measured on the beginning, once for all of its rows.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from ebmscale.config import CIRCUMSTANCES, PriorBlock, RunConfig, StagesBlock, w
 from ebmscale.model.checkpoint import position_of
 from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.run_folder import run_storage
+from ebmscale.storage import Storage
 
 FOR_ALL = ("num_chains", "num_particles")
 """Keys of `prior` that must suit the number of streams; they change nothing before the prior is learned."""
@@ -33,15 +35,35 @@ class Beginning:
 
     config: RunConfig
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _measured: bool = False
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has a checkpoint at its end."""
+        names = CheckpointReader(run_storage(self.config)).finished()
+        return bool(names) and position_of(names[0]) >= self.config.train.max_samples
 
     def trained(self, train: Callable[[RunConfig], None]) -> Address:
-        """Its address; `train` trains it if it has no checkpoint at its end. Several threads may call this."""
-        storage = run_storage(self.config)
+        """Its address; `train` trains it if that is not done yet. Several threads may call this."""
         with self._lock:
-            names = CheckpointReader(storage).finished()
-            if not names or position_of(names[0]) < self.config.train.max_samples:
+            if not self.is_trained:
                 train(self.config)
-        return storage.url
+        return run_storage(self.config).url
+
+    def measures(self, row: RunConfig) -> tuple[str, ...]:
+        """The metrics that are the same for the beginning and for the run of a row of it.
+
+        The ceiling is, where posteriors are the encoder's: chains would move them under the row's own prior.
+        """
+        return ("ceiling",) if row.posterior.num_steps == 0 and self.is_trained else ()
+
+    def measured(self, measure: Callable[[RunConfig], None]) -> Storage:
+        """Its storage; `measure` evaluates it at the first call. Several threads may call this."""
+        with self._lock:
+            if not self._measured:
+                measure(self.config)
+                self._measured = True
+        return run_storage(self.config)
 
 
 def find_beginnings(jobs: Sequence[Job]) -> dict[str, Beginning]:

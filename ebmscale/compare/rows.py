@@ -1,7 +1,7 @@
 """What a comparison is: a file of rows, each a few keys that change a shared configuration, and its runs."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -75,11 +75,16 @@ class EvaluationBlock(Block):
         by_stage = is_first and self.by_stage
         return self.model_copy(update={"metrics": kept, "first_seed_only": (), "by_stage": by_stage})
 
+    def of_metrics(self, metrics: Collection[str]) -> "EvaluationBlock":
+        """Only those of these metrics that are measured."""
+        kept = tuple(one for one in self.metrics if one in metrics)
+        return self.model_copy(update={"metrics": kept, "by_stage": False})
+
     @property
     def of_stages(self) -> "EvaluationBlock":
         """What is measured of earlier stages: distance and nats, in the first features."""
-        kept = tuple(one for one in self.metrics if one in ("frechet", "latents"))
-        return self.model_copy(update={"metrics": kept, "features": next(iter(self.all_features), None)})
+        kept = self.of_metrics(("frechet", "latents"))
+        return kept.model_copy(update={"features": next(iter(self.all_features), None)})
 
     @property
     def all_features(self) -> tuple[Address, ...]:

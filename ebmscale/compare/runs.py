@@ -111,7 +111,10 @@ def _results(
     commands, beginnings = Commands(), find_beginnings(jobs)
     with StopSignal().listening() as stop, ThreadPoolExecutor(num_at_once) as pool:
         train = partial(_train, beginnings=beginnings, commands=commands, say=say)
-        carry_out = partial(_carry_out, networks=networks, train=train, commands=commands, lease=lease, say=say)
+        measure = partial(_measure, beginnings=beginnings, networks=networks, commands=commands, say=say)
+        carry_out = partial(
+            _carry_out, networks=networks, train=train, measure=measure, commands=commands, lease=lease, say=say
+        )
         blocks = {is_first: comparison.evaluation.of_seed(is_first) for is_first in (True, False)}
         first = comparison.first_seed
         runs = dict[int, Future[Result]]()
@@ -158,6 +161,7 @@ def _carry_out(
     evaluation: EvaluationBlock,
     networks: Sequence[Features],
     train: Callable[[RunConfig], None],
+    measure: Callable[[RunConfig, EvaluationBlock], dict[str, float]],
     commands: Commands,
     lease: Lease,
     say: Callable[[str], None],
@@ -186,13 +190,12 @@ def _carry_out(
             return Result(job.row, config.run.seed, url, found.measured, None, *origin)
     try:
         train(config)
-        say(f"{config.run.name}: evaluating")
-        commands.run("evaluate", url, *evaluation.options, **_environment(config))
+        measured = measure(config, evaluation)
         by_stage = _by_stage(config, evaluation, networks, commands) if evaluation.by_stage else ()
     except RunFailed as error:
         say(f"{config.run.name}: {error}")
         return Result(job.row, config.run.seed, url, {}, str(error))
-    measured = measured_values(run_storage(config), evaluation, networks) | cost(run_storage(config), config)
+    measured |= cost(run_storage(config), config)
     lease.check()
     result = Result(job.row, config.run.seed, url, measured, None, commit(), describe(), by_stage)
     record = {"wanted": wanted, "measured": measured, "commit": result.commit, "machine": result.machine}
@@ -217,6 +220,38 @@ def _train(config: RunConfig, beginnings: dict[str, Beginning], commands: Comman
         config_file.write_text(config.dump())
         say(f"{config.run.name}: training")
         commands.run("train", str(config_file))
+
+
+def _measure(
+    config: RunConfig,
+    evaluation: EvaluationBlock,
+    beginnings: dict[str, Beginning],
+    networks: Sequence[Features],
+    commands: Commands,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """Evaluates a run; what is the same for all runs of its beginning is measured there.
+
+    Raises:
+        RunFailed: the command failed.
+    """
+
+    def measure(one: RunConfig, block: EvaluationBlock) -> None:
+        say(f"{one.run.name}: evaluating")
+        commands.run("evaluate", run_storage(one).url, *block.options, **_environment(one))
+
+    beginning = beginnings.get(config.run.name)
+    shared = evaluation.of_metrics(() if beginning is None else beginning.measures(config))
+    own = evaluation.of_metrics(set(evaluation.metrics) - set(shared.metrics))
+    if own.metrics:
+        measure(config, own)
+    places = dict.fromkeys(own.metrics, run_storage(config))
+    if beginning is not None and shared.metrics:
+        places |= dict.fromkeys(shared.metrics, beginning.measured(partial(measure, block=shared)))
+    found: dict[str, float] = {}
+    for metric in evaluation.metrics:
+        found |= measured_values(places[metric], evaluation.of_metrics((metric,)), networks)
+    return found
 
 
 def _by_stage(
