@@ -274,7 +274,7 @@ class Storage:
             tidy: whether local folders that this makes are deleted again. No other process may be writing then.
         """
         name, local = f".ebmscale-probe-{uuid.uuid4().hex}", self.local_path()
-        made = [one for one in (local, *local.parents) if not os.path.exists(one)] if local is not None else []
+        made = [one for one in (local, *local.parents) if not os.path.exists(one)] if tidy and local is not None else []
         try:
             self.publish(name, name.encode())
             same = self.read_bytes(name) == name.encode()
@@ -284,7 +284,7 @@ class Storage:
             why = self.url.hidden_in(describe(error.__cause__ or error))
             raise StorageError(f"{self.url} cannot be written to ({why}); choose another {key} or {remedy}.") from error
         finally:
-            for folder in made if tidy else ():
+            for folder in made:
                 with suppress(OSError):
                     folder.rmdir()
         if not same:
