@@ -1,6 +1,7 @@
 """Comparisons: what a file of rows becomes, what is refused, what is kept, and the table; runs are played by a fake."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -427,6 +428,20 @@ def test_only_what_can_be_better_is_compared(tmp_path: Path) -> None:
     assert re.findall(r"<b>([^<]*)</b>", page) == ["0.4000", "-0.2500"]
     assert "nearer to 0 is better" in page
     assert json.loads(Storage.at(tmp_path).read_text(JSON_FILE))["results"][1]["measured"]["log_z"] == 0.01
+
+
+def test_nats_of_which_log_z_is_known_roughly_are_marked_and_not_the_best() -> None:
+    rows = one_seed(
+        sure={"nats": -24.0, "log_z_error": 0.1},
+        base={"nats": -28.0},
+        rough={"nats": -21.5, "log_z_error": 0.9},
+        undefined={"nats": -20.0, "log_z_error": math.nan},
+    )
+    table = markdown_table(rows)
+    assert "| rough | 1 | -21.50 (log Z ± 0.9000) |" in table
+    assert "| undefined | 1 | -20 (log Z ± nan) |" in table
+    assert "| sure | 1 | -24 |" in table
+    assert comparison.best(rows, ["nats"]) == [[True], [False], [False], [False]]
 
 
 def test_the_axis_starts_where_it_means_something() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ebmscale.report.comparison import best, cell, summarise
+from ebmscale.report.comparison import NATS, best, cell, row_cells, summarise
 from ebmscale.report.pictures import STYLE
 from ebmscale.report.result import Result
 from ebmscale.report.shares import CEILING, SHARE, with_shares
@@ -117,7 +117,7 @@ def distance_table(results: Sequence[Result]) -> str:
             columns |= {name: name, CEILING + name: "its ceiling", SHARE + short: "share of the way"}
         elif name.startswith(("KD-", "KID")) and not name.endswith("_error"):
             columns[name] = name
-    return _table(results, _present(results, columns | {"nats": "held-out nats", "cpu_s": "CPU s"}))
+    return _table(results, _present(results, columns | {NATS: "held-out nats", "cpu_s": "CPU s"}))
 
 
 def stage_table(results: Sequence[Result]) -> str:
@@ -194,9 +194,9 @@ def _table(results: Sequence[Result], columns: Mapping[str, str]) -> str:
     """One line a row of the comparison; the best value of a column that has one is bold."""
     bold = best(results, [name if not name.startswith(CEILING) else "" for name in columns])
     lines = []
-    for (row, values), marks in zip(summarise(results).items(), bold, strict=True):
-        cells = [cell(values[name]) if name in values else "-" for name in columns]
-        lines.append([row, *(f"**{text}**" if mark else text for text, mark in zip(cells, marks, strict=True))])
+    for row, marks in zip(summarise(results), bold, strict=True):
+        texts = row_cells(results, row, list(columns))
+        lines.append([row, *(f"**{text}**" if mark else text for text, mark in zip(texts, marks, strict=True))])
     return _lines(["row", *columns.values()], lines)
 
 

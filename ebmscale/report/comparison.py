@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from ebmscale.evaluate.verdicts import KNOWN_LOG_Z
 from ebmscale.report import pictures
 from ebmscale.report.pages import Picture, render
 from ebmscale.report.result import Result
@@ -19,6 +20,7 @@ from ebmscale.version import __version__
 TABLE_FILE, JSON_FILE, PAGE_FILE = "comparison.md", "comparison.json", "comparison.html"
 COST = ("samples", "cpu_s", "stages")
 LESS_IS_BETTER = ("mse", "FD", "FID", "KD-", "KID", "bits", "r_hat")
+NATS = "nats"
 LAST_GAP = "gap"
 """The gap under the last prior of a row: mean log density of posteriors minus that of samples. 0 is best."""
 DIAGNOSTICS = (
@@ -112,9 +114,14 @@ def _spread(results: Sequence[Result]) -> str:
 
 
 def best(results: Sequence[Result], header: Sequence[str]) -> list[list[bool]]:
-    """For every row and column of the table: whether the mean is the best of its column."""
+    """For every row and column of the table: whether the mean is the best of its column.
+
+    Nats that are known only roughly are not compared.
+    """
     found = summarise(results)
     means = {row: {name: statistics.fmean(values) for name, values in of.items()} for row, of in found.items()}
+    for row in rough_nats(results):
+        means[row].pop(NATS, None)
     least: dict[str, float] = {}
     for name in header:
         values = [of[name] for of in means.values() if name in of and math.isfinite(of[name])]
@@ -140,12 +147,30 @@ def _cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row, values in summarise(results).items():
         num_seeds = max((len(one) for one in values.values()), default=0)
-        cells = [cell(values[name]) if name in values else "-" for name in names]
-        rows.append([row, str(num_seeds), *cells, failed.get(row) or ""])
+        rows.append([row, str(num_seeds), *row_cells(results, row, names), failed.get(row) or ""])
     header = ["row", "seeds", *names, "failed"]
     if not failed:
         return header[:-1], [row[:-1] for row in rows]
     return header, rows
+
+
+def row_cells(results: Sequence[Result], row: str, names: Sequence[str]) -> list[str]:
+    """The texts of a row for these quantities."""
+    values = summarise(results)[row]
+    texts = {name: cell(values[name]) if name in values else "-" for name in names}
+    log_z_error = rough_nats(results).get(row)
+    if log_z_error is not None and NATS in texts:
+        texts[NATS] += f" (log Z ± {_number(log_z_error)})"
+    return [texts[name] for name in names]
+
+
+def rough_nats(results: Sequence[Result]) -> dict[str, float]:
+    """The rows whose nats are known only roughly, with the largest standard error of log Z over the seeds."""
+    largest: dict[str, float] = {}
+    for result in results:
+        error = result.measured.get("log_z_error", 0.0)
+        largest[result.row] = max(error, largest.get(result.row, error))
+    return {row: error for row, error in largest.items() if not error <= KNOWN_LOG_Z}
 
 
 def cell(values: Sequence[float]) -> str:
