@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_STEP = 1e-13
+NEWTON_STEPS = 20
 
 
 def pooled(log_z: Tensor) -> tuple[float, float]:
@@ -67,6 +68,43 @@ def tilted_mean(increment: Tensor, log_weights: Tensor, step: Tensor) -> Tensor:
     """The mean (G,) of the increment (G, N) under the weights W e^(s increment), with s = `step` (G,)."""
     weights = torch.softmax(log_weights + step[:, None] * increment, dim=1)
     return torch.where(weights > 0, weights * increment, 0.0).sum(1)
+
+
+def matching_tilt(statistics: Tensor, means: Tensor, least_share: float) -> Tensor:
+    """The coefficients s (S,) for which particles with weights e^(s . T) have given means of the statistics T.
+
+    They maximise s . m - log mean e^(s . T), which is concave. Newton's method finds them. Where fewer than
+    `least_share` of the particles would count, the way from 0 to s ends there.
+
+    Args:
+        statistics: (N, S) T at the particles, in float64.
+        means: (S,) m.
+        least_share: effective sample size of the weights, as a fraction.
+    """
+    tilt = torch.zeros_like(means)
+
+    def weights(coefficients: Tensor) -> Tensor:
+        return torch.softmax(statistics @ coefficients, 0)
+
+    def value(coefficients: Tensor) -> float:
+        return float(coefficients @ means - (statistics @ coefficients).logsumexp(0))
+
+    for _ in range(NEWTON_STEPS):
+        w = weights(tilt)
+        centred = statistics - w @ statistics
+        covariance = centred.T @ (w[:, None] * centred)
+        step = torch.linalg.lstsq(covariance, means - w @ statistics).solution
+        size = 1.0
+        while size > SMALLEST_STEP and not value(tilt + size * step) > value(tilt):
+            size /= 2
+        if size <= SMALLEST_STEP:
+            break
+        tilt = tilt + size * step
+    reached = largest_step(
+        lambda s: torch.stack([1 / (len(statistics) * weights(one * tilt).square().sum()) >= least_share for one in s]),
+        torch.ones(1, dtype=torch.float64, device=means.device),
+    )
+    return reached * tilt
 
 
 def largest_step(holds: Callable[[Tensor], Tensor], room: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def stage_legs(prior: RatioSequence) -> list[Leg]:
     """The path p_0, p_1, ..., p_K of a ratio sequence, with one leg for every stage."""
 
     def leg(stage: int) -> Leg:
-        alone = prior.prefix(stage).suffix(stage - 1)
-        return Leg(prior.prefix(stage - 1).log_density, lambda z: alone.log_ratios(z)[0])
+        before, after = prior.prefix(stage - 1), prior.prefix(stage)
+        return Leg(before.log_density, lambda z: after.log_weight(z) - before.log_weight(z))
 
     return [leg(stage) for stage in range(1, prior.num_stages + 1)]

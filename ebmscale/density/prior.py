@@ -8,7 +8,7 @@ Shapes: N points, Z latent, K stages.
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ebmscale.density.langevin import differentiate
+
+POWER = "power"
+"""The name of the powers among the tensors of a sequence and of a stage."""
 
 
 class Density(Protocol):
@@ -113,30 +116,69 @@ class StandardNormal(Base):
 class RatioSequence:
     """A base density times K frozen ratios. The K networks are evaluated together as one batched network.
 
+    A stage may also raise the prior before it to a power: p_k is proportional to p_{k-1}^b_k e^(f_k). So f_j counts
+    b_{j+1} ... b_K times in p_K, and log p_0 counts b_1 ... b_K times. A prefix has the powers of its own stages alone,
+    so it is p_k itself.
+
     It is immutable: `append` returns a new sequence. The normaliser is not known here, so every log density is known
     up to the constant log Z_K.
 
     Args:
         base: p_0.
         network: a ratio network z (N, Z) -> f(z) (N,). Its structure is copied; its weights are not used.
-        weights: the frozen weights, with the K values of every parameter stacked to (K, ...). None or empty for K = 0.
+        tensors: the frozen weights, with the K values of every parameter stacked to (K, ...), and `power` (K,) where a
+            power is not 1. None or empty for K = 0.
+
+    Attributes:
+        weights: of the networks, (K, ...) by name.
+        powers: b_1, ..., b_K in float64 (K,); None where all are 1.
     """
 
-    def __init__(self, base: Base, network: nn.Module, weights: Mapping[str, Tensor] | None = None):
+    def __init__(self, base: Base, network: nn.Module, tensors: Mapping[str, Tensor] | None = None):
         self.base = base
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self.weights = {name: tensor.detach() for name, tensor in (weights or {}).items()}
+        found = {name: tensor.detach() for name, tensor in (tensors or {}).items()}
+        powers = found.pop(POWER, None)
+        self.weights = found
+        self.powers = None if powers is None else powers.double()
 
     @property
     def num_stages(self) -> int:
         """K."""
         return len(next(iter(self.weights.values()))) if self.weights else 0
 
-    def append(self, weights: Mapping[str, Tensor]) -> "RatioSequence":
-        """The sequence with one more ratio, whose weights are a state dict of the network."""
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is frozen, as the constructor takes it."""
+        return self.weights if self.powers is None else {**self.weights, POWER: self.powers}
+
+    @property
+    def factors(self) -> Tensor | None:
+        """How often f_1, ..., f_K count in p_K, in float64 (K,); None where each counts once."""
+        if self.powers is None:
+            return None
+        return torch.cat([self.powers[1:].flip(0).cumprod(0).flip(0), torch.ones_like(self.powers[:1])])
+
+    @property
+    def base_power(self) -> float:
+        """How often log p_0 counts in p_K."""
+        return 1.0 if self.powers is None else float(self.powers.prod())
+
+    def append(self, weights: Mapping[str, Tensor], power: float = 1.0) -> "RatioSequence":
+        """The sequence with one more ratio.
+
+        Args:
+            weights: a state dict of the network.
+            power: of the prior so far.
+        """
         new = {name: weights[name].detach().clone().unsqueeze(0) for name in self.network.state_dict()}
+        if self.powers is not None or power != 1:
+            device = next(iter(new.values())).device
+            new[POWER] = torch.full((1,), power, dtype=torch.float64, device=device)
         if self.weights:
-            new = {name: torch.cat([self.weights[name], tensor]) for name, tensor in new.items()}
+            ones = torch.ones(self.num_stages, dtype=torch.float64, device=next(iter(new.values())).device)
+            old = {POWER: ones, **self.tensors}
+            new = {name: torch.cat([old[name], tensor]) for name, tensor in new.items()}
         return RatioSequence(self.base, self.network, new)
 
     def prefix(self, num_stages: int) -> "RatioSequence":
@@ -147,17 +189,25 @@ class RatioSequence:
         """
         if not 0 <= num_stages <= self.num_stages:
             raise ValueError(f"the prior has {self.num_stages} stages, so there is no prefix of {num_stages}")
-        kept = {name: tensor[:num_stages] for name, tensor in self.weights.items()} if num_stages else None
+        kept = {name: tensor[:num_stages] for name, tensor in self.tensors.items()} if num_stages else None
         return RatioSequence(self.base, self.network, kept)
 
-    def suffix(self, first: int) -> "RatioSequence":
-        """The base with the ratios after the first `first` ones."""
-        kept = {name: tensor[first:] for name, tensor in self.weights.items()} if first < self.num_stages else None
-        return RatioSequence(self.base, self.network, kept)
+    def last(self) -> "RatioSequence":
+        """The base with the last ratio alone, without its power."""
+        return self.prefix(0).append(self.stage_weights(self.num_stages))
+
+    def last_power(self) -> float:
+        """b_K, the power of p_{K-1} in p_K."""
+        return 1.0 if self.powers is None else float(self.powers[-1])
 
     def stage_weights(self, stage: int) -> dict[str, Tensor]:
         """The state dict of the ratio frozen by stage 1 <= `stage` <= K."""
         return {name: tensor[stage - 1] for name, tensor in self.weights.items()}
+
+    def stage_tensors(self, stage: int) -> dict[str, Tensor]:
+        """All that stage 1 <= `stage` <= K froze: the state dict of its ratio, and `power` () where it is not 1."""
+        found = {name: tensor[stage - 1] for name, tensor in self.tensors.items()}
+        return found if POWER in found and found[POWER] != 1 else self.stage_weights(stage)
 
     def coordinates(self, z: Tensor) -> Tensor:
         """The inputs (..., Z) of the ratio networks at points (..., Z): the coordinates of the base."""
@@ -174,24 +224,35 @@ class RatioSequence:
 
     def on_base(self, base: Base) -> "RatioSequence":
         """The same ratios on another base."""
-        return RatioSequence(base, self.network, self.weights)
+        return RatioSequence(base, self.network, self.tensors)
 
     def to(self, device: torch.device | str) -> "RatioSequence":
         """The same sequence on another device."""
-        weights = {name: tensor.to(device) for name, tensor in self.weights.items()}
-        return RatioSequence(self.base.to(device), self.network, weights)
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return RatioSequence(self.base.to(device), self.network, tensors)
 
     def log_ratios(self, z: Tensor) -> Tensor:
-        """f_1(z), ..., f_K(z) for z (N, Z), as (K, N)."""
+        """f_1(z), ..., f_K(z) for z (N, Z), each as often as it counts in p_K, as (K, N)."""
         if not self.weights:
             return z.new_zeros(0, len(z))
-        z = self.coordinates(z)
-        return torch.vmap(lambda weights: functional_call(self.network, weights, (z,)))(self.weights)
+        z, factors = self.coordinates(z), self.factors
+        values = torch.vmap(lambda weights: functional_call(self.network, weights, (z,)))(self.weights)
+        return values if factors is None else factors[:, None].to(values) * values
+
+    def log_weight(self, z: Tensor) -> Tensor:
+        """log p_K(z) + log Z_K - log p_0(z) for z (N, Z), as (N,): the sum of all ratios and of what powers add.
+
+        Powers are those of densities of the coordinates, so log Z_K is the same in the coordinates.
+        """
+        value = self.log_ratios(z).sum(dim=0)
+        if self.powers is None:
+            return value
+        return value + (self.base_power - 1) * (self.base.log_density(z) + self.base.log_volume)
 
     def log_density(self, z: Tensor) -> Tensor:
         """log p_K(z) + log Z_K for z (N, Z), as (N,); differentiable in z."""
         value = self.base.log_density(z)
-        return value + self.log_ratios(z).sum(dim=0) if self.weights else value
+        return value + self.log_weight(z) if self.weights else value
 
     def energy(self, z: Tensor) -> Tensor:
         """-log p_K(z) up to a constant, as (N,): higher is less likely."""
@@ -204,3 +265,11 @@ class RatioSequence:
     def score(self, z: Tensor) -> Tensor:
         """Gradient of log p_K at z (N, Z), as (N, Z)."""
         return self.evaluate(z)[1]
+
+
+def stacked_stages(stages: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a sequence from those of its stages (see `RatioSequence.stage_tensors`)."""
+    if not any(POWER in one for one in stages):
+        return {name: torch.stack([one[name] for one in stages]) for name in (stages[0] if stages else ())}
+    whole = [{POWER: torch.ones((), dtype=torch.float64), **one} for one in stages]
+    return {name: torch.stack([one[name] for one in whole]) for name in whole[0]}

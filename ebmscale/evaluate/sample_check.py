@@ -11,7 +11,7 @@ def samples_check(fits: Sequence[Fit]) -> list[Verdict]:
     """A verdict where samples of some stage surely have another mean log density than posteriors; else nothing.
 
     Args:
-        fits: under p_0, ..., p_K. p_0 has no ratio, so it is not a stage.
+        fits: under p_0, ..., p_K, each against the posteriors of its own time. p_0 has no ratio, so it is not a stage.
     """
     failed = [fit for fit in fits if fit.stage > 0 and fails_check(fit.gap, fit.error)]
     if not failed:

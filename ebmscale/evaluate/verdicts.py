@@ -235,12 +235,19 @@ def of_samples(figures: Mapping[str, float]) -> list[Verdict]:
     return [verdict for verdict in found if verdict]
 
 
-def of_metric(metric: str, values: Mapping[str, float]) -> list[Verdict]:
-    """What the values of one metric of `ebmscale evaluate` mean."""
+def of_metric(metric: str, values: Mapping[str, float], at_freeze: Mapping[int, Fit] | None = None) -> list[Verdict]:
+    """What the values of one metric of `ebmscale evaluate` mean.
+
+    Args:
+        metric: its name.
+        values: its values.
+        at_freeze: how stages fitted when they were frozen, by stage; for those whose posteriors have moved since.
+    """
     if metric == "prior":
         stages = range(sum(name.startswith("gap_p") for name in values) // 2)
         fits = [Fit(k, values[f"gap_p{k}"], values[f"gap_p{k}_error"]) for k in stages]
-        found = [prior_fit(fits, by_chains="r_hat" in values), *samples_check(fits)]
+        checked = [(at_freeze or {}).get(fit.stage, fit) for fit in fits]
+        found = [prior_fit(fits, by_chains="r_hat" in values), *samples_check(checked)]
         if "r_hat" in values:
             found.append(mixing(values["r_hat"], values["r_hat_steps"], values["drift"], values["drift_error"]))
         if "log_z" in values:

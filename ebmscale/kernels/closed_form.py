@@ -68,30 +68,33 @@ def closed_form_target(prior: RatioSequence, dtype: torch.dtype | None = None) -
     networks = _supported(prior)
     if networks is None:
         return None
-    base, ratios = prior.base.evaluate, _Ratios(networks, dtype)
+    base, ratios, power = prior.base.evaluate, _Ratios(networks, dtype), prior.base_power
     quadratic = None if networks.quadratics is None else networks.quadratics.merged()
 
     @torch.no_grad()
     def block(z: Tensor) -> tuple[Tensor, Tensor]:
         log_density, score = base(z)
+        if power != 1:
+            log_density, score = power * log_density, power * score
         return _added(log_density, *ratios.evaluate(z, score), quadratic, z)
 
     return _blockwise(block) if networks.weights[0].device.type == "cpu" else block
 
 
 def closed_form_sum(prior: RatioSequence) -> Callable[[Tensor], Tensor] | None:
-    """A function from z (N, Z) to f_1 + ... + f_K (N,), without a graph; None if the networks are not supported."""
+    """`prior.log_weight` as a function from z (N, Z) to (N,), without a graph; None for networks without support."""
     networks = _supported(prior)
     if networks is None:
         return None
-    ratios = _Ratios(networks, None)
+    ratios, inside, power = _Ratios(networks, None), prior.base.in_coordinates(), prior.base_power
     quadratic = None if networks.quadratics is None else networks.quadratics.merged()
 
     @torch.no_grad()
     def total(z: Tensor) -> Tensor:
         z = prior.base.coordinates(z)
         value = ratios.sum(z)
-        return value if quadratic is None else value + quadratic.evaluate(z)[0][0]
+        value = value if quadratic is None else value + quadratic.evaluate(z)[0][0]
+        return value if power == 1 else value + (power - 1) * inside.log_density(z)
 
     return lambda z: torch.cat([total(part) for part in z.split(ROWS_AT_ONCE)])
 
@@ -100,22 +103,31 @@ def rung_target(prior: RatioSequence) -> Callable[[Tensor], Target] | None:
     """The density p_{K-1} r_K^t on the way from p_{K-1} to p_K, without autograd; None where that is not supported.
 
     Returns:
-        A function of the strengths t (N,) of every point's own rung.
+        A function of the strengths t (N,) of every point's own rung. Where p_{K-1} has the power b, the rung is
+        p_{K-1}^(1 + t (b - 1)) e^(t f_K).
     """
-    networks = _supported(prior)
+    num, power = prior.num_stages, prior.last_power()
+    prior = prior if power == 1 else prior.prefix(num - 1).append(prior.stage_weights(num))
+    networks, of_base = _supported(prior), prior.base_power
     if networks is None or prior.base.in_coordinates() is not prior.base:
         return None
     base, ratios = prior.base.evaluate, _Ratios(networks, None)
     before = after = None
     if networks.quadratics is not None:
-        num = prior.num_stages
         after = networks.quadratics.stages(num - 1, num)
         before = networks.quadratics.stages(0, num - 1).merged() if num > 1 else None
 
     @torch.no_grad()
     def block(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         log_density, score = base(z)
-        value, score = _added(log_density, *ratios.evaluate(z, score, t), before, z)
+        if of_base != 1:
+            log_density, score = of_base * log_density, of_base * score
+        if power == 1:
+            value, score = _added(log_density, *ratios.evaluate(z, score, t), before, z)
+        else:  # all but the last ratio is raised in the end
+            raised = 1 + t * (power - 1)
+            value, score = _added(log_density, *ratios.evaluate(z, score, t / raised), before, z)
+            value, score = raised * value, raised[:, None] * score
         if after is not None:
             values, gradients = after.evaluate(z)
             value, score = value + t * values[0], score + t[:, None] * gradients[0]
@@ -147,11 +159,14 @@ def stage_legs(prior: RatioSequence) -> list[Leg]:
 
 def last_leg(prior: RatioSequence) -> Leg:
     """The leg from p_{K-1} to p_K."""
-    before, alone = merged(prior.prefix(prior.num_stages - 1)), prior.suffix(prior.num_stages - 1)
-    increment = closed_form_sum(alone)
-    if increment is None:
-        return Leg(before.log_density, lambda z: alone.log_ratios(z)[0])
-    return Leg(before.log_density, increment, rung_target(prior))
+    before, alone, power = merged(prior.prefix(prior.num_stages - 1)), prior.last(), prior.last_power()
+    ratio, weight = (closed_form_sum(one) or one.log_weight for one in (alone, before))
+
+    def raised(z: Tensor) -> Tensor:
+        inside = before.base.log_density(z) + before.base.log_volume + weight(z)
+        return ratio(z) + (power - 1) * inside
+
+    return Leg(before.log_density, ratio if power == 1 else raised, rung_target(prior))
 
 
 class _Ratios:

@@ -34,12 +34,14 @@ class Quadratics(NamedTuple):
     @classmethod
     def of(cls, sequence: RatioSequence, head: str) -> "Quadratics":
         """Those of a sequence of `networks.Standardised` whose quadratic heads have this prefix of their names."""
-        weights = sequence.weights
+        weights, gains, factors = sequence.weights, sequence.weights["gain"], sequence.factors
         return cls(
             weights[f"{head}quadratic.weight"].mT,
             weights[f"{head}linear.weight"][:, 0],
             weights[f"{head}linear.bias"][:, 0],
-            *(weights[name] for name in ("shift", "scale", "gain")),
+            weights["shift"],
+            weights["scale"],
+            gains if factors is None else gains * factors.to(gains),
         )
 
     def merged(self) -> "Quadratics":
@@ -77,11 +79,12 @@ def merged(sequence: RatioSequence) -> RatioSequence:
     if sequence.num_stages < 2 or not only_quadratic:
         return sequence
     one = Quadratics.of(sequence, "inner.").merged()
-    return sequence.prefix(0).append({
+    weights = {
         "gain": one.gains[0],
         "shift": one.shifts[0],
         "scale": one.scales[0],
         "inner.quadratic.weight": one.matrices[0].mT,
         "inner.linear.weight": one.linear,
         "inner.linear.bias": one.constants,
-    })  # fmt: skip
+    }
+    return sequence.prefix(0).append(weights, sequence.base_power)

@@ -113,5 +113,8 @@ def stacked(prior: RatioSequence) -> StackedMlp | None:
     if shifts is not None:  # the first layer takes z itself
         matrices[0] = matrices[0] / scales[:, None]
         offsets[0] = offsets[0] - shifts[:, None] @ matrices[0].mT
+    if prior.factors is not None:
+        factors = prior.factors.to(matrices[0])
+        gains = factors if gains is None else gains * factors
     of_gains = None if gains is None else gains[:, None]
     return StackedMlp(tuple(activations), tuple(matrices), tuple(offsets), of_gains, bounds, quadratics)

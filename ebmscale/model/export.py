@@ -12,6 +12,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ebmscale.config import RunConfig, config_of
+from ebmscale.density.prior import POWER
 from ebmscale.errors import ConfigError, DamagedError, StorageError
 from ebmscale.model.build import build_on_meta
 from ebmscale.model.checkpoint import size_and_digest
@@ -90,7 +91,7 @@ def _check_ratios(
     if len(lengths) > 1 or lengths == {0} or num_stages not in (None, *(lengths or {0})):
         raise DamagedError(f"{where} holds another number of stages than {ABOUT_FILE} says.")
     if found:
-        check_fit({name: size[1:] for name, size in found.items()}, expected, where)
+        check_fit({name: size[1:] for name, size in found.items()}, expected, where, {POWER: ()})
 
 
 def _below(shapes: Mapping[str, Sequence[int]], prefix: str) -> dict[str, Sequence[int]]:

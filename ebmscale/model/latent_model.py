@@ -292,7 +292,7 @@ class LatentModel:
             StorageError: the storage fails.
         """
         tensors = {f"{NETWORKS}{name}": tensor for name, tensor in self.networks.state_dict().items()}
-        tensors |= {f"{RATIOS}{name}": tensor for name, tensor in self.prior.weights.items()}
+        tensors |= {f"{RATIOS}{name}": tensor for name, tensor in self.prior.tensors.items()}
         tensors |= {f"{BASE}{name}": tensor for name, tensor in self.prior.base.tensors().items()}
         about = {
             "samples_seen": self.samples_seen,

@@ -13,6 +13,7 @@ import json
 import mmap
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -218,17 +219,24 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def check_fit(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], what: str) -> None:
+def check_fit(
+    found: Mapping[str, Sequence[int]],
+    expected: Mapping[str, Sequence[int]],
+    what: str,
+    optional: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> None:
     """Compares names and shapes of saved tensors with those of the module that loads them.
 
     Args:
         found: shapes of the saved tensors.
         expected: shapes of the tensors of the module.
         what: what error messages call the saved tensors.
+        optional: shapes of tensors that may be missing.
 
     Raises:
         DamagedError: tensors are missing, unexpected, or of another shape.
     """
+    expected = {**expected, **{name: size for name, size in optional.items() if name in found}}
     shapes, own = ({name: tuple(size) for name, size in one.items()} for one in (expected, found))
     wrong = sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name))
     if wrong:

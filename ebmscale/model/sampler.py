@@ -193,9 +193,7 @@ def agreement(prior: RatioSequence, samples: Tensor, held_out: Tensor, unique: f
         held_out: (M, Z) of q.
         unique: share of the samples that count as independent ones.
     """
-    one, other = (
-        torch.cat([prior.log_density(part) for part in z.split(ROWS_AT_ONCE)]).double() for z in (samples, held_out)
-    )
+    one, other = (log_density_of(prior, z) for z in (samples, held_out))
     of_samples = float(one.mean()), math.sqrt(float(one.var()) / max(len(one) * unique, 1))
     of_held_out = float(other.mean()), math.sqrt(float(other.var()) / len(other))
     return Agreement(of_samples[0] - of_held_out[0], math.hypot(of_samples[1], of_held_out[1]), of_samples, of_held_out)
@@ -203,13 +201,19 @@ def agreement(prior: RatioSequence, samples: Tensor, held_out: Tensor, unique: f
 
 @torch.no_grad()
 def total(prior: RatioSequence, z: Tensor) -> Tensor:
-    """f_1 + ... + f_K at z (N, Z), as (N,), in parts that fit in a cache."""
+    """`prior.log_weight` at z (N, Z), as (N,), in parts that fit in a cache."""
     if not prior.num_stages:
         return torch.zeros(len(z), device=z.device)
     in_closed_form = closed_form_sum(prior)
     if in_closed_form is not None:
         return in_closed_form(z)
-    return torch.cat([prior.log_ratios(part).sum(0) for part in z.split(ROWS_AT_ONCE)])
+    return torch.cat([prior.log_weight(part) for part in z.split(ROWS_AT_ONCE)])
+
+
+@torch.no_grad()
+def log_density_of(prior: RatioSequence, z: Tensor) -> Tensor:
+    """`prior.log_density` at z (N, Z), as (N,) in float64."""
+    return total(prior, z).double() + prior.base.log_density(z).double()
 
 
 def _polished(prior: RatioSequence, z: Tensor, seed: int) -> Tensor:

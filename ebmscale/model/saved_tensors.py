@@ -6,10 +6,10 @@ Shapes: K stages.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ebmscale.config import RunConfig
+from ebmscale.density.prior import POWER, stacked_stages
 from ebmscale.errors import DamagedError
 from ebmscale.model.build import build_live_networks, build_on_meta
 from ebmscale.model.checkpoint import AVERAGE, SavedCheckpoint
@@ -55,8 +55,8 @@ def saved_tensors(config: RunConfig, saved: SavedCheckpoint, image_shape: tuple[
     else:
         frozen = saved.ratios()
         for one in frozen:
-            check_fit(shapes_of(one), ratio_shapes, f"a frozen ratio of checkpoint {saved.name}")
-        ratios = {name: torch.stack([one[name] for one in frozen]) for name in (frozen[0] if frozen else ())}
+            check_fit(shapes_of(one), ratio_shapes, f"a frozen ratio of checkpoint {saved.name}", {POWER: ()})
+        ratios = stacked_stages(frozen)
     base: dict[str, Tensor] = {}
     if config.prior.base == "moments":
         shapes = {name.removeprefix(BASE): s for name, s in saved.shapes("chains").items() if name.startswith(BASE)}

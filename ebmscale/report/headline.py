@@ -1,13 +1,13 @@
 """The head of a run's report: its key figures, and what its numbers mean. Shapes: N latents, Z latent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from ebmscale.evaluate import verdicts
 from ebmscale.evaluate.prior_fit import StageSamples, fit_prior
 from ebmscale.evaluate.rounding import with_error
-from ebmscale.evaluate.verdict import Stage, Verdict
+from ebmscale.evaluate.verdict import Fit, Stage, Verdict
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.report.pages import KeyFigure
 from ebmscale.report.run_record import RunRecord, number
@@ -16,12 +16,25 @@ SEED = 1  # of what is measured of the prior
 
 
 def verdicts_of(
-    model: LatentModel, posteriors: Tensor | None, drawn: Sequence[StageSamples], stages: list[Stage]
+    model: LatentModel,
+    posteriors: Tensor | None,
+    drawn: Sequence[StageSamples],
+    stages: list[Stage],
+    at_freeze: Mapping[int, Fit],
 ) -> list[Verdict]:
     """What the numbers of the page mean."""
-    found = [] if posteriors is None else verdicts.of_metric("prior", fit_prior(model, posteriors.cpu(), drawn, SEED))
+    found: list[Verdict] = []
+    if posteriors is not None:
+        found = verdicts.of_metric("prior", fit_prior(model, posteriors.cpu(), drawn, SEED), at_freeze)
     last = verdicts.last_stage(stages, model.config.most_stages)
     return [*found, *([last] if last else [])]
+
+
+def fits_at_freeze(model: LatentModel, record: RunRecord) -> dict[int, Fit]:
+    """How earlier stages fitted when they were frozen, if the generator has trained since: their posteriors moved."""
+    found, num = record.checks(model.prior.num_stages), model.prior.num_stages
+    moved = {event["stage"] for event in record.frozen(num) if event["samples_seen"] < model.config.generator_stops}
+    return {stage: fit for stage, fit in found.items() if stage < num and stage in moved}
 
 
 def key_figures(model: LatentModel, record: RunRecord, data_name: str, stages: list[Stage]) -> list[KeyFigure]:

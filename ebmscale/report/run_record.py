@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ebmscale.evaluate.verdict import Stage
+from ebmscale.evaluate.verdict import Fit, Stage
 from ebmscale.model.run_documents import EventLine, MetricsLine
 from ebmscale.model.timed_parts import PARTS
 from ebmscale.report.pictures import Curve, Mark
@@ -60,6 +60,18 @@ class RunRecord:
             for event in self.measured
             if event.get("freeze", event["decision"] == "Advance") and event["stage"] <= num_stages
         ]
+
+    def checks(self, num_stages: int) -> dict[int, Fit]:
+        """How p_k fitted the posteriors of its time, by stage; nothing of stages that earlier versions froze.
+
+        Args:
+            num_stages: K of the prior.
+        """
+        return {
+            check["stage"]: Fit(check["stage"], -number(check["difference"]), number(check["error"]))
+            for event in self.frozen(num_stages)
+            for check in event.get("checks", [])
+        }
 
     @property
     def wall_s(self) -> float | None:

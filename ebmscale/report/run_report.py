@@ -9,7 +9,6 @@ import math
 import platform
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,16 +21,16 @@ from ebmscale.data.chunks import read_split
 from ebmscale.data.manifest import Manifest
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.errors import ConfigError, DataError, StorageError
-from ebmscale.evaluate.prior_fit import StageSamples, samples_of_stages
+from ebmscale.evaluate.prior_fit import samples_of_stages
 from ebmscale.evaluate.rounding import with_error
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.load import open_model
 from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import data_of
-from ebmscale.model.sampler import agreement
 from ebmscale.model.samples_by_layer import samples_by_layer
 from ebmscale.report import pictures
-from ebmscale.report.headline import key_figures, verdicts_of
+from ebmscale.report.energies import chains, chart_uri, energies
+from ebmscale.report.headline import fits_at_freeze, key_figures, verdicts_of
 from ebmscale.report.pages import Picture, render
 from ebmscale.report.run_record import Line, RunRecord, fractions, kind_of, number
 from ebmscale.report.sample_pictures import num_shown, sample_grid, sample_picture
@@ -103,12 +102,13 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
     samples = sample_picture(model, z, GRID_COLUMNS, held_out.z if held_out else None)
     data_name = held_out.name if held_out else model.config.data.url
     stages = record.stages(model.prior.num_stages, bool(model.config.num_live))
+    at_freeze = fits_at_freeze(model, record)
     page = render(
         REPORT_FILE,
         name=model.config.run.name,
         num_stages=model.prior.num_stages,
         figures=key_figures(model, record, data_name, stages),
-        verdicts=verdicts_of(model, held_out.z if held_out else None, drawn, stages),
+        verdicts=verdicts_of(model, held_out.z if held_out else None, drawn, stages, at_freeze),
         beyond=max(record.end - model.samples_seen, 0),
         samples=Picture(pictures.data_uri(samples, "image/png"), f"{len(z)} samples from the final prior"),
         stage_samples=_stage_samples(model, held_out),
@@ -120,7 +120,8 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         missing=missing,
         reconstruction=_reconstruction(model, held_out) if held_out and model.shows_images else None,
         evidence=_evidence(model, record),
-        **_latents(model, held_out, drawn),
+        energies=energies(model, held_out.z, drawn, at_freeze) if held_out else [],
+        chains=chains(model, held_out.trace if held_out else None, NUM_HELD_OUT, ENERGY_SEED),
         **_time(record),
         config=model.config.dump(),
         address=run.url,
@@ -197,41 +198,12 @@ def _reconstruction(model: LatentModel, held_out: HeldOutImages) -> dict[str, An
     }
 
 
-def _latents(
-    model: LatentModel, held_out: HeldOutImages | None, drawn: Sequence[StageSamples]
-) -> dict[str, list[Picture]]:
-    """Energies of posterior and prior latents under every p_k, and charts of their chains."""
-    energies, chains = [], []
-    if held_out is not None and len(held_out.trace.log_density):
-        chains.append(_chain(held_out.trace, "posterior chain: log p(x, z)"))
-    for stage, samples in enumerate(drawn):
-        assert held_out is not None
-        earlier, z = model.at_stage(stage), samples.z.to(held_out.z)
-        posterior_energy, prior_energy = -earlier.log_prior(held_out.z), -earlier.log_prior(z)
-        found = agreement(earlier.prior, z, held_out.z, samples.unique)
-        gap = f"mean energy of z⁺ minus that of z⁻: {with_error(found.difference, found.error)} nats"
-        chart = _chart(pictures.energy_histogram(posterior_energy, prior_energy))
-        energies.append(Picture(chart, f"k = {stage}", f"{gap}{'; the check fails' if found.fails else ''}"))
-    traces = model.sample_chains(NUM_HELD_OUT, ENERGY_SEED)[1]
-    chains += [_chain(trace, f"prior chain, stage {stage}: log p_{stage}(z)") for stage, trace in enumerate(traces, 1)]
-    return {"energies": energies, "chains": chains}
-
-
-def _chain(trace: ChainTrace, title: str) -> Picture:
-    last = trace.log_density[-max(len(trace.log_density) // 4, 1) - 1 :]
-    return Picture(
-        _chart(pictures.chain_chart(trace)),
-        title,
-        f"{len(trace.log_density)} steps; {float(last[-1] - last[0]):+.2f} nats over the last quarter",
-    )
-
-
 def _evidence(model: LatentModel, record: RunRecord) -> dict[str, Any]:
     """Evidence over time with the decisions of the scheduler, and a table of both."""
     marks, starts, end = record.marks(), record.starts(), max(record.end, model.samples_seen)
 
     def chart(curves: list[pictures.Curve], title: str, note: str, level: tuple[float, str] | None = None) -> Picture:
-        return Picture(_chart(pictures.timeline(curves, marks, starts, end, level)), title, note)
+        return Picture(chart_uri(pictures.timeline(curves, marks, starts, end, level)), title, note)
 
     charts = []
     if record.measured:
@@ -275,8 +247,8 @@ def _time(record: RunRecord) -> dict[str, Any]:
     whole = max(sum(map(sum, seconds.values())), 1e-9)
     return {
         "time_charts": [
-            Picture(_chart(pictures.fraction_chart(edges, fractions(seconds))), "Fraction of time by part"),
-            Picture(_chart(pictures.speed_chart(edges, record.speeds())), "Speed (samples/s)"),
+            Picture(chart_uri(pictures.fraction_chart(edges, fractions(seconds))), "Fraction of time by part"),
+            Picture(chart_uri(pictures.speed_chart(edges, record.speeds())), "Speed (samples/s)"),
         ],
         "time_parts": [
             {"name": part, "colour": colour, "seconds": f"{sum(values):,.1f}", "fraction": f"{sum(values) / whole:.1%}"}
@@ -287,10 +259,6 @@ def _time(record: RunRecord) -> dict[str, Any]:
 
 def _grid_picture(model: LatentModel, images: Tensor, title: str, columns: int = TILE_COLUMNS) -> Picture:
     return Picture(pictures.data_uri(sample_grid(model, images, columns), "image/png"), title)
-
-
-def _chart(svg: bytes) -> str:
-    return pictures.data_uri(svg, "image/svg+xml")
 
 
 def _bound(event: Line) -> str:

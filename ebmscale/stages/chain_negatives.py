@@ -20,6 +20,7 @@ from ebmscale.model.saved_part import SavedPart
 from ebmscale.seeds import StreamNoise
 from ebmscale.stages.chain_pools import ChainPools
 from ebmscale.stages.negatives import Freeze
+from ebmscale.stages.particles import Strength
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.supplies import Negatives
 from ebmscale.world import World
@@ -101,7 +102,7 @@ class ChainNegatives:
         else:
             found, gain = prior.append(weights), 1.0
             chains = self.pools.equilibrated(found, position)
-        return Freeze(found, gain, lambda: self.pools.fill(chains))
+        return Freeze(found, Strength(gain), lambda: self.pools.fill(chains))
 
     def undone_if_stopped(self) -> AbstractContextManager[None]:
         """See `NegativeSource.undone_if_stopped`."""

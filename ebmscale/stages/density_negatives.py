@@ -19,11 +19,13 @@ from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import ConfigError, DivergenceError
 from ebmscale.model.pieces import Piece, Span, piece, share_of, whole_spans
+from ebmscale.model.sampler import log_density_of
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.seeds import StreamNoise, derive
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.from_base import FromBase
 from ebmscale.stages.negatives import Freeze
+from ebmscale.stages.particles import Strength
 from ebmscale.stages.pools import Pool
 from ebmscale.stages.ratio_settings import RatioSettings
 from ebmscale.stages.settings import ParticleSettings
@@ -44,9 +46,9 @@ ENOUGH = 2000
 
 
 class _Found(NamedTuple):
-    """What the first rank found at a freeze: the gain, the bound at it with its error, and the state of the source."""
+    """What the first rank found at a freeze: the strength, its bound with an error, and the state of the source."""
 
-    gain: float
+    strength: Strength
     bound: tuple[float, float]
     tensors: dict[str, Tensor]
     values: dict[str, Any]
@@ -118,30 +120,31 @@ class DensityNegatives:
     def freeze(self, prior: RatioSequence, weights: Mapping[str, Tensor], q: Tensor, position: int) -> Freeze:
         """See `NegativeSource.freeze`; a ratio that particles cannot follow has a bound that is not a number."""
         found = self._world.broadcast(self._tilted(prior, weights, q) if self._world.is_first else None)
-        strength = weights["gain"] * found.gain
-        after = prior.append({**weights, "gain": strength})
+        after = _with(prior, weights, found.strength)
 
         def keep() -> None:
             source = self._source_on(after)
             source.load(after.in_coordinates(), found.tensors, found.values)
             self._use(source)
 
-        return Freeze(after, found.gain, keep, found.bound)
+        return Freeze(after, found.strength, keep, found.bound)
 
     def _tilted(self, prior: RatioSequence, weights: Mapping[str, Tensor], q: Tensor) -> _Found:
         network = copy.deepcopy(prior.network).to(q.device)
         network.load_state_dict(weights)
         source = copy.copy(self._source)
-        f = evaluated(network, q)
-        tune, judge = (f[0::2], f[1::2]) if len(f) >= ENOUGH else (f, f)
+        tune, judge = (q[0::2], q[1::2]) if len(q) >= ENOUGH else (q, q)
+        before = prior.in_coordinates()
         try:
-            gain, grown = _accepted(source, prior.in_coordinates(), network, float(tune.mean()))
+            strength, grown = _accepted(source, before, network, tune)
         except DivergenceError:
-            return _Found(0.0, (math.nan, math.nan), {}, {})
-        nats = gain * judge
+            return _Found(Strength(0.0), (math.nan, math.nan), {}, {})
+        nats = strength.gain * evaluated(network, judge)
+        if strength.power != 1:
+            nats = nats + (strength.power - 1) * log_density_of(before, judge)
         error = math.hypot(float(nats.std()) / math.sqrt(len(nats)), grown.by_error)
         values = source.values()
-        return _Found(gain, (float(nats.mean()) - grown.by, error), source.tensors(), values)
+        return _Found(strength, (float(nats.mean()) - grown.by, error), source.tensors(), values)
 
     def undone_if_stopped(self) -> AbstractContextManager[None]:
         """See `NegativeSource.undone_if_stopped`; nothing of it changes."""
@@ -244,17 +247,21 @@ class DensityNegatives:
     _updates: int
 
 
-def _accepted(source: FromBase, before: RatioSequence, network: nn.Module, mean_q: float) -> tuple[float, Grown]:
-    """The gain of a ratio, and what it made of the prior; the source goes on to it.
+def _accepted(source: FromBase, before: RatioSequence, network: nn.Module, q: Tensor) -> tuple[Strength, Grown]:
+    """The strength of a ratio, and what it made of the prior; the source goes on to it.
 
     Raises:
         DivergenceError: the particles cannot follow.
     """
-    gain = source.tilt(network, mean_q)
-    if gain <= 0:
-        return 0.0, Grown(source.log_z, source.log_z_error, 0.0, 0.0)
-    weights = network.state_dict()
-    return gain, source.accept(before.append({**weights, "gain": gain * weights["gain"]}))
+    strength = source.tilt(network, q)
+    if strength.gain <= 0:
+        return Strength(0.0), Grown(source.log_z, source.log_z_error, 0.0, 0.0)
+    return strength, source.accept(_with(before, network.state_dict(), strength))
+
+
+def _with(before: RatioSequence, weights: Mapping[str, Tensor], strength: Strength) -> RatioSequence:
+    """The prior with a ratio of that strength."""
+    return before.append({**weights, "gain": strength.gain * weights["gain"]}, strength.power)
 
 
 def _by_row(table: StreamTable) -> Tensor:

@@ -17,7 +17,7 @@ from ebmscale.kernels.closed_form import stage_legs
 from ebmscale.kernels.quadratics import merged
 from ebmscale.model.sampler import total
 from ebmscale.stages.draws import Draws
-from ebmscale.stages.particles import Tilted, Walkers, tilt
+from ebmscale.stages.particles import Strength, Tilted, Walkers, tilt
 from ebmscale.stages.pools import Pool
 from ebmscale.stages.settings import ParticleSettings
 from ebmscale.stages.source import Chosen, Grown
@@ -77,7 +77,7 @@ class FromBase:
         """See `source.PriorSource.judging`."""
         return supply.fresh(CHECKED, 1)
 
-    def tilt(self, ratio: nn.Module, mean_q: float) -> float:
+    def tilt(self, ratio: nn.Module, q: Tensor) -> Strength:
         """See `source.PriorSource.tilt`; found along annealed particles.
 
         Raises:
@@ -85,8 +85,8 @@ class FromBase:
         """
         how = self._settings.annealing
         draws, step = self._draws.whole, self.step_size
-        self._tilted = tilt(self.tune, self._sequence, ratio, mean_q, self._gain_limit, how, step, draws)
-        return self._tilted.gain
+        self._tilted = tilt(self.tune, self._sequence, ratio, q, self._gain_limit, how, step, draws)
+        return self._tilted.strength
 
     def accept(self, sequence: RatioSequence) -> Grown:
         """See `source.PriorSource.accept`.

@@ -12,6 +12,7 @@ from ebmscale.density.estimates import importance_estimate
 from ebmscale.density.evidence import effective_sample_size
 from ebmscale.density.prior import RatioSequence
 from ebmscale.stages.draws import Draws
+from ebmscale.stages.particles import Strength
 from ebmscale.stages.source import Chosen, Grown
 from ebmscale.stages.supplies import Negatives, Supply, again
 from ebmscale.stages.trainer import evaluated
@@ -101,11 +102,13 @@ class FromSamples:
         """See `source.PriorSource.judging`."""
         return Negatives(self._parts[2], normalised(self._log_weights[2]))
 
-    def tilt(self, ratio: nn.Module, mean_q: float) -> float:
+    def tilt(self, ratio: nn.Module, q: Tensor) -> Strength:
         """See `source.PriorSource.tilt`; it goes no further than `min_share` of the samples can follow.
 
-        Where that is what stops it, or few samples are left to carry the ratio, `reaches` becomes false.
+        Where that is what stops it, or few samples are left to carry the ratio, `reaches` becomes false. The power is
+        1, because log p is not known.
         """
+        mean_q = float(evaluated(ratio, q).mean())
         self._pending = [evaluated(ratio, part) for part in self._parts]
         low, high = 0.0, self._gain_limit
         stopped = False
@@ -121,7 +124,7 @@ class FromSamples:
         if stopped or effective < LEAST_EFFECTIVE:
             self.reaches = False
         self._pending = [low * one for one in self._pending]
-        return low if low > 1e-6 else 0.0
+        return Strength(low if low > 1e-6 else 0.0)
 
     def accept(self, sequence: RatioSequence) -> Grown:
         """See `source.PriorSource.accept`."""

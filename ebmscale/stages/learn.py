@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 from ebmscale.density.evidence import measure
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DivergenceError
+from ebmscale.model.sampler import log_density_of
 from ebmscale.networks import WIDE_BOUND, Standardised, quadratic_part, set_bound
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.beginning import begin, bound_for, start_from_moments
@@ -185,20 +186,24 @@ def close_stage(
     sequence, draws = learned.sequence, course.draws
     stage, network, share = sequence.num_stages + 1, trainer.network, source.share
     network.requires_grad_(False)
-    f_judge = evaluated(network, every(course.parts.judge, draws, "judge", stage))
+    judges = every(course.parts.judge, draws, "judge", stage)
+    f_judge = evaluated(network, judges)
     fresh = source.judging(chosen.supply)
     memorised = memorisation(trainer, f_judge, fresh)
     evidence = measure(f_judge, unweighted(evaluated(network, fresh.z), fresh.weights))
-    gain = source.tilt(network, float(evaluated(network, trainer.held_out.q).mean()))
+    strength = source.tilt(network, trainer.held_out.q)
     grown = Grown(
         *((learned.records[-1].log_z, learned.records[-1].log_z_error) if stage > 1 else (0.0, 0.0)), 0.0, 0.0
     )
-    if gain > 0:
+    added = strength.gain * f_judge
+    if strength.gain > 0:
         assert isinstance(network, Standardised)
-        network.gain.fill_(gain)
-        sequence = sequence.append(network.state_dict())
+        network.gain.fill_(strength.gain)
+        if strength.power != 1:
+            added = added + (strength.power - 1) * log_density_of(sequence, judges)
+        sequence = sequence.append(network.state_dict(), strength.power)
         grown = source.accept(sequence)
-    per_point = gain * f_judge.view(course.parts.judge.repeats, -1).mean(0)
+    per_point = added.view(course.parts.judge.repeats, -1).mean(0)
     record = StageRecord(
         stage=stage,
         updates=trainer.updates,
@@ -208,7 +213,8 @@ def close_stage(
         share=share,
         evidence=evidence,
         memorised=memorised,
-        gain=gain,
+        gain=strength.gain,
+        power=strength.power,
         nats=float(per_point.mean()) - grown.by,
         nats_error=math.hypot(float(per_point.std()) / math.sqrt(len(per_point)), grown.by_error),
         log_z=grown.log_z,
@@ -219,7 +225,9 @@ def close_stage(
     )
     if not record.nats > -MOST_LOST:
         before = learned.standing
-        record = replace(record, gain=0.0, nats=0.0, nats_error=0.0, log_z=before.log_z, log_z_error=before.log_z_error)
+        record = replace(
+            record, gain=0.0, power=1.0, nats=0.0, nats_error=0.0, log_z=before.log_z, log_z_error=before.log_z_error
+        )
         verdict = Verdict(False, "the ratio grows too fast for its density to be normalised, so the stage is left out")
         return replace(learned, records=(*learned.records, record), verdict=verdict)
     verdict = after(record, Budget(record.seconds, course.ends_at - course.clock()), course.settings)

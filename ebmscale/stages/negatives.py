@@ -13,6 +13,7 @@ from torch import Tensor
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.prior import RatioSequence
 from ebmscale.model.saved_part import SavedPart
+from ebmscale.stages.particles import Strength
 from ebmscale.stages.stream_table import StreamTable
 from ebmscale.stages.supplies import Negatives
 
@@ -23,14 +24,14 @@ class Freeze:
 
     Attributes:
         prior: p_k.
-        gain: what the ratio is multiplied by.
+        strength: of the ratio.
         keep: brings the source's samples to p_k.
-        bound: J, the bound on KL(q || p_{k-1}) at that gain, and its standard error, in nats; None where the source
+        bound: J, the bound on KL(q || p_{k-1}) at that strength, and its standard error, in nats; None where the source
             has no other than that of the evidence.
     """
 
     prior: RatioSequence
-    gain: float
+    strength: Strength
     keep: Callable[[], None]
     bound: tuple[float, float] | None = None
 

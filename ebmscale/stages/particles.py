@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ebmscale.density.estimates import pooled
+from ebmscale.density.estimates import matching_tilt, pooled
 from ebmscale.density.moves import Noise
 from ebmscale.density.path import Annealed, Annealing, Leg, Normaliser, WalkPlan
 from ebmscale.density.prior import Base, RatioSequence
@@ -17,7 +17,17 @@ from ebmscale.density.resampling import resample_systematically
 from ebmscale.density.smc import anneal
 from ebmscale.errors import DivergenceError
 from ebmscale.kernels.closed_form import last_leg, stage_legs
+from ebmscale.model.sampler import log_density_of
 from ebmscale.stages.draws import Draws
+from ebmscale.stages.trainer import evaluated
+
+ROUNDS = 3
+"""Times that a strength is corrected, at most."""
+SIGNIFICANT = 2.0
+"""Standard errors by which the means of log p_{k-1} must differ for a correction."""
+LEAST_SHARE = 0.2
+"""Effective share of the particles in a correction; a larger one is made in several rounds."""
+MOST_POWER = 3.0
 
 
 @dataclass(frozen=True)
@@ -71,17 +81,30 @@ class Walkers:
 
 
 @dataclass(frozen=True)
-class Tilted:
-    """Where the particles that find gains were brought to.
+class Strength:
+    """How a ratio f is frozen: p_k is proportional to p_{k-1}^power e^(gain f).
 
     Attributes:
-        gain: by which the ratio is multiplied; 0 where it cannot add to the bound.
-        walkers: of p_{k-1} e^(gain f).
-        plan: how they went, for others to follow; its last rung is 1, the ratio with its gain.
-        acceptance: of the moves, on average.
+        gain: of the ratio; 0 where it cannot add to the bound.
+        power: of the prior before it.
     """
 
     gain: float
+    power: float = 1.0
+
+
+@dataclass(frozen=True)
+class Tilted:
+    """Where the particles that find a ratio's strength were brought to.
+
+    Attributes:
+        strength: of the ratio.
+        walkers: of p_k.
+        plan: how they went, for others to follow; its last rung is 1.
+        acceptance: of the moves, on average.
+    """
+
+    strength: Strength
     walkers: Walkers
     plan: WalkPlan
     acceptance: float
@@ -91,21 +114,24 @@ def tilt(
     walkers: Walkers,
     sequence: RatioSequence,
     ratio: nn.Module,
-    mean_q: float,
+    q: Tensor,
     limit: float,
     settings: Annealing,
     step: float,
     draws: Draws,
 ) -> Tilted:
-    """Goes on to p_{k-1} e^(gain f) for the gain that makes the mean of f there `mean_q`.
+    """Goes on to p_{k-1}^b e^(g f), where f and log p_{k-1} have the same means as under q.
 
-    That gain maximises the bound gain * E_q[f] - log E_{p_{k-1}}[e^(gain f)] on KL(q || p_{k-1}).
+    With s = log p_{k-1}, they maximise the bound g E_q[f] + (b - 1) E_q[s] - log E_{p_{k-1}}[e^(g f + (b - 1) s)] on
+    KL(q || p_{k-1}). So samples of p_k and of q have the same mean log p_k. First b is 1, and g grows until the
+    means of f meet. If the means of s then differ by more than their errors, the weights of the particles say which g
+    and b make both meet, and the particles go there from p_{k-1}.
 
     Args:
         walkers: (1, N, Z) of p_{k-1}.
         sequence: p_{k-1}.
         ratio: f.
-        mean_q: of f under q.
+        q: (M, Z) samples of q.
         limit: of the gain.
         settings: how to walk.
         step: size to begin with.
@@ -114,15 +140,36 @@ def tilt(
     Raises:
         DivergenceError: the particles cannot follow.
     """
-    leg = last_leg(sequence.append(ratio.state_dict()))
     settings = replace(settings, moves=replace(settings.moves, step_size=step))
-    stage = sequence.num_stages + 1
-    walked = _walked(walkers, [leg], settings, draws, stage, until=mean_q, limit=limit)
-    gain = float(walked.end)
+    stage, weights = sequence.num_stages + 1, ratio.state_dict()
+
+    def statistics(z: Tensor) -> Tensor:
+        return torch.stack([evaluated(ratio, z), log_density_of(sequence, z)], 1)
+
+    def walk(strength: Strength, until: float | None, limit: float) -> Annealed:
+        leg = last_leg(sequence.append({**weights, "gain": strength.gain * weights["gain"]}, strength.power))
+        return _walked(walkers, [leg], settings, draws, stage, until=until, limit=limit)
+
+    of_q = statistics(q)
+    walked = walk(Strength(1.0), float(of_q[:, 0].mean()), limit)
+    strength = Strength(float(walked.end))
+    moved = walkers._moved(walked, draws, stage)
+    for _ in range(ROUNDS if strength.gain > 0 else 0):
+        found = statistics(moved.rows)
+        error = (of_q.var(0) / len(of_q) + found.var(0) / len(found)).sqrt()
+        if not bool((of_q.mean(0) - found.mean(0)).abs()[1] > SIGNIFICANT * error[1]):
+            break
+        gain, power = matching_tilt(found, of_q.mean(0), LEAST_SHARE).tolist()
+        gain, power = strength.gain + gain, strength.power + power
+        if not (0 < gain <= limit and 1 / MOST_POWER <= power <= MOST_POWER):
+            break
+        strength = Strength(gain, power)
+        walked = walk(strength, None, 1.0)
+        moved = walkers._moved(walked, draws, stage)
     mean_acceptance = sum(walked.acceptance) / len(walked.acceptance)
-    found = walked.plans[0]
-    plan = found._replace(rungs=found.rungs / gain if gain > 0 else found.rungs)
-    return Tilted(gain, walkers._moved(walked, draws, stage), plan, mean_acceptance)
+    plan, end = walked.plans[0], float(walked.end)
+    plan = plan._replace(rungs=plan.rungs / end if end > 0 else plan.rungs)
+    return Tilted(strength, moved, plan, mean_acceptance)
 
 
 def _walked(

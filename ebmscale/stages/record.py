@@ -66,13 +66,14 @@ class StageRecord:
         evidence: on the judge's samples and fresh negatives, at gain 1.
         memorised: see there.
         gain: what the ratio was multiplied by; 0 where it was not kept.
-        nats: J, the bound on KL(q || p_{k-1}) at that gain.
+        nats: J, the bound on KL(q || p_{k-1}) at that gain and power.
         nats_error: its standard error.
         log_z: of all stages up to this one, and
         log_z_error: its standard error.
         work: what its updates took, in evaluations of a network at one point.
         seconds: all in all, of the course's clock.
         reason: why it ended.
+        power: to which p_{k-1} was raised.
     """
 
     stage: int
@@ -91,3 +92,4 @@ class StageRecord:
     work: float
     seconds: float
     reason: str
+    power: float = 1.0

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from ebmscale.density.prior import RatioSequence
+from ebmscale.stages.particles import Strength
 from ebmscale.stages.supplies import Negatives, Supply
 
 
@@ -60,13 +61,13 @@ class PriorSource(Protocol):
         """Negatives that judge the stage, none of which is trained on or chose its weights."""
         ...
 
-    def tilt(self, ratio: nn.Module, mean_q: float) -> float:
-        """The gain that makes the ratio's mean under p_{k-1} e^(gain * ratio) `mean_q`; 0 where none adds.
+    def tilt(self, ratio: nn.Module, q: Tensor) -> Strength:
+        """How strong a ratio is to be, by samples (M, Z) of q.
 
-        That gain maximises the bound gain * E_q[f] - log E_{p_{k-1}}[e^(gain f)] on KL(q || p_{k-1}).
+        The strength maximises a bound on KL(q || p_{k-1}); see `particles.tilt`. The gain is 0 where none adds.
         """
         ...
 
     def accept(self, sequence: RatioSequence) -> Grown:
-        """Goes on to the sequence whose last ratio is the one of the last `tilt`, its gain included."""
+        """Goes on to the sequence whose last stage is the ratio of the last `tilt`, with the strength found there."""
         ...

@@ -17,7 +17,7 @@ from torch import Tensor
 from ebmscale.density.evidence import Evidence
 from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.losses import n2ce
-from ebmscale.density.prior import RatioSequence
+from ebmscale.density.prior import RatioSequence, stacked_stages
 from ebmscale.density.schedule import Advance, Decision, Finish, RollBack, StageState, decide, is_settled, rate_factor
 from ebmscale.model.sampler import Agreement
 from ebmscale.model.saved_part import SavedPart
@@ -187,7 +187,7 @@ class StageTrainer:
         if isinstance(decision, Advance) or (isinstance(decision, Finish) and decision.freeze):
             freeze = freeze or self.next_prior(position)
             if worth is not None:
-                ends = self._pay.ended(self.state, evidence, freeze.gain, self.negatives.passes, position)
+                ends = self._pay.ended(self.state, evidence, freeze.strength.gain, self.negatives.passes, position)
                 if ends is not None and isinstance(decision, Advance):
                     decision, state = Finish(ends, freeze=True), replace(state, stage=self.state.stage, finished=True)
             self._accept(freeze)
@@ -217,8 +217,10 @@ class StageTrainer:
 
     def _how_frozen(self, freeze: Freeze) -> str:
         """Which ratio is frozen where it is not the last one at its own strength, in words."""
-        gain = f"; frozen at {freeze.gain:.2f} of its strength" if freeze.gain != 1 else ""
-        return f"{gain}; weights of {self.best.position:,} samples" if self._chosen is not None else gain
+        gain, power, k = freeze.strength.gain, freeze.strength.power, self.prior.num_stages
+        words = f"; frozen at {gain:.2f} of its strength" if gain != 1 else ""
+        words += f", with p_{k - 1} to the power {power:.2f}" if power != 1 else ""
+        return f"{words}; weights of {self.best.position:,} samples" if self._chosen is not None else words
 
     def next_prior(self, position: int) -> Freeze:
         """The prior with the current ratio (collective). Nothing is changed."""
@@ -268,8 +270,7 @@ class StageTrainer:
 
     def take_frozen(self, ratios: Sequence[Mapping[str, Tensor]]) -> None:
         """See `RatioTrainer.take_frozen`."""
-        prior = self.prior.prefix(0).on_base(self.latents.base)
-        for weights in ratios:
-            prior = prior.append({name: weight.to(self._world.device) for name, weight in weights.items()})
+        stacked = {name: tensor.to(self._world.device) for name, tensor in stacked_stages(ratios).items()}
+        prior = RatioSequence(self.latents.base, self.prior.network, stacked)
         self.prior = prior
         self.negatives.resume(prior)

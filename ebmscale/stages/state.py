@@ -34,7 +34,7 @@ class State:
 
 def state_of(learned: Learned, source: FromBase, trainer: Trainer) -> State:
     """The state in the middle of a stage."""
-    parts = {"ratios": learned.sequence.weights, "source": source.tensors(), "trainer": trainer.tensors()}
+    parts = {"ratios": learned.sequence.tensors, "source": source.tensors(), "trainer": trainer.tensors()}
     return State(
         {f"{part}/{name}": one.clone() for part, found in parts.items() for name, one in found.items()},
         {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ebmscale.density.prior import POWER
 from ebmscale.errors import DamagedError, EbmscaleError
 from ebmscale.model.checkpoint import SavedCheckpoint
 from ebmscale.model.pieces import Span, check_fit, shapes_of
@@ -68,7 +69,7 @@ def read_checkpoint(
         tensors = {stem: saved.read(stem, part.wanted()) for stem, part in known.items()}
         loaded = LoadedCheckpoint(saved, tensors, saved.state(), saved.clock(), saved.ratios())
         for ratio in loaded.ratios:
-            check_fit(shapes_of(ratio), ratio_shapes, f"a frozen ratio of checkpoint {name}")
+            check_fit(shapes_of(ratio), ratio_shapes, f"a frozen ratio of checkpoint {name}", {POWER: ()})
     except EbmscaleError as problem:
         error = problem
     errors = [one for one in world.gather_objects(error) if one is not None]

@@ -184,7 +184,7 @@ class Run:
             },
         }
         frozen = self.stages.frozen
-        ratios = [frozen.stage_weights(k + 1) for k in range(frozen.num_stages)]
+        ratios = [frozen.stage_tensors(k + 1) for k in range(frozen.num_stages)]
         self.saver.begin(self.samples_seen, self.share(), Draft(about, self._values(), ratios))
 
     def save_if_idle(self, out_of_time: Callable[[], bool]) -> None:

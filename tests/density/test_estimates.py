@@ -12,6 +12,7 @@ from ebmscale.density.estimates import (
     conditional_ess,
     importance_estimate,
     largest_step,
+    matching_tilt,
     pooled,
     tilted_mean,
 )
@@ -83,3 +84,23 @@ def test_the_bridge_between_two_gaussians() -> None:
     differences = [2 * z - 2 + 1.3 for z in (lower, upper)]
     found = bennett_ratio(differences[0], even, differences[1], even, torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(found, torch.full((4,), 1.3).double(), rtol=0, atol=0.1)
+
+
+def test_the_tilt_that_gives_means_of_a_gaussian() -> None:
+    """Of N(0, 1), e^(a x + c x^2) makes N(0.3, 0.8^2): c = (1 - 1 / 0.64) / 2 and a = 0.3 / 0.64."""
+    x = torch.randn(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    statistics = torch.stack([x, x.square()], 1)
+    means = torch.tensor([0.3, 0.64 + 0.09], dtype=torch.float64)
+    found = matching_tilt(statistics, means, 0.1)
+    assert found.tolist() == pytest.approx([0.3 / 0.64, 0.5 * (1 - 1 / 0.64)], abs=0.01)
+    weights = torch.softmax(statistics @ found, 0)
+    torch.testing.assert_close(weights @ statistics, means)
+
+
+def test_a_tilt_stops_where_too_few_particles_would_count() -> None:
+    x = torch.randn(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = matching_tilt(x[:, None], torch.tensor([3.0], dtype=torch.float64), 0.3)
+    weights = torch.softmax(found * x, 0)
+    assert float(1 / (len(x) * weights.square().sum())) == pytest.approx(0.3, abs=0.01)
+    assert 0.9 < float(found) < 1.3  # e^(-a^2) of the draws count
+    assert matching_tilt(x[:, None], x.mean()[None], 0.3).tolist() == pytest.approx([0.0], abs=1e-6)

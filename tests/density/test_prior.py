@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmscale.density.langevin import LangevinSettings, run_chain, start
-from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.density.prior import POWER, RatioSequence, StandardNormal, stacked_stages
 
 DIM, STAGES = 3, 4
 
@@ -115,6 +115,30 @@ def test_stage_weights_are_the_state_dicts_that_were_appended(prior: RatioSequen
         frozen = prior.stage_weights(stage)
         assert frozen.keys() == network.state_dict().keys()
         assert all(torch.equal(frozen[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_stage_may_raise_the_prior_before_it_to_a_power(z: Tensor) -> None:
+    """log p_k = b_k log p_{k-1} + f_k, stage by stage; a prefix is p_k, and nothing is lost when it is stored."""
+    powers = [1.3, 1.0, 0.8, 1.1][:STAGES]
+    sequence = RatioSequence(StandardNormal(DIM), Network(99))
+    expected = StandardNormal(DIM).log_density(z)
+    for network, power in zip(NETWORKS, powers, strict=True):
+        sequence = sequence.append(network.state_dict(), power)
+        expected = power * expected + network(z).detach()
+        torch.testing.assert_close(sequence.log_density(z), expected)
+    torch.testing.assert_close(sequence.log_weight(z), expected - StandardNormal(DIM).log_density(z))
+    again = RatioSequence(StandardNormal(DIM), Network(99), sequence.tensors)
+    stored = [sequence.stage_tensors(k + 1) for k in range(STAGES)]
+    assert [POWER in one for one in stored] == [power != 1 for power in powers]
+    of_stages = RatioSequence(StandardNormal(DIM), Network(99), stacked_stages(stored))
+    for copied in (again, of_stages, sequence.to("cpu"), sequence.on_base(StandardNormal(DIM))):
+        assert torch.equal(copied.log_density(z), sequence.log_density(z))
+    expected = StandardNormal(DIM).log_density(z)
+    for k, (network, power) in enumerate(zip(NETWORKS, powers, strict=True), start=1):
+        expected = power * expected + network(z).detach()
+        torch.testing.assert_close(sequence.prefix(k).log_density(z), expected)
+    torch.testing.assert_close(sequence.last().log_weight(z), NETWORKS[-1](z).detach())
+    assert sequence.prefix(0).powers is None
 
 
 def test_no_parameter_gradient_in_a_chain(prior: RatioSequence, z: Tensor) -> None:

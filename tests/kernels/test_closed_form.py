@@ -12,9 +12,10 @@ from ebmscale.density.langevin import LangevinSettings, run_chain, start
 from ebmscale.density.mixture import Mixture
 from ebmscale.density.prior import Base, RatioSequence, StandardNormal
 from ebmscale.kernels import prior_chain
-from ebmscale.kernels.closed_form import ROWS_AT_ONCE, closed_form_sum, closed_form_target, last_leg
+from ebmscale.kernels.closed_form import ROWS_AT_ONCE, closed_form_sum, closed_form_target, last_leg, stage_legs
 from ebmscale.kernels.prior_chain import prior_target, run_prior_chain
-from ebmscale.networks import ACTIVATIONS, RatioNet, Standardised, vector_ratio
+from ebmscale.kernels.quadratics import merged
+from ebmscale.networks import ACTIVATIONS, QuadraticHead, RatioNet, Standardised, vector_ratio
 
 DIM = 5
 
@@ -154,8 +155,10 @@ def test_a_network_derived_from_the_known_one_is_not_taken_for_it() -> None:
     assert closed_form_target(prior) is None
 
 
-def make_stage_prior(num_stages: int, quadratic: bool, bounded: bool, base=None) -> RatioSequence:
-    """Stages as `stages` learns them: standardised inputs, a gain, a bounded perceptron, and a quadratic head."""
+def make_stage_prior(
+    num_stages: int, quadratic: bool, bounded: bool, base=None, has_powers: bool = False
+) -> RatioSequence:
+    """Stages as `stages` learns them: standardised inputs, a gain, a bounded perceptron, a quadratic head, a power."""
     network = Standardised(vector_ratio(DIM, (7, 6), "silu", quadratic, squares=True, bounded=bounded), DIM).double()
     prior = RatioSequence(base or StandardNormal(DIM), network)
     generator = torch.Generator().manual_seed(num_stages)
@@ -166,17 +169,18 @@ def make_stage_prior(num_stages: int, quadratic: bool, bounded: bool, base=None)
         }
         weights |= {"scale": 1 + weights["scale"].square(), "gain": torch.tensor(0.5 + stage, dtype=torch.float64)}
         weights |= {name: torch.full_like(one, 2.0 + stage) for name, one in weights.items() if name.endswith("bound")}
-        prior = prior.append(weights)
+        prior = prior.append(weights, 1.3 - 0.2 * stage if has_powers else 1.0)
     return prior
 
 
 @pytest.mark.parametrize("num_stages", [1, 3])
 @pytest.mark.parametrize("quadratic", [False, True])
 @pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("has_powers", [False, True])
 def test_stages_with_gains_bounds_and_quadratic_heads_are_autograds(
-    num_stages: int, quadratic: bool, bounded: bool
+    num_stages: int, quadratic: bool, bounded: bool, has_powers: bool
 ) -> None:
-    prior = make_stage_prior(num_stages, quadratic, bounded)
+    prior = make_stage_prior(num_stages, quadratic, bounded, has_powers=has_powers)
     target = closed_form_target(prior)
     assert target is not None
     z = normal(ROWS_AT_ONCE + 9, DIM)
@@ -186,14 +190,46 @@ def test_stages_with_gains_bounds_and_quadratic_heads_are_autograds(
 
 @pytest.mark.parametrize("num_stages", [1, 3])
 @pytest.mark.parametrize("quadratic", [False, True])
-def test_rungs_between_two_stages_are_autograds(num_stages: int, quadratic: bool) -> None:
-    prior = make_stage_prior(num_stages, quadratic, bounded=True)
+@pytest.mark.parametrize("has_powers", [False, True])
+def test_rungs_between_two_stages_are_autograds(num_stages: int, quadratic: bool, has_powers: bool) -> None:
+    prior = make_stage_prior(num_stages, quadratic, bounded=True, has_powers=has_powers)
     leg = last_leg(prior)
     assert leg.rung is not None
     z, t = normal(ROWS_AT_ONCE + 9, DIM), normal(ROWS_AT_ONCE + 9, 1, seed=1)[:, 0].abs()
-    definition = path.Leg(prior.prefix(num_stages - 1).log_density, lambda z: prior.log_ratios(z)[-1])
+    before = prior.prefix(num_stages - 1)
+    definition = path.Leg(before.log_density, lambda z: prior.log_density(z) - before.log_density(z))
+    torch.testing.assert_close(leg.increment(z), definition.increment(z), rtol=1e-6, atol=1e-6)
     for got, wanted in zip(leg.target_at(t)(z), definition.target_at(t)(z), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)  # torch's softplus is linear beyond 20
+
+
+@pytest.mark.parametrize("num_components", [1, 3])
+@pytest.mark.parametrize("quadratic", [False, True])
+def test_powers_on_a_base_with_coordinates(num_components: int, quadratic: bool) -> None:
+    """The weights and log Z are those of the coordinates; the legs of both definitions are the same."""
+    prior = make_stage_prior(3, quadratic, True, moment_base(num_components), has_powers=True)
+    z, inside = normal(9, DIM), prior.in_coordinates()
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    for got, wanted in zip(prior_target(prior)(z), prior.evaluate(z), strict=True):
+        torch.testing.assert_close(got, wanted, **close)
+    total = closed_form_sum(prior)
+    assert total is not None
+    torch.testing.assert_close(total(z), prior.log_weight(z), **close)
+    torch.testing.assert_close(inside.log_weight(prior.coordinates(z)), prior.log_weight(z), **close)
+    for one, other in zip(path.stage_legs(inside), stage_legs(inside), strict=True):
+        torch.testing.assert_close(one.increment(z), other.increment(z), **close)
+        torch.testing.assert_close(one.log_density(z), other.log_density(z), **close)
+
+
+def test_quadratic_stages_with_powers_are_one() -> None:
+    network = Standardised(QuadraticHead(DIM), DIM).double()
+    prior = RatioSequence(StandardNormal(DIM), network)
+    for stage in range(3):
+        weights = {name: 0.1 * normal(1, *one.shape, seed=stage)[0] for name, one in network.state_dict().items()}
+        prior = prior.append({**weights, "scale": 1 + weights["scale"].square()}, 0.9 + 0.2 * stage)
+    one, z = merged(prior), normal(9, DIM)
+    assert one.num_stages == 1
+    torch.testing.assert_close(one.log_density(z), prior.log_density(z))
 
 
 @pytest.mark.parametrize("zeros", [[0], [1, 2], [2], [0, 1, 2]])

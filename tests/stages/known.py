@@ -47,6 +47,16 @@ def prior_of(num_stages: int) -> tuple[float, Tensor, Tensor]:
     return exact(SLOPES[:num_stages].sum(0))
 
 
+def draws_of(num_stages: int, num: int, seed: int = 0) -> Tensor:
+    """Exact samples (N, 2) of p_k."""
+    b, generator = SLOPES[:num_stages].sum(0), torch.Generator().manual_seed(seed)
+    covariances = ROOTS @ ROOTS.mT
+    logs = SHARES.log() + MEANS @ b + 0.5 * torch.einsum("i,cij,j->c", b, covariances, b)
+    part = torch.multinomial(logs.softmax(0), num, replacement=True, generator=generator)
+    noise = torch.randn(num, 2, generator=generator)
+    return (MEANS + covariances @ b)[part] + (ROOTS[part] @ noise[:, :, None])[:, :, 0]
+
+
 def check_moments(z: Tensor, weights: Tensor, num_stages: int, inflated: float = 1.0) -> None:
     """Weighted means of z and of its products lie within 4.5 standard errors of those of p_k."""
     _, mean, second = prior_of(num_stages)

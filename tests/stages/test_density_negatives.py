@@ -61,7 +61,7 @@ def saved(trainer: StageTrainer) -> dict[str, Any]:
         for name, part in trainer.parts.items()
         if name != "ratio"
     }
-    frozen = [trainer.prior.stage_weights(k + 1) for k in range(trainer.prior.num_stages)]
+    frozen = [trainer.prior.stage_tensors(k + 1) for k in range(trainer.prior.num_stages)]
     return {"engine": trainer.engine.state(), "parts": parts, "values": trainer.values(), "frozen": frozen}
 
 

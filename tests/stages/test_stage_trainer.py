@@ -199,7 +199,7 @@ def restore(trainer: StageTrainer, saved: StageTrainer, tables: dict[Span, Tenso
     trainer.load_values(values)
     trainer.latents.restore(tables)
     trainer.best.restore({one.span: one.values.clone() for one in saved.best.share()})
-    trainer.take_frozen([saved.prior.stage_weights(k + 1) for k in range(saved.prior.num_stages)])
+    trainer.take_frozen([saved.prior.stage_tensors(k + 1) for k in range(saved.prior.num_stages)])
 
 
 def prior_after(trainer: StageTrainer) -> RatioSequence:
