@@ -249,6 +249,7 @@ def _say(lines: list[str]) -> None:
 def _stage_line(row: "StageRow", side: str) -> str:
     bound = f"{row.evidence.kl_bound:.4f} ± {row.evidence.kl_bound_error:.4f}"
     numbers = f"held-out loss {row.evidence.loss:.4f}, KL bound {bound}, gain {row.gain:.3f}"
+    numbers += f", power {row.power:.3f}" if row.power != 1 else ""
     of_side = f"{side}, " if side else ""
     return f"{of_side}stage {row.stage}, {row.updates:,} updates: {numbers} ({row.reason})"
 

@@ -182,7 +182,8 @@ def said(record: StageRecord) -> None:
     """Prints a stage."""
     print(
         f"  stage {record.stage}: {record.updates} updates (best {record.best_at}), {record.supply}, loss "
-        f"{record.evidence.loss:.3f}, gain {record.gain:.2f}, J {record.nats:.3f} ± {record.nats_error:.3f}, log Z "
+        f"{record.evidence.loss:.3f}, gain {record.gain:.2f}, power {record.power:.2f}, "
+        f"J {record.nats:.3f} ± {record.nats_error:.3f}, log Z "
         f"{record.log_z:.3f} ± {record.log_z_error:.3f}, memorised {record.memorised.of_negatives:.3f} "
         f"{record.memorised.of_target:.3f}, {record.seconds:.1f} s; {record.reason}",
         flush=True,
