@@ -21,13 +21,13 @@ from ebmscale.model.sampler import log_density_of
 from ebmscale.stages.draws import Draws
 from ebmscale.stages.trainer import evaluated
 
-ROUNDS = 3
+ROUNDS = 4
 """Times that a strength is corrected, at most."""
 SIGNIFICANT = 1.0
 """Standard errors by which the means of log p_{k-1} must differ for a correction."""
 LEAST_SHARE = 0.2
 """Effective share of the particles in a correction; a larger one is made in several rounds."""
-MOST_POWER = 3.0
+MOST_POWER = 10.0
 
 
 @dataclass(frozen=True)
