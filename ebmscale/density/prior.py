@@ -247,7 +247,8 @@ class RatioSequence:
         value = self.log_ratios(z).sum(dim=0)
         if self.powers is None:
             return value
-        return value + (self.base_power - 1) * (self.base.log_density(z) + self.base.log_volume)
+        of_base = (self.powers.prod() - 1).to(value)  # a tensor: no synchronisation with a GPU
+        return value + of_base * (self.base.log_density(z) + self.base.log_volume)
 
     def log_density(self, z: Tensor) -> Tensor:
         """log p_K(z) + log Z_K for z (N, Z), as (N,); differentiable in z."""

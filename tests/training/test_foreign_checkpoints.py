@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from ebmscale.config import parse_config
-from ebmscale.density.prior import RatioSequence, StandardNormal
+from ebmscale.density.prior import POWER, RatioSequence, StandardNormal
 from ebmscale.errors import DamagedError, StorageError
 from ebmscale.model.build import build_model, build_ratio_network
 from ebmscale.model.checkpoint import FOLDER
@@ -47,7 +47,11 @@ STATE: dict[str, Any] = {
 CLOCK = {"parts": {"data": 0.5}, "total": 1.0, "cpu": 1.0}
 
 
-def write(storage: Storage, change: Callable[[dict[str, torch.Tensor]], None] = lambda weights: None) -> str:
+def write(
+    storage: Storage,
+    change: Callable[[dict[str, torch.Tensor]], None] = lambda weights: None,
+    ratios: Sequence[dict[str, torch.Tensor]] | None = None,
+) -> str:
     """A checkpoint of the tiny run, as the saver writes it, with weights that are changed before."""
     store, name = CheckpointStore(storage), name_of(10, "0123456789ab")
     weights = dict(build_model(CONFIG, SHAPE).state_dict())
@@ -62,7 +66,7 @@ def write(storage: Storage, change: Callable[[dict[str, torch.Tensor]], None] = 
         "good": True,
         "metrics": {},
         "files": {file: store.write_part(name, file, image)},
-        "ratios": store.write_ratios([build_ratio_network(CONFIG).state_dict()]),
+        "ratios": store.write_ratios(ratios or [build_ratio_network(CONFIG).state_dict()]),
         "tensors": {"generator": {f"weights/{key}": list(value.shape) for key, value in weights.items()}},
     }
     store.commit(name, manifest, {"state": STATE, "clock": CLOCK})
@@ -100,6 +104,24 @@ def test_a_sound_checkpoint_is_read(run: tuple[Storage, str]) -> None:
     (model,) = read(run[0])
     assert model.samples_seen == 10
     assert model.prior.num_stages == 1
+
+
+def test_powers_of_the_prior_are_kept_in_checkpoints_and_exports(tmp_path: Path) -> None:
+    """A ratio of an earlier version has no power; it counts once."""
+    ratio = {name: torch.full_like(one, 0.3) for name, one in build_ratio_network(CONFIG).state_dict().items()}
+    write(Storage.at(tmp_path / "run"), ratios=[ratio, {**ratio, POWER: torch.tensor(1.25).double()}])
+    (model,) = read(Storage.at(tmp_path / "run"))
+    assert model.prior.powers is not None
+    assert model.prior.powers.tolist() == [1.0, 1.25]
+    model.export(Storage.at(tmp_path / "export"))
+    z = torch.randn(5, CONFIG.model.latent_dim)
+    f = model.at_stage(1).prior.log_ratios(z)[0]
+    expected = 1.25 * (model.prior.base.log_density(z) + f) + f
+    for one in (model, open_model(Storage.at(tmp_path / "export"))):
+        torch.testing.assert_close(one.log_prior(z), expected)
+    write(Storage.at(tmp_path / "odd"), ratios=[{**ratio, POWER: torch.ones(2)}])
+    with pytest.raises(DamagedError, match="such as 'power'"):
+        read(Storage.at(tmp_path / "odd"))
 
 
 @FEW
