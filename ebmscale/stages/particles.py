@@ -23,7 +23,7 @@ from ebmscale.stages.trainer import evaluated
 
 ROUNDS = 4
 """Times that a strength is corrected, at most."""
-SIGNIFICANT = 1.0
+SIGNIFICANT = 2.0
 """Standard errors by which the means of log p_{k-1} must differ for a correction."""
 LEAST_SHARE = 0.2
 """Effective share of the particles in a correction; a larger one is made in several rounds."""
