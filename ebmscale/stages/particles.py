@@ -101,13 +101,11 @@ class Tilted:
         strength: of the ratio.
         walkers: of p_k.
         plan: how they went, for others to follow; its last rung is 1.
-        acceptance: of the moves, on average.
     """
 
     strength: Strength
     walkers: Walkers
     plan: WalkPlan
-    acceptance: float
 
 
 def tilt(
@@ -154,22 +152,38 @@ def tilt(
     walked = walk(Strength(1.0), float(of_q[:, 0].mean()), limit)
     strength = Strength(float(walked.end))
     moved = walkers._moved(walked, draws, stage)
-    for _ in range(ROUNDS if strength.gain > 0 else 0):
-        found = statistics(moved.rows)
-        error = (of_q.var(0) / len(of_q) + found.var(0) / len(found)).sqrt()
-        if not bool((of_q.mean(0) - found.mean(0)).abs()[1] > SIGNIFICANT * error[1]):
+    for _ in range(ROUNDS):
+        better = _corrected(strength, statistics(moved.rows), of_q, limit)
+        if better is None:
             break
-        gain, power = matching_tilt(found, of_q.mean(0), LEAST_SHARE).tolist()
-        gain, power = strength.gain + gain, strength.power + power
-        if not (0 < gain <= limit and 1 / MOST_POWER <= power <= MOST_POWER):
-            break
-        strength = Strength(gain, power)
-        walked = walk(strength, None, 1.0)
+        strength, walked = better, walk(better, None, 1.0)
         moved = walkers._moved(walked, draws, stage)
-    mean_acceptance = sum(walked.acceptance) / len(walked.acceptance)
     plan, end = walked.plans[0], float(walked.end)
     plan = plan._replace(rungs=plan.rungs / end if end > 0 else plan.rungs)
-    return Tilted(strength, moved, plan, mean_acceptance)
+    return Tilted(strength, moved, plan)
+
+
+def _corrected(strength: Strength, of_p: Tensor, of_q: Tensor, limit: float) -> Strength | None:
+    """The strength at which the means of f and of log p_{k-1} meet, or one on the way there.
+
+    Args:
+        strength: by which the particles were brought to p_k.
+        of_p: (N, 2) f and log p_{k-1} at the particles.
+        of_q: (M, 2) the same at samples of q.
+        limit: of the gain.
+
+    Returns:
+        None if the means of log p_{k-1} meet already, or if the strength would leave its bounds.
+    """
+    differences = (of_q.mean(0) - of_p.mean(0)).abs()
+    errors = (of_q.var(0) / len(of_q) + of_p.var(0) / len(of_p)).sqrt()
+    if strength.gain <= 0 or not bool(differences[1] > SIGNIFICANT * errors[1]):
+        return None
+    gain, power = matching_tilt(of_p, of_q.mean(0), LEAST_SHARE).tolist()
+    better = Strength(strength.gain + gain, strength.power + power)
+    if not (0 < better.gain <= limit and 1 / MOST_POWER <= better.power <= MOST_POWER):
+        return None
+    return better
 
 
 def _walked(
