@@ -11,6 +11,8 @@ from torch import Tensor
 
 SMALLEST_STEP = 1e-13
 NEWTON_STEPS = 20
+SINGULAR = 1e-12
+"""A determinant below this part of the product of the variances is zero."""
 
 
 def pooled(log_z: Tensor) -> tuple[float, float]:
@@ -71,40 +73,50 @@ def tilted_mean(increment: Tensor, log_weights: Tensor, step: Tensor) -> Tensor:
 
 
 def matching_tilt(statistics: Tensor, means: Tensor, least_share: float) -> Tensor:
-    """The coefficients s (S,) for which particles with weights e^(s . T) have given means of the statistics T.
+    """The coefficients s (2,) for which particles with weights e^(s . T) have given means of two statistics T.
 
     They maximise s . m - log mean e^(s . T), which is concave. Newton's method finds them. Where fewer than
     `least_share` of the particles would count, the way from 0 to s ends there.
 
     Args:
-        statistics: (N, S) T at the particles, in float64.
-        means: (S,) m.
+        statistics: (N, 2) T at the particles, in float64.
+        means: (2,) m.
         least_share: effective sample size of the weights, as a fraction.
     """
     tilt = torch.zeros_like(means)
 
-    def weights(coefficients: Tensor) -> Tensor:
-        return torch.softmax(statistics @ coefficients, 0)
+    # The results of matrix products and of LAPACK can depend on where numbers lie in memory. These sums do not.
+    def raised(coefficients: Tensor) -> Tensor:
+        return (statistics * coefficients).sum(1)
+
+    def share(coefficients: Tensor) -> Tensor:
+        return 1 / (len(statistics) * torch.softmax(raised(coefficients), 0).square().sum())
 
     def value(coefficients: Tensor) -> float:
-        return float(coefficients @ means - (statistics @ coefficients).logsumexp(0))
+        return float((coefficients * means).sum() - raised(coefficients).logsumexp(0))
 
     for _ in range(NEWTON_STEPS):
-        w = weights(tilt)
-        centred = statistics - w @ statistics
-        covariance = centred.T @ (w[:, None] * centred)
-        step = torch.linalg.lstsq(covariance, means - w @ statistics).solution
-        size = 1.0
+        weights = torch.softmax(raised(tilt), 0)[:, None]
+        mean = (weights * statistics).sum(0)
+        centred = statistics - mean
+        covariance = (weights[:, :, None] * centred[:, :, None] * centred[:, None]).sum(0)
+        step, size = solved(covariance, means - mean), 1.0
         while size > SMALLEST_STEP and not value(tilt + size * step) > value(tilt):
             size /= 2
         if size <= SMALLEST_STEP:
             break
         tilt = tilt + size * step
-    reached = largest_step(
-        lambda s: torch.stack([1 / (len(statistics) * weights(one * tilt).square().sum()) >= least_share for one in s]),
-        torch.ones(1, dtype=torch.float64, device=means.device),
-    )
-    return reached * tilt
+    ones = torch.ones(1, dtype=torch.float64, device=means.device)
+    return largest_step(lambda s: (share(s * tilt) >= least_share)[None], ones) * tilt
+
+
+def solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """x (2,) with A x = b for a covariance A (2, 2); of a singular one an x with the larger variance alone."""
+    (a, b), (_, c) = matrix
+    determinant = a * c - b * b
+    alone = torch.where(a >= c, torch.stack([right[0] / a, 0 * b]), torch.stack([0 * b, right[1] / c]))
+    both = torch.stack([c * right[0] - b * right[1], a * right[1] - b * right[0]]) / determinant
+    return torch.where(determinant > SINGULAR * a * c, both, alone).nan_to_num(0.0, 0.0, 0.0)
 
 
 def largest_step(holds: Callable[[Tensor], Tensor], room: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ SIGNIFICANT = 2.0
 """Standard errors by which the means of log p_{k-1} must differ for a correction."""
 LEAST_SHARE = 0.2
 """Effective share of the particles in a correction; a larger one is made in several rounds."""
-MOST_POWER = 10.0
+LEAST_POWER, MOST_POWER = 0.1, 1.5
+"""Bounds of a power. A power above 1 also makes a mode that is too large larger still, so it has to stay small."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _corrected(strength: Strength, of_p: Tensor, of_q: Tensor, limit: float) -> 
         return None
     gain, power = matching_tilt(of_p, of_q.mean(0), LEAST_SHARE).tolist()
     better = Strength(strength.gain + gain, strength.power + power)
-    if not (0 < better.gain <= limit and 1 / MOST_POWER <= better.power <= MOST_POWER):
+    if not (0 < better.gain <= limit and LEAST_POWER <= better.power <= MOST_POWER):
         return None
     return better
 

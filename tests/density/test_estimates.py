@@ -14,6 +14,7 @@ from ebmscale.density.estimates import (
     largest_step,
     matching_tilt,
     pooled,
+    solved,
     tilted_mean,
 )
 
@@ -98,9 +99,20 @@ def test_the_tilt_that_gives_means_of_a_gaussian() -> None:
 
 
 def test_a_tilt_stops_where_too_few_particles_would_count() -> None:
+    """A statistic that is the same everywhere has no coefficient."""
     x = torch.randn(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = matching_tilt(x[:, None], torch.tensor([3.0], dtype=torch.float64), 0.3)
+    statistics = torch.stack([torch.zeros_like(x), x], 1)
+    nothing, found = matching_tilt(statistics, torch.tensor([0.0, 3.0], dtype=torch.float64), 0.3).tolist()
     weights = torch.softmax(found * x, 0)
     assert float(1 / (len(x) * weights.square().sum())) == pytest.approx(0.3, abs=0.01)
-    assert 0.9 < float(found) < 1.3  # e^(-a^2) of the draws count
-    assert matching_tilt(x[:, None], x.mean()[None], 0.3).tolist() == pytest.approx([0.0], abs=1e-6)
+    assert 0.9 < found < 1.3  # e^(-a^2) of the draws count
+    assert nothing == 0
+    assert matching_tilt(statistics, statistics.mean(0), 0.3).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+@given(st.tuples(*[st.floats(-2, 2)] * 5))
+def test_a_system_of_two_is_solved(numbers: tuple[float, ...]) -> None:
+    root = torch.tensor(numbers[:4], dtype=torch.float64).view(2, 2)
+    matrix = root @ root.T + 0.01 * torch.eye(2)
+    right = torch.tensor([1.0, numbers[4]], dtype=torch.float64)
+    torch.testing.assert_close(solved(matrix, right), torch.linalg.solve(matrix, right))

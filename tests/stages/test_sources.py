@@ -58,7 +58,7 @@ def test_gains_and_normalisers_from_a_base(least: float, kind: type) -> None:
 
 
 @pytest.mark.parametrize(("least", "kind"), [(0.02, WeightedDraws), (0.999, Pool)])
-@pytest.mark.parametrize("std", [0.6, 1.2])
+@pytest.mark.parametrize("std", [0.85, 1.3])
 def test_a_prior_of_the_wrong_width_is_raised_to_a_power(least: float, kind: type, std: float) -> None:
     """From N(0, I) to N(m, s^2 I) by the ratio m z alone: g = b = 1 / s^2, and log Z is known."""
     dim, mean = 3, torch.tensor([0.5, -0.3, 0.8])
@@ -84,6 +84,15 @@ def test_a_prior_of_the_wrong_width_is_raised_to_a_power(least: float, kind: typ
     assert float(square) == pytest.approx(1 / b, rel=0.12)
     again = source.tilt(linear(torch.tensor([1.0, 0.0, 0.0])), q)  # nothing is left to correct
     assert again.power == pytest.approx(1, abs=0.1)
+
+
+def test_a_power_that_would_be_too_large_is_left_out() -> None:
+    ratio = linear(torch.tensor([0.5, -0.3, 0.8]))
+    source = FromBase(RatioSequence(StandardNormal(3), ratio), FEW, Draws(0), 30.0)
+    q = torch.tensor([0.5, -0.3, 0.8]) + 0.4 * torch.randn(10_000, 3, generator=torch.Generator().manual_seed(0))
+    strength = source.tilt(ratio, q)
+    assert strength.power == 1
+    assert strength.gain == pytest.approx(1, rel=0.1)
 
 
 def test_gains_and_normalisers_from_samples() -> None:
