@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ebmscale.report.comparison import NATS, best, cell, row_cells, summarise
+from ebmscale.report.comparison import NATS, best, cell, cells_by_row, summarise
 from ebmscale.report.pictures import STYLE
 from ebmscale.report.result import Result
 from ebmscale.report.shares import CEILING, SHARE, with_shares
@@ -194,8 +194,7 @@ def _table(results: Sequence[Result], columns: Mapping[str, str]) -> str:
     """One line a row of the comparison; the best value of a column that has one is bold."""
     bold = best(results, [name if not name.startswith(CEILING) else "" for name in columns])
     lines = []
-    for row, marks in zip(summarise(results), bold, strict=True):
-        texts = row_cells(results, row, list(columns))
+    for (row, texts), marks in zip(cells_by_row(results, list(columns)).items(), bold, strict=True):
         lines.append([row, *(f"**{text}**" if mark else text for text, mark in zip(texts, marks, strict=True))])
     return _lines(["row", *columns.values()], lines)
 

@@ -171,15 +171,12 @@ class RatioSequence:
             weights: a state dict of the network.
             power: of the prior so far.
         """
-        new = {name: weights[name].detach().clone().unsqueeze(0) for name in self.network.state_dict()}
-        if self.powers is not None or power != 1:
+        new = {name: weights[name].detach().clone() for name in self.network.state_dict()}
+        if power != 1:
             device = next(iter(new.values())).device
-            new[POWER] = torch.full((1,), power, dtype=torch.float64, device=device)
-        if self.weights:
-            ones = torch.ones(self.num_stages, dtype=torch.float64, device=next(iter(new.values())).device)
-            old = {POWER: ones, **self.tensors}
-            new = {name: torch.cat([old[name], tensor]) for name, tensor in new.items()}
-        return RatioSequence(self.base, self.network, new)
+            new[POWER] = torch.tensor(power, dtype=torch.float64, device=device)
+        before = [self.stage_tensors(stage) for stage in range(1, self.num_stages + 1)]
+        return RatioSequence(self.base, self.network, stacked_stages([*before, new]))
 
     def prefix(self, num_stages: int) -> "RatioSequence":
         """The prior after the first `num_stages` stages.
@@ -196,6 +193,7 @@ class RatioSequence:
         """The base with the last ratio alone, without its power."""
         return self.prefix(0).append(self.stage_weights(self.num_stages))
 
+    @property
     def last_power(self) -> float:
         """b_K, the power of p_{K-1} in p_K."""
         return 1.0 if self.powers is None else float(self.powers[-1])
@@ -270,7 +268,8 @@ class RatioSequence:
 
 def stacked_stages(stages: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of a sequence from those of its stages (see `RatioSequence.stage_tensors`)."""
-    if not any(POWER in one for one in stages):
-        return {name: torch.stack([one[name] for one in stages]) for name in (stages[0] if stages else ())}
-    whole = [{POWER: torch.ones((), dtype=torch.float64), **one} for one in stages]
-    return {name: torch.stack([one[name] for one in whole]) for name in whole[0]}
+    if any(POWER in one for one in stages):
+        devices = [next(iter(one.values())).device for one in stages]
+        ones = (torch.ones((), dtype=torch.float64, device=device) for device in devices)
+        stages = [{POWER: power, **one} for power, one in zip(ones, stages, strict=True)]
+    return {name: torch.stack([one[name] for one in stages]) for name in (stages[0] if stages else ())}

@@ -106,7 +106,7 @@ def rung_target(prior: RatioSequence) -> Callable[[Tensor], Target] | None:
         A function of the strengths t (N,) of every point's own rung. Where p_{K-1} has the power b, the rung is
         p_{K-1}^(1 + t (b - 1)) e^(t f_K).
     """
-    num, power = prior.num_stages, prior.last_power()
+    num, power = prior.num_stages, prior.last_power
     prior = prior if power == 1 else prior.prefix(num - 1).append(prior.stage_weights(num))
     networks, of_base = _supported(prior), prior.base_power
     if networks is None or prior.base.in_coordinates() is not prior.base:
@@ -159,14 +159,16 @@ def stage_legs(prior: RatioSequence) -> list[Leg]:
 
 def last_leg(prior: RatioSequence) -> Leg:
     """The leg from p_{K-1} to p_K."""
-    before, alone, power = merged(prior.prefix(prior.num_stages - 1)), prior.last(), prior.last_power()
-    ratio, weight = (closed_form_sum(one) or one.log_weight for one in (alone, before))
+    before, alone, power = merged(prior.prefix(prior.num_stages - 1)), prior.last(), prior.last_power
+    ratio = closed_form_sum(alone) or alone.log_weight
+    if power == 1:
+        return Leg(before.log_density, ratio, rung_target(prior))
+    weight = closed_form_sum(before) or before.log_weight
 
     def raised(z: Tensor) -> Tensor:
-        inside = before.base.log_density(z) + before.base.log_volume + weight(z)
-        return ratio(z) + (power - 1) * inside
+        return ratio(z) + (power - 1) * (before.base.log_density(z) + before.base.log_volume + weight(z))
 
-    return Leg(before.log_density, ratio if power == 1 else raised, rung_target(prior))
+    return Leg(before.log_density, raised, rung_target(prior))
 
 
 class _Ratios:

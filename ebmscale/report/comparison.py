@@ -144,24 +144,25 @@ def _less_is_better(name: str) -> bool:
 def _cells(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     names = _quantities(results)
     failed = {result.row: result.failure for result in results if result.failure}
-    rows = []
-    for row, values in summarise(results).items():
-        num_seeds = max((len(one) for one in values.values()), default=0)
-        rows.append([row, str(num_seeds), *row_cells(results, row, names), failed.get(row) or ""])
+    found, rows = summarise(results), []
+    for row, texts in cells_by_row(results, names).items():
+        num_seeds = max((len(one) for one in found[row].values()), default=0)
+        rows.append([row, str(num_seeds), *texts, failed.get(row) or ""])
     header = ["row", "seeds", *names, "failed"]
     if not failed:
         return header[:-1], [row[:-1] for row in rows]
     return header, rows
 
 
-def row_cells(results: Sequence[Result], row: str, names: Sequence[str]) -> list[str]:
-    """The texts of a row for these quantities."""
-    values = summarise(results)[row]
-    texts = {name: cell(values[name]) if name in values else "-" for name in names}
-    log_z_error = rough_nats(results).get(row)
-    if log_z_error is not None and NATS in texts:
-        texts[NATS] += f" (log Z ± {_number(log_z_error)})"
-    return [texts[name] for name in names]
+def cells_by_row(results: Sequence[Result], names: Sequence[str]) -> dict[str, list[str]]:
+    """The texts of every row for these quantities."""
+    rough, found = rough_nats(results), dict[str, list[str]]()
+    for row, values in summarise(results).items():
+        texts = {name: cell(values[name]) if name in values else "-" for name in names}
+        if row in rough and NATS in texts:
+            texts[NATS] += f" (log Z ± {_number(rough[row])})"
+        found[row] = [texts[name] for name in names]
+    return found
 
 
 def rough_nats(results: Sequence[Result]) -> dict[str, float]:

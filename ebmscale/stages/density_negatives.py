@@ -19,7 +19,6 @@ from ebmscale.density.langevin import ChainTrace
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import ConfigError, DivergenceError
 from ebmscale.model.pieces import Piece, Span, piece, share_of, whole_spans
-from ebmscale.model.sampler import log_density_of
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.seeds import StreamNoise, derive
 from ebmscale.stages.draws import Draws
@@ -120,7 +119,7 @@ class DensityNegatives:
     def freeze(self, prior: RatioSequence, weights: Mapping[str, Tensor], q: Tensor, position: int) -> Freeze:
         """See `NegativeSource.freeze`; a ratio that particles cannot follow has a bound that is not a number."""
         found = self._world.broadcast(self._tilted(prior, weights, q) if self._world.is_first else None)
-        after = _with(prior, weights, found.strength)
+        after = found.strength.append(prior, weights)
 
         def keep() -> None:
             source = self._source_on(after)
@@ -139,9 +138,7 @@ class DensityNegatives:
             strength, grown = _accepted(source, before, network, tune)
         except DivergenceError:
             return _Found(Strength(0.0), (math.nan, math.nan), {}, {})
-        nats = strength.gain * evaluated(network, judge)
-        if strength.power != 1:
-            nats = nats + (strength.power - 1) * log_density_of(before, judge)
+        nats = strength.added(before, evaluated(network, judge), judge)
         error = math.hypot(float(nats.std()) / math.sqrt(len(nats)), grown.by_error)
         values = source.values()
         return _Found(strength, (float(nats.mean()) - grown.by, error), source.tensors(), values)
@@ -256,12 +253,7 @@ def _accepted(source: FromBase, before: RatioSequence, network: nn.Module, q: Te
     strength = source.tilt(network, q)
     if strength.gain <= 0:
         return Strength(0.0), Grown(source.log_z, source.log_z_error, 0.0, 0.0)
-    return strength, source.accept(_with(before, network.state_dict(), strength))
-
-
-def _with(before: RatioSequence, weights: Mapping[str, Tensor], strength: Strength) -> RatioSequence:
-    """The prior with a ratio of that strength."""
-    return before.append({**weights, "gain": strength.gain * weights["gain"]}, strength.power)
+    return strength, source.accept(strength.append(before, network.state_dict()))
 
 
 def _by_row(table: StreamTable) -> Tensor:

@@ -15,8 +15,7 @@ from torch.nn.functional import softplus
 from ebmscale.density.evidence import measure
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DivergenceError
-from ebmscale.model.sampler import log_density_of
-from ebmscale.networks import WIDE_BOUND, Standardised, quadratic_part, set_bound
+from ebmscale.networks import WIDE_BOUND, quadratic_part, set_bound
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.beginning import begin, bound_for, start_from_moments
 from ebmscale.stages.draws import Draws, Halted
@@ -192,16 +191,10 @@ def close_stage(
     memorised = memorisation(trainer, f_judge, fresh)
     evidence = measure(f_judge, unweighted(evaluated(network, fresh.z), fresh.weights))
     strength = source.tilt(network, trainer.held_out.q)
-    grown = Grown(
-        *((learned.records[-1].log_z, learned.records[-1].log_z_error) if stage > 1 else (0.0, 0.0)), 0.0, 0.0
-    )
-    added = strength.gain * f_judge
+    grown = learned.standing
+    added = strength.added(sequence, f_judge, judges)
     if strength.gain > 0:
-        assert isinstance(network, Standardised)
-        network.gain.fill_(strength.gain)
-        if strength.power != 1:
-            added = added + (strength.power - 1) * log_density_of(sequence, judges)
-        sequence = sequence.append(network.state_dict(), strength.power)
+        sequence = strength.append(sequence, network.state_dict())
         grown = source.accept(sequence)
     per_point = added.view(course.parts.judge.repeats, -1).mean(0)
     record = StageRecord(

@@ -3,7 +3,7 @@
 Shapes: G groups, N particles of a group, Z coordinates, R rungs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -93,6 +93,14 @@ class Strength:
     gain: float
     power: float = 1.0
 
+    def append(self, sequence: RatioSequence, weights: Mapping[str, Tensor]) -> RatioSequence:
+        """p_k, from p_{k-1} and the state dict of a `networks.Standardised` ratio."""
+        return sequence.append({**weights, "gain": self.gain * weights["gain"]}, self.power)
+
+    def added(self, sequence: RatioSequence, f: Tensor, z: Tensor) -> Tensor:
+        """log p_k - log p_{k-1} + log Z_k - log Z_{k-1} (M,) at z (M, Z), from f (M,) there."""
+        return self.gain * f if self.power == 1 else self.gain * f + (self.power - 1) * log_density_of(sequence, z)
+
 
 @dataclass(frozen=True)
 class Tilted:
@@ -146,7 +154,7 @@ def tilt(
         return torch.stack([evaluated(ratio, z), log_density_of(sequence, z)], 1)
 
     def walk(strength: Strength, until: float | None, limit: float) -> Annealed:
-        leg = last_leg(sequence.append({**weights, "gain": strength.gain * weights["gain"]}, strength.power))
+        leg = last_leg(strength.append(sequence, weights))
         return _walked(walkers, [leg], settings, draws, stage, until=until, limit=limit)
 
     of_q = statistics(q)
