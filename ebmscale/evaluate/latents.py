@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ebmscale.errors import DivergenceError
 from ebmscale.evaluate.images import ImageSet, chunk_seed
 from ebmscale.evaluate.measure import ROW, Tensors, in_order, rows_of, stacked
 from ebmscale.model.latent_model import LatentModel
@@ -47,7 +48,7 @@ class LatentDensity:
             return {"nats": math.nan} | values
         try:
             normaliser = measure_normaliser(self.model.prior, self.seed, num_groups=NUM_GROUPS, group_size=GROUP_SIZE)
-        except ValueError:  # the walk from p_0 has no end
+        except DivergenceError:  # the walk from p_0 has no end
             return {"nats": math.nan} | values
         return {
             "nats": float(last.mean()) - normaliser.log_z,

@@ -2,7 +2,7 @@
 
 from ebmscale.config import RunConfig
 from ebmscale.density.prior import RatioSequence
-from ebmscale.errors import StorageError
+from ebmscale.errors import DamagedError, StorageError
 from ebmscale.model.build import build_model, build_ratio_network
 from ebmscale.model.checkpoint import SavedCheckpoint
 from ebmscale.model.checkpoint_reader import CheckpointReader
@@ -85,4 +85,9 @@ def _assemble(
     model.load_state_dict(tensors.networks)
     model.requires_grad_(False)
     prior = RatioSequence(base, build_ratio_network(config), tensors.ratios)
+    if prior.powers is not None and not bool((prior.powers > 0).all()):
+        raise DamagedError(
+            "A frozen ratio has a power of the prior that is not above 0, so its prior is no density; use another "
+            "checkpoint, or export one again."
+        )
     return LatentModel(config, model, prior, shape, samples_seen, residuals, mean_square)

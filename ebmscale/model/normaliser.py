@@ -10,6 +10,7 @@ import torch
 from ebmscale.density.path import Annealed, Annealing, Normaliser
 from ebmscale.density.prior import RatioSequence
 from ebmscale.density.smc import anneal, normaliser
+from ebmscale.errors import DivergenceError
 from ebmscale.kernels.closed_form import stage_legs
 from ebmscale.seeds import StreamNoise
 from ebmscale.world import World, owned_rows
@@ -30,16 +31,24 @@ def walk_prior(
         groups: numbers of the G groups.
         group_size: N.
         settings: of the walk.
+
+    Raises:
+        DivergenceError: the particles cannot follow.
     """
     rows = torch.as_tensor(groups, dtype=torch.int64).repeat_interleave(group_size)
     first = StreamNoise(seed, "walk-prior-start", 0, rows).normal(prior.base.dim)
     inside = prior.in_coordinates()  # as the ratios see them, where a fitted base is white
-    walked = anneal(
-        stage_legs(inside),
-        inside.base.from_noise(first).view(len(groups), group_size, -1),
-        lambda leg, rung: StreamNoise(seed, f"walk-prior-{leg}", rung, rows),
-        settings or Annealing(),
-    )
+    try:
+        walked = anneal(
+            stage_legs(inside),
+            inside.base.from_noise(first).view(len(groups), group_size, -1),
+            lambda leg, rung: StreamNoise(seed, f"walk-prior-{leg}", rung, rows),
+            settings or Annealing(),
+        )
+    except ValueError as error:
+        raise DivergenceError(
+            f"Particles cannot follow the stages of the prior ({error}); train it anew, with a lower train.ratio.rate."
+        ) from None
     walked.z = prior.from_coordinates(walked.z.flatten(0, 1)).view_as(walked.z)
     return walked
 

@@ -81,7 +81,7 @@ def test_a_wide_gap_is_crossed_in_stages() -> None:
 
 
 def test_many_dimensions_are_crossed_from_the_moments() -> None:
-    """40 dimensions and 5 nats: 1,681 weights against 4,800 samples; from zero, as many updates find a far weaker ratio."""
+    """40 dimensions and 5 nats: 1,681 weights against 4,800 samples; from zero, a ratio is far weaker."""
     q = 0.4 + 0.8 * normal(6000, 40)
     true = 40 * 0.5 * (0.64 - 1 - 2 * math.log(0.8) + 0.16)
     found = fit_ratio(StandardNormal(40), q, seed=1, settings=QUICK)

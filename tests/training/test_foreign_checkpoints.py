@@ -15,12 +15,13 @@ from safetensors.torch import load, save
 
 from ebmscale.config import parse_config
 from ebmscale.density.prior import POWER, RatioSequence, StandardNormal
-from ebmscale.errors import DamagedError, StorageError
+from ebmscale.errors import DamagedError, DivergenceError, StorageError
 from ebmscale.model.build import build_model, build_ratio_network
 from ebmscale.model.checkpoint import FOLDER
 from ebmscale.model.export import ABOUT_FILE, TENSOR_FILE
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.load import from_checkpoint, open_model
+from ebmscale.model.normaliser import measure_normaliser
 from ebmscale.model.pieces import PartImage, piece
 from ebmscale.model.run_documents import RunState
 from ebmscale.storage import Storage
@@ -122,6 +123,21 @@ def test_powers_of_the_prior_are_kept_in_checkpoints_and_exports(tmp_path: Path)
     write(Storage.at(tmp_path / "odd"), ratios=[{**ratio, POWER: torch.ones(2)}])
     with pytest.raises(DamagedError, match="such as 'power'"):
         read(Storage.at(tmp_path / "odd"))
+
+
+@pytest.mark.parametrize("power", [0.0, -3.0])
+def test_a_power_that_makes_no_density_is_refused(tmp_path: Path, power: float) -> None:
+    ratio = build_ratio_network(CONFIG).state_dict()
+    write(Storage.at(tmp_path), ratios=[{**ratio, POWER: torch.tensor(power).double()}])
+    with pytest.raises(DamagedError, match="not above 0"):
+        read(Storage.at(tmp_path))
+
+
+def test_a_prior_that_particles_cannot_follow_is_told_in_a_sentence() -> None:
+    ratio = build_ratio_network(CONFIG)
+    prior = RatioSequence(StandardNormal(CONFIG.model.latent_dim), ratio).append(ratio.state_dict(), 1e300)
+    with pytest.raises(DivergenceError, match="Particles cannot follow the stages of the prior"):
+        measure_normaliser(prior, num_groups=2, group_size=64)
 
 
 @FEW
