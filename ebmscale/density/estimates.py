@@ -54,6 +54,25 @@ def bennett_ratio(lower: Tensor, lower_weights: Tensor, upper: Tensor, upper_wei
     return 0.5 * (low + high)
 
 
+def bridge_estimate(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """log of the ratio of two normalisers (), and its standard error, from independent samples of both sides.
+
+    This is bridge sampling (Bennett 1976; Meng & Wong 1996). A few samples with large differences cannot carry the
+    result, as they can in `importance_estimate`, because every sample counts by a probability.
+
+    Args:
+        lower: (N,) log density of the upper side minus that of the lower one, at samples of the lower one.
+        upper: (M,) the same at samples of the upper one.
+    """
+    lower, upper = lower.double(), upper.double()
+    even = [torch.full_like(side, 1 / len(side))[None] for side in (lower, upper)]
+    log_ratio = bennett_ratio(lower[None], even[0], upper[None], even[1], lower.new_zeros(1))[0]
+    taken, given = torch.sigmoid(lower - log_ratio), torch.sigmoid(log_ratio - upper)
+    slope = sum((side * (1 - side)).mean() for side in (taken, given))
+    variance = sum(side.var() / len(side) for side in (taken, given))
+    return log_ratio, variance.sqrt() / slope.clamp_min(torch.finfo(torch.float64).tiny)
+
+
 def conditional_ess(increment: Tensor, log_weights: Tensor, step: Tensor) -> Tensor:
     """The conditional effective sample size of a step s, as a fraction in (0, 1] (G,) (Zhou, Johansen & Aston 2016).
 

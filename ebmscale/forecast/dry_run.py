@@ -16,7 +16,7 @@ import torch
 from ebmscale.config import RunConfig
 from ebmscale.errors import ConfigError, EbmscaleError
 from ebmscale.forecast.process_memory import peak_bytes
-from ebmscale.forecast.rehearsal import go_to_last_stage, rehearsal, try_base
+from ebmscale.forecast.rehearsal import go_to_last_stage, go_to_stage, rehearsal, try_base, try_freeze
 from ebmscale.model.run_folder import run_storage
 from ebmscale.networks import count_parameters
 from ebmscale.stages.stage_trainer import StageTrainer
@@ -50,7 +50,8 @@ class Costs:
         last: seconds of an update in each span in the last stage.
         first_evidence: seconds of a measurement of evidence under p_0.
         last_evidence: seconds of one in the last stage.
-        new_stage: seconds to move the prior chains to the last stage's prior.
+        freeze: seconds of a freeze for each ratio that its particles pass. A freeze finds a ratio's strength and brings
+            particles along.
         base: seconds to fit the base to the posteriors, once.
     """
 
@@ -60,7 +61,7 @@ class Costs:
     last: tuple[float, ...]
     first_evidence: float
     last_evidence: float
-    new_stage: float
+    freeze: float
     base: float = 0.0
 
     def cpu_s(self, max_samples: int) -> float:
@@ -79,7 +80,11 @@ class Costs:
         if config.num_live or not config.most_stages:
             return seconds
         num_begun = min(-(-max(max_samples - stages.start_samples, 0) // stages.max_samples), config.most_stages)
-        return seconds + self.new_stage * num_begun * (num_begun + 1) / 2 / config.most_stages
+        return seconds + self.freezes(num_begun)
+
+    def freezes(self, num_stages: int) -> float:
+        """Seconds of all freezes of a run with that many stages."""
+        return self.freeze * _ratios_passed(num_stages)
 
     def samples_within(self, cpu_s: float) -> int:
         """The greatest number of samples, in whole batches and at least one, within a budget of processor seconds."""
@@ -171,18 +176,17 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         _batch_seconds(run, begin) if begin >= config.stages.start_samples else seconds
         for (begin, _), seconds in zip(spans, first, strict=True)
     ]
-    new_stage = Seconds(0.0, 0.0)
-    trainer = run.stages
-    if isinstance(trainer, StageTrainer) and config.most_stages:
-        new_stage = _seconds(partial(trainer.next_prior, run.samples_seen), repeats=1)
     last_evidence = _seconds(lambda: take_evidence(run), repeats=2)
+    freeze = Seconds(0.0, 0.0)
+    if isinstance(run.stages, StageTrainer) and config.most_stages:
+        freeze = _freeze_seconds(run.stages, config.most_stages, run.samples_seen)
     shares = [(end - begin) / config.train.max_samples for begin, end in spans]
     costs = Costs(
         config,
         tuple(begin for begin, _ in spans),
         tuple(one.cpu_s for one in first),
         tuple(one.cpu_s for one in last),
-        *(first_evidence.cpu_s, last_evidence.cpu_s, new_stage.cpu_s, base.cpu_s),
+        *(first_evidence.cpu_s, last_evidence.cpu_s, freeze.cpu_s, base.cpu_s),
     )
     longest_s = sum(
         share * max(one.wall_s, other.wall_s) for share, one, other in zip(shares, first, last, strict=True)
@@ -197,13 +201,26 @@ def _measure(run: Run, storage: Storage) -> Forecast:
         costs=costs,
         train_s=num_batches * longest_s
         + num_evidence * last_evidence.wall_s
-        + config.most_stages * new_stage.wall_s
+        + freeze.wall_s * _ratios_passed(config.most_stages)
         + base.wall_s,
         memory_bytes=_peak_memory(run.world),
         checkpoint_bytes=saved.num_bytes,
         free_bytes=_free_bytes(storage.local_path()),
         num_parameters=(count_parameters(run.sampling.model), count_parameters(run.stages.prior.network)),
     )
+
+
+def _freeze_seconds(trainer: StageTrainer, most_stages: int, position: int) -> Seconds:
+    """Of a freeze, for each ratio that its particles pass. It is timed where that is one ratio or two."""
+    num_before = min(1, most_stages - 1)
+    go_to_stage(trainer, num_before)
+    found = _seconds(partial(try_freeze, trainer, position), repeats=1)
+    return Seconds(*(one / (num_before + 1) for one in found))
+
+
+def _ratios_passed(num_stages: int) -> int:
+    """1 + 2 + ... + K: at the freeze of stage k the particles pass k ratios."""
+    return num_stages * (num_stages + 1) // 2
 
 
 def _free_bytes(folder: Path | None) -> int | None:

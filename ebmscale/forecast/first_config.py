@@ -142,7 +142,7 @@ def timed_config(
         forecast = dry_run(with_values(config, {"storage.url": folder}, "init"), world)
     seconds = forecast.train_s
     if wanted_s is not None:
-        fixed = config.most_stages * forecast.costs.new_stage + forecast.costs.base
+        fixed = forecast.costs.freezes(config.most_stages) + forecast.costs.base
         share = (wanted_s - fixed) / (seconds - fixed)
         length = config.stages.start_samples if config.networks_train else config.train.max_samples
         text = first_config(manifest, url, has_gpu, max(1, int(length * share)))

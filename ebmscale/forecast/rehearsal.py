@@ -1,5 +1,7 @@
 """A rehearsal: a short run of the same configuration in a temporary folder, moved to its most expensive stage."""
 
+import copy
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +10,19 @@ import torch
 
 from ebmscale.address import Address
 from ebmscale.config import RunConfig
+from ebmscale.networks import quadratic_part
+from ebmscale.seeds import torch_generator
+from ebmscale.stages.negatives import Freeze
 from ebmscale.stages.ratio_trainer import RatioTrainer
 from ebmscale.stages.stage_trainer import StageTrainer
+from ebmscale.stages.trainer import evaluated
 from ebmscale.stop import StopSignal
 from ebmscale.training.opening import open_run
 from ebmscale.training.run import Run
 from ebmscale.world import World
+
+GAP = 5.0
+"""Nats that a stage is taken to add. The number of rungs that particles take grows with its square root."""
 
 
 @contextmanager
@@ -36,15 +45,40 @@ def rehearsal(config: RunConfig, world: World) -> Iterator[Run]:
 
 
 def go_to_last_stage(run: Run) -> None:
-    """Gives the prior all ratios but the last, copies of the one in training (collective)."""
-    trainer = run.stages
-    if not isinstance(trainer, StageTrainer):
-        return
+    """Goes to the stage before which the prior has all ratios but one (collective)."""
+    if isinstance(run.stages, StageTrainer):
+        go_to_stage(run.stages, run.config.most_stages - 1)
+
+
+def go_to_stage(trainer: StageTrainer, num_before: int) -> None:
+    """Gives the prior so many ratios, copies of the one in training (collective)."""
     prior, weights = trainer.prior.prefix(0), trainer.engine.full_weights()
-    for _ in range(run.config.most_stages - 1):
+    for _ in range(num_before):
         prior = prior.append(weights)
     trainer.prior = prior
     trainer.negatives.rehearse(prior)
+
+
+def try_freeze(trainer: StageTrainer, position: int) -> Freeze:
+    """Freezes a made-up ratio of an ordinary gap, so that the cost can be measured. Nothing is changed (collective).
+
+    An untrained ratio is zero, and particles need not move to follow it.
+    """
+    generator = torch_generator(0, "rehearsal")
+    network = copy.deepcopy(trainer.prior.network).requires_grad_(False)
+    head = quadratic_part(network.inner)
+    for weights in network.parameters():
+        wide = weights[0].numel() if weights.dim() > 1 else 1
+        weights.copy_(torch.randn(weights.shape, generator=generator) / math.sqrt(wide))
+    if head is not None:  # a random quadratic form may have no normaliser
+        head.quadratic.weight.zero_()
+    z = trainer.negatives.held_out(trainer.prior, position).z
+    f = evaluated(network, z)
+    scale = math.sqrt(2 * GAP) / f.std().clamp_min(1e-12)
+    network.gain.mul_(scale)
+    likely = torch.softmax(scale * f, 0).cpu()
+    q = z[torch.multinomial(likely, len(z), replacement=True, generator=generator).to(z.device)]
+    return trainer.negatives.freeze(trainer.prior, network.state_dict(), q, position)
 
 
 def try_base(trainer: RatioTrainer, position: int) -> None:

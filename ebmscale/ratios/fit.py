@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ebmscale.density.bases import SampledOnly
+from ebmscale.density.estimates import bridge_estimate
 from ebmscale.density.evidence import measure
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, Density, RatioSequence
@@ -243,8 +244,8 @@ class _Fitting:
             return None
         for row in rows:
             self.progress(row)
-        last = learned.records[-1]
-        normaliser = Normaliser(last.log_z, last.log_z_error, math.nan)
+        log_z, log_z_error = bridge_estimate(total(learned.sequence, p.test), total(learned.sequence, q.test))
+        normaliser = Normaliser(float(log_z), float(log_z_error), math.nan)
         found = self._measured(learned, normaliser, q, p.test)
         return replace(found, effective=source.share, repeated=max(found.repeated, p.repeated))
 

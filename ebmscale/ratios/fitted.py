@@ -41,10 +41,11 @@ class FittedRatio:
 
     Attributes:
         sequence: the base density with its ratios.
-        normaliser: log Z_K, by which they are normalised.
+        normaliser: log Z_K, by which they are normalised. Where p is known by samples alone, it is measured by bridge
+            sampling between held-out samples of p and of q.
         shape: of one point.
-        kl: an estimate of KL(q || p) in nats, the mean of the log ratio over held-out samples of q. Up to its error it
-            is a lower bound. It is too small by KL(q || p e^(log ratio)).
+        kl: an estimate of KL(q || p) in nats, the mean of the log ratio over held-out samples of q. With a known base
+            it is a lower bound, up to its error. It is too small by KL(q || p e^(log ratio)).
         kl_error: its standard error.
         missing: an estimate in nats of how much too small `kl` is: the mean log ratio on training samples minus that on
             held-out ones, plus what the last stage added.

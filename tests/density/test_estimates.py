@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ebmscale.density.estimates import (
     bennett_ratio,
+    bridge_estimate,
     conditional_ess,
     importance_estimate,
     largest_step,
@@ -85,6 +86,22 @@ def test_the_bridge_between_two_gaussians() -> None:
     differences = [2 * z - 2 + 1.3 for z in (lower, upper)]
     found = bennett_ratio(differences[0], even, differences[1], even, torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(found, torch.full((4,), 1.3).double(), rtol=0, atol=0.1)
+
+
+def test_the_bridge_and_its_error_where_few_samples_carry_the_mean_of_the_weights() -> None:
+    """Gamma(3) against the exponential: x^2 has the mean 2 under the exponential, and a heavy tail there."""
+    generator = torch.Generator().manual_seed(0)
+    pulls, bridged, plain = [], [], []
+    for _ in range(60):
+        lower, upper = (-torch.rand(2000, n, generator=generator).double().log().sum(1) for n in (1, 3))
+        found, error = bridge_estimate(2 * lower.log(), 2 * upper.log()[:1500])
+        pulls.append(float(found - math.log(2)) / float(error))
+        bridged.append(float(found) - math.log(2))
+        plain.append(float(importance_estimate(2 * lower.log())[0]) - math.log(2))
+    errors = torch.tensor([bridged, plain]).square().mean(1).sqrt()
+    assert torch.tensor(pulls).std() == pytest.approx(1, abs=0.3)
+    assert float(torch.tensor(pulls).mean()) == pytest.approx(0, abs=4 / math.sqrt(60))
+    assert errors[0] < 0.75 * errors[1]
 
 
 def test_the_tilt_that_gives_means_of_a_gaussian() -> None:

@@ -9,8 +9,9 @@ from ebmscale.address import Address
 from ebmscale.config import RunConfig, load_config
 from ebmscale.errors import ConfigError
 from ebmscale.forecast.dry_run import Costs, _age, dry_run
-from ebmscale.forecast.rehearsal import rehearsal
+from ebmscale.forecast.rehearsal import GAP, go_to_stage, rehearsal, try_freeze
 from ebmscale.model.run_folder import run_storage
+from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def test_a_run_of_any_length_costs_what_its_parts_cost() -> None:
     assert costs.cpu_s(10_000) == pytest.approx(100 * 1.0 + 4 * 10.0)
     # Two stages begin, of 0 and 1 ratios of the 4 that the last has; a third of the time each without and with one.
     updates, evidence = 200 * 1.0 + 100 * 2.0 + 100 * 3.0, 16 * (10.0 + 40.0 / 4 / 4)
-    assert costs.cpu_s(40_000) == pytest.approx(updates + evidence + 5.0 * (1 + 2) / 5)
+    assert costs.cpu_s(40_000) == pytest.approx(updates + evidence + 5.0 * (1 + 2))
     with_base = replace(costs, base=7.0)
     assert with_base.cpu_s(20_000) == costs.cpu_s(20_000)
     assert with_base.cpu_s(40_000) == pytest.approx(costs.cpu_s(40_000) + 7.0)
@@ -66,3 +67,16 @@ def test_a_rehearsal_does_not_ask_for_the_run_that_the_run_starts_from(tiny: Run
     config = tiny.model_copy(update={"run": tiny.run.model_copy(update={"start_from": Address("nowhere")})})
     with rehearsal(config, World.alone()) as run:
         assert run.samples_seen == 0
+
+
+@pytest.mark.parametrize("squares", [False, True])
+def test_a_rehearsed_freeze_goes_as_far_as_that_of_an_ordinary_stage(tiny: RunConfig, squares: bool) -> None:
+    ratio = tiny.model.ratio.model_copy(update={"squares": squares})
+    config = tiny.model_copy(update={"model": tiny.model.model_copy(update={"ratio": ratio})})
+    with rehearsal(config, World.alone()) as run:
+        assert isinstance(run.stages, StageTrainer)
+        go_to_stage(run.stages, 1)
+        found = try_freeze(run.stages, 0)
+        assert run.stages.prior.num_stages == 1
+    assert found.strength.gain > 0
+    assert 1 < found.bound[0] < 2 * GAP
