@@ -68,8 +68,8 @@ def bridge_estimate(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     even = [torch.full_like(side, 1 / len(side))[None] for side in (lower, upper)]
     log_ratio = bennett_ratio(lower[None], even[0], upper[None], even[1], lower.new_zeros(1))[0]
     taken, given = torch.sigmoid(lower - log_ratio), torch.sigmoid(log_ratio - upper)
-    slope = sum((side * (1 - side)).mean() for side in (taken, given))
-    variance = sum(side.var() / len(side) for side in (taken, given))
+    slope = torch.stack([(side * (1 - side)).mean() for side in (taken, given)]).sum()
+    variance = torch.stack([side.var() / len(side) for side in (taken, given)]).sum()
     return log_ratio, variance.sqrt() / slope.clamp_min(torch.finfo(torch.float64).tiny)
 
 

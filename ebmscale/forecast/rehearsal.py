@@ -10,7 +10,7 @@ import torch
 
 from ebmscale.address import Address
 from ebmscale.config import RunConfig
-from ebmscale.networks import quadratic_part
+from ebmscale.networks import Standardised, quadratic_part
 from ebmscale.seeds import torch_generator
 from ebmscale.stages.negatives import Freeze
 from ebmscale.stages.ratio_trainer import RatioTrainer
@@ -66,6 +66,7 @@ def try_freeze(trainer: StageTrainer, position: int) -> Freeze:
     """
     generator = torch_generator(0, "rehearsal")
     network = copy.deepcopy(trainer.prior.network).requires_grad_(False)
+    assert isinstance(network, Standardised)
     head = quadratic_part(network.inner)
     for weights in network.parameters():
         wide = weights[0].numel() if weights.dim() > 1 else 1
