@@ -29,6 +29,19 @@ def check_real(values: np.ndarray, name: str) -> None:
     raise DataError(f"{name} is not an array of numbers, but of type {values.dtype.name}; give N samples as one array.")
 
 
+def check_ends(end: int, num_bytes: int, name: str) -> None:
+    """Refuses a .npy file that goes on after its array, such as one to which a second array was appended.
+
+    Raises:
+        DataError: it has more bytes than `end`.
+    """
+    if num_bytes > end:
+        raise DataError(
+            f"{name} has {num_bytes - end:,} bytes after its array; if it holds several arrays, save them as one "
+            "(numpy.concatenate), or in one .npz file."
+        )
+
+
 def as_numbers(values: Any, name: str) -> np.ndarray:
     """An array, a list or a tensor of any device as an array of real numbers of its own type.
 

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 from torch import Tensor
 
-from ebmscale.data.arrays import check_real
+from ebmscale.data.arrays import check_ends, check_real
 from ebmscale.data.chunks import read_split
 from ebmscale.data.compressed import check_memory, check_zip
 from ebmscale.data.manifest import FILE, Manifest
@@ -69,6 +69,7 @@ def _read_numpy(url: str) -> np.ndarray:
         content.seek(0)
         loaded = np.load(content, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
+            check_ends(content.tell(), content.getbuffer().nbytes, url)
             return loaded
         names = [key for key in NAMES if key in loaded] or list(loaded)
         if len(loaded) > 1 and names[0] not in NAMES:

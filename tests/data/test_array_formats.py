@@ -241,6 +241,11 @@ def test_npy_that_is_refused(tmp_path):
     np.save(path, np.float32(3))
     with pytest.raises(DataError, match="a single number"):
         open_source("npy", str(path))
+    with path.open("wb") as file:
+        np.save(file, np.zeros((100, 3)))
+        np.save(file, np.zeros((100, 3)))
+    with pytest.raises(DataError, match="2,528 bytes after its array"):
+        open_source("npy", str(path))
 
 
 def test_folders_that_are_refused(tmp_path):

@@ -38,9 +38,12 @@ def test_what_holds_no_samples_is_said(tmp_path: Path) -> None:
     (tmp_path / "bad.npy").write_bytes(b"no array")
     np.savez(tmp_path / "two.npz", one=np.ones(30), other=np.ones(30))
     np.save(tmp_path / "objects.npy", np.array([{}, {}]), allow_pickle=True)
+    with (tmp_path / "appended.npy").open("wb") as file:
+        for _ in range(2):
+            np.save(file, np.ones((30, 2)))
     for name, words in (
-        ("bad.npy", "cannot be read"), ("two.npz", "name the array of samples"), ("objects.npy", "cannot be read"),
-        ("nothing", "nor a set of shards"),
+        ("appended.npy", "608 bytes after its array"), ("bad.npy", "cannot be read"),
+        ("two.npz", "name the array of samples"), ("objects.npy", "cannot be read"), ("nothing", "nor a set of shards"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=words):
             read_samples(str(tmp_path / name), "p")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ebmscale.data.arrays import check_ends
 from ebmscale.data.compressed import check_zip
 from ebmscale.data.formats.source import Arrays, Pairs, Source, check_file, local_source, set_name, source_of_arrays
 from ebmscale.data.parts import PARTS, part_of, parts_of, words_of
@@ -245,6 +246,8 @@ def _load(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
             if zipfile.is_zipfile(file):
                 check_zip(file, str(path))
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.memmap):
+            check_ends(loaded.offset + loaded.nbytes, path.stat().st_size, str(path))
     except DataError:
         raise
     except Exception as error:  # what a damaged file raises has no common class
