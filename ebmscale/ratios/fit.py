@@ -13,13 +13,14 @@ from typing import Literal, cast
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from ebmscale.density.bases import SampledOnly
 from ebmscale.density.estimates import bridge_estimate
 from ebmscale.density.evidence import measure
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, Density, RatioSequence
-from ebmscale.errors import ConfigError, DataError
+from ebmscale.errors import ConfigError, DataError, DivergenceError
 from ebmscale.machine import total_memory
 from ebmscale.model.sampler import total
 from ebmscale.networks import Bounded, ConvRatioNet, Standardised, quadratic_part, vector_ratio
@@ -46,6 +47,8 @@ PRECISE = 0.01
 """Standard error of log Z in nats above which it is measured once more, by particles of its own."""
 BYTES_A_WEIGHT = 16
 """In training: the weight, its gradient and the two moments of Adam, in float32."""
+ENOUGH = 0.1
+"""Effective share of p's samples above which their fit is taken without another beside it."""
 SHARE_OF_Q = 0.7
 """Of the time allowed, where p is fitted too: p lies nearer to the Gaussian with its moments."""
 
@@ -71,7 +74,8 @@ def fit_ratio(
         q: samples (M, ...), each of the shape of a sample of p.
         base: for samples of p, "samples" (nothing is assumed of p; the stages go only as far as p's samples reach),
             "gaussian" (both p and q are fitted from the Gaussian with p's moments, over any gap), or "auto": samples
-            where the first stage shows that they reach q, otherwise gaussian.
+            where they reach q, otherwise gaussian. Where few of them do, both are tried, and the one with the smaller
+            held-out loss is taken.
         settings: how to fit; None takes the defaults.
         seed: the seed of all random numbers.
         network: a ratio network that maps flattened samples (N, Z) to (N,); None makes one as the settings say.
@@ -106,12 +110,15 @@ def fit_ratio(
     frame, inside_p, inside_q = _paired(cast(ArrayLike, p), q)
     fitting = _Fitting.of(inside_q.shape[1:], network, settings, seed, progress, watch)
     parts_p, parts_q = fitting.split(inside_p), fitting.split(inside_q)
-    if base != "gaussian":
-        fitted = fitting.from_samples(parts_p, parts_q, must_reach=base == "auto")
-        if fitted is not None:
-            _check_overlap(fitted)
-            return in_frame(fitted, frame)
-    return in_frame(fitting.through(fitted_gaussian(inside_p.flatten(1)), parts_p, parts_q), frame)
+    if base == "gaussian":
+        return in_frame(fitting.through_gaussian(parts_p, parts_q), frame)
+    fitted = fitting.from_samples(parts_p, parts_q, must_reach=base == "auto")
+    if fitted is None:
+        return in_frame(fitting.through_gaussian(parts_p, parts_q), frame)
+    _check_overlap(fitted)
+    if base == "auto" and fitted.effective < ENOUGH and watch.halted() is None:
+        fitted = fitting.better_of(fitted, parts_p, parts_q)
+    return in_frame(fitted, frame)
 
 
 def classify(p: ArrayLike, q: ArrayLike, settings: FitSettings, seed: int, watch: Watch | None = None) -> FittedRatio:
@@ -197,9 +204,34 @@ class _Fitting:
     def split(self, samples: Tensor) -> Split:
         return split(samples, self.settings.held_out, self.generator)
 
-    def through(self, base: Base, p: Split, q: Split) -> FittedRatio:
-        """The ratio of q to p, both fitted from one base. p is the base itself where there is no time to fit it."""
-        self.watch.begin_side("q", SHARE_OF_Q)
+    def better_of(self, fitted: FittedRatio, p: Split, q: Split) -> FittedRatio:
+        """The ratio that was fitted from p's samples, or one through a Gaussian if its held-out loss is smaller."""
+        self.watch.say("few of p's samples reach q, so a fit through a Gaussian is tried too")
+        try:
+            other = self.through_gaussian(p, q, has_result=True)
+        except (DataError, DivergenceError):
+            return fitted
+        better = min(fitted, other, key=lambda one: _loss(one, p.validation, q.validation))
+        halted = self.watch.halted()
+        if halted is None or better.stopped is not None:
+            return better
+        return replace(better, stopped=f"{halted}, before the fit through a Gaussian ended")
+
+    def through_gaussian(self, p: Split, q: Split, has_result: bool = False) -> FittedRatio:
+        """The ratio of q to p, both fitted from the Gaussian with the moments of p's samples.
+
+        p is that Gaussian itself where there is no time to fit it.
+
+        Args:
+            p: samples.
+            q: samples.
+            has_result: whether there is a result already, so that the first stage too may be ended early.
+
+        Raises:
+            DataError: p's samples lie in fewer dimensions than they have coordinates.
+        """
+        base = fitted_gaussian(torch.cat(p))
+        self.watch.begin_side("q", SHARE_OF_Q, has_result)
         of_q = self.from_base(base, q, "q")
         self.watch.begin_side("p", has_result=True)
         halted = self.watch.halted()
@@ -214,8 +246,9 @@ class _Fitting:
         empty = RatioSequence(base, Standardised(self.inner, base.dim))
         source = FromBase(empty, stages.particles, draws, stages.gain_limit)
         learned = learn(Learned(empty), source, self._course(q, draws), self._stage_done, self._say)
-        normaliser = Normaliser(source.log_z, source.log_z_error, math.nan)
-        if source.log_z_error > PRECISE:
+        standing = learned.standing
+        normaliser = Normaliser(standing.log_z, standing.log_z_error, math.nan)
+        if normaliser.error > PRECISE:
             groups, size = self.settings.groups, self.settings.group_size
             how = self.settings.final_annealing
             self.watch.say("measuring log Z")
@@ -279,6 +312,12 @@ class _Fitting:
         evidence, rows = measure(f_q, f_p), learned.records
         found = FittedRatio(learned.sequence, normaliser, self.shape, kl, error, missing, evidence, rows)
         return replace(found, repeated=q.repeated, stopped=self.watch.halted())
+
+
+def _loss(fitted: FittedRatio, p: Tensor, q: Tensor) -> float:
+    """The loss of a classifier with these log odds between samples of p (N, Z) and of q (M, Z)."""
+    f_p, f_q = (fitted.log_ratio(part.view(-1, *fitted.shape)).double() for part in (p, q))
+    return float(softplus(f_p).mean() + softplus(-f_q).mean())
 
 
 def _against(p: FittedRatio, q: FittedRatio, parts_p: Split, parts_q: Split) -> FittedRatio:
