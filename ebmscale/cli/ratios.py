@@ -264,6 +264,7 @@ def _about(fitted: "FittedRatio") -> dict[str, Any]:
         "log_z": fitted.normaliser.log_z,
         "log_z_error": fitted.normaliser.error,
         "effective": fitted.effective,
+        "through_gaussian": fitted.reference is not None,
         "calibration": asdict(fitted.calibration),
         "stages": [asdict(row) for row in fitted.stages],
     }

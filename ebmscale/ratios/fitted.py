@@ -136,6 +136,8 @@ class FittedRatio:
             f"{self.num_stages} stage(s), log Z {self.normaliser.log_z:.4f} ± {self.normaliser.error:.4f}",
             f"on held-out samples: AUC {found.auc:.4f}, calibration error {found.calibration_error:.4f}",
         ]
+        if self.reference is not None:
+            said.append("p and q were both fitted from the Gaussian with p's moments")
         if self.effective < 1:
             said.append(f"{100 * self.effective:.1f} % of p's samples count in the last prior")
         if self.stopped is not None:

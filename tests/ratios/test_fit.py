@@ -233,6 +233,7 @@ def test_where_few_samples_of_p_reach_q_the_base_with_the_smaller_loss_is_taken(
     fitted = fit_ratio(p, q, settings=settings, watch=Watch(say=said.append))
     assert any("through a Gaussian is tried" in text for text in said)
     assert (fitted.reference is not None) == gaussian
+    assert any("the Gaussian with p's moments" in line for line in fitted.lines()) == gaussian
 
 
 @pytest.mark.parametrize("base", ["samples", "gaussian"])
