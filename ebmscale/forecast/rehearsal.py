@@ -62,11 +62,12 @@ def go_to_stage(trainer: StageTrainer, num_before: int) -> None:
 def try_freeze(trainer: StageTrainer, position: int) -> Freeze:
     """Freezes a made-up ratio of an ordinary gap, so that the cost can be measured. Nothing is changed (collective).
 
-    An untrained ratio is zero, and particles need not move to follow it.
+    An untrained ratio is zero, and particles need not move to follow it. Chains take as many steps whatever the ratio.
     """
-    generator = torch_generator(0, "rehearsal")
     network = copy.deepcopy(trainer.prior.network).requires_grad_(False)
-    assert isinstance(network, Standardised)
+    if not isinstance(network, Standardised):
+        return trainer.next_prior(position)
+    generator = torch_generator(0, "rehearsal")
     head = quadratic_part(network.inner)
     for weights in network.parameters():
         wide = weights[0].numel() if weights.dim() > 1 else 1

@@ -80,3 +80,10 @@ def test_a_rehearsed_freeze_goes_as_far_as_that_of_an_ordinary_stage(tiny: RunCo
         assert run.stages.prior.num_stages == 1
     assert found.strength.gain > 0
     assert 1 < found.bound[0] < 2 * GAP
+
+
+@pytest.mark.parametrize("equilibrate", ["langevin", "smc", "tilt"])
+def test_a_freeze_of_chains_is_rehearsed(tiny: RunConfig, equilibrate: str) -> None:
+    prior = tiny.prior.model_copy(update={"kind": "short_run", "equilibrate": equilibrate})
+    forecast = dry_run(tiny.model_copy(update={"prior": prior}), World.alone())
+    assert forecast.costs.freeze > 0
