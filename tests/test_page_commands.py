@@ -174,7 +174,7 @@ TABLE: dict[str, Run | str] = {
     "ebmscale ratio - q.npy --base normal --waves 64": Run(FIT, slow=True),
     "ebmscale ratio p.npy q.npy --test": Run(FIT),
     "ebmscale ratio - q.npy --score new.npy": Run(FIT),
-    "python tools/bench/ratio_peers.py --seeds 3": Run("--cases gaussians-20 --seeds 1", slow=True),
+    "python tools/bench/ratio_peers.py --seeds 5": Run("--cases gaussians-20 --seeds 1", slow=True),
     "python tools/bench/density.py --seeds 5": BENCHMARK,
     # ebmscale/search/README.md
     "ebmscale tune configs/digits.yaml --space configs/tune/digits.yaml": "tests/runtime/test_search.py runs it",
