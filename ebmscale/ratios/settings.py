@@ -51,7 +51,7 @@ class FitSettings:
             more.
         evidence_every: updates between two measurements on held-out samples.
         significance: a stage counts if its bound on the KL divergence exceeds this many standard errors.
-        min_gain: a stage that adds less than this many nats is kept, and is the last.
+        min_gain: a stage that adds less than this many nats, or less than 0.2 % of all, is kept, and is the last.
         held_out: fraction of the samples of p, and of q, that is held out. Half of it chooses weights and gains. The
             other half is for the results alone.
         num_particles: number of particles of every prior p_k, where the base density is known.

@@ -223,7 +223,8 @@ def close_stage(
         )
         verdict = Verdict(False, "the ratio grows too fast for its density to be normalised, so the stage is left out")
         return replace(learned, records=(*learned.records, record), verdict=verdict)
-    verdict = after(record, Budget(record.seconds, course.ends_at - course.clock()), course.settings)
+    budget = Budget(record.seconds, course.ends_at - course.clock())
+    verdict = after(record, budget, course.settings, sum(one.nats for one in learned.records))
     if verdict.goes_on and not source.reaches:
         verdict = Verdict(False, f"{verdict.reason}; too few samples of p reach q for another stage")
     halted = course.halted()

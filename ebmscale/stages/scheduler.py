@@ -22,6 +22,8 @@ Curve = Sequence[tuple[float, float]]
 """Held-out losses of a stage, each after what was done by then: updates of a network, or samples of a run."""
 
 CHANCE = 2 * math.log(2)
+LEAST_PART = 0.002
+"""A stage that adds less than this part of all nats is the last; the whole is not known so well."""
 LEAST_ROOM = 0.3
 """No stage begins where there is time for less than this share of the one before."""
 MOMENTS_SAY = 0.35
@@ -126,8 +128,11 @@ def next_share(records: Sequence[Paid], loss: float) -> float:
     return max(1 - loss / CHANCE, 0.0) ** 2
 
 
-def after(record: Paid, budget: Budget, settings: StageSettings) -> Verdict:
-    """Whether another stage begins after one that is done, on which `budget.stage` was spent."""
+def after(record: Paid, budget: Budget, settings: StageSettings, before: float = 0.0) -> Verdict:
+    """Whether another stage begins after one that is done, on which `budget.stage` was spent.
+
+    The stages before it added `before` nats.
+    """
     said = f"J {record.nats:.4f} +- {record.nats_error:.4f} nats at gain {record.gain:.2f}"
     if record.gain <= 0:
         return Verdict(False, f"{said}: no gain above 0 adds to the bound")
@@ -135,7 +140,7 @@ def after(record: Paid, budget: Budget, settings: StageSettings) -> Verdict:
         return Verdict(False, f"{said}: it is not significant at {settings.significance:g} standard errors")
     if record.stage >= settings.max_stages:
         return Verdict(False, f"{said}; the last of {settings.max_stages} stages")
-    if record.nats < settings.min_gain:
+    if record.nats < max(settings.min_gain, LEAST_PART * (before + record.nats)):
         return Verdict(False, f"{said}: little is left")
     if budget.left < LEAST_ROOM * budget.stage:
         return Verdict(False, f"{said}; the time allowed is used")

@@ -121,6 +121,14 @@ def test_what_follows_a_stage(changes: dict[str, Any], left: float, goes_on: boo
     assert words in verdict.reason
 
 
+def test_a_stage_that_adds_next_to_nothing_of_the_whole_is_the_last() -> None:
+    small = record(nats=0.03, nats_error=0.001)
+    assert after(small, UNLIMITED, StageSettings(), before=14.9).goes_on
+    last = after(small, UNLIMITED, StageSettings(), before=15.0)
+    assert not last.goes_on
+    assert "little is left" in last.reason
+
+
 def test_a_loss_that_keeps_rising_says_that_a_stage_memorises() -> None:
     def curve(*losses: float) -> list[tuple[float, float]]:
         return [(100 * (place + 1), loss) for place, loss in enumerate(losses)]
