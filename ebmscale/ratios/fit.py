@@ -13,7 +13,6 @@ from typing import Literal, cast
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from ebmscale.density.bases import SampledOnly
 from ebmscale.density.estimates import bridge_estimate
@@ -21,11 +20,11 @@ from ebmscale.density.evidence import measure
 from ebmscale.density.path import Normaliser
 from ebmscale.density.prior import Base, Density, RatioSequence
 from ebmscale.errors import ConfigError, DataError, DivergenceError
-from ebmscale.machine import total_memory
 from ebmscale.model.sampler import total
-from ebmscale.networks import Bounded, ConvRatioNet, Standardised, quadratic_part, vector_ratio
+from ebmscale.networks import Bounded, Standardised, quadratic_part
 from ebmscale.ratios.bases import as_base, fitted_gaussian, is_density
 from ebmscale.ratios.fitted import FittedRatio, StageRow, in_frame, mean_and_error
+from ebmscale.ratios.network import build_network
 from ebmscale.ratios.samples import Frame, Split, as_pair, as_samples, check_alike, split
 from ebmscale.ratios.settings import FitSettings
 from ebmscale.ratios.watch import Watch
@@ -45,8 +44,6 @@ SMALLEST = 1e-9
 """Standard errors that any stage exceeds."""
 PRECISE = 0.01
 """Standard error of log Z in nats above which it is measured once more, by particles of its own."""
-BYTES_A_WEIGHT = 16
-"""In training: the weight, its gradient and the two moments of Adam, in float32."""
 ENOUGH = 0.1
 """Effective share of p's samples above which their fit is taken without another beside it."""
 SHARE_OF_Q = 0.7
@@ -150,29 +147,6 @@ def _check_overlap(fitted: FittedRatio) -> None:
             "p and q do not overlap: held-out samples are told apart without one error, so samples alone cannot "
             "give their ratio; use base='gaussian' (--base gaussian), or give p as a density."
         )
-
-
-def build_network(shape: tuple[int, ...], settings: FitSettings) -> nn.Module:
-    """The network of a stage for points of that shape: convolutions for (C, H, W), else a perceptron."""
-    with torch.device("meta"):
-        if len(shape) == 3:
-            inner: nn.Module = ConvRatioNet((shape[0], shape[1], shape[2]), settings.conv)
-        else:
-            inner = vector_ratio(
-                math.prod(shape),
-                settings.hidden,
-                settings.activation,
-                settings.quadratic,
-                settings.waves,
-                bounded=bool(settings.hidden),
-            )
-    needed, there = sum(BYTES_A_WEIGHT * weight.numel() for weight in inner.parameters()), total_memory()
-    if there is not None and needed > there:
-        raise ConfigError(
-            f"The network of the ratio needs {needed / 1e9:,.1f} GB of memory, and this machine has {there / 1e9:,.1f} "
-            "GB; lower hidden, waves or conv."
-        )
-    return inner.to_empty(device="cpu")
 
 
 @dataclass(frozen=True)
@@ -316,8 +290,8 @@ class _Fitting:
 
 def _loss(fitted: FittedRatio, p: Tensor, q: Tensor) -> float:
     """The loss of a classifier with these log odds between samples of p (N, Z) and of q (M, Z)."""
-    f_p, f_q = (fitted.log_ratio(part.view(-1, *fitted.shape)).double() for part in (p, q))
-    return float(softplus(f_p).mean() + softplus(-f_q).mean())
+    f_p, f_q = (fitted.log_ratio(part.view(-1, *fitted.shape)) for part in (p, q))
+    return measure(f_q, f_p).loss
 
 
 def _against(p: FittedRatio, q: FittedRatio, parts_p: Split, parts_q: Split) -> FittedRatio:

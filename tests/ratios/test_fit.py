@@ -13,7 +13,7 @@ from ebmscale.density.bases import SampledOnly
 from ebmscale.density.prior import StandardNormal
 from ebmscale.errors import ConfigError, DataError
 from ebmscale.ratios import FitSettings, FittedRatio, StageRow, fit_ratio
-from ebmscale.ratios.fit import build_network
+from ebmscale.ratios.network import build_network
 from ebmscale.ratios.watch import Watch
 from ebmscale.seeds import torch_generator
 

@@ -40,7 +40,7 @@ from ebmscale.density.prior import StandardNormal
 from ebmscale.model.sampler import total
 from ebmscale.networks import Standardised, initialise
 from ebmscale.ratios import FitSettings, FittedRatio, fit_ratio
-from ebmscale.ratios.fit import build_network
+from ebmscale.ratios.network import build_network
 from ebmscale.ratios.uses import mutual_information
 from ebmscale.seeds import torch_generator
 from tools.bench.toys import Toy, toys
