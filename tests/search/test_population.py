@@ -97,16 +97,17 @@ def test_explored_values_are_near_or_anew_and_always_in_the_space() -> None:
 
 @pytest.fixture(scope="module")
 def trained(digits_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run with checkpoints at 1,280 and 1,600 samples."""
+    """A short run with checkpoints at 1,280 and 1,600 samples, each of which is written before the run goes on."""
     folder = tmp_path_factory.mktemp("runs")
-    changes = {
-        "run.name": "donor",
-        "storage.url": str(folder),
-        "train.max_samples": 1600,
-        "checkpoint.every_samples": 640,
-    }
-    config = with_values(parse_config(TINY.replace("DATA", digits_url)), changes, "donor")
-    train(config, View(quiet=True), World.alone(), StopSignal())
+    for end in (1280, 1600):
+        changes = {
+            "run.name": "donor",
+            "storage.url": str(folder),
+            "train.max_samples": end,
+            "checkpoint.every_samples": 640,
+        }
+        config = with_values(parse_config(TINY.replace("DATA", digits_url)), changes, "donor")
+        train(config, View(quiet=True), World.alone(), StopSignal())
     return folder
 
 
