@@ -23,6 +23,8 @@ from ebmscale.world import World
 
 GAP = 5.0
 """Nats that a stage is taken to add. The number of rungs that particles take grows with its square root."""
+CLUSTERS = 32
+"""Of made-up posteriors. Their centres have a standard deviation of 1, as posteriors of images have."""
 
 
 @contextmanager
@@ -84,7 +86,14 @@ def try_freeze(trainer: StageTrainer, position: int) -> Freeze:
 
 
 def try_base(trainer: RatioTrainer, position: int) -> None:
-    """Fits the base to a buffer of made-up posteriors, so that the cost can be measured (collective)."""
-    buffer = trainer.latents.buffer
-    buffer.fill(0.1 + torch.rand_like(buffer.rows))
+    """Fits the base to a buffer of made-up posteriors, so that the cost can be measured (collective).
+
+    They lie in clusters, so that a base that is chosen has many components, as those of images have.
+    """
+    buffer, dim = trainer.latents.buffer, trainer.latents.base.dim
+    rows, generator = buffer.rows, torch_generator(0, "rehearsal")
+    made_up = 0.1 + torch.rand(rows.shape, generator=generator)
+    centres = torch.randn((CLUSTERS, dim), generator=generator)
+    made_up[:, :dim] += centres[torch.randint(CLUSTERS, (len(rows),), generator=generator)]
+    buffer.fill(made_up)
     trainer.fit_base(position)

@@ -152,6 +152,12 @@ def test_the_base_comes_back_with_the_rest(num_components: int, num_fits: int) -
 AUTO = MOMENTS.model_copy(update={"base_components": (1, 3, 8)})
 
 
+def test_a_dry_run_counts_a_base_of_many_components() -> None:
+    trainer = make_trainer(dim=16, chains=AUTO, stages=BUFFERED, amortised=True)
+    try_base(trainer, 2048)
+    assert trainer.latents.tried[8] > trainer.latents.tried[1] + 1
+
+
 def test_held_out_posteriors_choose_the_number_of_components() -> None:
     """The posteriors are one Gaussian, so held-out ones bear one component, or three that are hardly worse."""
     trainer = with_moments(AUTO)
