@@ -19,10 +19,11 @@ from ebmscale.cli.workers import worker_options, workers_of
 def encode(
     model: str, url: str, out: str, num_workers: int | None, ray_address: str | None, seed: int, device: str
 ) -> None:
-    """Write the latents of the packed set DATA to OUT, as a packed set that `ebmscale train` takes.
+    """Write the latents of the packed set DATA to OUT.
 
-    RUN_OR_CONFIG is a run, an export, or a configuration file whose encoder has weights (`model.encoder.weights`). An
-    encoder's posteriors are written as means and standard deviations. Those that chains sample are written as draws.
+    OUT becomes a packed set that `ebmscale train` takes. RUN_OR_CONFIG is a run, an export, or a configuration file
+    whose encoder has weights (`model.encoder.weights`). An encoder's posteriors are written as means and standard
+    deviations. Those that chains sample are written as draws.
     """
     from ebmscale.config import load_config  # noqa: PLC0415 (commands import what they use)
     from ebmscale.evaluate.encode_parts import EncodeJob, coder_of_config, coder_of_run  # noqa: PLC0415

@@ -30,10 +30,11 @@ def features() -> None:
 def train(
     data: str, out: str, name: str | None, width: int, epochs: float, batch_size: int, rate: float, seed: int
 ) -> None:
-    """Train a small classifier on the labels of the packed set DATA, and write it to OUT.
+    """Train a small classifier on the labels of the packed set DATA.
 
-    Its 64 penultimate features are those of the metric FD-NAME (`ebmscale evaluate RUN --features OUT`). OUT gets
-    feature_net.safetensors and feature_net.json: name, sha256, accuracy on held-out images, and these options.
+    Its 64 penultimate features are those of the metric FD-NAME (`ebmscale evaluate RUN --features
+    OUT`). OUT gets feature_net.safetensors and feature_net.json: name, sha256, accuracy on held-out images, and these
+    options.
     """
     from ebmscale.data.manifest import Manifest  # noqa: PLC0415 (commands import what they use)
     from ebmscale.evaluate.classifier import (  # noqa: PLC0415

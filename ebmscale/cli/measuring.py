@@ -64,8 +64,9 @@ def _counts(context: click.Context, parameter: click.Parameter, text: str | None
     "counts",
     metavar="N",
     callback=_counts,
-    help="At most this many images, and for frechet this many samples (default: all images). With METRIC=N, also with "
-    "commas, only for that metric: 5000,likelihood=64.",
+    help="At most this many images, and for frechet this many samples (default: 10,000 for frechet, ceiling and "
+    "latents, 256 for prior, 64 for likelihood, else all). With METRIC=N, also with commas, only for that metric: "
+    "5000,likelihood=64.",
 )
 @worker_options
 @seed_option

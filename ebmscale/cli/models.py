@@ -15,12 +15,13 @@ from ebmscale.errors import ConfigError
 
 @cli.command(epilog=example("ebmscale sample runs/digits -n 64 --out samples.png"))
 @click.argument("run", type=ADDRESS)
-@click.option("-n", "num", type=Count(1), default=64, show_default=True, help="How many images.")
+@click.option("-n", "num", type=Count(1), default=64, show_default=True, help="Number of samples.")
 @click.option(
     "--out",
     required=True,
     type=ADDRESS,
-    help="FILE.png (a grid of images) or FILE.npz (uint8 images and latents; of given latents these alone).",
+    help="FILE.png (a grid of images) or FILE.npz (uint8 images and latents; latents alone where the run was trained "
+    "on latents).",
 )
 @seed_option
 @click.option("--stage", type=click.IntRange(0), help="Sample the prior after this many stages (default: all).")

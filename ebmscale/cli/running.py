@@ -135,14 +135,14 @@ def submit(
     type=NumberRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
-    help="Of the network between workers, in Gbit/s.",
+    help="Bandwidth of the network between workers, in Gbit/s.",
 )
 @click.option(
     "--latency-us",
     type=NumberRange(min=0),
     default=50.0,
     show_default=True,
-    help="Of a message, in microseconds.",
+    help="Time of a message between workers, in microseconds.",
 )
 @click.option(
     "--measure/--no-measure", default=True, help="Time updates on this machine, or forecast memory and messages alone."
@@ -170,8 +170,8 @@ def plan(
 @click.argument("comparison_file", metavar="FILE", type=COMPARISON)
 @overrides_argument
 @click.option("--methods", help="Rows of the file, with commas (default: all).")
-@click.option("--seeds", type=Count(1), default=3, show_default=True, help="Seeds of each row.")
-@click.option("--jobs", type=Count(1), default=1, show_default=True, help="Runs at the same time.")
+@click.option("--seeds", type=Count(1), default=3, show_default=True, help="Number of seeds of each row.")
+@click.option("--jobs", type=Count(1), default=1, show_default=True, help="Number of runs at the same time.")
 @click.option(
     "--features",
     metavar="URL",

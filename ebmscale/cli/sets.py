@@ -166,10 +166,11 @@ def fetch(name: str, folder: str, mirror: str | None) -> None:
 @click.argument("url", type=ADDRESS)
 @click.option("--shape", metavar="C,H,W", help="Shape of raw .bin members, which do not contain it.")
 def index(url: str, shape: str | None) -> None:
-    """Write the manifest and the indexes of WebDataset shards that others made.
+    """Write manifest and indexes for the WebDataset shards at URL.
 
-    With them the shards can be trained on. Every shard at URL is read once. The words train, val and test in a shard's
-    name say its part. The last line counts what was left out of the set.
+    Others may have made the shards. With manifest and indexes the shards can be trained on. Every shard at URL is read
+    once. The words train, val and test in a shard's name say its part. The last line counts what was left out of the
+    set.
 
     Of a set that `pack` wrote, only what is missing is written: indexes that are missing, damaged, or do not fit their
     shard, and all of them if the set was packed by an earlier version.

@@ -27,10 +27,10 @@ UNCOPIED = shutil.ignore_patterns("__pycache__", "*.md")
 @cli.command(epilog=example("ebmscale presets --copy examples"))
 @click.option("--copy", metavar="DIR", type=click.Path(file_okay=False), help="Write the files to DIR/configs too.")
 def presets(copy: str | None) -> None:
-    """List the configurations, comparisons and search spaces that come with the program.
+    """List the configurations that come with the program.
 
-    Every command takes their names in place of a file. With --copy they are written to DIR/configs, and the files for
-    clusters to DIR/cluster, so that they can be changed.
+    The comparisons and the search spaces are listed too. Every command takes their names in place of a file. With
+    --copy they are written to DIR/configs, and the files for clusters to DIR/cluster, so that they can be changed.
     """
     known = all_presets()
     width = max(len(one.name) for one in known)
@@ -64,9 +64,9 @@ def _copy(folder: Path) -> None:
 @cli.command(epilog=example("ebmscale keys train.generator"))
 @click.argument("prefix", metavar="[PREFIX]", default="", type=KeyPrefix())
 def keys(prefix: str) -> None:
-    """Explain the keys of a configuration that begin with PREFIX, or all keys.
+    """Explain the keys of a configuration.
 
-    Each has its meaning, its values and its default.
+    With PREFIX, only the keys that begin with it. Each has its meaning, its values and its default.
     """
     for row in find_keys(prefix):
         change = "may change at a resume" if row.may_change else "fixed for a run"
@@ -81,7 +81,11 @@ def keys(prefix: str) -> None:
 @cli.command(epilog=example("ebmscale init data/photos --out my.yaml"))
 @click.argument("url", metavar="DATA", type=ADDRESS)
 @click.option("--out", metavar="FILE", type=click.Path(dir_okay=False), help="The file (default: NAME.yaml of DATA).")
-@click.option("--minutes", type=NumberRange(min=0, min_open=True), help="Fit the length of the run to this time.")
+@click.option(
+    "--minutes",
+    type=NumberRange(min=0, min_open=True),
+    help="Minutes that the run may take; the shortest run may take more.",
+)
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -90,10 +94,10 @@ def keys(prefix: str) -> None:
     help="Where the run will train. auto: on a GPU if there is one.",
 )
 def init(url: str, out: str | None, minutes: float | None, device: str) -> None:
-    """Write a configuration for the packed set at DATA that trains on this machine.
+    """Write a configuration for the packed set at DATA.
 
-    The file says in comments what its keys do. Updates are tried and timed first, so the command also says how long
-    the run takes. A file that exists is left as it is.
+    It suits the set and this machine. The file says in comments what its keys do. Updates are tried and timed first, so
+    the command also says how long the run takes. A file that exists is left as it is.
     """
     from ebmscale.data.manifest import Manifest  # noqa: PLC0415 (commands import what they use)
     from ebmscale.forecast.config_text import name_for  # noqa: PLC0415

@@ -25,8 +25,8 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "num_workers",
         type=Count(1),
         metavar="N",
-        help="N workers share the work: processes of this machine, or of the cluster with --ray. The same command "
-        "continues, and a lost worker loses its part alone.",
+        help="N workers share the work: processes of this machine, or of the cluster with --ray. After an "
+        "interruption the same command continues. If a worker is lost, only its part is done again.",
     )
     return num(ray(command))
 

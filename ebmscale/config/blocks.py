@@ -256,7 +256,11 @@ class StagesBlock(Block):
     min_improvement: NonNegativeFloat = key(
         "Smallest fall of the held-out loss that counts as an improvement.", 1e-3, unit="nats"
     )
-    significance: PositiveFloat = key("A stage counts if its KL bound exceeds this many standard errors.", 2.0)
+    significance: PositiveFloat = key(
+        "A stage is kept if its KL bound, or the fall of its held-out loss below chance, exceeds this many standard "
+        "errors.",
+        2.0,
+    )
     auc_drop: PositiveFloat = key("If the AUC falls by more than this, the stage has collapsed.", 0.2)
     min_ess: Fraction = key(
         "If the effective sample size, as a share, is below this, the stage has collapsed. 0: never.", 0.0

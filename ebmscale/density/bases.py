@@ -4,6 +4,7 @@ Shapes: ... any leading axes, N points, Z latent.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,16 +35,17 @@ class Gaussian(Base):
         self._log_normaliser = 0.5 * self.dim * math.log(2 * math.pi) + self._log_det
 
     @classmethod
-    def fitted(cls, samples: Tensor, blocks: tuple[int, ...] | None = None) -> "Gaussian":
+    def fitted(cls, samples: Any, blocks: tuple[int, ...] | None = None) -> "Gaussian":
         """The Gaussian with the mean and covariance of samples (N, Z). It is computed in float64 and has their dtype.
 
         Args:
-            samples: (N, Z) with N > Z.
+            samples: (N, Z) with N > Z, a tensor or an array.
             blocks: sizes of groups of coordinates, in order. The covariance between two groups is set to zero.
 
         Raises:
             ValueError: the covariance is not positive definite.
         """
+        samples = torch.as_tensor(samples)
         values = samples.double()
         covariance = torch.cov(values.T).view(values.shape[1], values.shape[1])
         if blocks is not None:

@@ -59,11 +59,11 @@ def prior_fit(fits: Sequence[Fit], by_chains: bool = True) -> Verdict:
         text = f"Samples have a mean log density {at} that is {size} nats above that of posteriors, so the prior "
         advice = "Train longer, or allow more stages (stages.max_stages)."
         return Verdict("prior", "bad", f"{text}gives too little mass to some images. {gaps}", advice)
-    text = f"Posteriors have a mean log density {at} that is {size} nats above that of samples, so samples miss "
-    advice = "Train longer."
+    text = f"Posteriors have a mean log density {at} that is {size} nats above that of samples, so "
     if by_chains:
         advice = "Give chains more steps (prior.sample_steps), draw with --method smc, or train longer."
-    return Verdict("prior", "bad", f"{text}regions where posteriors lie. {gaps}", advice)
+        return Verdict("prior", "bad", f"{text}chains miss regions where posteriors lie. {gaps}", advice)
+    return Verdict("prior", "bad", f"{text}some samples lie where no posteriors lie. {gaps}", "Train longer.")
 
 
 def mixing(r_hat: float, num_steps: float, drift: float = 0.0, drift_error: float = 0.0) -> Verdict:

@@ -50,7 +50,7 @@ class FitSettings:
         max_updates: largest number of updates of a stage. Between these bounds a stage ends when a new stage would add
             more.
         evidence_every: updates between two measurements on held-out samples.
-        significance: a stage counts if its bound on the KL divergence exceeds this many standard errors.
+        significance: a stage whose bound on the KL divergence is at most this many standard errors is the last.
         min_gain: a stage that adds less than this many nats, or less than 0.2 % of all, is kept, and is the last.
         held_out: fraction of the samples of p, and of q, that is held out. Half of it chooses weights and gains. The
             other half is for the results alone.

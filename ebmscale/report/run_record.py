@@ -80,8 +80,14 @@ class RunRecord:
 
     def marks(self) -> list[Mark]:
         """Every decision, except a Hold that does not change the stage."""
-        kinds = ((event["samples_seen"], kind_of(event)) for event in self.measured)
-        return [Mark(at, kind) for at, kind in kinds if kind != "Hold"]
+        kinds = zip(self.measured, self.kinds, strict=True)
+        return [Mark(event["samples_seen"], kind) for event, kind in kinds if kind != "Hold"]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of every event in `measured`: the name of its decision, or "Settling" or "New round" for a Hold."""
+        kinds = [_kind(event) for event in self.measured]
+        return ["Hold" if kind == "New round" else kind for kind in kinds[:1]] + kinds[1:]
 
     def starts(self) -> dict[int, int]:
         """Stage -> samples_seen at its start."""
@@ -149,8 +155,7 @@ class RunRecord:
         return parts | {OTHER: [max(time["total_s"] - known, 0.0) for time, known in zip(times, in_parts, strict=True)]}
 
 
-def kind_of(event: Line) -> str:
-    """The kind of an event with evidence: the name of its decision, or "Settling" or "New round" for such a Hold."""
+def _kind(event: Line) -> str:
     state = event["state"]
     if event["decision"] != "Hold":
         return event["decision"]

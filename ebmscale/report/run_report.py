@@ -32,7 +32,7 @@ from ebmscale.report import pictures
 from ebmscale.report.energies import chains, chart_uri, energies
 from ebmscale.report.headline import fits_at_freeze, key_figures, verdicts_of
 from ebmscale.report.pages import Picture, render
-from ebmscale.report.run_record import Line, RunRecord, fractions, kind_of, number
+from ebmscale.report.run_record import Line, RunRecord, fractions, number
 from ebmscale.report.sample_pictures import num_shown, sample_grid, sample_picture
 from ebmscale.storage import Storage
 from ebmscale.training.checkpoint import retried
@@ -115,6 +115,7 @@ def write_report(run: Storage, data: Storage | None = None, retry_s: float = 0.0
         layer_samples=_layer_samples(model, z),
         shows_images=model.shows_images,
         is_given=model.is_given,
+        latents_are=_latents_are(model),
         sample_shape=", ".join(map(str, model.sample_shape)),
         over_time=_samples_over_time(run, record, model.prior.num_stages),
         missing=missing,
@@ -149,6 +150,13 @@ def _held_out(model: LatentModel, data: Storage | None) -> tuple[HeldOutImages |
     z, trace = model.infer(x, SEED)
     reconstruction = model.decode(z) if model.shows_images else x
     return HeldOutImages(manifest.name, x, z, trace, reconstruction), None
+
+
+def _latents_are(model: LatentModel) -> str:
+    """What the posterior latents of the page are."""
+    if model.is_given:
+        return "given as data"
+    return "the ends of posterior chains" if model.config.posterior.num_steps else "draws of the encoder"
 
 
 def _stage_samples(model: LatentModel, held_out: HeldOutImages | None) -> list[Picture]:
@@ -215,7 +223,7 @@ def _evidence(model: LatentModel, record: RunRecord) -> dict[str, Any]:
     errors = [curve for curve in record.squared_errors() if curve.x]
     if errors:
         charts.append(chart(errors, "Mean squared error", "of reconstructions, pixels in [-1, 1]"))
-    rows = [_decision_row(event) for event in record.measured]
+    rows = [_decision_row(event, kind) for event, kind in zip(record.measured, record.kinds, strict=True)]
     return {
         "charts": charts,
         "colours": {kind: colour for kind, colour in pictures.MARK_COLOURS.items() if kind in {m.kind for m in marks}},
@@ -225,12 +233,12 @@ def _evidence(model: LatentModel, record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _decision_row(event: Line) -> dict[str, str]:
+def _decision_row(event: Line, kind: str) -> dict[str, str]:
     evidence = {name: number(value) for name, value in event["evidence"].items()}
     return {
         "samples": f"{event['samples_seen']:,}",
         "stage": str(event["stage"]),
-        "kind": kind_of(event),
+        "kind": kind,
         "loss": f"{evidence['loss']:.4f}",
         "kl": _bound(event),
         "auc": f"{evidence['auc']:.3f}",

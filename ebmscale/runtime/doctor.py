@@ -27,7 +27,9 @@ def examine() -> Iterator[Check]:
     yield Check("torch", True, torch.__version__)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    yield Check("processor", True, f"{cores} cores, {memory:.0f} GB of memory, {torch.get_num_threads()} threads")
+    yield Check(
+        "processor", True, f"{cores} cores, {memory:.0f} GB of memory, threads of torch: {torch.get_num_threads()}"
+    )
     gain = bf16_gain(torch.device("cpu"))
     faster = f"products are {gain:.2g} times as fast as in fp32"
     yield Check(

@@ -133,11 +133,13 @@ def after(record: Paid, budget: Budget, settings: StageSettings, before: float =
 
     The stages before it added `before` nats.
     """
-    said = f"J {record.nats:.4f} +- {record.nats_error:.4f} nats at gain {record.gain:.2f}"
+    said = f"KL bound {record.nats:.4f} +- {record.nats_error:.4f} nats at gain {record.gain:.2f}"
     if record.gain <= 0:
         return Verdict(False, f"{said}: no gain above 0 adds to the bound")
     if record.nats <= settings.significance * record.nats_error:
-        return Verdict(False, f"{said}: it is not significant at {settings.significance:g} standard errors")
+        return Verdict(
+            False, f"{said}: not significant at {settings.significance:g} standard errors, so it is the last stage"
+        )
     if record.stage >= settings.max_stages:
         return Verdict(False, f"{said}; the last of {settings.max_stages} stages")
     if record.nats < max(settings.min_gain, LEAST_PART * (before + record.nats)):

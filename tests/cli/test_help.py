@@ -1,13 +1,16 @@
 """The help of every command: what it does, what each option means, and one example that the program takes."""
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from ebmscale.cli import cli
 from ebmscale.config.presets import KINDS, PREFIX, file_of
+from ebmscale.evaluate.metrics import DEFAULT_SAMPLES
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(cli.commands)
@@ -26,6 +29,26 @@ def test_the_example_is_a_command_that_the_program_takes(name: str, monkeypatch:
     for word in words[2:]:
         assert not word.startswith("configs/"), "a preset has a name that works without a clone"
         assert file_of(word, *KINDS).exists() or not word.startswith(PREFIX)
+
+
+def groups(group: click.Group = cli) -> Iterator[click.Group]:
+    yield group
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from groups(command)
+
+
+@pytest.mark.parametrize("group", list(groups()), ids=lambda group: group.name)
+def test_the_list_of_commands_has_whole_sentences(group: click.Group) -> None:
+    listed = CliRunner().invoke(group, ["--help"], terminal_width=80).output
+    assert "..." not in listed.partition("Commands:")[2]
+
+
+def test_the_default_numbers_of_samples_are_those_of_the_metrics() -> None:
+    (option,) = (one for one in cli.commands["evaluate"].params if one.name == "counts")
+    assert isinstance(option, click.Option)
+    said = option.help or ""
+    assert all(f"{num:,}" in said and metric in said for metric, num in DEFAULT_SAMPLES.items())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

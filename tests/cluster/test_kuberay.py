@@ -69,16 +69,31 @@ def test_pods_fit_kubernetes_own_schema(name: str) -> None:
         validator.validate(whole, validator.latest_version(), strict=True)
 
 
+def rules_of(pod: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The alternatives of a pod's rules on its node."""
+    required = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    return [term["matchExpressions"] for term in required["nodeSelectorTerms"]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workers_run_on_spot_nodes_alone_and_the_head_on_none(name: str) -> None:
+    found = dict(pods(name))
+    (of_head,) = rules_of(found.pop("head"))
+    assert {rule["operator"] for rule in of_head} == {"NotIn"}
+    spot = {(rule["key"], *rule["values"]) for rule in of_head}
+    assert len(spot) == 3
+    for pod in found.values():
+        rules = [rule for (rule,) in rules_of(pod)]
+        assert {rule["operator"] for rule in rules} == {"In"}
+        assert {(rule["key"], *rule["values"]) for rule in rules} == spot
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_spot_workers_have_time_for_a_checkpoint(name: str) -> None:
     for group, pod in pods(name):
         (container,) = pod["containers"]
         if group == "head":
-            assert "affinity" not in pod
             continue
-        terms = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-        values = {value.lower() for term in terms for rule in term["matchExpressions"] for value in rule["values"]}
-        assert "spot" in values
         command = container["lifecycle"]["preStop"]["exec"]["command"][-1]
         words = shlex.split(command)
         slept = int(words[words.index("sleep") + 1].rstrip(";"))

@@ -17,6 +17,11 @@ def draws(num: int, dim: int) -> torch.Tensor:
     return torch.randn(num, dim, generator=generator, dtype=torch.float64) @ mixing + 5
 
 
+def test_a_gaussian_is_fitted_to_an_array_too() -> None:
+    samples = draws(50, 3)
+    assert torch.equal(Gaussian.fitted(samples.numpy()).mean, Gaussian.fitted(samples).mean)
+
+
 def test_the_fitted_gaussian_is_torchs() -> None:
     samples = draws(500, 4)
     fitted = Gaussian.fitted(samples)

@@ -46,7 +46,7 @@ def test_rounding_loses_less_than_half_the_error(value, error):
     [
         (0.39, "good", "the same mean log density under p_1"),
         (-0.39, "good", "the same mean log density"),
-        (0.41, "bad", "samples miss regions where posteriors lie"),
+        (0.41, "bad", "chains miss regions where posteriors lie"),
         (-0.41, "bad", "the prior gives too little mass to some images"),
         (math.nan, "bad", "diverged"),
     ],
@@ -58,6 +58,12 @@ def test_the_prior_fits_where_both_means_agree_within_two_errors(gap, grade, wor
     assert bool(found.advice) == (grade == "bad" and math.isfinite(gap))
     if math.isfinite(gap):
         assert "p_0 5.00 ± 0.10, p_1" in found.text
+
+
+def test_exact_samples_of_lower_density_than_posteriors_say_that_the_prior_is_too_wide():
+    found = verdicts.prior_fit([Fit(1, 0.5, 0.1)], by_chains=False)
+    assert "some samples lie where no posteriors lie" in found.text
+    assert found.advice == "Train longer."
 
 
 def test_too_few_images_tell_nothing_of_the_prior():

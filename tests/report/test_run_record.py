@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ebmscale.report.pictures import Curve, Mark
-from ebmscale.report.run_record import RunRecord, fractions, kind_of
+from ebmscale.report.run_record import RunRecord, fractions
 from ebmscale.training.metrics import PARTS
 
 
@@ -33,11 +33,15 @@ RECORD = RunRecord(EVENTS, [])
 
 
 def test_kinds():
-    kinds = [kind_of(event) for event in RECORD.measured]
-    assert kinds == ["Hold", "Settling", "Hold", "Advance", "RollBack", "New round", "Finish"]
+    assert RECORD.kinds == ["Hold", "Settling", "Hold", "Advance", "RollBack", "New round", "Finish"]
     assert RECORD.marks() == [
         *(Mark(20, "Settling"), Mark(40, "Advance"), Mark(50, "RollBack"), Mark(60, "New round"), Mark(70, "Finish"))
     ]
+
+
+def test_the_first_measurement_begins_no_new_round():
+    events = [event(10, 1, started=10), event(20, 1, started=10), event(30, 1, started=30)]
+    assert RunRecord(events, []).kinds == ["Hold", "Hold", "New round"]
 
 
 def test_curves_break_where_a_ratio_starts_from_nothing():

@@ -89,7 +89,8 @@ def test_page_holds_every_section(reported):
     for stage in range(num_stages + 1):
         assert page.count(f"<figcaption>k = {stage}</figcaption>") == 2  # samples and energies
     assert page.count("<figcaption>prior chain, stage") == num_stages
-    assert "posterior chain" in page
+    assert "posterior chain:" in page
+    assert page.count("the ends of posterior chains") == 2  # reconstructions and energies
     assert "Held-out loss" in page
     assert "<td>Advance</td>" in page
     assert "<td>Settling</td>" in page
@@ -151,6 +152,13 @@ def test_no_ratio(trained):
     assert "Mean squared error" in page
     assert "<figcaption>k = 0" in page
     assert "Decisions" not in page
+
+
+def test_without_posterior_chains_latents_are_draws_of_the_encoder(trained):
+    keys = ("posterior.start=encoder", "posterior.num_steps=0", "stages.max_stages=0", "train.max_samples=100")
+    page = page_of(trained("run.name=encoder", *keys))
+    assert page.count("draws of the encoder") == 2
+    assert "posterior chain" not in page
 
 
 def test_stopped_before_the_first_evidence(trained):

@@ -107,9 +107,9 @@ def test_time_that_is_allowed_is_kept() -> None:
 @pytest.mark.parametrize(
     ("changes", "left", "goes_on", "words"),
     [
-        ({}, math.inf, True, "J 1.0000"),
+        ({}, math.inf, True, "KL bound 1.0000"),
         ({"gain": 0.0}, math.inf, False, "no gain"),
-        ({"nats": 0.19}, math.inf, False, "is not significant at 2 standard errors"),
+        ({"nats": 0.19}, math.inf, False, "not significant at 2 standard errors, so it is the last stage"),
         ({"nats": 0.002, "nats_error": 0.0005}, math.inf, False, "little is left"),
         ({"stage": 8}, math.inf, False, "the last of 8"),
         ({}, 2.0, False, "the time allowed is used"),
