@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ebmscale.density.evidence import measure
+from ebmscale.density.losses import chance_loss
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DivergenceError
 from ebmscale.networks import WIDE_BOUND, quadratic_part, set_bound
@@ -216,13 +217,8 @@ def close_stage(
         seconds=course.clock() - began,
         reason=trainer.reason,
     )
-    if not record.nats > -MOST_LOST:
-        before = learned.standing
-        record = replace(
-            record, gain=0.0, power=1.0, nats=0.0, nats_error=0.0, log_z=before.log_z, log_z_error=before.log_z_error
-        )
-        verdict = Verdict(False, "the ratio grows too fast for its density to be normalised, so the stage is left out")
-        return replace(learned, records=(*learned.records, record), verdict=verdict)
+    if not _adds(record, course.settings.significance):
+        return _left_out(learned, record)
     budget = Budget(record.seconds, course.ends_at - course.clock())
     verdict = after(record, budget, course.settings, sum(one.nats for one in learned.records))
     if verdict.goes_on and not source.reaches:
@@ -231,6 +227,24 @@ def close_stage(
     if halted is not None:
         verdict = Verdict(False, halted)
     return replace(learned, sequence=sequence, records=(*learned.records, record), verdict=verdict)
+
+
+def _adds(record: StageRecord, significance: float) -> bool:
+    """Whether its bound is significant, or its loss is where the bound is above 0 (see `schedule.Criteria`)."""
+    gain, evidence = chance_loss(1) - record.evidence.loss, record.evidence
+    bounded = record.nats > max(significance * record.nats_error, -MOST_LOST)
+    return bounded or (record.nats > 0 and gain > significance * evidence.loss_error)
+
+
+def _left_out(learned: Learned, record: StageRecord) -> Learned:
+    """What is learned where a stage adds nothing that is significant: p_{k-1} stands, and no other stage begins."""
+    before = learned.standing
+    words = f"J {record.nats:.4f} +- {record.nats_error:.4f} nats is not significant, so the stage is left out"
+    if not record.nats > -MOST_LOST:
+        words = "the ratio grows too fast for its density to be normalised, so the stage is left out"
+        record = replace(record, nats=0.0, nats_error=0.0)
+    record = replace(record, gain=0.0, power=1.0, log_z=before.log_z, log_z_error=before.log_z_error)
+    return replace(learned, records=(*learned.records, record), verdict=Verdict(False, words))
 
 
 def memorisation(trainer: Trainer, f_judge: Tensor, fresh: Negatives) -> Memorised:
