@@ -50,8 +50,8 @@ class FitSettings:
         max_updates: largest number of updates of a stage. Between these bounds a stage ends when a new stage would add
             more.
         evidence_every: updates between two measurements on held-out samples.
-        significance: a stage is kept if its bound on the KL divergence exceeds this many standard errors, or if the
-            bound is above 0 and the held-out loss lies so many below chance.
+        significance: another stage begins only if the bound of the last one on the KL divergence exceeds this many
+            standard errors. A stage is kept if its bound is above 0; if this is below 0, the bound may be too.
         min_gain: a stage that adds less than this many nats, or less than 0.2 % of all, is kept, and is the last.
         held_out: fraction of the samples of p, and of q, that is held out. Half of it chooses weights and gains. The
             other half is for the results alone.

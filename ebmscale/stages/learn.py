@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ebmscale.density.evidence import measure
-from ebmscale.density.losses import chance_loss
 from ebmscale.density.prior import RatioSequence
 from ebmscale.errors import DivergenceError
 from ebmscale.networks import WIDE_BOUND, quadratic_part, set_bound
@@ -230,16 +229,14 @@ def close_stage(
 
 
 def _adds(record: StageRecord, significance: float) -> bool:
-    """Whether its bound is significant, or its loss is where the bound is above 0 (see `schedule.Criteria`)."""
-    gain, evidence = chance_loss(1) - record.evidence.loss, record.evidence
-    bounded = record.nats > max(significance * record.nats_error, -MOST_LOST)
-    return bounded or (record.nats > 0 and gain > significance * evidence.loss_error)
+    """Whether the judge finds p_k better than p_{k-1}; below 0, `significance` says how much worse it may be."""
+    return record.nats > max(min(significance, 0.0) * record.nats_error, -MOST_LOST)
 
 
 def _left_out(learned: Learned, record: StageRecord) -> Learned:
-    """What is learned where a stage adds nothing that is significant: p_{k-1} stands, and no other stage begins."""
+    """What is learned where a stage adds nothing: p_{k-1} stands, and no other stage begins."""
     before = learned.standing
-    words = f"J {record.nats:.4f} +- {record.nats_error:.4f} nats is not significant, so the stage is left out"
+    words = f"J {record.nats:.4f} +- {record.nats_error:.4f} nats is not above 0, so the stage is left out"
     if not record.nats > -MOST_LOST:
         words = "the ratio grows too fast for its density to be normalised, so the stage is left out"
         record = replace(record, nats=0.0, nats_error=0.0)

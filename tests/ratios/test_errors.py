@@ -44,7 +44,7 @@ def test_a_warning_says_where_q_lies_beyond_all_samples_of_p() -> None:
     assert fit_ratio(p, p[::2].clone(), base="gaussian", settings=QUICK).extrapolated == 0
 
 
-def test_a_stage_whose_bound_is_not_significant_is_left_out_and_widens_the_interval() -> None:
+def test_a_stage_whose_bound_is_not_above_0_is_left_out_and_what_it_may_have_widens_the_interval() -> None:
     """q's samples are few, so the gain that suits one tenth of them is too large for another."""
     settings, left_out = replace(QUICK, hidden=(32,)), 0
     for seed in range(6):
