@@ -27,6 +27,7 @@ from ebmscale.ratios.fitted import FittedRatio, StageRow, in_frame, mean_and_err
 from ebmscale.ratios.network import build_network
 from ebmscale.ratios.samples import Frame, Split, as_pair, as_samples, check_alike, split
 from ebmscale.ratios.settings import FitSettings
+from ebmscale.ratios.through_gaussian import against, with_errors_of
 from ebmscale.ratios.watch import Watch
 from ebmscale.seeds import derive, torch_generator
 from ebmscale.stages.draws import Draws, Halted
@@ -40,7 +41,7 @@ from ebmscale.stages.trainer import Trainer
 Progress = Callable[[StageRow], None]
 
 BASES = ("auto", "samples", "gaussian")
-SMALLEST = 1e-9
+ANY = -1e30
 """Standard errors that any stage exceeds."""
 PRECISE = 0.01
 """Standard error of log Z in nats above which it is measured once more, by particles of its own."""
@@ -125,7 +126,7 @@ def classify(p: ArrayLike, q: ArrayLike, settings: FitSettings, seed: int, watch
         DataError: samples that cannot be used.
     """
     frame, inside_p, inside_q = _paired(p, q)
-    one_stage, watch = replace(settings, max_stages=1, significance=SMALLEST), watch or Watch()
+    one_stage, watch = replace(settings, max_stages=1, significance=ANY), watch or Watch()
     watch.begin(settings.budget_s)
     fitting = _Fitting.of(inside_q.shape[1:], None, one_stage, seed, lambda row: None, watch)
     fitted = fitting.from_samples(fitting.split(inside_p), fitting.split(inside_q), must_reach=False)
@@ -210,9 +211,11 @@ class _Fitting:
         self.watch.begin_side("p", has_result=True)
         halted = self.watch.halted()
         if halted is not None:
-            return replace(of_q, stopped=f"{halted}, before p was fitted: the Gaussian with its moments stands for it")
-        of_p = self.from_base(base, p, "p")
-        return _against(of_p, of_q, p, q)
+            words = f"{halted}, before p was fitted: the Gaussian with its moments stands for it"
+            found = replace(of_q, stopped=words)
+        else:
+            found = against(self.from_base(base, p, "p"), of_q, p, q)
+        return with_errors_of(base, found, torch.cat(p), torch.cat(q))
 
     def from_base(self, base: Base, q: Split, side: str) -> FittedRatio:
         """The ratio of one side's samples to a density that is known."""
@@ -254,7 +257,8 @@ class _Fitting:
         log_z, log_z_error = bridge_estimate(total(learned.sequence, p.test), total(learned.sequence, q.test))
         normaliser = Normaliser(float(log_z), float(log_z_error), math.nan)
         found = self._measured(learned, normaliser, q, p.test)
-        return replace(found, effective=source.share, repeated=max(found.repeated, p.repeated))
+        share = source.share if learned.records[-1].gain > 0 else learned.records[-1].share  # of p_k as it stands
+        return replace(found, effective=share, repeated=max(found.repeated, p.repeated))
 
     def _draws(self, purpose: str) -> Draws:
         return Draws(derive(self.seed, purpose), before_each=self.watch.check)
@@ -280,25 +284,21 @@ class _Fitting:
         f_q, f_p = (total(learned.sequence, part) - normaliser.log_z for part in (q.test, p_test))
         kl, error = mean_and_error(f_q)
         of_train, _ = mean_and_error(total(learned.sequence, q.train[: len(q.test)]) - normaliser.log_z)
-        left = learned.records[-1].nats if len(learned.records) > 1 and learned.records[-1].gain > 0 else 0.0
-        missing = max(of_train - kl, 0.0) + max(min(left, kl), 0.0)
+        missing = max(of_train - kl, 0.0) + self._left(learned, kl)
         error = math.hypot(error, normaliser.error)
         evidence, rows = measure(f_q, f_p), learned.records
-        found = FittedRatio(learned.sequence, normaliser, self.shape, kl, error, missing, evidence, rows)
+        found = FittedRatio(learned.sequence, normaliser, self.shape, kl, error, missing, evidence, rows, len(q.test))
         return replace(found, repeated=q.repeated, stopped=self.watch.halted())
+
+    def _left(self, learned: Learned, kl: float) -> float:
+        """Nats that further stages may add: at most as many as the last one, or as one that was left out may have."""
+        last = learned.records[-1]
+        if last.gain <= 0:
+            return max(last.nats + max(self.settings.significance, 0.0) * last.nats_error, 0.0)
+        return max(min(last.nats, kl), 0.0) if len(learned.records) > 1 else 0.0
 
 
 def _loss(fitted: FittedRatio, p: Tensor, q: Tensor) -> float:
     """The loss of a classifier with these log odds between samples of p (N, Z) and of q (M, Z)."""
     f_p, f_q = (fitted.log_ratio(part.view(-1, *fitted.shape)) for part in (p, q))
     return measure(f_q, f_p).loss
-
-
-def _against(p: FittedRatio, q: FittedRatio, parts_p: Split, parts_q: Split) -> FittedRatio:
-    """The ratio of q to p, both fitted from one base."""
-    ratio = replace(q, reference=p)
-    f_q, f_p = (ratio.log_ratio(part.view(-1, *q.shape)) for part in (parts_q.test, parts_p.test))
-    kl, error = mean_and_error(f_q)
-    error = math.hypot(error, p.normaliser.error, q.normaliser.error)
-    found = replace(ratio, kl=kl, kl_error=error, missing=p.missing + q.missing, calibration=measure(f_q, f_p))
-    return replace(found, repeated=max(p.repeated, q.repeated), stopped=q.stopped or p.stopped)

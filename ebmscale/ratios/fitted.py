@@ -23,7 +23,11 @@ from ebmscale.stages.record import StageRecord
 POOR = 0.05
 """`warning` speaks up if fewer effective samples of p than this fraction are left,"""
 MOST_REPEATED = 0.05
-"""or if more held-out samples than this fraction are equal to samples that were trained on."""
+"""or if more held-out samples than this fraction are equal to samples that were trained on,"""
+MOST_BEYOND = 0.05
+"""or if more samples of q than this fraction lie beyond all of p's."""
+TWO_SIGMA = 0.97725
+"""The probability of a normal variable below two standard deviations."""
 
 
 StageRow = StageRecord
@@ -46,15 +50,19 @@ class FittedRatio:
         shape: of one point.
         kl: an estimate of KL(q || p) in nats, the mean of the log ratio over held-out samples of q. With a known base
             it is a lower bound, up to its error. It is too small by KL(q || p e^(log ratio)).
-        kl_error: its standard error.
+        kl_error: its standard error. Where p and q were both fitted from the Gaussian with p's moments, the error of
+            these moments is part of it.
         missing: an estimate in nats of how much too small `kl` is: the mean log ratio on training samples minus that on
             held-out ones, plus what the last stage added.
         calibration: how well the log ratio classifies held-out samples of q and of p.
         stages: how every stage ended.
+        num_held_out: samples of q that `kl` was measured on.
         effective: where p is known by samples alone, their effective sample size in the last prior as a fraction;
             otherwise 1.
         repeated: the fraction of held-out samples of q, or of p if there it is larger, that are equal to samples that
             were trained on.
+        extrapolated: the fraction of q's samples that are less likely than all of p's samples under p, as it was fitted
+            from the Gaussian with its moments; otherwise 0.
         reference: where base and p differ, the ratio of p to the base. It is subtracted.
         frame: the coordinates of the sequence and its base; None if they are the coordinates of the points.
         stopped: why the fit ended before it was done; None if it was done.
@@ -68,37 +76,53 @@ class FittedRatio:
     missing: float
     calibration: Evidence
     stages: tuple[StageRow, ...]
+    num_held_out: int
     effective: float = 1.0
     repeated: float = 0.0
+    extrapolated: float = 0.0
     reference: "FittedRatio | None" = None
     frame: Frame | None = None
     stopped: str | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Lower and upper end for KL(q || p) in nats: `kl` ± two standard errors; `missing` is added to the upper."""
-        return self.kl - 2 * self.kl_error, self.kl + 2 * self.kl_error + self.missing
+        """Lower and upper end for KL(q || p) in nats: `kl` ± two standard errors; `missing` is added to the upper.
+
+        Where few samples are held out it is more than two, by Student's t.
+        """
+        from scipy.special import stdtrit  # noqa: PLC0415  a slow import
+
+        half = float(stdtrit(self.num_held_out - 1, TWO_SIGMA)) * self.kl_error
+        return self.kl - half, self.kl + half + self.missing
 
     @property
     def warning(self) -> str | None:
         """Why the interval cannot be trusted, and what to do; None if no problem was found."""
-        if self.kl + 2 * self.kl_error + self.missing < 0:
-            return (
-                "no KL divergence is below 0, so log Z is wrong: the particles could not follow the ratio; give more "
-                "samples, or use base='samples' (--base samples)"
-            )
-        if self.repeated > MOST_REPEATED:
-            return (
-                f"{100 * self.repeated:.0f} % of the held-out samples are equal to samples that were trained on, so "
-                "they do not show whether the ratio overfits; if some samples are copies of others, give each only once"
-            )
-        if self.effective < POOR:
-            return "p's samples hardly reach q, so the ratio is too small: use another base, or more samples of p"
-        if self.stages and self.stages[-1].nats > max(0.1 * self.kl, 4 * self.stages[-1].nats_error):
-            return "the last stage still added a tenth of the whole, so the ratio is too small: allow more stages"
-        if self.missing > max(0.15 * self.kl, 0.1):
-            return "the ratio overfits: it is much larger on training than on held-out samples; give more samples"
-        return None
+        share_beyond, share_repeated = (f"{100 * share:.0f} %" for share in (self.extrapolated, self.repeated))
+        last = self.stages[-1] if self.stages else None
+        found = {
+            "no KL divergence is below 0, so log Z is wrong: the particles could not follow the ratio; give more "
+            "samples, or use base='samples' (--base samples)": self.interval[1] < 0,
+            f"{share_repeated} of the held-out samples are equal to samples that were trained on, so they do not show "
+            "whether the ratio overfits; if some samples are copies of others, give each only once": self.repeated
+            > MOST_REPEATED,
+            "p's samples hardly reach q, so the ratio is too small: use another base, or more samples of p": (
+                self.effective < POOR
+            ),
+            f"{share_beyond} of q's samples lie beyond all of p's, where p is extrapolated from the Gaussian with its "
+            "moments, so KL(q || p) can be far from this: give more samples of p, or p as a density": (
+                self.extrapolated > MOST_BEYOND
+            ),
+            "the last stage still added a tenth of the whole, so the ratio is too small: allow more stages": (
+                last is not None and last.nats > max(0.1 * self.kl, 4 * last.nats_error)
+            ),
+            "the ratio overfits: it is much larger on training than on held-out samples; give more samples": (
+                self.missing > max(0.15 * self.kl, 0.1)
+            ),
+            "no difference of p and q was found, so the interval has no width, and there can be a small one: test with "
+            "two_sample_test (--test), or give more samples": self.kl_error == 0,
+        }
+        return next((words for words, holds in found.items() if holds), None)
 
     @property
     def num_stages(self) -> int:

@@ -19,7 +19,7 @@ _WHOLE = {
 }  # fmt: skip  # the least value of settings that are whole numbers
 _MOST = 2**30  # of these, and of widths: torch counts the bytes of a layer with 64 bits
 _NUMBERS = {
-    "rate": (1e-30, 1e30), "weight_decay": (0, 1e30), "significance": (0, 1e30), "min_gain": (0, 1e30),
+    "rate": (1e-30, 1e30), "weight_decay": (0, 1e30), "significance": (-1e30, 1e30), "min_gain": (0, 1e30),
     "held_out": (0.01, 0.9), "gain_limit": (1e-30, 1e30), "min_ess": (0, 1), "ess": (0.01, 0.99),
 }  # fmt: skip  # the least and the greatest value of others
 
@@ -50,7 +50,8 @@ class FitSettings:
         max_updates: largest number of updates of a stage. Between these bounds a stage ends when a new stage would add
             more.
         evidence_every: updates between two measurements on held-out samples.
-        significance: a stage whose bound on the KL divergence is at most this many standard errors is the last.
+        significance: another stage begins only if the bound of the last one on the KL divergence exceeds this many
+            standard errors. A stage is kept if its bound is above 0, or with a negative number so many errors below.
         min_gain: a stage that adds less than this many nats, or less than 0.2 % of all, is kept, and is the last.
         held_out: fraction of the samples of p, and of q, that is held out. Half of it chooses weights and gains. The
             other half is for the results alone.

@@ -216,13 +216,8 @@ def close_stage(
         seconds=course.clock() - began,
         reason=trainer.reason,
     )
-    if not record.nats > -MOST_LOST:
-        before = learned.standing
-        record = replace(
-            record, gain=0.0, power=1.0, nats=0.0, nats_error=0.0, log_z=before.log_z, log_z_error=before.log_z_error
-        )
-        verdict = Verdict(False, "the ratio grows too fast for its density to be normalised, so the stage is left out")
-        return replace(learned, records=(*learned.records, record), verdict=verdict)
+    if not _adds(record, course.settings.significance):
+        return _left_out(learned, record)
     budget = Budget(record.seconds, course.ends_at - course.clock())
     verdict = after(record, budget, course.settings, sum(one.nats for one in learned.records))
     if verdict.goes_on and not source.reaches:
@@ -231,6 +226,22 @@ def close_stage(
     if halted is not None:
         verdict = Verdict(False, halted)
     return replace(learned, sequence=sequence, records=(*learned.records, record), verdict=verdict)
+
+
+def _adds(record: StageRecord, significance: float) -> bool:
+    """Whether the judge finds p_k better than p_{k-1}; below 0, `significance` says how much worse it may be."""
+    return record.nats > max(min(significance, 0.0) * record.nats_error, -MOST_LOST)
+
+
+def _left_out(learned: Learned, record: StageRecord) -> Learned:
+    """What is learned where a stage adds nothing: p_{k-1} stands, and no other stage begins."""
+    before = learned.standing
+    words = f"KL bound {record.nats:.4f} +- {record.nats_error:.4f} nats is not above 0, so the stage is left out"
+    if not record.nats > -MOST_LOST:
+        words = "the ratio grows too fast for its density to be normalised, so the stage is left out"
+        record = replace(record, nats=0.0, nats_error=0.0)
+    record = replace(record, gain=0.0, power=1.0, log_z=before.log_z, log_z_error=before.log_z_error)
+    return replace(learned, records=(*learned.records, record), verdict=Verdict(False, words))
 
 
 def memorisation(trainer: Trainer, f_judge: Tensor, fresh: Negatives) -> Memorised:

@@ -82,9 +82,10 @@ class Pay:
         """
         age = now - state.started
         paid = PaidStage(state.stage, gain, evidence.kl_bound, evidence.kl_bound_error, age * (6.0 + passes))
+        before = sum(one.nats for one in self._paid)
         self._paid.append(paid)
         settings = StageSettings(max_stages=self._stages.max_stages, significance=self._stages.significance)
-        verdict = after(paid, Budget(age, self._left(now)), settings)
+        verdict = after(paid, Budget(age, self._left(now)), settings, before)
         return None if verdict.goes_on else verdict.reason
 
     def restart(self) -> None:

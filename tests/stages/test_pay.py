@@ -67,6 +67,11 @@ def test_what_stages_gave_decides_whether_another_begins() -> None:
     assert "little is left" in str(ended(2, 0.002, 0.0005))
     assert "the last of 5" in str(ended(5, 1.0))
     assert pay.values()["paid"][0] == {"stage": 1, "gain": 1.0, "nats": 2.0, "nats_error": 0.01, "work": 6000.0}
+    wide = Pay(BLOCK, None)
+    for stage, nats in ((1, 100.0), (2, 0.15)):  # a thousandth of all nats, though significant
+        evidence = replace(EVIDENCE, kl_bound=nats, kl_bound_error=0.01)
+        said = wide.ended(StageState(stage=stage), evidence, 1.0, 0.0, 1000)
+    assert "little is left" in str(said)
     other = Pay(BLOCK, 1200)
     evidence = replace(EVIDENCE, kl_bound=1.0)
     assert "the time allowed is used" in str(other.ended(StageState(), evidence, 1.0, 0.0, 1000))
