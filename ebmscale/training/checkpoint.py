@@ -240,6 +240,7 @@ def retried(
 
     Raises:
         LostRunError: this process may not write the run.
+        DamagedError: what the storage holds cannot be used.
         StorageError: the storage still fails.
         Cancelled: `cancel` was set.
     """
@@ -249,7 +250,7 @@ def retried(
             raise Cancelled
         try:
             return action()
-        except LostRunError:
+        except (LostRunError, DamagedError):  # these do not pass
             raise
         except StorageError as error:
             if clock() + pause > deadline:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmscale.config import CheckpointBlock
-from ebmscale.errors import DamagedError, StorageError
+from ebmscale.errors import DamagedError, LostRunError, StorageError
 from ebmscale.model.checkpoint import FOLDER, RATIO_FOLDER, position_of
 from ebmscale.model.pieces import PartImage, Span, piece, whole_spans
 from ebmscale.storage import Storage
@@ -204,6 +204,19 @@ def test_a_failing_storage_is_tried_for_a_while_and_no_longer() -> None:
     with pytest.raises(StorageError, match="disk full"):
         retried(fail, 100.0, time, lambda: time.now)
     assert tries == [0, 1, 3, 7, 15, 31, 61, 91]
+
+
+@pytest.mark.parametrize("error", [DamagedError("a pipe"), LostRunError("taken over")])
+def test_what_no_time_mends_is_not_tried_again(error: StorageError) -> None:
+    time, tries = FakeTime(), []
+
+    def fail() -> None:
+        tries.append(time.now)
+        raise error
+
+    with pytest.raises(type(error)):
+        retried(fail, 100.0, time, lambda: time.now)
+    assert tries == [0]
 
 
 def test_a_storage_that_recovers_is_forgiven_and_a_cancelled_write_ends() -> None:
