@@ -48,6 +48,8 @@ def replace_file(target: Path, data: bytes, make_folders: bool = True) -> None:
     """
     if make_folders:
         _make_folder(target.parent)
+    if target.is_dir():
+        raise Irregular(f"{target.name} is a folder, but a file is needed")
     with _written_beside(target, data) as temporary:
         temporary.replace(target)
     _flush_folder(target.parent)

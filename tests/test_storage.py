@@ -395,3 +395,10 @@ def test_what_is_no_file_is_neither_read_nor_appended_to(tmp_path, kind):
     ):
         with pytest.raises(DamagedError, match=r"x is a .*, but a file is needed\); move it away"):
             work()
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(DamagedError, match=r"x is a folder, but a file is needed\); move it away"):
+        Storage.at(tmp_path).publish("x", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
