@@ -262,7 +262,7 @@ def retried(
 
 def make_token() -> str:
     """Twelve hexadecimal digits that identify a group of processes: its start in seconds, and a random number."""
-    return f"{int(time.time()):08x}{uuid.uuid4().hex[:4]}"
+    return f"{int(time.time()) % 2**32:08x}{uuid.uuid4().hex[:4]}"
 
 
 def name_of(samples_seen: int, token: str) -> str:
