@@ -26,6 +26,7 @@ _ADVICE = {
     "PermissionError": "check that these credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE) may do this there",
     "EndpointConnectionError": "check AWS_ENDPOINT_URL (or endpoint_url beside the url) and that the server runs",
     "ClientConnectorError": "check the address and that the server runs",
+    "Irregular": "move it away or give another address",
 }
 _FULL = {errno.ENOSPC: "free some space there", errno.EDQUOT: "free some of this account's space there"}
 

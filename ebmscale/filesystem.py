@@ -19,7 +19,7 @@ import fsspec
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential_jitter
 
 from ebmscale.address import Address
-from ebmscale.errors import NoRangesError, NotFoundError, StorageError
+from ebmscale.errors import DamagedError, NoRangesError, NotFoundError, StorageError
 from ebmscale.faults import (
     TruncatedRead,
     Unopenable,
@@ -30,6 +30,7 @@ from ebmscale.faults import (
     sentence,
     status,
 )
+from ebmscale.local_files import Irregular
 from ebmscale.places import S3, place_of
 from ebmscale.waits import InterruptibleFilesystem, TooSlow, Wait
 
@@ -70,7 +71,8 @@ class Requester:
             num_bytes: that the request carries.
 
         Raises:
-            StorageError: the request failed; `NotFoundError` where a file to read is missing.
+            StorageError: the request failed; `NotFoundError` where a file to read is missing, `DamagedError` where
+                something else than a file is there.
         """
         longer_s = num_bytes / SLOWEST_BYTES_S
         wait = Wait(REQUEST_S + longer_s, self.stop)
@@ -96,6 +98,7 @@ class Requester:
             tries = f", {number} tries" if number > 1 else ""
             kind = NotFoundError if action == "read" and is_missing(error) else StorageError
             kind = NoRangesError if isinstance(error, _NoRanges) else kind
+            kind = DamagedError if isinstance(error, Irregular) else kind
             raise kind(url.hidden_in(sentence(f"{action} {what}{url}", error, tries))) from error
 
 

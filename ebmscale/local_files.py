@@ -3,12 +3,42 @@
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".tmp"  # ending of what an interrupted `replace_file` may leave behind
+
+
+class Irregular(OSError):
+    """A place holds a folder, a pipe or a device where a file is needed."""
+
+
+def irregular(path: str | Path) -> str | None:
+    """What is at a path instead of a file; None for a file, and where nothing can be found out."""
+    try:
+        return _irregular(os.stat(path).st_mode)
+    except (OSError, ValueError):  # reading it reports the problem
+        return None
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuses what would never end or cannot be read.
+
+    Raises:
+        Irregular: something else than a file is at the path.
+    """
+    kind = irregular(path)
+    if kind is not None:
+        raise Irregular(f"{Path(path).name} is {kind}, but a file is needed")
+
+
+def _irregular(mode: int) -> str | None:
+    if stat.S_ISREG(mode):
+        return None
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
 def replace_file(target: Path, data: bytes, make_folders: bool = True) -> None:
@@ -18,6 +48,8 @@ def replace_file(target: Path, data: bytes, make_folders: bool = True) -> None:
     """
     if make_folders:
         _make_folder(target.parent)
+    if target.is_dir():
+        raise Irregular(f"{target.name} is a folder, but a file is needed")
     with _written_beside(target, data) as temporary:
         temporary.replace(target)
     _flush_folder(target.parent)
@@ -41,6 +73,7 @@ def create_file(target: Path, data: bytes) -> None:
 def append_file(target: Path, data: bytes) -> None:
     """Append to a file, which is made if missing: all of the data or none."""
     _make_folder(target.parent)
+    check_regular(target)
     with target.open("ab", buffering=0) as file:
         end = file.tell()
         try:
@@ -101,6 +134,7 @@ def _flush_folder(place: Path) -> None:
 
 def read_into(path: str, start: int, memory: memoryview) -> int:
     """Fills memory with the bytes of a file from byte `start` on; how many there were, fewer where the file ends."""
+    check_regular(path)
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
         num_bytes = 0

@@ -21,7 +21,15 @@ from ebmscale.config import AddressBlock
 from ebmscale.errors import ConfigError, DamagedError, StorageError
 from ebmscale.faults import TruncatedRead, describe, is_missing, space_advice, status
 from ebmscale.filesystem import READS_AT_ONCE, Requester, read_part, read_whole, upload_options
-from ebmscale.local_files import TEMPORARY, append_file, create_file, read_into, remove_file, replace_file
+from ebmscale.local_files import (
+    TEMPORARY,
+    append_file,
+    check_regular,
+    create_file,
+    read_into,
+    remove_file,
+    replace_file,
+)
 from ebmscale.places import S3, linked, place_of, problem_of, remove
 
 T = TypeVar("T")
@@ -110,12 +118,16 @@ class Storage:
     def read_bytes(self, path: str) -> bytes:
         """The whole content of a file."""
         longest_s = LONGEST_WEB_S if self.url.is_web else None
-        return self._request("read", path, lambda fs, place: read_whole(fs, place, longest_s))
+        return self._request("read", path, lambda fs, place: read_whole(fs, self._file(place), longest_s))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """`length` bytes from byte `start` on; fewer only where the file ends before."""
         what = f"bytes {start} to {start + length - 1} of "
-        return self._request("read", path, lambda fs, place: read_part(fs, place, start, length), what, length)
+
+        def read(fs: Any, place: str) -> bytes:
+            return read_part(fs, self._file(place), start, length)
+
+        return self._request("read", path, read, what, length)
 
     def read_into(self, path: str, start: int, memory: memoryview) -> int:
         """`read_range` of a local file into memory that is there already; the number of bytes.
@@ -131,7 +143,7 @@ class Storage:
         """`read_range` of each; requests to a remote storage are in flight together."""
 
         def read(fs: Any, place: str) -> list[bytes | Exception]:
-            paths = [place_of(fs, self.url_of(one.path)) for one in ranges]
+            paths = [self._file(place_of(fs, self.url_of(one.path))) for one in ranges]
             ends = [one.start + one.length for one in ranges]
             together = {"batch_size": READS_AT_ONCE} if fs.async_impl else {}
             return fs.cat_ranges(paths, [one.start for one in ranges], ends, on_error="return", **together)
@@ -264,7 +276,8 @@ class Storage:
         """Delete the temporary files of killed writers directly below a local folder; no writer may be active."""
         folder = self.local_path(path)
         for leftover in folder.glob(f".*{TEMPORARY}") if folder is not None else ():
-            leftover.unlink(missing_ok=True)
+            if leftover.is_file():
+                self.delete(f"{path}/{leftover.name}")
 
     def probe(self, key: str = "storage.url", tidy: bool = False) -> None:
         """Write, read back and delete a small object; a `StorageError` says what to do where that fails.
@@ -289,6 +302,12 @@ class Storage:
                     folder.rmdir()
         if not same:
             raise StorageError(f"{self.url} returned other bytes than were written; choose another {key}.")
+
+    def _file(self, place: str) -> str:
+        """The place itself, where it is not a folder, a pipe or a device of this machine."""
+        if self.url.is_local:
+            check_regular(place)
+        return place
 
     def _request(self, action: str, path: str, work: Callable[[Any, str], T], what: str = "", num_bytes: int = 0) -> T:
         """The result of `work(filesystem, place)`; see `Requester.request`."""

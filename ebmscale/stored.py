@@ -6,8 +6,6 @@ regular file, is too large, or has the wrong form raises an error with one sente
 
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ebmscale.documents import read_json
 from ebmscale.errors import DamagedError, EbmscaleError
+from ebmscale.local_files import irregular
 from ebmscale.storage import Storage
 
 T = TypeVar("T")
@@ -60,14 +59,8 @@ def check_regular(storage: Storage, path: str, error: type[EbmscaleError] = Dama
         EbmscaleError: an `error`, where something else than a file is there.
     """
     local = storage.local_path(path)
-    if local is None:
-        return
-    try:
-        mode = os.stat(local).st_mode
-    except (OSError, ValueError):  # reading it reports the problem
-        return
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+    kind = None if local is None else irregular(local)
+    if kind is not None:
         raise error(f"{storage.url_of(path)} is {kind}, but a file is needed; move it away or give another address.")
 
 

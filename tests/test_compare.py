@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,27 @@ def test_stopped_commands_save_and_no_other_is_begun(monkeypatch: pytest.MonkeyP
 
 
 VALUES = {"a": [0.123, 0.456, 0.789], "b": [12.3, 45.6, 78.9]}
+
+
+def test_no_command_outlives_a_comparison_that_is_killed(tmp_path: Path) -> None:
+    child, noted = tmp_path / "child", tmp_path / "pid"
+    child.write_text(f"#!/bin/sh\necho $$ > {noted}.part && mv {noted}.part {noted} && exec sleep 600\n")
+    child.chmod(0o755)
+    code = (
+        f"import sys; from ebmscale.compare.commands import Commands; sys.executable = {str(child)!r}; Commands().run()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as comparing:
+        wait_for(noted.exists)
+        comparing.kill()
+    pid = int(noted.read_text())
+    wait_for(lambda: claim._start_of(pid) in (None, "ended"))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def results_of(url: str) -> list[Result]:

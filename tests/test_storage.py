@@ -15,7 +15,7 @@ import fsspec
 import pytest
 
 from ebmscale.config import StorageBlock
-from ebmscale.errors import StorageError
+from ebmscale.errors import DamagedError, StorageError
 from ebmscale.storage import Range, Storage, open_storage
 
 
@@ -267,8 +267,9 @@ def test_what_killed_writers_left_behind_is_swept(tmp_path):
     storage = Storage.at(tmp_path)
     storage.publish("kept", b"1")
     (tmp_path / ".kept.0123.tmp").write_bytes(b"half")
+    (tmp_path / ".folder.tmp").mkdir()
     storage.sweep()
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", ".folder.tmp"}
     Storage.at("memory://nothing-to-sweep").sweep()
 
 
@@ -374,3 +375,30 @@ class Partial:
 
     def write(self, data):
         return self._file.write(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_what_is_no_file_is_neither_read_nor_appended_to(tmp_path, kind):
+    path, storage = tmp_path / "x", Storage.at(tmp_path)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    for work in (
+        lambda: storage.read_bytes("x"),
+        lambda: storage.read_range("x", 0, 4),
+        lambda: storage.read_ranges([Range("x", 0, 4)]),
+        lambda: storage.read_into("x", 0, memoryview(bytearray(4))),
+        lambda: storage.append("x", b"1"),
+    ):
+        with pytest.raises(DamagedError, match=r"x is a .*, but a file is needed\); move it away"):
+            work()
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(DamagedError, match=r"x is a folder, but a file is needed\); move it away"):
+        Storage.at(tmp_path).publish("x", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -1,13 +1,17 @@
 """The program's own commands, in processes that do not outlive the comparison."""
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 from ebmscale.errors import Interrupted
 from ebmscale.rendezvous import RANK_VARIABLES
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 STOPPED = "Stopped; finished work is kept: run the same command to continue."
 
 
@@ -36,7 +40,12 @@ class Commands:
             if self._stopped:
                 raise Interrupted(STOPPED)
             process = subprocess.Popen(
-                command, env=alone | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                command,
+                env=alone | environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=_ends_with_this_process(),  # noqa: PLW1509 (it takes no lock that a thread may hold)
             )
             self._running.add(process)
         _, errors = process.communicate()
@@ -53,3 +62,15 @@ class Commands:
             self._stopped = True
             for process in list(self._running):
                 process.terminate()
+
+
+def _ends_with_this_process() -> Callable[[], None]:
+    """What a new process calls first: it gets SIGTERM when the thread that began it ends, even by SIGKILL."""
+    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before the call
+            os._exit(Interrupted.exit_code)
+
+    return prepare

@@ -10,7 +10,7 @@ from ebmscale.model.export import ABOUT_FILE, NETWORKS, RATIOS, read_export
 from ebmscale.model.latent_model import LatentModel
 from ebmscale.model.prior_base import BASE, base_from
 from ebmscale.model.residuals import Residuals
-from ebmscale.model.run_folder import load_run_config
+from ebmscale.model.run_folder import check_model, load_run_config
 from ebmscale.model.saved_tensors import SavedTensors, saved_tensors
 from ebmscale.storage import Storage
 from ebmscale.world import device_of
@@ -55,8 +55,9 @@ def _load_run(storage: Storage) -> LatentModel:
 def from_checkpoint(config: RunConfig, saved: SavedCheckpoint) -> LatentModel:
     """The model in a checkpoint, with averaged weights if the run has them. The state of the optimisers is not read.
 
-    Raises as `saved_tensors`.
+    Raises as `saved_tensors`, and a `ConfigError` where the configuration is of another model.
     """
+    check_model(config, saved)
     state = saved.state()
     tensors = saved_tensors(config, saved, state.image_shape)
     return _assemble(config, state.image_shape, saved.samples_seen, tensors, state.residuals, state.mean_square)

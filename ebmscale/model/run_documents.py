@@ -74,6 +74,7 @@ class CheckpointManifest(Stored):
         files: its own files by name.
         ratios: the frozen ratios, in the order of their stages.
         tensors: the shape of every tensor, by stem and name.
+        model: the block `model` of the configuration without `ratio`; None in checkpoints of earlier versions.
     """
 
     samples_seen: Count | None = None  # the name of the folder says it too, and counts
@@ -83,6 +84,7 @@ class CheckpointManifest(Stored):
     files: dict[FileName, FileAbout]
     ratios: list[RatioAbout]
     tensors: dict[Stem, dict[str, list[Count]]]
+    model: dict[str, Any] | None = None
 
 
 class NegativesState(Stored):

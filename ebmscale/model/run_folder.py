@@ -1,8 +1,13 @@
 """The folder of a run in a storage, and the configuration in it."""
 
-from ebmscale.config import RunConfig, parse_config
+from typing import Any
+
+from pydantic import ValidationError
+
+from ebmscale.config import RunConfig, changed_keys, parse_config
 from ebmscale.data.manifest import FILE as MANIFEST_FILE
 from ebmscale.errors import ConfigError, DataError
+from ebmscale.model.checkpoint import SavedCheckpoint
 from ebmscale.model.checkpoint_reader import CheckpointReader
 from ebmscale.model.kinds import what_is_there
 from ebmscale.storage import Storage, open_storage
@@ -58,3 +63,27 @@ def load_run_config(storage: Storage) -> RunConfig:
             f"There is no run at {storage.url}; give the address that `ebmscale train` printed.{what_is_there(storage)}"
         )
     return parse_config(read_file(storage, CONFIG_FILE, CONFIG_BYTES), source=storage.url_of(CONFIG_FILE))
+
+
+def model_of(config: RunConfig) -> dict[str, Any]:
+    """What a checkpoint notes of the configuration: `model` without `ratio`, which other runs may choose anew."""
+    return config.model.model_dump(mode="json", exclude={"ratio"})
+
+
+def check_model(config: RunConfig, saved: SavedCheckpoint) -> None:
+    """Refuses a checkpoint of another model: some keys, such as `model.sigma`, change no shape of a tensor.
+
+    Raises:
+        ConfigError: the configuration has other values of `model` than the checkpoint.
+    """
+    try:
+        noted = type(config.model).model_validate(saved.manifest.model)
+    except ValidationError:  # an earlier or later version wrote it
+        return
+    noted = noted.model_copy(update={"ratio": config.model.ratio})
+    changed = changed_keys(config.model_copy(update={"model": noted}), config)
+    if changed:
+        raise ConfigError(
+            f"The checkpoint {saved.name} was made with other values of {', '.join(changed)} than the configuration; "
+            f"set them back, also in the {CONFIG_FILE} of the run."
+        )

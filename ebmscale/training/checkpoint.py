@@ -240,6 +240,7 @@ def retried(
 
     Raises:
         LostRunError: this process may not write the run.
+        DamagedError: what the storage holds cannot be used.
         StorageError: the storage still fails.
         Cancelled: `cancel` was set.
     """
@@ -249,7 +250,7 @@ def retried(
             raise Cancelled
         try:
             return action()
-        except LostRunError:
+        except (LostRunError, DamagedError):  # these do not pass
             raise
         except StorageError as error:
             if clock() + pause > deadline:
@@ -261,7 +262,7 @@ def retried(
 
 def make_token() -> str:
     """Twelve hexadecimal digits that identify a group of processes: its start in seconds, and a random number."""
-    return f"{int(time.time()):08x}{uuid.uuid4().hex[:4]}"
+    return f"{int(time.time()) % 2**32:08x}{uuid.uuid4().hex[:4]}"
 
 
 def name_of(samples_seen: int, token: str) -> str:

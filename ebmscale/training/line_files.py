@@ -146,4 +146,4 @@ def _is_kept(line: bytes, position: int) -> bool:
     except DamagedError:
         return False
     seen = values.get("samples_seen") if isinstance(values, dict) else None
-    return isinstance(seen, int) and seen <= position
+    return type(seen) is int and 0 <= seen <= position

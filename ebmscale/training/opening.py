@@ -26,7 +26,7 @@ from ebmscale.model.image_model import ImageModel
 from ebmscale.model.kinds import refuse_other
 from ebmscale.model.noise_level import NoiseLevel
 from ebmscale.model.pixels import to_pixels
-from ebmscale.model.run_folder import CONFIG_FILE, run_storage, saved_config
+from ebmscale.model.run_folder import CONFIG_FILE, check_model, run_storage, saved_config
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
 from ebmscale.training.begun import with_begun
@@ -227,6 +227,7 @@ def _check_unchanged(storage: Storage, old: RunConfig | None, config: RunConfig)
             f"The run {storage.url} was made with other values of {', '.join(changed)}; "
             "choose another run.name, or set them back to resume it."
         )
+    CheckpointReader(storage).newest(partial(check_model, config))
 
 
 def _held_out(config: RunConfig, data: Storage, manifest: Manifest, world: World) -> tuple[Tensor, Tensor]:

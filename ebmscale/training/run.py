@@ -14,6 +14,7 @@ from ebmscale.model.noise_level import NoiseLevel
 from ebmscale.model.pieces import Piece
 from ebmscale.model.pixels import shows_images
 from ebmscale.model.residuals import Residuals, measure_residuals
+from ebmscale.model.run_folder import model_of
 from ebmscale.model.saved_part import SavedPart
 from ebmscale.stages.ratio_trainer import RatioTrainer
 from ebmscale.storage import Storage
@@ -179,6 +180,7 @@ class Run:
             "good": self.guard.state.bad_in_row == 0,
             "world_size": self.world.size,
             "metrics": dict(self.measured),
+            "model": model_of(self.config),
             "tensors": {
                 stem: {name: list(size) for name, size in part.shapes().items()} for stem, part in self.parts.items()
             },

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmscale.config import CheckpointBlock
-from ebmscale.errors import DamagedError, StorageError
+from ebmscale.errors import DamagedError, LostRunError, StorageError
 from ebmscale.model.checkpoint import FOLDER, RATIO_FOLDER, position_of
 from ebmscale.model.pieces import PartImage, Span, piece, whole_spans
 from ebmscale.storage import Storage
-from ebmscale.training.checkpoint import Cancelled, CheckpointStore, kept_by, name_of, retried
+from ebmscale.training.checkpoint import Cancelled, CheckpointStore, kept_by, make_token, name_of, retried
 
 TOKEN = "0123456789ab"
 NET = {"w": torch.arange(6.0).view(2, 3)}
@@ -204,6 +204,29 @@ def test_a_failing_storage_is_tried_for_a_while_and_no_longer() -> None:
     with pytest.raises(StorageError, match="disk full"):
         retried(fail, 100.0, time, lambda: time.now)
     assert tries == [0, 1, 3, 7, 15, 31, 61, 91]
+
+
+@pytest.mark.parametrize("now", [-5.0, 0.0, 1.8e9, 2.0**32, 1e13])
+def test_a_checkpoint_is_found_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: float
+) -> None:
+    monkeypatch.setattr("time.time", lambda: now)
+    storage, name = Storage.at(tmp_path), name_of(100, make_token())
+    storage.publish(f"{FOLDER}/{name}/manifest.json", b"{}")
+    assert CheckpointStore(storage).finished() == [name]
+
+
+@pytest.mark.parametrize("error", [DamagedError("a pipe"), LostRunError("taken over")])
+def test_what_no_time_mends_is_not_tried_again(error: StorageError) -> None:
+    time, tries = FakeTime(), []
+
+    def fail() -> None:
+        tries.append(time.now)
+        raise error
+
+    with pytest.raises(type(error)):
+        retried(fail, 100.0, time, lambda: time.now)
+    assert tries == [0]
 
 
 def test_a_storage_that_recovers_is_forgiven_and_a_cancelled_write_ends() -> None:

@@ -37,7 +37,7 @@ def test_what_was_appended_is_read_by_anyone_and_continued(storage: Storage, num
 
 
 @pytest.mark.parametrize("position", [-1, 0, 1, 7, 17, 58, 59, 60])
-@pytest.mark.parametrize("torn", [b"", b'{"samples_seen": 4', b"\n", b"{}\n"])
+@pytest.mark.parametrize("torn", [b"", b'{"samples_seen": 4', b"\n", b"{}\n", b'{"samples_seen": true}\n'])
 def test_lines_after_a_position_are_cut_off(storage: Storage, position: int, torn: bytes) -> None:
     file = LineFile(storage, NAME)
     for number in range(0, 60, 2):

@@ -131,6 +131,21 @@ def test_another_model_in_the_same_run_is_refused(tiny: RunConfig) -> None:
         run_until(changed(tiny, model={"latent_dim": 5}))
 
 
+def test_a_model_that_only_the_checkpoint_knows_is_refused_too(tiny: RunConfig) -> None:
+    """`config.yaml` was edited, or is lost: no shape of a tensor says that sigma is another."""
+    short = changed(tiny, train={"max_samples": 320})
+    run_until(short)
+    file = Path(run_storage(tiny).local_path("config.yaml"))
+    file.write_text(changed(short, model={"sigma": 0.123}).dump())
+    with pytest.raises(ConfigError, match=r"was made with other values of model\.sigma than the configuration"):
+        ebmscale.load(run_storage(tiny).url)
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"was made with other values of model\.sigma than the configuration"):
+        run_until(changed(tiny, model={"sigma": 0.123}))
+    run_until(short)
+    ebmscale.load(run_storage(tiny).url)
+
+
 def test_a_run_that_never_saved_may_change(tiny: RunConfig) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ebmscale.training.loop.train_batch", lambda run, batch: 1 / 0)
