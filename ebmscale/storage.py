@@ -9,7 +9,6 @@ A name is only a name: nothing in it is a pattern, a chain or an escape, even wh
 
 import os
 import threading
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from ebmscale.address import Address
 from ebmscale.config import AddressBlock
 from ebmscale.errors import ConfigError, DamagedError, StorageError
-from ebmscale.faults import TruncatedRead, describe, is_missing, space_advice, status
+from ebmscale.faults import TruncatedRead, is_missing, status
 from ebmscale.filesystem import READS_AT_ONCE, Requester, read_part, read_whole, upload_options
 from ebmscale.local_files import (
     TEMPORARY,
@@ -278,30 +277,6 @@ class Storage:
         for leftover in folder.glob(f".*{TEMPORARY}") if folder is not None else ():
             if leftover.is_file():
                 self.delete(f"{path}/{leftover.name}")
-
-    def probe(self, key: str = "storage.url", tidy: bool = False) -> None:
-        """Write, read back and delete a small object; a `StorageError` says what to do where that fails.
-
-        Args:
-            key: the key or option that names this storage.
-            tidy: whether local folders that this makes are deleted again. No other process may be writing then.
-        """
-        name, local = f".ebmscale-probe-{uuid.uuid4().hex}", self.local_path()
-        made = [one for one in (local, *local.parents) if not os.path.exists(one)] if tidy and local is not None else []
-        try:
-            self.publish(name, name.encode())
-            same = self.read_bytes(name) == name.encode()
-            self.delete(name)
-        except StorageError as error:
-            remedy = space_advice(error) or "grant this account read, write and delete there"
-            why = self.url.hidden_in(describe(error.__cause__ or error))
-            raise StorageError(f"{self.url} cannot be written to ({why}); choose another {key} or {remedy}.") from error
-        finally:
-            for folder in made:
-                with suppress(OSError):
-                    folder.rmdir()
-        if not same:
-            raise StorageError(f"{self.url} returned other bytes than were written; choose another {key}.")
 
     def _file(self, place: str) -> str:
         """The place itself, where it is not a folder, a pipe or a device of this machine."""

@@ -17,6 +17,7 @@ import pytest
 from ebmscale.config import StorageBlock
 from ebmscale.errors import DamagedError, StorageError
 from ebmscale.storage import Range, Storage, open_storage
+from ebmscale.storage_probe import probe
 
 
 @pytest.fixture(params=["folder", "file", "memory"])
@@ -65,7 +66,7 @@ def test_publish_replaces_and_append_adds(storage):
 
 
 def test_probe_leaves_nothing_behind(storage):
-    storage.probe()
+    probe(storage)
     assert storage.list() == []
 
 
@@ -87,7 +88,7 @@ def test_a_publish_that_fails_midway_leaves_the_old_content_alone(tmp_path, monk
     with pytest.raises(StorageError, match=r"No space left on device\); free some space there\."):
         storage.publish("f", b"new")
     with pytest.raises(StorageError, match=r"choose another --out or free some space there\."):
-        storage.probe("--out")
+        probe(storage, "--out")
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     assert storage.read_bytes("f") == b"old"
 
@@ -100,7 +101,7 @@ def test_list_does_not_show_what_a_killed_publish_left(tmp_path):
 def test_probe_says_what_to_do_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"cannot be written to .*; choose another storage\.url"):
-        Storage.at(tmp_path / "file").probe()
+        probe(Storage.at(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("url", ["nosuch://bucket", "nosuch://"])
@@ -108,7 +109,7 @@ def test_an_unknown_kind_of_address_is_a_storage_error(url):
     with pytest.raises(StorageError, match="knows no such kind of address"):
         Storage.at(url).read_bytes("f")
     with pytest.raises(StorageError, match="Protocol not known"):
-        Storage.at(url).probe()
+        probe(Storage.at(url))
 
 
 def test_addresses(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from ebmscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from ebmscale.storage import Storage
+    from ebmscale.storage_probe import probe
 
 
 class AddressType(click.ParamType):
@@ -65,7 +66,7 @@ def output_file(out: str, endings: tuple[str, ...], beside: tuple[str, ...] = ()
     target = OutputFile(address, folder, name)
     for suffix in ("", *beside):
         _check_free(folder.local_path(target.beside(suffix) if suffix else name), suffix, address)
-    folder.probe("--out", tidy=True)
+    probe(folder, "--out", tidy=True)
     return target
 
 
@@ -115,7 +116,7 @@ def output_folder(url: str, kind: str | None = None) -> "Storage":
     from ebmscale.storage import Storage  # noqa: PLC0415
 
     folder = Storage.at(url)
-    folder.probe("address", tidy=True)
+    probe(folder, "address", tidy=True)
     if kind is not None:
         refuse_other(folder, kind, "give another address")
     return folder

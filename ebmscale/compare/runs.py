@@ -27,6 +27,7 @@ from ebmscale.report.comparison import PAGE_FILE, write_comparison
 from ebmscale.report.result import Result
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
+from ebmscale.storage_probe import probe
 from ebmscale.stored import Number, Stored, read_document
 from ebmscale.training.owner import Lease
 from ebmscale.version import commit
@@ -84,7 +85,7 @@ def compare(
         evaluation = evaluation.model_copy(update={"split": split})
         comparison = comparison.model_copy(update={"evaluation": evaluation})
     storage = open_storage(jobs[0].config.storage)
-    storage.probe()
+    probe(storage)
     refuse_other(storage, "comparison", "give the comparison another name")
     with Lease(storage, what="comparison") as lease:
         lease.take()

@@ -21,6 +21,7 @@ from ebmscale.model.run_folder import run_storage
 from ebmscale.networks import count_parameters
 from ebmscale.stages.stage_trainer import StageTrainer
 from ebmscale.storage import Storage
+from ebmscale.storage_probe import probe
 from ebmscale.terminal import duration
 from ebmscale.training.measurement import take_evidence
 from ebmscale.training.restore import restore
@@ -137,7 +138,7 @@ def dry_run(config: RunConfig, world: World, most_s: float = math.inf) -> Foreca
         EbmscaleError: any error that the run itself would raise.
     """
     storage = run_storage(config)
-    storage.probe(tidy=True)
+    probe(storage, tidy=True)
     with rehearsal(config, world) as run:
         _check_speed(run, most_s)
         return _measure(run, storage)

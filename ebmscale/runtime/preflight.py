@@ -9,6 +9,7 @@ from ebmscale.data.split import class_index
 from ebmscale.errors import ConfigError, DataError, EbmscaleError, StorageError
 from ebmscale.machine import num_cpus
 from ebmscale.storage import Storage, open_storage
+from ebmscale.storage_probe import probe
 from ebmscale.terminal import Terminal
 from ebmscale.version import __version__
 
@@ -33,7 +34,7 @@ def preflight(ray: Any, config: RunConfig, console: Terminal) -> None:
         StorageError: a node cannot write to the run's storage, or the address means another folder there.
     """
     storage, name = storage_of_run(config), f".ebmscale-preflight-{uuid.uuid4().hex}"
-    storage.probe()
+    probe(storage)
     storage.publish(name, name.encode())
     try:
         checks = _ask_nodes(ray, config, name)
@@ -105,7 +106,7 @@ def check_node(config: RunConfig, name: str, place: str, version: str) -> NodeCh
                 f"num_threads is {config.num_threads:,}, and this machine has {num_cpus()} processors; lower it."
             )
         storage = storage_of_run(config)
-        storage.probe()
+        probe(storage)
         if not storage.exists(name):
             raise StorageError(
                 f"{storage.url} is a folder of that machine alone, and workers on several machines need one place; "

@@ -31,6 +31,7 @@ from ebmscale.search.tuner import apply_settings, make_stop_rule, make_tuner
 from ebmscale.search.view import SearchView
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
+from ebmscale.storage_probe import probe
 from ebmscale.terminal import Terminal
 from ebmscale.training.owner import Lease
 from ebmscale.training.run_data import DATA_FILE, check_run_data, load_or_pack
@@ -69,7 +70,7 @@ def search(
     note_for_jobs(config, console)
     config = config.with_absolute_addresses()
     store = SearchStore(run_storage(config))
-    store.storage.probe()
+    probe(store.storage)
     refuse_other(store.storage, "search", "choose another run.name")
     with Lease(store.storage, what="search") as lease:
         lease.take()

@@ -29,6 +29,7 @@ from ebmscale.model.pixels import to_pixels
 from ebmscale.model.run_folder import CONFIG_FILE, check_model, run_storage, saved_config
 from ebmscale.stop import StopSignal
 from ebmscale.storage import Storage, open_storage
+from ebmscale.storage_probe import probe
 from ebmscale.training.begun import with_begun
 from ebmscale.training.capacity import check_room, check_threads
 from ebmscale.training.checkpoint import CheckpointStore, retried
@@ -169,7 +170,7 @@ def _prepare(
     Returns:
         The configuration with the run's precision, the lease's ticket, `Manifest.counted`, and `Run.borrowed`.
     """
-    storage.probe()
+    probe(storage)
     refuse_other(storage, "run", "choose another run.name")
     patience = _Listening(check)
     if lease is not None:
