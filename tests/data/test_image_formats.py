@@ -149,6 +149,21 @@ def test_grey_palette_alpha_and_turned_images(tmp_path):
         assert {record.load().shape for record in source.records()} == {shape} == {source.image_shape}
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "1", "P", "I;16"])
+def test_a_turned_picture_of_any_mode_is_set_upright(tmp_path, mode):
+    upper = np.zeros((8, 8), np.uint16 if mode == "I;16" else np.uint8)
+    upper[:4] = np.iinfo(upper.dtype).max
+    picture = Image.fromarray(upper) if mode == "I;16" else Image.fromarray(upper).convert(mode)
+    if mode.endswith("A"):
+        picture.putpixel((0, 0), 0)  # transparent, so that it is laid on white
+    exif = Image.Exif()
+    exif[0x0112] = 3  # to be shown turned by a half
+    picture.save(tmp_path / "a.png", exif=exif)
+    (record,) = open_source("folder", str(tmp_path), grey=True).records()
+    assert (record.load()[0, 4:] == 255).all()
+    assert (record.load()[0, :4] == 0).all()
+
+
 def test_folders_that_cannot_be_packed(tmp_path, storage):
     with pytest.raises(DataError, match=r"has no image below it \(0 other files\)"):
         open_source("folder", str(tmp_path))

@@ -48,7 +48,7 @@ class ImageFile:
             with Image.open(self.path) as opened:
                 check_size(opened)
                 opened.load()
-                image = upright(_plain(opened, self.path)).convert("L" if self.grey else "RGB")
+                image = _plain(upright(opened), self.path).convert("L" if self.grey else "RGB")
         except DataError:
             raise
         except Exception as error:  # what a damaged image raises has no common class
