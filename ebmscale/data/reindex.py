@@ -75,7 +75,6 @@ def _read_shard(storage: Storage, manifest: Manifest, row: Shard) -> ShardIndex:
                 offsets.append(member.offset)
                 sizes.append(len(member.content))
                 crc32.append(zlib.crc32(member.content))
-        source.read_to_end()
         index = ShardIndex.of(keys, [labels.get(key, -1) for key in keys], offsets, sizes, crc32)
         if source.digest.hexdigest() != row.sha256:
             raise ValueError("its sha256 differs from the manifest's")
