@@ -195,6 +195,21 @@ def test_the_most_frequent_size_is_the_set_s(tmp_path):
     assert open_source("folder", str(tmp_path)).image_shape == (3, 6, 8)
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "loop").symlink_to("..")
+    (tmp_path / "b").symlink_to("a")
+    source = open_source("folder", str(tmp_path))
+    assert (source.counts, source.classes) == ({"train": 1}, ["a"])
+    assert source.notes == ("2 link(s) to folders that are in the set already not followed",)
+
+
+def test_images_larger_than_can_be_decoded_are_not_made(tmp_path):
+    save(tmp_path / "1.png")
+    with pytest.raises(ConfigError, match="size 8193 is too large for images; the greatest is 8192"):
+        open_source("folder", str(tmp_path), size=8193)
+
+
 def test_options_are_for_images(tmp_path):
     with pytest.raises(ConfigError, match="idx takes no size; it is for folder and celeba"):
         open_source("idx", str(tmp_path), size=8)

@@ -94,7 +94,7 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
             not known.
     """
     root = local_source(src)
-    files, num_skipped = _image_files(root)
+    files, num_skipped, num_links = _image_files(root)
     if not files:
         raise DataError(
             f"{printable(root)} has no image below it ({num_skipped} other files); give a folder of images."
@@ -120,6 +120,7 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
         records,
         num_skipped,
         tuple(root / file for file in files),
+        (f"{num_links} link(s) to folders that are in the set already not followed",) if num_links else (),
     )
 
 
@@ -166,15 +167,16 @@ def _class(folders: tuple[str, ...]) -> str | None:
     return printable(folders[0]) if folders else None
 
 
-def _image_files(root: Path) -> tuple[list[Path], int]:
-    """Paths below the folder, sorted, and the number of other files. Links to folders are followed once at most."""
+def _image_files(root: Path) -> tuple[list[Path], int, int]:
+    """Paths below the folder, sorted; the number of other files, and of links to folders that were met before."""
     if not root.is_dir():
         raise DataError(f"{printable(root)} is not a folder; give a folder of images.")
-    found, num_skipped, seen = [], 0, set()
+    found, num_skipped, num_links, seen = [], 0, 0, set()
     for place, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if os.path.realpath(place) in seen:
             folders.clear()
+            num_links += 1
             continue
         seen.add(os.path.realpath(place))
         for name in files:
@@ -187,7 +189,7 @@ def _image_files(root: Path) -> tuple[list[Path], int]:
                 found.append(Path(place, name).relative_to(root))
             else:
                 num_skipped += 1
-    return sorted(found), num_skipped
+    return sorted(found), num_skipped, num_links
 
 
 def _key(file: Path) -> str:
