@@ -203,6 +203,15 @@ def test_a_tar_that_is_cut_between_files_or_goes_on_is_refused(storage):
     assert index(storage).counts() == {"train": 2}
 
 
+@pytest.mark.parametrize("content", [b'{"name": "My app"}', b"no JSON", b'{"kind": "ebmscale-shards", "version": 99}'])
+def test_a_manifest_of_others_is_kept(storage, content):
+    storage.publish("a.tar", make_tar(members(range(3))))
+    storage.publish("manifest.json", content)
+    with pytest.raises(DataError, match=r"is no manifest that this ebmscale reads, and is not overwritten"):
+        index(storage)
+    assert storage.read_bytes("manifest.json") == content
+
+
 def test_nothing_to_index_is_refused(storage):
     storage.publish("readme.txt", b"")
     with pytest.raises(DataError, match=r"has no \.tar files"):
