@@ -88,8 +88,9 @@ def ratio(
 ) -> None:
     """Fit log q - log p to the samples in P and Q.
 
-    P and Q are .npy or .npz files or packed sets. The KL divergence of q from p is estimated too. With --base normal p
-    is the standard normal. With --base normal and with --score, P is not read: write - for it.
+    P and Q are .npy or .npz files or packed sets, of whose posteriors one latent each is drawn. The KL divergence of q
+    from p is estimated too. With --base normal p is the standard normal. With --base normal and with --score, P is not
+    read: write - for it.
 
     --test asks whether P and Q come from one distribution. One half of the samples trains a ratio, the other half
     is tested. --score asks which rows of FILE are unlike the samples in Q.
