@@ -204,6 +204,17 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert source.notes == ("2 link(s) to folders that are in the set already not followed",)
 
 
+@pytest.mark.parametrize(("one", "other"), [("Cat", "cat"), ("caf\u00e9", "cafe\u0301")])
+def test_classes_that_look_alike_are_said(tmp_path, one, other):
+    save(tmp_path / "train" / one / "1.png")
+    save(tmp_path / "test" / other / "1.png")
+    source = open_source("folder", str(tmp_path))
+    assert len(source.classes) == 2
+    assert [note.partition(" differ only in case")[0] for note in source.notes] == [
+        "classes {!r} and {!r}".format(*source.classes)
+    ]
+
+
 def test_images_larger_than_can_be_decoded_are_not_made(tmp_path):
     save(tmp_path / "1.png")
     with pytest.raises(ConfigError, match="size 8193 is too large for images; the greatest is 8192"):

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ebmscale.data.formats.source import Record, Source, check_file, local_source, set_name
+from ebmscale.data.labels import look_alike
 from ebmscale.data.names import printable
 from ebmscale.data.parts import PARTS, parts_of
 from ebmscale.data.pixels import channels_first, check_size, damage, to_eight_bits, upright
@@ -120,8 +121,12 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
         records,
         num_skipped,
         tuple(root / file for file in files),
-        (f"{num_links} link(s) to folders that are in the set already not followed",) if num_links else (),
+        (*_of_links(num_links), *look_alike(classes)),
     )
+
+
+def _of_links(num: int) -> list[str]:
+    return [f"{num} link(s) to folders that are in the set already not followed"] if num else []
 
 
 def _common_shape(files: list[ImageFile]) -> tuple[int, ...]:
