@@ -22,10 +22,12 @@ _LABELS = {"y", "label", "labels"}
 
 
 def digits(src: str) -> Source:
-    """scikit-learn's embedded handwritten digits, 1797 of (1, 8, 8), all in part train; `src` is not used.
+    """scikit-learn's embedded handwritten digits, 1797 of (1, 8, 8), all in part train; `src` is - or empty.
 
     Intensities 0..16 become round(v * 255 / 16).
     """
+    if Path(src).name not in ("", "-"):  # a run makes addresses absolute
+        raise DataError(f"digits comes with scikit-learn and is not read from {src}; write - there, or choose npy.")
     from sklearn.datasets import load_digits  # noqa: PLC0415  a slow import that only this format needs
 
     bunch = load_digits()
