@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -99,10 +100,9 @@ def ratio(
     """
     from ebmscale.ratios import FitSettings  # noqa: PLC0415 (commands import what they use)
 
-    try:
-        widths = tuple(int(width) for width in hidden.split(",") if width)
-    except ValueError:
-        raise ConfigError(f"--hidden {hidden} must be numbers with commas, such as 128,128.") from None
+    if hidden and not re.fullmatch(r" *-?[0-9]+ *(, *-?[0-9]+ *)*", hidden):
+        raise ConfigError(f"--hidden {hidden} must be numbers with commas, such as 128,128.")
+    widths = tuple(map(int, hidden.split(","))) if hidden else ()
     settings = FitSettings(
         hidden=widths, waves=waves, quadratic=quadratic, max_stages=max_stages, budget_s=budget_s or math.inf
     )

@@ -130,3 +130,10 @@ def test_options_that_exclude_each_other_are_refused(words: str, said: str) -> N
     refused = run(*words.split())
     assert isinstance(refused.exception, ConfigError)
     assert said in str(refused.exception)
+
+
+@pytest.mark.parametrize("hidden", ["1_0", "8,,8", "8,", "8.0", "1e2", "a"])
+def test_widths_are_plain_numbers(tmp_path: Path, hidden: str) -> None:
+    failed = CliRunner().invoke(cli, ["ratio", "-", str(tmp_path / "q.npy"), "--base", "normal", "--hidden", hidden])
+    assert isinstance(failed.exception, ConfigError)
+    assert "must be numbers with commas" in str(failed.exception)
