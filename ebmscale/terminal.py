@@ -32,6 +32,7 @@ from rich.text import Text
 from ebmscale.address import clean
 from ebmscale.stop import was_asked
 
+LEAST_COLUMNS = 40  # of a table: with fewer, such as COLUMNS=1, its cells are empty
 WAIT_MS = 200  # between two checks whether a slow reader takes more, or a stop was requested
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -73,6 +74,7 @@ class Terminal(Console):
 
     def __init__(self, **options: Any):
         super().__init__(**{"soft_wrap": True} | options, markup=False, emoji=False, highlight=False)
+        self.width = max(self.width, LEAST_COLUMNS)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Escapes printed strings, and the cells and titles of tables."""

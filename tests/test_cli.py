@@ -97,6 +97,13 @@ def test_sample_writes_pictures_and_arrays(finished: Path, tmp_path: Path) -> No
     assert "beyond the" in one_sentence(here("sample", finished, "--out", tmp_path / "x.png", "--stage", "99", code=2))
 
 
+def test_pictures_need_no_screen(finished: Path, tmp_path: Path) -> None:
+    words = command("sample", finished, "-n", "2", "--out", tmp_path / "x.png")
+    environment = {**ENVIRONMENT, "MPLBACKEND": "qt4agg"}  # of a shell's old profile: matplotlib has it no more
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_export_opens_without_the_run_and_gives_the_same(finished: Path, tmp_path: Path) -> None:
     here("export", finished, tmp_path / "model")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]

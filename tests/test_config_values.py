@@ -224,3 +224,18 @@ def test_any_bytes_end_in_a_configuration_or_a_sentence(content):
 def test_a_number_that_cannot_be_squared_is_refused(value):
     with pytest.raises(ConfigError, match=r"model\.sigma: .* to compute with"):
         load_config("preset:digits", [f"model.sigma={value}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL.replace("train", "trian"), r"unknown key trian; did you mean train\?"),
+        (MINIMAL.replace("run", "RUN"), "unknown key RUN; did you mean run"),
+        (MINIMAL.replace("name", "nmae"), r"unknown key run\.nmae; did you mean run\.name"),
+        ("run.name: a\ndata: {url: d}", r"the key run\.name is written as one word; write run: \{name: \.\.\.\}\."),
+        ("run: {name: a}\ndata: {url: d}\ntrain: {}", r"the key train\.max_samples is missing"),
+    ],
+)
+def test_a_required_key_that_is_misspelt_is_named(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(text)

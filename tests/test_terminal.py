@@ -106,6 +106,16 @@ def test_output_without_a_reader_or_room_loses_text_and_raises_nothing() -> None
             print(text, file=Output(full), flush=True)
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "-1", "many", ""])
+def test_tables_have_room_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    file = io.StringIO()
+    table = Table("name", "state")
+    table.add_row("000000003000", "ok")
+    Terminal(file=file).print(table)
+    assert all(word in file.getvalue() for word in ("name", "state", "000000003000", "ok"))
+
+
 def test_text_that_the_stream_cannot_encode_is_written_as_escapes() -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w", encoding="ascii") as stream:

@@ -50,6 +50,7 @@ def main() -> None:
     """The program: runs the command that its arguments name, and exits with its code."""
     keep_output()
     handle_signals()
+    os.environ["MPLBACKEND"] = "agg"  # pictures are drawn in files, whatever screen a shell or a notebook has set
     errors = Terminal(stderr=True)
     logging.basicConfig(level=logging.WARNING, handlers=[LineHandler(errors)])
     logging.getLogger("ebmscale").setLevel(logging.INFO if _is_first_rank() else logging.ERROR)

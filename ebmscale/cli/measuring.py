@@ -31,6 +31,8 @@ def _counts(context: click.Context, parameter: click.Parameter, text: str | None
         name, _, number = word.rpartition("=")
         if not (number.isascii() and number.isdigit() and int(number) > 0):
             raise click.BadParameter(f"{word!r} is not a whole number above 0, such as 5000 or likelihood=64.")
+        if name.strip() in found:
+            raise click.BadParameter(f"{text!r} gives two numbers for {name.strip() or 'all metrics'}; give one.")
         found[name.strip()] = int(number)
     return found
 
@@ -118,6 +120,10 @@ def evaluate(
     model = open_model(storage).to(place)
     names = asked or default_metrics(features, model.is_given)
     check_metrics(names, features, model.is_given)
+    if unused := [name for name in counts if name and name not in names]:
+        raise ConfigError(
+            f"--num-samples {unused[0]}={counts[unused[0]]} is for a metric that --metrics does not name."
+        )
     if stage is not None:
         model = model.at_stage(stage)
     way_out = "give its address with --data"

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -88,8 +89,9 @@ def ratio(
 ) -> None:
     """Fit log q - log p to the samples in P and Q.
 
-    P and Q are .npy or .npz files or packed sets. The KL divergence of q from p is estimated too. With --base normal p
-    is the standard normal. With --base normal and with --score, P is not read: write - for it.
+    P and Q are .npy or .npz files or packed sets, of whose posteriors one latent each is drawn. The KL divergence of q
+    from p is estimated too. With --base normal p is the standard normal. With --base normal and with --score, P is not
+    read: write - for it.
 
     --test asks whether P and Q come from one distribution. One half of the samples trains a ratio, the other half
     is tested. --score asks which rows of FILE are unlike the samples in Q.
@@ -98,10 +100,9 @@ def ratio(
     """
     from ebmscale.ratios import FitSettings  # noqa: PLC0415 (commands import what they use)
 
-    try:
-        widths = tuple(int(width) for width in hidden.split(",") if width)
-    except ValueError:
-        raise ConfigError(f"--hidden {hidden} must be numbers with commas, such as 128,128.") from None
+    if hidden and not re.fullmatch(r" *-?[0-9]+ *(, *-?[0-9]+ *)*", hidden):
+        raise ConfigError(f"--hidden {hidden} must be numbers with commas, such as 128,128.")
+    widths = tuple(map(int, hidden.split(","))) if hidden else ()
     settings = FitSettings(
         hidden=widths, waves=waves, quadratic=quadratic, max_stages=max_stages, budget_s=budget_s or math.inf
     )

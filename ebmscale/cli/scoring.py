@@ -106,7 +106,7 @@ def score(
 
 def _page_of(folder: Address) -> OutputFile:
     """The page beside a folder of Parquet files."""
-    if not folder.real.strip("./ "):
+    if not folder.real.strip("./- "):
         raise ConfigError("--out must name a file, or a new folder.")
     return output_file(f"{folder.real}.html", (".html",))
 

@@ -31,12 +31,13 @@ _SMALLEST, _LARGEST = 1e-100, 1e100  # of numbers other than 0; a float holds th
 
 def first_problem(error: ValidationError, known: Sequence[str]) -> str:
     """A sentence about the first problem of a file; `known` are the keys that it may have."""
-    problem = error.errors()[0]
+    problems = error.errors()
+    unknown = [one for one in problems if one["type"] == "extra_forbidden"]
+    # a required key that is misspelt is missing and unknown
+    problem = unknown[0] if unknown and problems[0]["type"] == "missing" else problems[0]
     key = excerpt(".".join(str(part) for part in problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        match, blocks = nearest_key(key, known), dict.fromkeys(name.partition(".")[0] for name in known)
-        hint = f"did you mean {match}?" if match else f"known keys start with {', '.join(blocks)}."
-        return f"unknown key {key}; {hint}"
+        return _unknown(key, str(problem["loc"][-1]), known)
     if problem["type"] == "missing":
         return f"the key {key} is missing and has no default; add it."
     if key == "precision":
@@ -56,6 +57,15 @@ def first_problem(error: ValidationError, known: Sequence[str]) -> str:
     return f"{key}: {message}{given}." if key else f"{message}."
 
 
+def _unknown(key: str, word: str, known: Sequence[str]) -> str:
+    """What to say of a dotted key that is unknown, and whose last word is this."""
+    if "." in word and key in known:
+        return f"the key {key} is written as one word; write {key.replace('.', ': {')}: ...{'}' * key.count('.')}."
+    match, blocks = nearest_key(key, known), dict.fromkeys(name.partition(".")[0] for name in known)
+    hint = f"did you mean {match}?" if match else f"known keys start with {', '.join(blocks)}."
+    return f"unknown key {key}; {hint}"
+
+
 def _alternatives_of(error: ValidationError) -> list[ErrorDetails]:
     """The problems of the first wrong key, one for each type that it may have, where one of these is a word."""
     problems = error.errors()
@@ -67,6 +77,7 @@ def _alternatives_of(error: ValidationError) -> list[ErrorDetails]:
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
     """The known key that is most similar to this one, by its whole name or its last part; None if none is."""
+    key = key.lower()  # as all known ones are
     match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if match:
         return match[0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from ebmscale.data.decode import Shape
-from ebmscale.data.labels import Label, LabelError, are_captions, number_labels
+from ebmscale.data.labels import Label, LabelError, are_captions, look_alike, number_labels
 from ebmscale.data.manifest import Manifest, SetAbout
 from ebmscale.data.names import printable
 from ebmscale.data.pack import unfinished_pack
@@ -98,6 +98,8 @@ def index(
     shards = [_sound_samples(storage, one, kind) for one in scans]
     _note_left_out(storage, shards, note)
     classes, labels = _labels(shards, note)
+    for alike in look_alike(classes):
+        note(alike)
     return _write(storage, shards, kind, classes, labels)
 
 

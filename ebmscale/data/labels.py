@@ -9,6 +9,7 @@ import codecs
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -96,6 +97,16 @@ def are_captions(texts: Sequence[Label]) -> bool:
     if any(len(name) > _LONGEST_NAME or "\n" in name for name in names):
         return True
     return len(names) > len(texts) / 2 and len(texts) > _FEW and len(set(texts)) > len(texts) / 2
+
+
+def look_alike(classes: Iterable[str]) -> list[str]:
+    """A phrase about the first two classes that a reader takes for one, as they differ in case or accents' code."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            return [f"classes {other!r} and {name!r} differ only in case, or in how accents are encoded"]
+    return []
 
 
 def number_labels(labels: Iterable[Label | None]) -> Numbered:

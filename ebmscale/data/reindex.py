@@ -26,17 +26,21 @@ def reindex(storage: Storage, note: Note) -> Manifest | None:
     version, the indexes that are missing, damaged, or of another file are made from their shards.
 
     Returns:
-        The manifest; None if there is none that can be read, or if others made the shards.
+        The manifest; None if there is none, or if others made the shards.
 
     Raises:
-        DataError: a shard whose index is needed is missing, or is not the one that was packed.
+        DataError: the manifest cannot be read, as it is damaged, newer, or of another program; a shard whose index is
+            needed is missing, or is not the one that was packed.
     """
     if not storage.exists(FILE):
         return None
     try:
         manifest = Manifest.load(storage)
     except DataError:
-        return None
+        raise DataError(
+            f"{storage.url_of(FILE)} is no manifest that this ebmscale reads, and is not overwritten; move it away to "
+            "index the shards."
+        ) from None
     if manifest.format == FOREIGN:
         return None
     is_old, rows, num_made = isinstance(manifest.indexes, IndexesInMemory), [], 0
@@ -75,7 +79,6 @@ def _read_shard(storage: Storage, manifest: Manifest, row: Shard) -> ShardIndex:
                 offsets.append(member.offset)
                 sizes.append(len(member.content))
                 crc32.append(zlib.crc32(member.content))
-        source.read_to_end()
         index = ShardIndex.of(keys, [labels.get(key, -1) for key in keys], offsets, sizes, crc32)
         if source.digest.hexdigest() != row.sha256:
             raise ValueError("its sha256 differs from the manifest's")

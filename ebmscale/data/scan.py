@@ -118,7 +118,6 @@ def scan(storage: Storage, file: str, shape: Shape | None) -> Scan:
                     f"Shard {storage.url_of(file)} holds a key twice ({'.'.join(member.name)}); "
                     "give every sample a key of its own."
                 )
-        source.read_to_end()
     except tarfile.TarError as error:
         raise DataError(
             f"Shard {storage.url_of(file)} cannot be read as a tar ({error}); get it again or remove it."

@@ -55,11 +55,12 @@ class SequentialFile:
 
     Attributes:
         position: bytes read from the storage so far.
+        last: how many of them there are up to the last one that is not 0.
         digest: their sha256.
     """
 
     def __init__(self, storage: Storage, file: str):
-        self.position = 0
+        self.position = self.last = 0
         self.digest = hashlib.sha256()
         self._storage = storage
         self._file = file
@@ -80,6 +81,8 @@ class SequentialFile:
                 if not self._block:
                     break
                 self.digest.update(self._block)
+                if used := len(self._block.rstrip(b"\0")):
+                    self.last = self.position + used
                 self.position += len(self._block)
             part = self._block[self._used : self._used + length]
             self._used += len(part)
@@ -109,11 +112,11 @@ def tar_members(source: SequentialFile, limits: Mapping[str, int]) -> Iterator[M
     """The files of a tar whose names have a key and a field, and the links to them.
 
     Args:
-        source: the tar.
+        source: the tar; it is read to its end.
         limits: how many bytes are read of a file, by its ending; files of other endings come without content.
 
     Raises:
-        tarfile.TarError: it is truncated, or no tar.
+        tarfile.TarError: it is truncated, goes on after its end, or is no tar.
     """
     try:
         # tarfile takes what has a `read` for a file
@@ -122,10 +125,20 @@ def tar_members(source: SequentialFile, limits: Mapping[str, int]) -> Iterator[M
                 name = _name(found.name)
                 if name is not None and (found.isreg() or found.islnk() or found.issym()):
                     yield _member(tar, found, name, limits)
+            source.read_to_end()
+            _check_end(source, tar.offset)
     except (tarfile.TarError, EbmscaleError):
         raise
     except Exception as error:  # what a damaged header raises has no common class
         raise tarfile.ReadError(str(error)) from error
+
+
+def _check_end(source: SequentialFile, end: int) -> None:
+    """Refuses a tar that goes on after the member that tarfile took for the last, or lacks the mark of its end."""
+    if source.last > end:
+        raise tarfile.ReadError(f"at byte {end:,} there is neither a file nor the end, though more bytes follow")
+    if source.position < end + tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it lacks the mark of its end, so it was cut short")
 
 
 def _name(path: str) -> Name | None:

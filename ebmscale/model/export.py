@@ -25,16 +25,32 @@ from ebmscale.stored import as_form, digest, read_document, read_file
 EXPORT_VERSION = 1
 TENSOR_FILE, ABOUT_FILE = "model.safetensors", "model.json"
 NETWORKS, RATIOS = "networks/", "ratios/"  # prefixes of the names of their tensors
+HEAD_BYTES = 1 << 16
 EXPORT_BYTES = 64 * 2**30  # largest file of weights without a checksum
 
 
 def write_export(storage: Storage, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes the tensors, and then their description with the version and the checksums."""
+    """Writes the tensors, and then their description with the version and the checksums.
+
+    Raises:
+        ConfigError: another program's files of these names are there.
+    """
+    _check_own(storage, ABOUT_FILE, b'"format_version"')
+    _check_own(storage, TENSOR_FILE, f'"{NETWORKS}'.encode(), f'"{RATIOS}'.encode())
     weights = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
     fields = {"format_version": EXPORT_VERSION} | dict(about) | {"files": {TENSOR_FILE: size_and_digest(weights)}}
     fields["sha256"] = digest(fields)
     storage.publish(TENSOR_FILE, weights)
     storage.publish(ABOUT_FILE, json.dumps(fields, indent=1).encode())
+
+
+def _check_own(storage: Storage, file: str, *marks: bytes) -> None:
+    """Refuses a file that is not empty and has none of the marks of an export in its first bytes."""
+    size = min(storage.size(file), HEAD_BYTES) if storage.exists(file) else 0
+    if size and not any(mark in storage.read_range(file, 0, size) for mark in marks):
+        raise ConfigError(
+            f"{storage.url_of(file)} is not of an export, and is not overwritten; move it away or give another folder."
+        )
 
 
 def read_export(storage: Storage) -> tuple[ExportAbout, RunConfig, dict[str, Tensor]]:

@@ -9,9 +9,11 @@ from torch import Tensor
 from ebmscale.data.arrays import check_ends, check_real
 from ebmscale.data.chunks import read_split
 from ebmscale.data.compressed import check_memory, check_zip
+from ebmscale.data.decode import POSTERIORS
 from ebmscale.data.manifest import FILE, Manifest
 from ebmscale.errors import DataError
 from ebmscale.ratios.samples import as_pixels, as_samples
+from ebmscale.seeds import derive
 from ebmscale.storage import Storage
 from ebmscale.stored import check_regular
 
@@ -39,7 +41,7 @@ def read_array(url: str) -> np.ndarray:
 
     Args:
         url: a .npy file; an .npz file, with one array or one called as in `NAMES`; or a set of shards, of which the
-            train split is taken, whole.
+            train split is taken, whole. Of Gaussian posteriors one latent each is drawn, always the same.
 
     Raises:
         DataError: there are no real numbers.
@@ -50,11 +52,20 @@ def read_array(url: str) -> np.ndarray:
     else:
         if not storage.exists(FILE):
             raise DataError(f"{url} is neither an .npy or .npz file nor a set of shards; give one of these.")
-        values = read_split(storage, Manifest.load(storage), "train")[0].numpy()
+        manifest = Manifest.load(storage)
+        values = read_split(storage, manifest, "train")[0].numpy()
+        if manifest.encoding == POSTERIORS:
+            values = _draws(values, manifest.shards[0].sha256)
         if values.ndim == 4 and values.shape[2:] == (1, 1):  # vectors are packed as (Z, 1, 1)
             values = values[:, :, 0, 0]
     check_real(values, url)
     return values
+
+
+def _draws(posteriors: np.ndarray, name: str) -> np.ndarray:
+    """Latents (N, ...), one of each mean and standard deviation (N, 2, ...); sets of other names have other noise."""
+    mean, std = posteriors[:, 0], posteriors[:, 1]
+    return mean + std * np.random.default_rng(derive(0, name)).standard_normal(mean.shape)
 
 
 def _read_numpy(url: str) -> np.ndarray:

@@ -37,6 +37,7 @@ from ebmscale.training.engines import make_engine
 from ebmscale.training.first_networks import NETWORKS_FILE, first_networks, own_sources
 from ebmscale.training.guard import Guard
 from ebmscale.training.metrics import MeanMeter, PartTimer
+from ebmscale.training.owner import FOLDER as OWNER
 from ebmscale.training.owner import Lease
 from ebmscale.training.precision import least_bf16_gain, with_precision
 from ebmscale.training.restore import restore
@@ -174,6 +175,7 @@ def _prepare(
     refuse_other(storage, "run", "choose another run.name")
     patience = _Listening(check)
     if lease is not None:
+        _check_foreign(storage)
         retried(partial(lease.take, check), config.checkpoint.retry_s, patience, time.monotonic, "It")
     old = saved_config(storage)
     beginning = Beginning.of(config, storage)
@@ -216,6 +218,15 @@ class _Listening(threading.Event):
             self._check()
             super().wait(min(LISTEN_EVERY_S, timeout or 0.0))
         return False
+
+
+def _check_foreign(storage: Storage) -> None:
+    """Refuses a folder whose configuration is not that of a run: it would be overwritten."""
+    if storage.exists(CONFIG_FILE) and not storage.list(OWNER) and not CheckpointReader(storage).finished():
+        raise ConfigError(
+            f"{storage.url_of(CONFIG_FILE)} was not written by a run, and is not overwritten; choose another run.name, "
+            "or move the file away."
+        )
 
 
 def _check_unchanged(storage: Storage, old: RunConfig | None, config: RunConfig) -> None:

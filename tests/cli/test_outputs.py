@@ -61,6 +61,12 @@ def test_a_ratio_is_written_at_an_address(here):
     assert [path.name for path in here.iterdir()] == ["q.npy"]
 
 
+@pytest.mark.parametrize("out", ["-", ".", "./"])
+def test_scores_have_a_name(here, out):
+    with pytest.raises(ConfigError, match="--out must name a file, or a new folder"):
+        raise run(f"score none none --out {out}").exception
+
+
 def test_a_folder_and_a_wrong_ending_are_refused(here):
     (here / "x.npz").mkdir()
     for out, words in (("x.npz", "is a folder; name a file"), ("x.txt", "must end in .npz")):

@@ -136,6 +136,10 @@ def test_the_parts_of_a_folder_of_arrays(tmp_path, latents, layout):
     [
         (["a", "test"], r"a\.npy lies beside arrays whose names say a part of the set, but its own name does not"),
         (["x_train", "y_test"], r"y_test\.npy holds labels of a part that has no samples"),
+        (
+            ["x_train", "x_test", "y_train", "y_tset"],
+            r"has y_train\.npy and y_tset\.npy, which would both be .* part train",
+        ),
         (["test/x", "other/x"], "beside it other, whose part is not known"),
     ],
 )
@@ -216,6 +220,14 @@ def objects():
         ({"x": np.zeros((2, 3), "f4"), "y": np.zeros(2)}, "labels in .* are float64"),
         ({"x": np.zeros((2, 3), "f4"), "y": np.array([0, -1])}, "one whole number from 0 on"),
         ({"x_train": np.zeros((2, 3), "f4"), "x_test": np.zeros((2, 4), "f4")}, "pack one shape and type at a time"),
+        (
+            {"x": np.zeros((2, 3)), "labels_fine": [0, 1], "labels": [0, 0]},
+            "has labels_fine and labels, which would both",
+        ),
+        (
+            {"mean": np.zeros((2, 3)), "old_mean": np.zeros((2, 3)), "std": np.ones((2, 3))},
+            "has mean and old_mean, which",
+        ),
         ({"a": np.zeros((2, 3)), "b": np.zeros((2, 3))}, "holds a, b; name the array of samples images or x_train"),
         ({}, "holds nothing"),
     ],

@@ -149,6 +149,21 @@ def test_grey_palette_alpha_and_turned_images(tmp_path):
         assert {record.load().shape for record in source.records()} == {shape} == {source.image_shape}
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "1", "P", "I;16"])
+def test_a_turned_picture_of_any_mode_is_set_upright(tmp_path, mode):
+    upper = np.zeros((8, 8), np.uint16 if mode == "I;16" else np.uint8)
+    upper[:4] = np.iinfo(upper.dtype).max
+    picture = Image.fromarray(upper) if mode == "I;16" else Image.fromarray(upper).convert(mode)
+    if mode.endswith("A"):
+        picture.putpixel((0, 0), 0)  # transparent, so that it is laid on white
+    exif = Image.Exif()
+    exif[0x0112] = 3  # to be shown turned by a half
+    picture.save(tmp_path / "a.png", exif=exif)
+    (record,) = open_source("folder", str(tmp_path), grey=True).records()
+    assert (record.load()[0, 4:] == 255).all()
+    assert (record.load()[0, :4] == 0).all()
+
+
 def test_folders_that_cannot_be_packed(tmp_path, storage):
     with pytest.raises(DataError, match=r"has no image below it \(0 other files\)"):
         open_source("folder", str(tmp_path))
@@ -178,6 +193,32 @@ def test_the_most_frequent_size_is_the_set_s(tmp_path):
     for number in range(2, 5):
         save(tmp_path / f"{number}.png", height=6)
     assert open_source("folder", str(tmp_path)).image_shape == (3, 6, 8)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "loop").symlink_to("..")
+    (tmp_path / "b").symlink_to("a")
+    source = open_source("folder", str(tmp_path))
+    assert (source.counts, source.classes) == ({"train": 1}, ["a"])
+    assert source.notes == ("2 link(s) to folders that are in the set already not followed",)
+
+
+@pytest.mark.parametrize(("one", "other"), [("Cat", "cat"), ("caf\u00e9", "cafe\u0301")])
+def test_classes_that_look_alike_are_said(tmp_path, one, other):
+    save(tmp_path / "train" / one / "1.png")
+    save(tmp_path / "test" / other / "1.png")
+    source = open_source("folder", str(tmp_path))
+    assert len(source.classes) == 2
+    assert [note.partition(" differ only in case")[0] for note in source.notes] == [
+        "classes {!r} and {!r}".format(*source.classes)
+    ]
+
+
+def test_images_larger_than_can_be_decoded_are_not_made(tmp_path):
+    save(tmp_path / "1.png")
+    with pytest.raises(ConfigError, match="size 8193 is too large for images; the greatest is 8192"):
+        open_source("folder", str(tmp_path), size=8193)
 
 
 def test_options_are_for_images(tmp_path):

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,41 @@ def test_unusable_shards_are_refused(storage, content, message):
     with pytest.raises(DataError, match=message):
         index(storage)
     assert not storage.exists("manifest.json")
+
+
+def ends():
+    """A tar of two samples, and where its second sample begins and its last file ends."""
+    content = make_tar(members(range(2)))
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        files = tar.getmembers()
+    return content, files[2].offset, -(-(files[-1].offset_data + files[-1].size) // 512) * 512
+
+
+def test_a_tar_that_is_cut_between_files_or_goes_on_is_refused(storage):
+    content, second, end = ends()
+    damaged = bytearray(content)
+    damaged[second + 150] ^= 255  # its checksum
+    for wrong, message in (
+        (content[:second], "lacks the mark of its end"),
+        (content[: second + 100], f"at byte {second:,} there is neither a file nor the end"),
+        (content[:end], "lacks the mark of its end"),
+        (bytes(damaged), f"at byte {second:,} there is neither a file nor the end"),
+        (content + make_tar(members(range(2, 4))), f"at byte {end:,} there is neither"),
+    ):
+        storage.publish("a.tar", wrong)
+        with pytest.raises(DataError, match=rf"a\.tar cannot be read as a tar \(.*{message}"):
+            index(storage)
+    storage.publish("a.tar", content[: end + 512])  # one block of zeros is enough
+    assert index(storage).counts() == {"train": 2}
+
+
+@pytest.mark.parametrize("content", [b'{"name": "My app"}', b"no JSON", b'{"kind": "ebmscale-shards", "version": 99}'])
+def test_a_manifest_of_others_is_kept(storage, content):
+    storage.publish("a.tar", make_tar(members(range(3))))
+    storage.publish("manifest.json", content)
+    with pytest.raises(DataError, match=r"is no manifest that this ebmscale reads, and is not overwritten"):
+        index(storage)
+    assert storage.read_bytes("manifest.json") == content
 
 
 def test_nothing_to_index_is_refused(storage):

@@ -162,3 +162,16 @@ def test_a_field_between_key_and_ending(storage):
     assert labels_by_key(manifest) == dict.fromkeys(["s0", "s1", "s2"], "1")
     assert notes == ["3 further images of these samples not used"]
     assert_same_images(storage, manifest, {f"s{number}": number for number in range(3)})
+
+
+def test_classes_that_look_alike_are_said(storage):
+    labels = [b"Cat", b"cat", b"dog"]
+    entries = [
+        entry
+        for number, label in enumerate(labels)
+        for entry in ((f"{number}.png", encode("png", image(number))), (f"{number}.cls", label))
+    ]
+    storage.publish("s.tar", make_tar(entries))
+    notes = []
+    index(storage, note=notes.append)
+    assert notes == ["classes 'Cat' and 'cat' differ only in case, or in how accents are encoded"]

@@ -44,6 +44,12 @@ def test_options_that_a_format_does_not_take(tmp_path):
     assert not (tmp_path / "shards").exists()
 
 
+def test_digits_are_not_taken_for_the_files_of_a_user(tmp_path):
+    result = run("digits", tmp_path, tmp_path / "shards")
+    assert isinstance(result.exception, DataError)
+    assert f"digits comes with scikit-learn and is not read from {tmp_path}; write - there" in str(result.exception)
+
+
 def test_a_size_without_a_network_is_said(images, tmp_path):
     result = run("folder", images, tmp_path / "shards", "--size", 7)
     assert result.exit_code == 0

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import OneClassSVM
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from ebmscale.cli import cli
 from ebmscale.data.chunks import read_split
 from ebmscale.data.formats import Record, Source
 from ebmscale.data.manifest import Manifest
@@ -270,10 +272,17 @@ def test_the_command_takes_several_features_and_numbers_of_images_by_metric(make
     assert [found["frechet", name]["values"][name] > 0 for name in names] == [True, True]
     assert found["latents", None]["protocol"]["num_images"] == 20
     assert found["reconstruction", None]["protocol"]["num_images"] == 60
-    for wrong in ("many", "0", "latents=", "beauty=3"):
-        refused = run_here("evaluate", model, "--num-samples", wrong)
-        assert refused.returncode == 2
-        assert "beauty" in refused.stderr or "whole number above 0" in refused.stderr
+    for wrong, said in (
+        ("many", "whole number above 0"),
+        ("0", "whole number above 0"),
+        ("latents=", "whole number above 0"),
+        ("beauty=3", "no metric 'beauty'"),
+        ("latents=5", "latents=5 is for a metric that --metrics does not name"),
+        ("prior=5,prior=6", "two numbers for prior"),
+        ("5,6", "two numbers for all metrics"),
+    ):
+        refused = CliRunner().invoke(cli, ["evaluate", str(model), "--num-samples", wrong])
+        assert said in f"{refused.output} {refused.exception}"
 
 
 def test_what_cannot_be_measured_gets_a_sentence(make_model, digits, tmp_path):

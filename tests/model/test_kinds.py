@@ -85,3 +85,27 @@ def test_commands_refuse_the_place_of_something_else(tiny_text: str, digits_url:
     assert "holds a run, and no comparison is written there; give the comparison another name" in str(failed.exception)
     failed = call("tune", tmp_path / "tiny.yaml", "--space", tmp_path / "space.yaml")
     assert "holds a run, and no search is written there; choose another run.name" in str(failed.exception)
+
+
+def test_training_keeps_a_configuration_that_no_run_wrote(tiny: RunConfig, tiny_text: str, tmp_path: Path) -> None:
+    mine = tmp_path / "runs" / "tiny" / "config.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(f"# my notes\n{tiny_text}")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"config\.yaml was not written by a run, and is not overwritten"):
+            ebmscale.train(with_values(tiny, {}, "test"), quiet=True)
+    assert mine.read_text() == f"# my notes\n{tiny_text}"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_an_export_keeps_what_another_program_wrote(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for _ in range(2):  # the second one writes over the first
+        assert call("export", FIXTURE / "run", folder).exception is None
+    (folder / name).write_bytes(b'{"model_type": "other"}')
+    failed = call("export", FIXTURE / "run", folder)
+    assert isinstance(failed.exception, ConfigError)
+    assert f"{name} is not of an export, and is not overwritten" in str(failed.exception)
+    assert (folder / name).read_bytes() == b'{"model_type": "other"}'
+    (folder / name).write_bytes(b"")
+    assert call("export", FIXTURE / "run", folder).exception is None

@@ -34,6 +34,19 @@ def test_arrays_archives_and_shards_hold_samples(tmp_path: Path, digits_url: str
     assert float(images.max()) == 1
 
 
+def test_of_posteriors_one_latent_each_is_drawn(tmp_path: Path) -> None:
+    mean, std = normal(3000, 3).numpy(), np.full((3000, 3), 0.5, np.float32)
+    drawn = []
+    for name, means in (("a", mean), ("b", -mean)):
+        np.savez(tmp_path / f"{name}.npz", mean=means, std=std)
+        pack(open_source("npy", str(tmp_path / f"{name}.npz")), Storage.at(tmp_path / name))
+        drawn.append(read_samples(str(tmp_path / name), "q").numpy())
+        assert np.array_equal(drawn[-1], read_samples(str(tmp_path / name), "q").numpy())
+    assert drawn[0].shape[1:] == (3,)
+    assert np.allclose(drawn[0].std(0), math.sqrt(1.25), atol=0.05)
+    assert np.allclose((drawn[0] + drawn[1]).std(0), math.sqrt(0.5), atol=0.05)  # their noise is independent
+
+
 def test_what_holds_no_samples_is_said(tmp_path: Path) -> None:
     (tmp_path / "bad.npy").write_bytes(b"no array")
     np.savez(tmp_path / "two.npz", one=np.ones(30), other=np.ones(30))
@@ -117,3 +130,10 @@ def test_options_that_exclude_each_other_are_refused(words: str, said: str) -> N
     refused = run(*words.split())
     assert isinstance(refused.exception, ConfigError)
     assert said in str(refused.exception)
+
+
+@pytest.mark.parametrize("hidden", ["1_0", "8,,8", "8,", "8.0", "1e2", "a"])
+def test_widths_are_plain_numbers(tmp_path: Path, hidden: str) -> None:
+    failed = CliRunner().invoke(cli, ["ratio", "-", str(tmp_path / "q.npy"), "--base", "normal", "--hidden", hidden])
+    assert isinstance(failed.exception, ConfigError)
+    assert "must be numbers with commas" in str(failed.exception)

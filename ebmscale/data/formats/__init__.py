@@ -4,6 +4,7 @@ A new format is one function and one line in `FORMATS`. A function checks its fi
 can without decoding every image, so that nothing is written when a file is missing or damaged.
 """
 
+import math
 from collections.abc import Callable
 
 from ebmscale.data.formats.arrays import digits, npy
@@ -14,6 +15,7 @@ from ebmscale.data.formats.images import folder
 from ebmscale.data.formats.source import Record, Source
 from ebmscale.data.formats.svhn import svhn
 from ebmscale.data.names import printable
+from ebmscale.data.pixels import MOST_PIXELS
 from ebmscale.errors import ConfigError, DataError
 
 __all__ = ["FORMATS", "Record", "Source", "open_source"]
@@ -43,7 +45,7 @@ def open_source(
         attribute: the attribute that becomes the label (celeba).
 
     Raises:
-        ConfigError: there is no such format, or it does not take these options.
+        ConfigError: there is no such format, it does not take these options, or images would be too large.
         DataError: files are missing, damaged or of another form.
     """
     if format not in FORMATS:
@@ -54,6 +56,8 @@ def open_source(
         if name not in _OPTIONS.get(format, ()):
             takers = [taker for taker, names in _OPTIONS.items() if name in names]
             raise ConfigError(f"{format} takes no {name}; it is for {' and '.join(takers)}.")
+    if size is not None and size**2 > MOST_PIXELS:
+        raise ConfigError(f"size {size} is too large for images; the greatest is {math.isqrt(MOST_PIXELS)}.")
     try:
         return FORMATS[format](src, **given)
     except OSError as error:

@@ -5,7 +5,7 @@ Shapes: N samples, D dimensions of a vector, C channels, H height, W width.
 
 import dataclasses
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,12 @@ _LABELS = {"y", "label", "labels"}
 
 
 def digits(src: str) -> Source:
-    """scikit-learn's embedded handwritten digits, 1797 of (1, 8, 8), all in part train; `src` is not used.
+    """scikit-learn's embedded handwritten digits, 1797 of (1, 8, 8), all in part train; `src` is - or empty.
 
     Intensities 0..16 become round(v * 255 / 16).
     """
+    if Path(src).name not in ("", "-"):  # a run makes addresses absolute
+        raise DataError(f"digits comes with scikit-learn and is not read from {src}; write - there, or choose npy.")
     from sklearn.datasets import load_digits  # noqa: PLC0415  a slow import that only this format needs
 
     bunch = load_digits()
@@ -124,7 +126,7 @@ def _of_file(path: Path) -> tuple[list[Arrays], tuple[str, ...]]:
         own = [name for name in named or (many if len(many) == 1 else []) if (part_of(name) or "train") == part]
         if own:
             chosen = min(own, key=_rank)
-            label = next((name for name in arrays if name in labels and (part_of(name) or "train") == part), None)
+            label = _only((name for name in arrays if name in labels), part, path)
             used |= {chosen, label}
             values = None if label is None else arrays[label]
             stretches.append(_stretch(path, part, part, arrays[chosen], values))
@@ -132,6 +134,20 @@ def _of_file(path: Path) -> tuple[list[Arrays], tuple[str, ...]]:
         raise DataError(f"{path} holds {', '.join(arrays) or 'nothing'}; name the array of samples images or x_train.")
     left = [name for name in arrays if name not in used]
     return stretches, (f"arrays not packed: {', '.join(left)}",) if left else ()
+
+
+def _only(names: Iterable[str], part: str, where: Path) -> str | None:
+    """The one of these arrays that is of the part, None if none is; DataError if several are."""
+    found = [name for name in names if (part_of(name) or "train") == part]
+    if len(found) > 1:
+        raise _both(where, found[0], found[1], part)
+    return next(iter(found), None)
+
+
+def _both(where: Path, one: str, other: str, part: str) -> DataError:
+    return DataError(
+        f"{where} has {one} and {other}, which would both be those of part {part}; leave one out, or name its part."
+    )
 
 
 def _moment(name: str) -> str | None:
@@ -156,9 +172,10 @@ def _of_posteriors(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[list[A
     """
     stretches = []
     for part in PARTS:
-        own = {name: array for name, array in arrays.items() if (part_of(name) or "train") == part}
-        found = {_moment(name): array for name, array in own.items() if not _holds_labels(name)}
-        labels = next((array for name, array in own.items() if _holds_labels(name)), None)
+        names = {name: "labels" if _holds_labels(name) else _moment(name) for name in arrays}
+        kinds = {kind: _only((name for name in names if names[name] == kind), part, path) for kind in names.values()}
+        found = {kind: arrays[name] for kind, name in kinds.items() if name is not None}
+        labels = found.pop("labels", None)
         if not found:
             continue
         if set(found) != {"mean", "std"}:
@@ -197,7 +214,9 @@ def _of_folder(folder: Path) -> tuple[list[Arrays], tuple[Path, ...]]:
     for file, place in placed:
         part = place or part_of(file.stem)
         if _holds_labels(file.stem):
-            labels.setdefault(part or "train", file)
+            first = labels.setdefault(part or "train", file)
+            if first != file:
+                raise _both(folder, first.name, file.name, part or "train")
         elif in_parts and part is None and _rank(file.stem) == len(_SAMPLES):
             raise DataError(
                 f"{file} lies beside arrays whose names say a part of the set, but its own name does not; call it "

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ebmscale.data.formats.source import Record, Source, check_file, local_source, set_name
+from ebmscale.data.labels import look_alike
 from ebmscale.data.names import printable
 from ebmscale.data.parts import PARTS, parts_of
 from ebmscale.data.pixels import channels_first, check_size, damage, to_eight_bits, upright
@@ -48,7 +49,7 @@ class ImageFile:
             with Image.open(self.path) as opened:
                 check_size(opened)
                 opened.load()
-                image = upright(_plain(opened, self.path)).convert("L" if self.grey else "RGB")
+                image = _plain(upright(opened), self.path).convert("L" if self.grey else "RGB")
         except DataError:
             raise
         except Exception as error:  # what a damaged image raises has no common class
@@ -94,7 +95,7 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
             not known.
     """
     root = local_source(src)
-    files, num_skipped = _image_files(root)
+    files, num_skipped, num_links = _image_files(root)
     if not files:
         raise DataError(
             f"{printable(root)} has no image below it ({num_skipped} other files); give a folder of images."
@@ -120,7 +121,12 @@ def folder(src: str, *, size: int | None = None, grey: bool = False) -> Source:
         records,
         num_skipped,
         tuple(root / file for file in files),
+        (*_of_links(num_links), *look_alike(classes)),
     )
+
+
+def _of_links(num: int) -> list[str]:
+    return [f"{num} link(s) to folders that are in the set already not followed"] if num else []
 
 
 def _common_shape(files: list[ImageFile]) -> tuple[int, ...]:
@@ -166,15 +172,16 @@ def _class(folders: tuple[str, ...]) -> str | None:
     return printable(folders[0]) if folders else None
 
 
-def _image_files(root: Path) -> tuple[list[Path], int]:
-    """Paths below the folder, sorted, and the number of other files. Links to folders are followed once at most."""
+def _image_files(root: Path) -> tuple[list[Path], int, int]:
+    """Paths below the folder, sorted; the number of other files, and of links to folders that were met before."""
     if not root.is_dir():
         raise DataError(f"{printable(root)} is not a folder; give a folder of images.")
-    found, num_skipped, seen = [], 0, set()
+    found, num_skipped, num_links, seen = [], 0, 0, set()
     for place, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if os.path.realpath(place) in seen:
             folders.clear()
+            num_links += 1
             continue
         seen.add(os.path.realpath(place))
         for name in files:
@@ -187,7 +194,7 @@ def _image_files(root: Path) -> tuple[list[Path], int]:
                 found.append(Path(place, name).relative_to(root))
             else:
                 num_skipped += 1
-    return sorted(found), num_skipped
+    return sorted(found), num_skipped, num_links
 
 
 def _key(file: Path) -> str:
