@@ -155,7 +155,7 @@ def as_pair(p: Any, q: Any) -> tuple[Tensor, Tensor, bool]:
     are numbers.
 
     Raises:
-        DataError: one of the sets cannot be used.
+        DataError: one of the sets cannot be used, or bytes are beside fractions that may be on another scale.
     """
     raw = as_numbers(p, "p"), as_numbers(q, "q")
     are_bytes = [values.dtype == np.uint8 for values in raw]
@@ -164,6 +164,11 @@ def as_pair(p: Any, q: Any) -> tuple[Tensor, Tensor, bool]:
         is_bytes or (values.dtype.kind == "f" and float(tensor.abs().max()) <= 1)
         for values, tensor, is_bytes in zip(raw, samples, are_bytes, strict=True)
     )
+    if pixels and not all(are_bytes) and float(samples[are_bytes.index(False)].min()) >= 0:
+        raise DataError(
+            "One set has bytes and the other numbers from 0 to 1, but bytes are compared as values from -1 to 1; give "
+            "both sets as bytes, or both as floats of one scale."
+        )
     if pixels:
         samples = [as_pixels(one) if is_bytes else one for one, is_bytes in zip(samples, are_bytes, strict=True)]
     return samples[0], samples[1], pixels

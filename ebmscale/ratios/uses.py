@@ -17,7 +17,7 @@ from ebmscale.errors import ConfigError, DataError
 from ebmscale.ratios.bases import fitted_gaussian
 from ebmscale.ratios.fit import classify, fit_ratio
 from ebmscale.ratios.fitted import FittedRatio
-from ebmscale.ratios.samples import Frame, as_points, as_samples, split
+from ebmscale.ratios.samples import Frame, as_pair, as_points, as_samples, split
 from ebmscale.ratios.settings import FitSettings
 from ebmscale.ratios.watch import Watch
 from ebmscale.seeds import torch_generator
@@ -122,7 +122,7 @@ def two_sample_test(
     if not isinstance(num_permutations, Integral) or num_permutations < 1 or not 0 < held_out < 1:
         raise ConfigError("num_permutations must be a whole number from 1 on, and held_out between 0 and 1.")
     generator = torch_generator(seed, "two-sample-test")
-    sets = [as_samples(samples, name) for samples, name in ((p, "p"), (q, "q"))]
+    sets = as_pair(p, q)[:2]
     orders = [torch.randperm(len(samples), generator=generator) for samples in sets]
     cuts = [max(int(len(samples) * held_out), 2) for samples in sets]
     fitted_to = [samples[order[cut:]] for samples, order, cut in zip(sets, orders, cuts, strict=True)]

@@ -120,3 +120,12 @@ def test_files_of_every_type_are_read_and_the_command_refuses_what_it_cannot_use
     done = CliRunner().invoke(cli, ["ratio", str(tmp_path / "p.npy"), str(tmp_path / "0.npy")])
     assert isinstance(done.exception, DataError)
     assert "p.npy has complex numbers" in str(done.exception)
+
+
+def test_bytes_and_fractions_from_0_to_1_are_not_compared():
+    bytes_ = RNG.integers(0, 256, (500, 2), dtype=np.uint8)
+    for p, q in ((bytes_, bytes_ / 255), (bytes_ / 255, bytes_)):
+        with pytest.raises(DataError, match="bytes and the other numbers from 0 to 1, but bytes are compared as"):
+            as_pair(p, q)
+    _, _, are_pixels = as_pair(bytes_, bytes_ / 127.5 - 1)
+    assert are_pixels

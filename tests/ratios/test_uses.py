@@ -70,3 +70,10 @@ def test_strange_points_score_high_and_samples_have_uniform_p_values() -> None:
     ):
         with pytest.raises(DataError, match=words):
             judge.judge(points)
+
+
+def test_a_two_sample_test_takes_bytes_for_pixels_beside_pixels() -> None:
+    bytes_ = np.random.default_rng(0).integers(0, 256, (600, 2), dtype=np.uint8)
+    assert two_sample_test(bytes_[:300], bytes_[300:] / 127.5 - 1, settings=QUICK).p_value > 0.01
+    with pytest.raises(DataError, match="bytes and the other numbers from 0 to 1"):
+        two_sample_test(bytes_[:300], bytes_[300:] / 255)
