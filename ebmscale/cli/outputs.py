@@ -11,7 +11,6 @@ from ebmscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from ebmscale.storage import Storage
-    from ebmscale.storage_probe import probe
 
 
 class AddressType(click.ParamType):
@@ -56,6 +55,7 @@ def output_file(out: str, endings: tuple[str, ...], beside: tuple[str, ...] = ()
         StorageError: it cannot be written there.
     """
     from ebmscale.storage import Storage  # noqa: PLC0415 (slow to import)
+    from ebmscale.storage_probe import probe  # noqa: PLC0415
 
     address = Address(out)
     if not address.real.strip():
@@ -114,6 +114,7 @@ def output_folder(url: str, kind: str | None = None) -> "Storage":
     """
     from ebmscale.model.kinds import refuse_other  # noqa: PLC0415 (slow to import)
     from ebmscale.storage import Storage  # noqa: PLC0415
+    from ebmscale.storage_probe import probe  # noqa: PLC0415
 
     folder = Storage.at(url)
     probe(folder, "address", tidy=True)
