@@ -165,6 +165,7 @@ def test_killed_for_good(tmp_path):
     words = ["pack", "npy", str(tmp_path / "set.npy")]
     options = ["--encoding", "png", "--shard-samples", "200"]
     whole, killed = Storage.at(tmp_path / "whole"), Storage.at(tmp_path / "killed")
+    (tmp_path / "killed").mkdir()  # the command makes a folder twice, and between them there is none to look into
     done = subprocess.run([sys.executable, "-c", KILLED, *words, killed.url, *options], check=False)
     assert done.returncode == -signal.SIGKILL
     finished = {name: killed.local_path(name).stat().st_mtime_ns for name in killed.list() if name.endswith(".tar")}
