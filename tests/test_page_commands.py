@@ -149,7 +149,9 @@ TABLE: dict[str, Run | str] = {
     "ebmscale compare configs/compare/fashion_mnist_anomaly.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/cifar10_anomaly.yaml --seeds 3 --jobs 2": REAL_DATA,
     "ebmscale compare configs/compare/mnist_joint.yaml --seeds 3 --jobs 2": REAL_DATA,
-    "ebmscale compare configs/compare/generators.yaml --methods small,residual --seeds 1": REAL_DATA,
+    "ebmscale compare configs/compare/generators.yaml --methods small,residual,sigma,small_256,sigma_256 --seeds 1": (
+        REAL_DATA
+    ),
     "pytest -m slow tests/training/test_known_latents.py tests/training/test_latents_of_a_run.py": SLOW,
     "ebmscale compare configs/compare/two_layers.yaml --seeds 1": REAL_DATA,
     "ebmscale compare configs/compare/cifar10_joint.yaml --seeds 1": REAL_DATA,
