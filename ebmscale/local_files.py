@@ -19,9 +19,12 @@ class Irregular(OSError):
 def irregular(path: str | Path) -> str | None:
     """What is at a path instead of a file; None for a file, and where nothing can be found out."""
     try:
-        return _irregular(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
     except (OSError, ValueError):  # reading it reports the problem
         return None
+    if stat.S_ISREG(mode):
+        return None
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
 def check_regular(path: str | Path) -> None:
@@ -33,12 +36,6 @@ def check_regular(path: str | Path) -> None:
     kind = irregular(path)
     if kind is not None:
         raise Irregular(f"{Path(path).name} is {kind}, but a file is needed")
-
-
-def _irregular(mode: int) -> str | None:
-    if stat.S_ISREG(mode):
-        return None
-    return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
 def replace_file(target: Path, data: bytes, make_folders: bool = True) -> None:

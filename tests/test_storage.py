@@ -18,6 +18,7 @@ from ebmscale.config import StorageBlock
 from ebmscale.errors import DamagedError, StorageError
 from ebmscale.storage import Range, Storage, open_storage
 from ebmscale.storage_probe import probe
+from tests.irregular import KINDS, make_irregular
 
 
 @pytest.fixture(params=["folder", "file", "memory"])
@@ -378,15 +379,10 @@ class Partial:
         return self._file.write(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_is_neither_read_nor_appended_to(tmp_path, kind):
     path, storage = tmp_path / "x", Storage.at(tmp_path)
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.symlink_to("/dev/zero")
+    make_irregular(path, kind)
     for work in (
         lambda: storage.read_bytes("x"),
         lambda: storage.read_range("x", 0, 4),

@@ -1,6 +1,5 @@
 """Documents of a storage: what is too large, no file, or of another form is one sentence."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from ebmscale.errors import DamagedError, NotFoundError
 from ebmscale.storage import Storage
 from ebmscale.stored import Count, FileName, Stored, read_document, read_file
+from tests.irregular import KINDS, make_irregular
 
 
 class Form(Stored):
@@ -47,15 +47,10 @@ def test_another_form_is_a_sentence_that_says_what_is_wrong(tmp_path: Path, text
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.json"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.symlink_to("/dev/zero")
+    make_irregular(path, kind)
     with pytest.raises(DamagedError, match="but a file is needed"):
         read_file(Storage.at(tmp_path), "x.json", 1000)
 

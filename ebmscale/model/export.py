@@ -47,7 +47,8 @@ def write_export(storage: Storage, about: Mapping[str, Any], tensors: Mapping[st
 def _check_own(storage: Storage, file: str, *marks: bytes) -> None:
     """Refuses a file that is not empty and has none of the marks of an export in its first bytes."""
     size = min(storage.size(file), HEAD_BYTES) if storage.exists(file) else 0
-    if size and not any(mark in storage.read_range(file, 0, size) for mark in marks):
+    head = storage.read_range(file, 0, size) if size else b""  # S3 refuses a range of an empty file
+    if head and not any(mark in head for mark in marks):
         raise ConfigError(
             f"{storage.url_of(file)} is not of an export, and is not overwritten; move it away or give another folder."
         )

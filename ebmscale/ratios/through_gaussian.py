@@ -34,8 +34,9 @@ def with_errors_of(base: Gaussian, found: FittedRatio, p: Tensor, q: Tensor) -> 
         p: (N, Z) all samples.
         q: (M, Z) all samples.
     """
-    of_p, of_q = (base.log_density(part) for part in (p, q))
-    if found.reference is not None:
+    if found.reference is None:
+        of_p, of_q = (base.log_density(part) for part in (p, q))
+    else:
         of_p, of_q = (found.reference.log_density(part.view(-1, *found.shape)) for part in (p, q))
     beyond = float((of_q < of_p.min()).double().mean())
     return replace(found, kl_error=math.hypot(found.kl_error, moments_error(base, p, q)), extrapolated=beyond)
